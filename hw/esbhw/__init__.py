@@ -1,0 +1,1 @@
+"""The engine's gateware, in Amaranth."""

@@ -1,0 +1,1 @@
+"""Arithmetic blocks without DSP."""

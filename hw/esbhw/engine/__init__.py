@@ -1,0 +1,1 @@
+"""The engine, one block a file."""

@@ -1,0 +1,1 @@
+"""Compiled RTL simulation, memory model and the simulated PYNQ board."""

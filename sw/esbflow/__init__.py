@@ -1,0 +1,1 @@
+"""Low-bit networks from PyTorch training to a shift-add engine: the host software."""

@@ -1,0 +1,1 @@
+"""Named passes from the integer graph to an engine program, and the cycle model."""

@@ -1,0 +1,145 @@
+"""The integer graph: what a network computes, in integers. Every other part must agree with it bit for bit.
+
+A graph is a list of nodes in execution order; each node names its inputs and produces one tensor of its own name.
+Tensors are (channels, height, width) integers of a number format with one real-valued scale; a batch axis
+comes first when it is executed. Weights are plain integers: the exporter has snapped them.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from esbflow.numbers import Format
+
+M_BITS, N_BITS, B_BITS, S_MAX = 12, 12, 40, 40
+"""Widths of the requantizer's constants (signed) and the largest shift."""
+
+
+@dataclass(frozen=True, eq=False)
+class Requantizer:
+    """t = acc*m[c] + r*n[c] + b[c], then the output level nearest to t / 2**s[c], ties toward plus infinity.
+
+    int64 arrays of shape (channels,): m and n signed 12 bit, b signed 40 bit, s in 0..40. n is zero without a residual.
+    """
+
+    m: np.ndarray
+    b: np.ndarray
+    s: np.ndarray
+    n: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """`name` is also the name of the tensor it makes, of `shape` (c, h, w), `format` and real `scale` of one step."""
+
+    name: str
+    inputs: tuple  # names of nodes
+    shape: tuple
+    format: Format
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Node):
+    """uint8 image (c, h, w) -> table[c][value], a signed 8-bit code where code 0 is real zero."""
+
+    table: np.ndarray = None  # int64 (c, 256)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Node):
+    """acc = conv2d(inputs[0], weight); inputs[1], if given, is the residual r."""
+
+    weight: np.ndarray = None  # int64 (out, in/groups, kernel_y, kernel_x)
+    weight_format: Format = None
+    weight_scale: np.ndarray = None  # float64 (out,), kept for reports
+    stride: tuple = (1, 1)
+    padding: tuple = (0, 0)
+    dilation: tuple = (1, 1)
+    groups: int = 1
+    requantizer: Requantizer = None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Node):
+    """acc = weight @ flatten(inputs[0]), flattened as (c, h, w); the result has shape (out, 1, 1)."""
+
+    weight: np.ndarray = None  # int64 (out, c*h*w)
+    weight_format: Format = None
+    weight_scale: np.ndarray = None
+    requantizer: Requantizer = None
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool2d(Node):
+    """Maximum of decoded values; padding never wins. The shape of the node says whether ceil_mode was used."""
+
+    kernel: tuple = (2, 2)
+    stride: tuple = (2, 2)
+    padding: tuple = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool2d(Node):
+    """acc = sum over the window, padding counts as zero; 1/count is in the requantizer's m and s."""
+
+    kernel: tuple = (2, 2)
+    stride: tuple = (2, 2)
+    padding: tuple = (0, 0)
+    requantizer: Requantizer = None
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Node):
+    """acc = inputs[0], r = inputs[1]."""
+
+    requantizer: Requantizer = None
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize(Node):
+    """acc = inputs[0]: change of format or scale, ReLU, or a batch norm that nothing could absorb."""
+
+    requantizer: Requantizer = None
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Node):
+    """Channels of all inputs in order; they share format and scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class Upsample(Node):
+    """Nearest neighbour, by integer factors."""
+
+    factor: tuple = (2, 2)
+
+
+OPERATORS = {cls.__name__: cls for cls in (
+    Input, Conv2d, Linear, MaxPool2d, AvgPool2d, Add, Requantize, Concat, Upsample)}
+
+
+@dataclass(eq=False)
+class Graph:
+    """Nodes in execution order; the first is the Input and the last is the output.
+
+    `info` holds strings and numbers for reports (recipe, accuracy, class names).
+    """
+
+    name: str
+    nodes: list = field(default_factory=list)
+    info: dict = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(f"no node named {name!r} in graph {self.name!r}")
+
+    @property
+    def input(self) -> Input:
+        return self.nodes[0]
+
+    @property
+    def output(self) -> Node:
+        return self.nodes[-1]

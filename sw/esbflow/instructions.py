@@ -1,0 +1,132 @@
+"""The engine's instructions: fields of 256-bit words, for compiler, cycle model and gateware alike.
+
+A field's place follows from the order in its table, lowest bits first. All counts are as they are
+(no minus one). Addresses are offsets into a memory region, in 128-bit beats; the host sets the regions'
+base addresses in registers, so that a program can lie anywhere.
+
+Tokens order the units (the scheme of VTA and BISMO): an instruction with a `wait_*` bit starts once that
+semaphore is above zero and takes one; `post_*` gives one when it has finished. A program is valid if each wait
+is answered by a post that stands before it; then in-order dispatch cannot lock up.
+"""
+
+INSTRUCTION_BITS = 256
+INSTRUCTION_BEATS = 2
+
+LOAD, WEIGHTS, PASS, DRAIN, STAMP, END = 1, 2, 3, 4, 5, 6
+OPCODES = {"LOAD": LOAD, "WEIGHTS": WEIGHTS, "PASS": PASS, "DRAIN": DRAIN, "STAMP": STAMP, "END": END}
+
+_HEADER = (("opcode", 4), ("layer", 12))
+
+# A load copies `segments` runs of `beats` beats, `stride` beats apart in memory, into consecutive beats
+# of a buffer. Destinations of LOAD: 0 and 1 the halves of the activation buffer; 2 + 2*bank + plane the residual
+# buffer, plane 0 the low and 1 the high digit. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants.
+_TRANSFER = _HEADER + (
+    ("region", 3), ("offset", 28), ("beats", 16), ("segments", 12), ("stride", 28),
+    ("destination", 3), ("address", 16), ("wait_free", 1), ("post_full", 1), ("wait_stores", 10),
+)
+
+FIELDS = {
+    "LOAD": _TRANSFER,
+    "WEIGHTS": _TRANSFER,
+    # A pass streams rows x cols output pixels. Pixel (0, 0) reads buffer word `address` (two's complement: padding
+    # lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero.
+    "PASS": _HEADER + (
+        ("rows", 10), ("cols", 10), ("in_rows", 10), ("in_cols", 10), ("stride_y", 6), ("stride_x", 6),
+        ("y", 11), ("x", 11), ("address", 20), ("row_step", 16),
+        ("half", 1), ("bank", 1), ("slot", 7), ("shift", 5), ("signed", 1), ("first", 1), ("keep", 1),
+        ("wait_weights", 1), ("wait_activations", 1), ("wait_accumulators", 1),
+        ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1),
+        ("codebook", 80),
+    ),
+    # A drain requantizes a bank's acc_rows x acc_cols pixels, takes the maximum over each window (1x1: none), and
+    # stores out_rows x out_cols words of each plane and digit. Window coordinates clamp to the tile, which for a
+    # maximum is the same as padding that never wins (padding is smaller than the kernel).
+    "DRAIN": _HEADER + (
+        ("region", 3), ("offset", 28), ("acc_rows", 10), ("acc_cols", 10), ("out_rows", 10), ("out_cols", 10),
+        ("kernel_y", 4), ("kernel_x", 4), ("stride_y", 4), ("stride_x", 4), ("pad_y", 4), ("pad_x", 4),
+        ("digits", 4), ("planes", 6), ("plane_stride", 24), ("digit_stride", 24),
+        ("segments", 10), ("segment_beats", 16), ("segment_stride", 16),
+        ("bank", 1), ("constants", 1), ("bits", 6), ("signed", 1), ("esb", 1), ("significand", 3), ("octaves", 3),
+        ("residual", 1), ("residual_digits", 2), ("residual_signed", 1),
+        ("post_store", 1),
+    ),
+    # Writes one log record (registers.LOG_BEATS) at `offset`.
+    "STAMP": _HEADER + (("region", 3), ("offset", 28)),
+    # Ends the run once every write has been answered.
+    "END": _HEADER,
+}
+
+for _name, _fields in FIELDS.items():
+    assert sum(width for _, width in _fields) <= INSTRUCTION_BITS, _name
+
+def _is_signed(opcode: str, name: str) -> bool:
+    return opcode == "PASS" and name in ("y", "x", "address")
+
+
+def layout(opcode: str) -> dict:
+    """{field: (lowest bit, width)} of an instruction.
+
+    >>> layout("END")
+    {'opcode': (0, 4), 'layer': (4, 12)}
+    """
+    places, low = {}, 0
+    for name, width in FIELDS[opcode]:
+        places[name] = (low, width)
+        low += width
+    return places
+
+
+_LAYOUTS = {opcode: layout(opcode) for opcode in FIELDS}
+
+
+def encode(opcode: str, **values: int) -> int:
+    """One instruction as a 256-bit integer; fields not named are zero.
+
+    Raises
+    ------
+    ValueError
+        if a value does not fit its field, naming both.
+
+    >>> hex(encode("END", layer=2))
+    '0x26'
+    >>> encode("LOAD", region=9)
+    Traceback (most recent call last):
+    ValueError: LOAD: region = 9 does not fit in 3 bits
+    """
+    places = _LAYOUTS[opcode]
+    word = OPCODES[opcode]
+    for name, value in values.items():
+        low, width = places[name]
+        value = int(value)
+        signed = _is_signed(opcode, name)
+        smallest, largest = (-(1 << width - 1), (1 << width - 1) - 1) if signed else (0, (1 << width) - 1)
+        if not smallest <= value <= largest:
+            raise ValueError(f"{opcode}: {name} = {value} does not fit in {width} bits")
+        word |= (value & ((1 << width) - 1)) << low
+    return word
+
+
+def decode(word: int) -> tuple:
+    """(opcode name, {field: value}) of a 256-bit integer.
+
+    Raises
+    ------
+    ValueError
+        if no instruction has this opcode.
+
+    >>> decode(encode("PASS", rows=3, y=-1))[1]["y"]
+    -1
+    """
+    number = word & 0xF
+    for opcode, value in OPCODES.items():
+        if value == number:
+            break
+    else:
+        raise ValueError(f"no instruction has opcode {number}")
+    fields = {}
+    for name, (low, width) in _LAYOUTS[opcode].items():
+        value = (word >> low) & ((1 << width) - 1)
+        if _is_signed(opcode, name) and value >> (width - 1):
+            value -= 1 << width
+        fields[name] = value
+    return opcode, fields

@@ -1,0 +1,1 @@
+"""Quantizers, one method a file, and the conversion of torch models."""

@@ -1,0 +1,1 @@
+"""The PYNQ driver; NumPy only."""
