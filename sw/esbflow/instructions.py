@@ -47,7 +47,7 @@ FIELDS = {
         ("digits", 4), ("planes", 6), ("plane_stride", 24), ("digit_stride", 24),
         ("segments", 10), ("segment_beats", 16), ("segment_stride", 16),
         ("bank", 1), ("constants", 1), ("bits", 6), ("signed", 1), ("esb", 1), ("significand", 3), ("octaves", 3),
-        ("residual", 1), ("residual_digits", 2), ("residual_signed", 1),
+        ("residual", 1), ("residual_bank", 1), ("residual_digits", 2), ("residual_signed", 1),
         ("post_store", 1),
     ),
     # Writes one log record (registers.LOG_BEATS) at `offset`.
@@ -59,7 +59,7 @@ FIELDS = {
 for _name, _fields in FIELDS.items():
     assert sum(width for _, width in _fields) <= INSTRUCTION_BITS, _name
 
-def _is_signed(opcode: str, name: str) -> bool:
+def is_signed(opcode: str, name: str) -> bool:
     return opcode == "PASS" and name in ("y", "x", "address")
 
 
@@ -98,7 +98,7 @@ def encode(opcode: str, **values: int) -> int:
     for name, value in values.items():
         low, width = places[name]
         value = int(value)
-        signed = _is_signed(opcode, name)
+        signed = is_signed(opcode, name)
         smallest, largest = (-(1 << width - 1), (1 << width - 1) - 1) if signed else (0, (1 << width) - 1)
         if not smallest <= value <= largest:
             raise ValueError(f"{opcode}: {name} = {value} does not fit in {width} bits")
@@ -126,7 +126,7 @@ def decode(word: int) -> tuple:
     fields = {}
     for name, (low, width) in _LAYOUTS[opcode].items():
         value = (word >> low) & ((1 << width) - 1)
-        if _is_signed(opcode, name) and value >> (width - 1):
+        if is_signed(opcode, name) and value >> (width - 1):
             value -= 1 << width
         fields[name] = value
     return opcode, fields

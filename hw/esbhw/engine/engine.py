@@ -1,0 +1,271 @@
+"""The engine: this file only connects its blocks and gives its ports their conventional flat names."""
+
+from amaranth import Cat, ClockDomain, ClockSignal, Elaboratable, Module, Mux, ResetInserter, Signal
+from amaranth.lib.wiring import Flow
+
+from esbflow.engine_config import EngineConfig
+from esbflow.registers import COUNTERS
+from esbhw.engine.accumulators import Accumulators, control_layout
+from esbhw.engine.activation_buffer import ActivationBuffer
+from esbhw.engine.array import ShiftAddArray
+from esbhw.engine.axi import WritePort, read_signature, write_signature
+from esbhw.engine.constants import ConstantBanks
+from esbhw.engine.control import Control, lite_signature
+from esbhw.engine.counters import Counters
+from esbhw.engine.drain import Drain
+from esbhw.engine.faults import FaultEncoder, Watchdog
+from esbhw.engine.fetch import UNITS, Fetch
+from esbhw.engine.loader import Loader
+from esbhw.engine.queue import InstructionQueue
+from esbhw.engine.residual_buffer import ResidualBuffer
+from esbhw.engine.sequencer import Sequencer
+from esbhw.engine.tokens import Tokens
+from esbhw.engine.transfer import BurstSplitter
+from esbhw.engine.weight_slots import WeightSlots
+
+QUEUED_OPCODES = {"load": "LOAD", "weights": "WEIGHTS", "compute": "PASS", "store": "DRAIN"}
+
+
+class Engine(Elaboratable):
+    """A shift-add convolution engine: AXI4-Lite registers, three AXI4 masters, one level interrupt.
+
+    See docs/engine.md for the units, their timing and the memory layout. `ports` lists the flat ports.
+    """
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        self.ap_clk, self.ap_rst_n, self.interrupt = Signal(), Signal(), Signal()
+        self.ports = [self.ap_clk, self.ap_rst_n, self.interrupt]
+        self.s_axi = self._flat("s_axi", lite_signature())
+        self.m_axi_program = self._flat("m_axi_program", read_signature())
+        self.m_axi_weights = self._flat("m_axi_weights", read_signature())
+        self.m_axi_activations = self._flat("m_axi_activations", read_signature())
+        self.m_axi_activations_write = self._flat("m_axi_activations", write_signature())
+
+    def _flat(self, prefix, signature):
+        """{member: (signal, is_output)} named as Vivado's interface inference expects."""
+        signals = {}
+        for name, member in signature.members.items():
+            signal = Signal(member.shape, name=f"{prefix}_{name}")
+            signals[name] = (signal, member.flow == Flow.Out)
+            self.ports.append(signal)
+        return signals
+
+    @staticmethod
+    def _connect(m, signals, interface):
+        for name, (signal, is_output) in signals.items():
+            inner = getattr(interface, name)
+            m.d.comb += signal.eq(inner) if is_output else inner.eq(signal)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.domains.sync = domain = ClockDomain("sync")
+        m.d.comb += [domain.clk.eq(self.ap_clk), domain.rst.eq(~self.ap_rst_n)]
+
+        # -- what lives on between runs ----------------------------------------------------------------
+        m.submodules.control = control = Control(config)
+        m.submodules.counters = counters = Counters()
+        m.submodules.write_port = write_port = WritePort(max(128, 4 * config.max_burst))
+        fetch, load, weights = Fetch(config), Loader(config, "LOAD"), Loader(config, "WEIGHTS")
+        m.submodules.program_port = fetch.port
+        m.submodules.activations_port = load.port
+        m.submodules.weights_port = weights.port
+
+        # -- what a run's end resets ---------------------------------------------------------------------
+        stopped = Signal()
+        m.d.comb += stopped.eq(~control.running)
+        units = {
+            "fetch": fetch, "load": load, "weights": weights,
+            "sequencer": Sequencer(config), "drain": Drain(config), "tokens": Tokens(),
+            "activation_buffer": ActivationBuffer(config), "slots": WeightSlots(config),
+            "array": ShiftAddArray(config), "constants": ConstantBanks(config),
+            "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(),
+            "store_splitter": BurstSplitter(config.max_burst, tag_bits=1),
+            **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
+               for unit, opcode in QUEUED_OPCODES.items()},
+        }
+        units["accumulators"] = Accumulators(config, units["array"].dot_bits)
+        for name, unit in units.items():
+            setattr(m.submodules, name, ResetInserter(stopped)(unit))
+        sequencer, drain, tokens = units["sequencer"], units["drain"], units["tokens"]
+        activation_buffer, slots, array = units["activation_buffer"], units["slots"], units["array"]
+        constants, residual_buffer = units["constants"], units["residual_buffer"]
+        accumulators, splitter, watchdog = units["accumulators"], units["store_splitter"], units["watchdog"]
+
+        # -- program: fetch -> queues -> units -------------------------------------------------------------
+        m.d.comb += [fetch.start.eq(control.start), fetch.length.eq(control.program_length)]
+        consumers = {"load": load, "weights": weights, "compute": sequencer, "store": drain}
+        for unit in UNITS:
+            queue, source, sink = units[f"{unit}_queue"], getattr(fetch, unit), consumers[unit].i
+            m.d.comb += [
+                queue.i.valid.eq(source.valid), queue.i.payload.eq(source.payload), source.ready.eq(queue.i.ready),
+                sink.valid.eq(queue.o.valid), sink.payload.eq(queue.o.payload), queue.o.ready.eq(sink.ready),
+            ]
+        for part in (fetch, load, weights, splitter):
+            m.d.comb += part.regions.eq(control.regions)
+        for port in (fetch.port, load.port, weights.port, write_port):
+            m.d.comb += port.run.eq(control.running)
+
+        # -- data: memory -> buffers -------------------------------------------------------------------------
+        to_residual = load.write_destination >= 2
+        to_slots = weights.write_destination == 0
+        m.d.comb += [
+            activation_buffer.write_valid.eq(load.write_valid & ~to_residual),
+            activation_buffer.write_half.eq(load.write_destination[0]),
+            activation_buffer.write_address.eq(load.write_address),
+            activation_buffer.write_data.eq(load.write_data),
+            residual_buffer.write_valid.eq(load.write_valid & to_residual),
+            residual_buffer.write_bank.eq(load.write_destination[2]),
+            residual_buffer.write_plane.eq(load.write_destination[0]),
+            residual_buffer.write_address.eq(load.write_address),
+            residual_buffer.write_data.eq(load.write_data),
+            slots.write_valid.eq(weights.write_valid & to_slots),
+            slots.write_address.eq(weights.write_address), slots.write_data.eq(weights.write_data),
+            constants.write_valid.eq(weights.write_valid & ~to_slots),
+            constants.write_bank.eq(weights.write_destination[1]),
+            constants.write_address.eq(weights.write_address), constants.write_data.eq(weights.write_data),
+        ]
+
+        # -- data: buffers -> array -> accumulators ----------------------------------------------------------
+        m.d.comb += [
+            activation_buffer.read_half.eq(sequencer.read_half),
+            activation_buffer.read_address.eq(sequencer.read_address),
+            activation_buffer.inside.eq(sequencer.inside), activation_buffer.signed.eq(sequencer.signed),
+            array.activations.eq(activation_buffer.digits), array.swap.eq(sequencer.swap),
+            array.load_en.eq(sequencer.load_en), array.load_index.eq(sequencer.load_index),
+            array.load_codes.eq(slots.read_data), array.codebook.eq(sequencer.codebook),
+            slots.read_address.eq(sequencer.slot_address),
+            accumulators.dots.eq(array.dots),
+        ]
+        travelling = sequencer.control
+        for i in range(activation_buffer.LATENCY + array.LATENCY):
+            register = Signal(control_layout(config), name=f"control_{i}")
+            m.submodules[f"control_stage_{i}"] = stage = Module()
+            stage.d.sync += register.eq(travelling)
+            travelling = register
+        m.d.comb += accumulators.control.eq(Mux(control.running, travelling.as_value(), 0))
+
+        # -- data: accumulators -> drain -> memory -------------------------------------------------------------
+        m.d.comb += [
+            accumulators.drain_bank.eq(drain.acc_bank), accumulators.drain_index.eq(drain.acc_index),
+            drain.acc_data.eq(accumulators.drain_data),
+            constants.read_bank.eq(drain.constants_bank), constants.read_group.eq(drain.constants_group),
+            drain.constants_data.eq(constants.read_data),
+            residual_buffer.read_bank.eq(drain.residual_bank),
+            residual_buffer.read_address.eq(drain.residual_address),
+            drain.residual_low.eq(residual_buffer.low), drain.residual_high.eq(residual_buffer.high),
+            write_port.beats.valid.eq(drain.beats.valid), write_port.beats.payload.eq(drain.beats.payload),
+            drain.beats.ready.eq(write_port.beats.ready), drain.room.eq(write_port.room),
+            splitter.i.valid.eq(drain.transfers.valid), splitter.i.payload.eq(drain.transfers.payload),
+            drain.transfers.ready.eq(splitter.i.ready),
+            write_port.bursts.valid.eq(splitter.o.valid), splitter.o.ready.eq(write_port.bursts.ready),
+            write_port.bursts.payload.address.eq(splitter.o.payload.address),
+            write_port.bursts.payload.length.eq(splitter.o.payload.length),
+            write_port.bursts.payload.tag.eq(splitter.o.payload.tag & splitter.o.payload.last),
+            drain.writer_idle.eq(splitter.i.ready & write_port.quiescent),
+            drain.counters.eq(counters.values),
+        ]
+
+        self._connect_tokens(m, load, weights, sequencer, drain, write_port, tokens)
+
+        # -- counters, watchdog, errors ------------------------------------------------------------------------
+        events = {
+            "cycles": control.running, "compute": sequencer.issue, "drain": drain.issue,
+            **{name: getattr(sequencer, name) for name, _ in COUNTERS if name.startswith("stall")},
+            "program_beats": fetch.beat, "activation_beats": load.beat, "weight_beats": weights.beat,
+            "store_beats": write_port.beat_taken, "passes": sequencer.pass_done,
+        }
+        m.d.comb += [
+            counters.clear.eq(control.start), counters.running.eq(control.running),
+            counters.events.eq(Cat(events[name] for name, _ in COUNTERS)), control.counters.eq(counters.values),
+            watchdog.limit.eq(control.watchdog),
+            watchdog.progress.eq(
+                fetch.beat | fetch.dispatched | load.beat | weights.beat | write_port.beat_taken
+                | write_port.done_valid | sequencer.issue | sequencer.preloading | drain.issue | control.start),
+            control.layer.eq(sequencer.layer), control.done.eq(drain.done),
+            control.quiescent.eq(fetch.quiescent & load.quiescent & weights.quiescent & write_port.quiescent),
+        ]
+        self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port)
+
+        m.d.comb += self.interrupt.eq(control.interrupt)
+        self._connect(m, self.s_axi, control.axi)
+        self._connect(m, self.m_axi_program, fetch.port.axi)
+        self._connect(m, self.m_axi_weights, weights.port.axi)
+        self._connect(m, self.m_axi_activations, load.port.axi)
+        self._connect(m, self.m_axi_activations_write, write_port.axi)
+        return m
+
+    @staticmethod
+    def _connect_tokens(m, load, weights, sequencer, drain, write_port, tokens):
+        # A LOAD's or WEIGHTS' destination says which pair of semaphores it uses.
+        to_residual, posted_residual = load.destination >= 2, load.post_destination >= 2
+        to_slots, posted_slots = weights.destination == 0, weights.post_destination == 0
+        m.d.comb += [
+            load.free_count.eq(Mux(to_residual, tokens.residual_free.count, tokens.activations_free.count)),
+            tokens.residual_free.take.eq(load.take_free & to_residual),
+            tokens.activations_free.take.eq(load.take_free & ~to_residual),
+            load.stores_count.eq(tokens.stores.count),
+            tokens.stores.take.eq(load.take_stores), tokens.stores.amount.eq(load.stores_amount),
+            tokens.stores.post.eq(write_port.done_valid & write_port.done_tag),
+            tokens.residual_full.post.eq(load.post & posted_residual),
+            tokens.activations_full.post.eq(load.post & ~posted_residual),
+            weights.free_count.eq(Mux(to_slots, tokens.weights_free.count, tokens.constants_free.count)),
+            weights.stores_count.eq(0),
+            tokens.weights_free.take.eq(weights.take_free & to_slots),
+            tokens.constants_free.take.eq(weights.take_free & ~to_slots),
+            tokens.weights_full.post.eq(weights.post & posted_slots),
+            tokens.constants_full.post.eq(weights.post & ~posted_slots),
+            sequencer.weights_count.eq(tokens.weights_full.count),
+            tokens.weights_full.take.eq(sequencer.take_weights),
+            tokens.weights_free.post.eq(sequencer.post_weights),
+            sequencer.activations_count.eq(tokens.activations_full.count),
+            tokens.activations_full.take.eq(sequencer.take_activations),
+            tokens.activations_free.post.eq(sequencer.post_activations),
+            sequencer.accumulators_count.eq(tokens.accumulators_free.count),
+            tokens.accumulators_free.take.eq(sequencer.take_accumulators),
+            drain.accumulators_count.eq(tokens.accumulators_full.count),
+            tokens.accumulators_full.take.eq(drain.take_accumulators),
+            tokens.accumulators_free.post.eq(drain.post_accumulators),
+            drain.constants_count.eq(tokens.constants_full.count),
+            tokens.constants_full.take.eq(drain.take_constants),
+            tokens.constants_free.post.eq(drain.post_constants),
+            drain.residual_count.eq(tokens.residual_full.count),
+            tokens.residual_full.take.eq(drain.take_residual),
+            tokens.residual_free.post.eq(drain.post_residual),
+        ]
+        for name in ("weights_full", "weights_free", "activations_full", "activations_free", "residual_full",
+                     "residual_free", "constants_full", "constants_free", "accumulators_full", "accumulators_free"):
+            m.d.comb += getattr(tokens, name).amount.eq(1)
+
+    @staticmethod
+    def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port):
+        faults = FaultEncoder()
+        faults.add(fetch.axi_fault, "axi_read", "fetch", fetch.port.fault_address, fetch.layer)
+        faults.add(load.axi_fault, "axi_read", "load", load.port.fault_address, load.layer)
+        faults.add(weights.axi_fault, "axi_read", "weights", weights.port.fault_address, weights.layer)
+        faults.add(write_port.fault, "axi_write", "store", write_port.fault_address, drain.layer)
+        for unit, name in ((fetch, "fetch"), (load, "load"), (weights, "weights")):
+            faults.add(unit.axi_protocol, "axi_protocol", name, unit.port.fault_address, unit.layer)
+            faults.add(unit.range_fault, "range", name, unit.fault_address, unit.layer)
+        splitter = units["store_splitter"]
+        faults.add(splitter.range_fault, "range", "store", splitter.fault_address, drain.layer)
+        faults.add(fetch.opcode_fault, "opcode", "fetch", 0, fetch.layer)
+        faults.add(load.field_fault | units["activation_buffer"].address_fault
+                   | units["residual_buffer"].address_fault, "field", "load", 0, load.layer)
+        faults.add(weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
+                   "field", "weights", 0, weights.layer)
+        faults.add(sequencer.field_fault, "field", "compute", 0, sequencer.fault_layer)
+        faults.add(drain.field_fault | splitter.field_fault, "field", "store", 0, drain.layer)
+        faults.add(units["tokens"].overflow, "field", "none")
+        faults.add(units["accumulators"].overflow, "overflow", "compute", 0, sequencer.layer)
+        faults.add(fetch.end_fault, "end", "fetch", 0, fetch.layer)
+        faults.add(control.abort, "aborted", "none")
+        # A run that stands still is blamed on the bus that owes an answer, if one does.
+        bark = units["watchdog"].bark
+        faults.add(bark & ~write_port.quiescent, "watchdog", "store", write_port.oldest, drain.layer)
+        faults.add(bark & ~load.quiescent, "watchdog", "load", load.port.oldest, load.layer)
+        faults.add(bark & ~weights.quiescent, "watchdog", "weights", weights.port.oldest, weights.layer)
+        faults.add(bark & ~fetch.quiescent, "watchdog", "fetch", fetch.port.oldest, fetch.layer)
+        faults.add(bark, "watchdog", "compute", 0, sequencer.layer)
+        faults.connect(m, control)

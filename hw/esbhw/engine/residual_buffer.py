@@ -1,0 +1,57 @@
+"""The residual operand's tile on chip: two banks, low and high digits apart so that both are read at once."""
+
+from amaranth import Cat, Module, Signal, unsigned
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+
+
+class ResidualBuffer(wiring.Component):
+    """Holds beats as they lie in memory; gives both digits of one pixel's word one cycle after its address.
+
+    Members
+    -------
+    write_valid, write_bank, write_plane, write_address (beats), write_data : In
+    read_bank, read_address (words) : In;  low, high : Out(rows * 4)
+    address_fault : Out(1), for good
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        super().__init__({
+            "write_valid": In(1), "write_bank": In(1), "write_plane": In(1), "write_address": In(16),
+            "write_data": In(AXI_BEAT_BITS),
+            "read_bank": In(1), "read_address": In(20),
+            "low": Out(config.word_bits), "high": Out(config.word_bits),
+            "address_fault": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        parts = config.beats_per_word
+        part_bits = (parts - 1).bit_length()
+        depth = config.residual_beats // parts
+        row_bits = (depth - 1).bit_length()
+        sub_bits = (config.words_per_beat - 1).bit_length()
+        fits = self.write_address < config.residual_beats
+        sub = Signal(max(1, sub_bits))
+        m.d.sync += sub.eq(self.read_address[:sub_bits] if sub_bits else 0)
+        for plane, out in enumerate((self.low, self.high)):
+            m.submodules[f"plane{plane}"] = memory = Memory(
+                shape=unsigned(AXI_BEAT_BITS * parts), depth=2 * depth, init=[])
+            write = memory.write_port(granularity=AXI_BEAT_BITS)
+            read = memory.read_port()
+            enable = self.write_valid & fits & (self.write_plane == plane)
+            m.d.comb += [
+                write.addr.eq(Cat((self.write_address >> part_bits)[:row_bits], self.write_bank)),
+                write.data.eq(self.write_data.replicate(parts)),
+                write.en.eq((1 << self.write_address[:part_bits] if part_bits else 1) & enable.replicate(parts)),
+                read.addr.eq(Cat((self.read_address >> sub_bits)[:row_bits], self.read_bank)), read.en.eq(1),
+                out.eq(read.data.word_select(sub, config.word_bits) if sub_bits else read.data),
+            ]
+        with m.If(self.write_valid & ~fits):
+            m.d.sync += self.address_fault.eq(1)
+        return m
