@@ -75,7 +75,8 @@ class RequantizeLane(wiring.Component):
         # Cycle 6: the linear level, and a doubled value clamped to what an ESB format of 8 bits can need.
         form = delayed_format[5]
         rounded = Signal(signed(self._sum + 1))
-        largest, smallest = Signal(LEVEL_BITS), Signal(signed(LEVEL_BITS + 1))
+        largest = Signal(LEVEL_BITS)
+        smallest = Signal(signed(LEVEL_BITS + 1))
         m.d.comb += [
             rounded.eq((doubled + 1) >> 1),
             largest.eq((Const(1, 1) << (form.bits - form.signed)[:6]) - 1),

@@ -61,7 +61,8 @@ class Accumulators(wiring.Component):
             reads.append(memory.read_port())
             writes.append(memory.write_port())
 
-        shifted_control, sum_control = Signal(layout), Signal(layout)
+        shifted_control = Signal(layout)
+        sum_control = Signal(layout)
         m.d.sync += [shifted_control.eq(self.control), sum_control.eq(shifted_control)]
         for bank, (read, write) in enumerate(zip(reads, writes)):
             adding = self.control.valid & (self.control.bank == bank)

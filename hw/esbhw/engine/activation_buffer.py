@@ -56,7 +56,9 @@ class ActivationBuffer(wiring.Component):
             m.d.sync += self.address_fault.eq(1)
 
         sub_bits = (config.words_per_beat - 1).bit_length()
-        sub, inside, is_signed = Signal(max(1, sub_bits)), Signal(), Signal()
+        sub = Signal(max(1, sub_bits))
+        inside = Signal()
+        is_signed = Signal()
         m.d.comb += [
             read.addr.eq(Cat((self.read_address >> sub_bits)[:row_bits], self.read_half)), read.en.eq(1)]
         m.d.sync += [

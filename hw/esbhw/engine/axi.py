@@ -161,7 +161,8 @@ class WritePort(wiring.Component):
         unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
         claim = self.bursts.valid & self.bursts.ready
         push = self.beats.valid & self.beats.ready
-        idle, discard = Signal(), Signal()
+        idle = Signal()
+        discard = Signal()
         m.d.comb += [
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),

@@ -57,7 +57,8 @@ class Control(wiring.Component):
         values = {name: Const(0, 32) for name in REGISTERS}
 
         # -- the bus ---------------------------------------------------------------------------------
-        write, mask = Signal(), Signal(32)
+        write = Signal()
+        mask = Signal(32)
         m.d.comb += [
             write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid), axi.awready.eq(write), axi.wready.eq(write),
             mask.eq(Cat(bit.replicate(8) for bit in axi.wstrb)),
@@ -101,8 +102,11 @@ class Control(wiring.Component):
         # -- the life of a run ---------------------------------------------------------------------------
         control = REGISTERS["CONTROL"]
         bit = {name: low for name, low, _ in control.fields}
-        done, failed = Signal(), Signal()
-        code, unit, error_layer = Signal(8), Signal(8), Signal(12)
+        done = Signal()
+        failed = Signal()
+        code = Signal(8)
+        unit = Signal(8)
+        error_layer = Signal(12)
         error_address = Signal(AXI_ADDRESS_BITS)
         pending = Signal(2)
         quiet = ~self.running & self.quiescent

@@ -82,13 +82,18 @@ class Drain(wiring.Component):
         ]
 
         # -- loops: digit, plane, row, column, lane group, window row, window column -----------------
-        digit, plane = Signal(4), Signal(6)
-        row, col = Signal(10), Signal(10)
+        digit = Signal(4)
+        plane = Signal(6)
+        row = Signal(10)
+        col = Signal(10)
         group = Signal(range(max(2, lane_groups)))
-        ky, kx = Signal(4), Signal(4)
-        base_y, base_x = Signal(signed(15)), Signal(signed(15))
+        ky = Signal(4)
+        kx = Signal(4)
+        base_y = Signal(signed(15))
+        base_x = Signal(signed(15))
         plane_rows = Signal(16)  # plane * acc_rows, for the residual
-        plane_offset, digit_offset = Signal(28), Signal(28)
+        plane_offset = Signal(28)
+        digit_offset = Signal(28)
         setup = Signal(range(self.SETUP_CYCLES))
         step = Signal()
         last_kx, last_ky = kx == now.kernel_x - 1, ky == now.kernel_y - 1
@@ -208,9 +213,11 @@ class Drain(wiring.Component):
         words = config.words_per_beat
         pitch = Signal(11)
         m.d.comb += pitch.eq((now.acc_cols + (words - 1)) & ~(words - 1))
-        y, x = Signal(10), Signal(10)
+        y = Signal(10)
+        x = Signal(10)
         residual_row = Signal(16)
-        acc_row_base, residual_base = Signal(20), Signal(20)
+        acc_row_base = Signal(20)
+        residual_base = Signal(20)
         x_delayed = Signal(10)
         clamped_y = clamp(base_y + ky, now.acc_rows)
         m.d.sync += [
@@ -248,7 +255,8 @@ class Drain(wiring.Component):
         acc_groups = Array(self.acc_data.word_select(g, lanes * config.accumulator_width)
                            for g in range(config.cols // lanes))
         word_group = group4[:(lane_groups - 1).bit_length()] if lane_groups > 1 else Const(0, 1)
-        acc_now, constants_now = Signal(lanes * config.accumulator_width), Signal(len(self.constants_data))
+        acc_now = Signal(lanes * config.accumulator_width)
+        constants_now = Signal(len(self.constants_data))
         form = Signal(FORMAT)
         m.d.sync += [acc_now.eq(acc_groups[group4]), constants_now.eq(self.constants_data), form.eq(flags4[3:])]
 

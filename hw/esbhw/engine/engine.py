@@ -34,8 +34,10 @@ class Engine(Elaboratable):
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        self.ap_clk, self.ap_rst_n, self.interrupt = Signal(), Signal(), Signal()
-        self.ports = [self.ap_clk, self.ap_rst_n, self.interrupt]
+        self.ap_clk = Signal()
+        self.ap_rst_n = Signal()
+        self.irq = Signal()
+        self.ports = [self.ap_clk, self.ap_rst_n, self.irq]
         self.s_axi = self._flat("s_axi", lite_signature())
         self.m_axi_program = self._flat("m_axi_program", read_signature())
         self.m_axi_weights = self._flat("m_axi_weights", read_signature())
@@ -167,7 +169,7 @@ class Engine(Elaboratable):
             drain.counters.eq(counters.values),
         ]
 
-        self._connect_tokens(m, load, weights, sequencer, drain, write_port, tokens)
+        self._connect_tokens(m, load, weights, sequencer, accumulators, drain, write_port, tokens)
 
         # -- counters, watchdog, errors ------------------------------------------------------------------------
         events = {
@@ -188,7 +190,7 @@ class Engine(Elaboratable):
         ]
         self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port)
 
-        m.d.comb += self.interrupt.eq(control.interrupt)
+        m.d.comb += self.irq.eq(control.interrupt)
         self._connect(m, self.s_axi, control.axi)
         self._connect(m, self.m_axi_program, fetch.port.axi)
         self._connect(m, self.m_axi_weights, weights.port.axi)
@@ -197,7 +199,7 @@ class Engine(Elaboratable):
         return m
 
     @staticmethod
-    def _connect_tokens(m, load, weights, sequencer, drain, write_port, tokens):
+    def _connect_tokens(m, load, weights, sequencer, accumulators, drain, write_port, tokens):
         # A LOAD's or WEIGHTS' destination says which pair of semaphores it uses.
         to_residual, posted_residual = load.destination >= 2, load.post_destination >= 2
         to_slots, posted_slots = weights.destination == 0, weights.post_destination == 0
@@ -226,6 +228,7 @@ class Engine(Elaboratable):
             tokens.accumulators_free.take.eq(sequencer.take_accumulators),
             drain.accumulators_count.eq(tokens.accumulators_full.count),
             tokens.accumulators_full.take.eq(drain.take_accumulators),
+            tokens.accumulators_full.post.eq(accumulators.post),
             tokens.accumulators_free.post.eq(drain.post_accumulators),
             drain.constants_count.eq(tokens.constants_full.count),
             tokens.constants_full.take.eq(drain.take_constants),

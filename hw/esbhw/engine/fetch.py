@@ -56,7 +56,8 @@ class Fetch(wiring.Component):
 
         # -- requests: runs of at most 2**14 instructions, because a segment counts 16 bits of beats
         LONGEST_RUN = 1 << 14
-        left, offset = Signal(32), Signal(28)
+        left = Signal(32)
+        offset = Signal(28)
         run = Signal(16)
         transfer = splitter.i.payload
         m.d.comb += [
@@ -85,7 +86,8 @@ class Fetch(wiring.Component):
         m.d.sync += reserved.eq(reserved + Mux(issue, wanted, 0) - fifo.r_en)
 
         # -- two beats make an instruction
-        low, odd = Signal(AXI_BEAT_BITS), Signal()
+        low = Signal(AXI_BEAT_BITS)
+        odd = Signal()
         m.d.comb += [self.beat.eq(port.beat_valid), fifo.w_data.eq(Cat(low, port.beat_data))]
         with m.If(port.beat_valid):
             m.d.sync += [odd.eq(~odd), low.eq(port.beat_data)]

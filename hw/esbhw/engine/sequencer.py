@@ -57,8 +57,10 @@ class Sequencer(wiring.Component):
         load_cycles = config.tile_load_cycles
 
         # -- preload ---------------------------------------------------------------------------------
-        head, staged = Signal(layout), Signal(layout)
-        have_staged, loaded = Signal(), Signal()
+        head = Signal(layout)
+        staged = Signal(layout)
+        have_staged = Signal()
+        loaded = Signal()
         step = Signal(range(load_cycles + 1))
         stepping = Signal()
         weights_here = ~head.wait_weights | (self.weights_count != 0)
@@ -88,9 +90,13 @@ class Sequencer(wiring.Component):
         # -- stream ----------------------------------------------------------------------------------
         running = Signal()
         now = Signal(layout)
-        row, col = Signal(10), Signal(10)
-        y, x, x_start = Signal(signed(12)), Signal(signed(12)), Signal(signed(12))
-        address, row_address = Signal(signed(20)), Signal(signed(20))
+        row = Signal(10)
+        col = Signal(10)
+        y = Signal(signed(12))
+        x = Signal(signed(12))
+        x_start = Signal(signed(12))
+        address = Signal(signed(20))
+        row_address = Signal(signed(20))
         index = Signal(range(config.accumulator_depth + 1))
         bubbles = Signal(range(Accumulators.HAZARD_CYCLES))
         last_col = col == now.cols - 1

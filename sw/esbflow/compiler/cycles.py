@@ -1,0 +1,318 @@
+"""The cycle model: when every instruction of a program starts and ends on ideal memory, exactly.
+
+Units take their instructions in order, so one walk over the program computes all times: a token's k-th taker
+waits for its k-th post, which stands earlier in the program. The constants below are the documented timings
+of the blocks in hw/esbhw/engine; tests hold the sum against the RTL, cycle for cycle.
+
+Ideal memory: ready is always high, the first beat of a read is on offer `latency` cycles after its address was taken
+or one cycle after the previous burst's last beat, then one beat a cycle; a write is answered `latency` cycles after
+its last beat. Cycle 0 is the first cycle after the doorbell.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from esbflow.compiler.program import Program
+from esbflow.engine_config import EngineConfig
+from esbflow.instructions import DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
+from esbflow.registers import LOG_BEATS
+
+# -- hw/esbhw/engine: constants of the blocks -----------------------------------------------------------------
+SPLIT_CYCLES = 2  # BurstSplitter: accept to first burst, and burst to burst
+BEAT_TO_WRITE = 1  # ReadPort: bus to buffer
+FETCH_BURST = 16
+FETCH_BUFFERED = 32
+OUTSTANDING_READS = 16
+OUTSTANDING_WRITES = 64
+HAZARD_CYCLES = 3  # Accumulators
+ACTIVATION_LATENCY = 2  # ActivationBuffer
+ACCUMULATE_LATENCY = 2  # Accumulators
+DRAIN_LATENCY = 14  # Drain: issue to beat
+SETUP_CYCLES = 2  # Drain
+BEATS_PER_4K = 256
+
+
+def array_latency(rows: int) -> int:
+    """ShiftAddDot.latency, without importing gateware."""
+    return rows.bit_length() // 2 + 1
+
+
+@dataclass
+class Unit:
+    """What the model knows of one unit: when its queue's places come free, and what it was doing."""
+
+    popped: list = field(default_factory=list)
+    free: int = 0
+    busy: int = 0
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """`total` from doorbell to done; `stamps` the cycle counter in each layer's log record; `compute` pixels issued."""
+
+    total: int
+    stamps: list
+    compute: int
+    stall: dict
+
+    @property
+    def per_layer(self) -> list:
+        return [after - before for before, after in zip([0] + self.stamps, self.stamps)]
+
+
+class _ReadBus:
+    """A ReadPort, its splitter's output and ideal memory behind it."""
+
+    def __init__(self, latency: int):
+        self.latency = latency
+        self.last = -1  # bus cycle of the latest burst's last beat
+        self.ends = deque(maxlen=OUTSTANDING_READS)
+        self.beats = 0
+
+    def burst(self, earliest: int, length: int) -> tuple:
+        """(cycle in which the port takes the burst, bus cycle of its first beat)."""
+        taken = earliest
+        if len(self.ends) == OUTSTANDING_READS:
+            taken = max(taken, self.ends[0] + 1)
+        first = max(taken + 1 + self.latency, self.last + 1)
+        self.last = first + length - 1
+        self.ends.append(self.last)
+        self.beats += length
+        return taken, first
+
+
+class _WriteBus:
+    """A WritePort, its splitter and ideal memory behind it."""
+
+    def __init__(self, latency: int):
+        self.latency = latency
+        self.free = 0  # splitter
+        self.last_w = -1
+        self.last_b = -1
+        self.answers = deque(maxlen=OUTSTANDING_WRITES)
+
+    def burst(self, earliest: int, length: int) -> int:
+        """Cycle in which the port takes the burst; `last_b` becomes the bus cycle of its answer."""
+        taken = earliest
+        if len(self.answers) == OUTSTANDING_WRITES:
+            taken = max(taken, self.answers[0] + 1)
+        self.last_w = max(taken + 1, self.last_w + 1) + length - 1
+        self.last_b = max(self.last_w + self.latency, self.last_b + 1)
+        self.answers.append(self.last_b)
+        return taken
+
+
+def _cut(offset: int, beats: int, max_burst: int):
+    """Burst lengths of a run, as BurstSplitter makes them. Regions begin at multiples of 4 KB."""
+    while beats:
+        length = min(beats, max_burst, BEATS_PER_4K - offset % BEATS_PER_4K)
+        yield length
+        offset += length
+        beats -= length
+
+
+class CycleModel:
+    """Walks a program; `run()` returns Cycles. `latency` is the memory's, in cycles."""
+
+    def __init__(self, config: EngineConfig, words: list, latency: int = 40):
+        self.config = config
+        self.words = words
+        self.latency = latency
+        self.buses = {name: _ReadBus(latency) for name in ("program", "load", "weights")}
+        self.store = _WriteBus(latency)
+        self.units = {name: Unit() for name in ("load", "weights", "compute", "store")}
+        self.tokens = {}
+        self.dispatched = []
+        self.stamps = []
+        self.pixels = 0
+        self.stall = {"weights": 0, "activations": 0, "accumulators": 0, "instruction": 0}
+        self._staged_free = 0
+        self._stream_free = 0
+        self._array = array_latency(config.rows)
+
+    # -- tokens -------------------------------------------------------------------------------------------
+    def _post(self, name: str, cycle: int) -> None:
+        self.tokens.setdefault(name, deque()).append(cycle + 1)
+
+    def _take(self, name: str, count: int = 1) -> int:
+        """The cycle from which `count` tokens can be taken."""
+        queue = self.tokens.get(name, ())
+        if len(queue) < count:
+            raise ValueError(f"the program waits for {name} and nothing before it posts that")
+        cycle = 0
+        for _ in range(count):
+            cycle = queue.popleft()
+        return cycle
+
+    # -- fetch --------------------------------------------------------------------------------------------
+    def _fetched(self):
+        """For each instruction, the earliest cycle in which it could be dispatched."""
+        bus, promised = self.buses["program"], 0
+        left, offset = len(self.words), 0
+        ready = 1  # the splitter can accept
+        burst_limit = min(FETCH_BURST, self.config.max_burst)
+        while left:
+            run = min(left, 1 << 14)
+            earliest = ready + SPLIT_CYCLES
+            for length in _cut(offset, INSTRUCTION_BEATS * run, burst_limit):
+                promised += length // INSTRUCTION_BEATS
+                if promised > FETCH_BUFFERED:
+                    earliest = max(earliest, self.dispatched[promised - FETCH_BUFFERED - 1] + 1)
+                taken, first = bus.burst(earliest, length)
+                for k in range(length // INSTRUCTION_BEATS):
+                    yield first + INSTRUCTION_BEATS * k + 1 + BEAT_TO_WRITE + 1
+                earliest = taken + SPLIT_CYCLES
+            ready = earliest - SPLIT_CYCLES + 1
+            left -= run
+            offset += INSTRUCTION_BEATS * run
+
+    def run(self) -> Cycles:
+        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", DRAIN: "store", STAMP: "store", END: "store"}
+        act = {LOAD: self._load, WEIGHTS: self._weights, PASS: self._pass, DRAIN: self._drain, STAMP: self._stamp}
+        depth = self.config.queue_depth
+        previous = -1
+        fetched = self._fetched()
+        total = None
+        for word in self.words:
+            opcode = word & 0xF
+            unit = self.units[unit_of[opcode]]
+            dispatch = max(next(fetched), previous + 1)
+            if len(unit.popped) >= depth:
+                dispatch = max(dispatch, unit.popped[-depth] + 1)
+            self.dispatched.append(dispatch)
+            previous = dispatch
+            if opcode == END:
+                start = max(dispatch + 1, unit.free)
+                total = max(start + DRAIN_LATENCY + 2, self.store.last_b + 1) + 1
+                break
+            _, fields = decode(word)
+            unit.popped.append(act[opcode](unit, fields, dispatch + 1))
+        if total is None:
+            raise ValueError("the program has no END instruction")
+        return Cycles(total=total, stamps=self.stamps, compute=self.pixels, stall=self.stall)
+
+    # -- loaders ------------------------------------------------------------------------------------------
+    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int) -> int:
+        """Bus cycle of the transfer's last beat."""
+        earliest = accept + SPLIT_CYCLES
+        offset = fields["offset"]
+        for _ in range(fields["segments"]):
+            for length in _cut(offset, fields["beats"], self.config.max_burst):
+                taken, _ = bus.burst(earliest, length)
+                earliest = taken + SPLIT_CYCLES
+            offset += fields["stride"]
+        unit.free = taken + 1
+        return bus.last
+
+    def _load(self, unit: Unit, fields: dict, ready: int) -> int:
+        kind = "residual" if fields["destination"] >= 2 else "activations"
+        accept = max(ready, unit.free)
+        if fields["wait_free"]:
+            accept = max(accept, self._take(f"{kind}_free"))
+        if fields["wait_stores"]:
+            accept = max(accept, self._take("stores", fields["wait_stores"]))
+        last = self._transfer(unit, self.buses["load"], fields, accept)
+        if fields["post_full"]:
+            self._post(f"{kind}_full", last + BEAT_TO_WRITE)
+        return accept
+
+    def _weights(self, unit: Unit, fields: dict, ready: int) -> int:
+        kind = "constants" if fields["destination"] else "weights"
+        accept = max(ready, unit.free)
+        if fields["wait_free"]:
+            accept = max(accept, self._take(f"{kind}_free"))
+        last = self._transfer(unit, self.buses["weights"], fields, accept)
+        if fields["post_full"]:
+            self._post(f"{kind}_full", last + BEAT_TO_WRITE)
+        return accept
+
+    # -- sequencer ----------------------------------------------------------------------------------------
+    def _pass(self, unit: Unit, fields: dict, ready: int) -> int:
+        idle_from = self._stream_free
+        accept = max(ready, self._staged_free)
+        waited_instruction = accept
+        if fields["wait_weights"]:
+            accept = max(accept, self._take("weights_full"))
+        load_cycles = 0 if fields["keep"] else self.config.tile_load_cycles
+        if fields["post_weights"]:
+            self._post("weights_free", accept + load_cycles)
+        staged = accept + load_cycles + 1
+        take = max(staged, self._stream_free)
+        with_activations = take
+        if fields["wait_activations"]:
+            with_activations = max(take, self._take("activations_full"))
+        start = with_activations
+        if fields["wait_accumulators"]:
+            start = max(start, self._take("accumulators_free"))
+        for reason, begin, end in (("instruction", idle_from, waited_instruction),
+                                   ("weights", max(idle_from, waited_instruction), take),
+                                   ("activations", take, with_activations), ("accumulators", with_activations, start)):
+            self.stall[reason] += max(0, end - begin)
+        pixels = fields["rows"] * fields["cols"]
+        self.pixels += pixels
+        last_pixel = start + pixels
+        self._staged_free = start + 1
+        self._stream_free = start + max(pixels, HAZARD_CYCLES)
+        if fields["post_activations"]:
+            self._post("activations_free", last_pixel)
+        if fields["post_accumulators"]:
+            self._post("accumulators_full", last_pixel + ACTIVATION_LATENCY + self._array + ACCUMULATE_LATENCY)
+        return accept
+
+    # -- drain --------------------------------------------------------------------------------------------
+    def _drain(self, unit: Unit, fields: dict, ready: int) -> int:
+        config = self.config
+        accept = max(ready, unit.free, self._take("accumulators_full"), self._take("constants_full"))
+        if fields["residual"]:
+            accept = max(accept, self._take("residual_full"))
+        taps = fields["kernel_y"] * fields["kernel_x"]
+        chunks_per_beat = 128 // (4 * config.requantize_lanes)
+        beat_cycles = chunks_per_beat * taps
+        now = accept + 1
+        last_b = None
+        for digit in range(fields["digits"]):
+            for plane in range(fields["planes"]):
+                ordered, starts = now, []
+                for _ in range(fields["segments"]):
+                    starts.append(now + SETUP_CYCLES)
+                    now += SETUP_CYCLES + fields["segment_beats"] * beat_cycles
+                offset = fields["offset"] + plane * fields["plane_stride"] + digit * fields["digit_stride"]
+                last_b = self._stores(ordered, offset, fields["segment_beats"], fields["segment_stride"], starts,
+                                      beat_cycles)
+        last_issue = now - 1
+        unit.free = last_issue + 1
+        self._post("accumulators_free", last_issue)
+        self._post("constants_free", last_issue)
+        if fields["residual"]:
+            self._post("residual_free", last_issue)
+        if fields["post_store"]:
+            self._post("stores", last_b + 1)
+        return accept
+
+    def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int) -> int:
+        """One transfer of the writer: `starts` are the cycles in which each run's first group is issued."""
+        earliest = max(ordered + 1, self.store.free) + SPLIT_CYCLES
+        for start in starts:
+            done = 0
+            for length in _cut(offset, beats, self.config.max_burst):
+                done += length
+                pushed = start + done * beat_cycles - 1 + DRAIN_LATENCY
+                taken = self.store.burst(max(earliest, pushed + 1), length)
+                earliest = taken + SPLIT_CYCLES
+            offset += stride
+        self.store.free = taken + 1
+        return self.store.last_b
+
+    def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
+        accept = max(ready, unit.free)
+        ordered = accept + DRAIN_LATENCY + 1
+        self.stamps.append(ordered)
+        # Its beats leave one a cycle from ordered + 1 on: as if a run had been issued DRAIN_LATENCY earlier.
+        self._stores(ordered, fields["offset"], LOG_BEATS, 0, [ordered + 1 - DRAIN_LATENCY], 1)
+        unit.free = ordered + 1 + LOG_BEATS
+        return accept
+
+
+def count_cycles(program: Program, latency: int = 40) -> Cycles:
+    """Cycles of one run of `program` on ideal memory."""
+    return CycleModel(program.config, program.words, latency).run()

@@ -1,0 +1,335 @@
+"""Pass 6: layers, tiles and weight passes -> instructions, with the tokens that order the units.
+
+Instructions stand in an order in which every wait is answered by an earlier post, so the engine cannot lock up;
+loads of the next tile are moved before the passes of this one wherever that stays true.
+"""
+
+from dataclasses import dataclass, field
+
+from esbflow.compiler.layout import TensorLayout
+from esbflow.compiler.lower import Layer, rounding_fields
+from esbflow.compiler.tile import Span, Tiling, window_words
+from esbflow.compiler.weights import LayerWeights, WeightPass
+from esbflow.engine_config import EngineConfig
+from esbflow.instructions import encode
+from esbflow.registers import LOG_BEATS, REGIONS
+
+REGION = {name: number for number, name in enumerate(REGIONS)}
+POSTS_PER_LAYER = 256
+"""Store tokens that a layer posts at most: the loader waits for up to 1023 at once."""
+LAYER_LIMIT = 4095
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedLayer:
+    """Everything that emission needs of one layer."""
+
+    number: int
+    layer: Layer
+    source: TensorLayout
+    residual: TensorLayout | None
+    target: TensorLayout
+    tiling: Tiling
+    weights: LayerWeights
+    resident: bool  # all weight tiles stay in their slots for the whole layer
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Passes that share one half of the activation buffer, and the drains between them."""
+
+    plan: PlannedLayer
+    image: int
+    row: Span
+    col: Span
+    planes: list
+    groups: list  # output groups computed from this chunk
+    first: bool  # first chunk of its output groups
+    last: bool
+    residual_group: int | None = None
+
+
+@dataclass
+class _State:
+    words: list = field(default_factory=list)
+    chunks: int = 0  # loaded so far: gives the half
+    drains: int = 0  # gives bank and constants bank
+    passes_begun: int = 0
+    residuals: int = 0
+    residual_loads: int = 0
+    tiles: int = 0  # weight tiles loaded: gives the slot
+    stores: dict = field(default_factory=dict)  # tensor -> _Stores
+    posted: int = 0
+    taken: int = 0
+    slots: dict = field(default_factory=dict)  # resident tiles: beat offset -> slot
+
+
+def emit(config: EngineConfig, plans: list) -> list:
+    """The program as 256-bit integers, one STAMP after each layer and END at last."""
+    state = _State()
+    work = [chunk for plan in plans for chunk in _chunks(plan)]
+    loaded = 0
+
+    def load_next(limit):
+        nonlocal loaded
+        while loaded < len(work) and loaded < limit and _needed(state, work[loaded]) is not None:
+            _emit_load(config, state, work[loaded])
+            loaded += 1
+
+    for i, chunk in enumerate(work):
+        # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before.
+        load_next(i + 2)
+        assert loaded > i, "a chunk reads what no earlier drain has stored"
+        _emit_passes(config, state, chunk, i)
+        if i + 1 == len(work) or work[i + 1].plan is not chunk.plan:
+            log = LOG_BEATS * chunk.plan.number
+            state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log))
+            state.slots.clear()
+    state.words.append(encode("END", layer=work[-1].plan.number))
+    return state.words
+
+
+def _chunks(plan: PlannedLayer):
+    layer, tiling, target = plan.layer, plan.tiling, plan.target
+    planes = plan.source.groups * plan.source.digits
+    needed = [sorted({p.plane for p in passes}) for passes in plan.weights.groups]
+    everything = sorted(set().union(*needed))
+    images = 1 if layer.stacked else target.images
+    for image in range(images):
+        for row in tiling.rows:
+            for col in tiling.cols:
+                if len(everything) <= tiling.planes_at_once and layer.residual is None:
+                    yield _Chunk(plan, image, row, col, everything, list(range(len(needed))), True, True)
+                    continue
+                for group, own in enumerate(needed):
+                    parts = [own[k:k + tiling.planes_at_once] for k in range(0, len(own), tiling.planes_at_once)]
+                    for k, part in enumerate(parts):
+                        yield _Chunk(plan, image, row, col, part, [group], k == 0, k == len(parts) - 1,
+                                     group if layer.residual is not None and k == 0 else None)
+    assert planes >= len(everything)
+
+
+def _needed(state: _State, chunk: _Chunk):
+    """Store tokens that this chunk's loads need, or None while a layer that it reads is unfinished."""
+    plan = chunk.plan
+    sources = [(plan.layer.source, plan.source, chunk.row.in0, chunk.row.in1)]
+    if plan.residual is not None:
+        sources.append((plan.layer.residual, plan.residual, chunk.row.conv0, chunk.row.conv1))
+    needed = 0
+    for tensor, layout, row0, row1 in sources:
+        if layout.region == "input":
+            continue
+        rows_of = state.stores.get(tensor)
+        if rows_of is None:
+            return None
+        if plan.layer.stacked:
+            height = plan.layer.in_shape[1]
+            first, last = row0 // height, (row1 - 1) // height
+            spans = [(image, max(row0 - image * height, 0), min(row1 - image * height, height))
+                     for image in range(first, last + 1)]
+        else:
+            spans = [(chunk.image, row0, row1)]
+        for image, low, high in spans:
+            tokens = _tokens(rows_of, image, low, high)
+            if tokens is None:
+                return None
+            needed = max(needed, tokens)
+    return needed
+
+
+class _Stores:
+    """Which drains have written which rows of a tensor, and the token that says so."""
+
+    def __init__(self, plan: PlannedLayer):
+        self.plan = plan
+        self.expected = len(plan.weights.groups) * len(plan.tiling.cols)
+        self.rows = {}  # (image, row span index) -> [drains so far, token index]
+        self.total = self.expected * len(plan.tiling.rows) * (1 if plan.layer.stacked else plan.target.images)
+        self.every = -(-self.total // POSTS_PER_LAYER)
+        self.done = 0
+
+
+def _tokens(stores: _Stores, image: int, row0: int, row1: int):
+    if stores.plan.layer.stacked:
+        # One tall map: image i is row i.
+        height = stores.plan.target.height
+        image, row0, row1 = 0, image * height + row0, image * height + row1
+    latest = 0
+    for k, span in enumerate(stores.plan.tiling.rows):
+        if span.out0 < row1 and span.out1 > row0:
+            entry = stores.rows.get((image, k))
+            if entry is None or entry[0] < stores.expected or entry[1] is None:
+                return None
+            latest = max(latest, entry[1])
+    return latest
+
+
+def _emit_load(config: EngineConfig, state: _State, chunk: _Chunk) -> None:
+    plan, layer = chunk.plan, chunk.plan.layer
+    wait = max(0, _needed(state, chunk) - state.taken)
+    state.taken += wait
+    half = state.chunks & 1
+    whole = len(plan.tiling.cols) == 1
+    transfers = list(_runs(config, plan.source, chunk.planes, chunk.image, chunk.row.in0, chunk.row.in1,
+                           window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole))
+    for k, transfer in enumerate(transfers):
+        state.words.append(encode(
+            "LOAD", layer=plan.number, region=REGION[plan.source.region], destination=half, **transfer,
+            wait_free=int(k == 0 and state.chunks >= 2), post_full=int(k == len(transfers) - 1),
+            wait_stores=wait if k == 0 else 0))
+    state.chunks += 1
+    if chunk.residual_group is not None:
+        _emit_residual_load(config, state, chunk)
+
+
+def _emit_residual_load(config, state, chunk) -> None:
+    plan, residual = chunk.plan, chunk.plan.residual
+    bank = state.residual_loads & 1
+    words = config.words_per_beat
+    first = chunk.residual_group * config.planes_per_tile
+    groups = range(first, min(residual.groups, first + config.planes_per_tile))
+    whole = chunk.col.conv0 == 0 and chunk.col.conv1 == residual.width
+    window = (chunk.col.conv0, -(-(chunk.col.conv1 - chunk.col.conv0) // words) * words)
+    for digit in range(residual.digits):
+        planes = [group * residual.digits + digit for group in groups]
+        transfers = list(_runs(config, residual, planes, chunk.image, chunk.row.conv0, chunk.row.conv1, window, whole))
+        for k, transfer in enumerate(transfers):
+            last = digit == residual.digits - 1 and k == len(transfers) - 1
+            state.words.append(encode(
+                "LOAD", layer=plan.number, region=REGION[residual.region], destination=2 + 2 * bank + digit,
+                **transfer, wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last)))
+    state.residual_loads += 1
+
+
+def _runs(config, tensor, planes, image, row0, row1, window, whole):
+    """The transfers that bring rows of some planes, one after the other, into consecutive beats from 0."""
+    first_col, window_size = window
+    rows = row1 - row0
+    row_beats = window_size // config.words_per_beat * config.beats_per_word
+    address = 0
+    if whole:
+        for start, count, step in _equally_spaced(planes):
+            yield dict(offset=tensor.beat(start, image, row0, 0), beats=rows * row_beats, segments=count,
+                       stride=step * tensor.plane_beats, address=address)
+            address += count * rows * row_beats
+    else:
+        for plane in planes:
+            yield dict(offset=tensor.beat(plane, image, row0, first_col), beats=row_beats, segments=rows,
+                       stride=tensor.row_beats, address=address)
+            address += rows * row_beats
+
+
+def _equally_spaced(planes):
+    """(first, count, step) runs of an increasing list."""
+    start = 0
+    while start < len(planes):
+        step = planes[start + 1] - planes[start] if start + 1 < len(planes) else 1
+        end = start + 1
+        while end < len(planes) and planes[end] - planes[end - 1] == step:
+            end += 1
+        yield planes[start], end - start, step
+        start = end
+
+
+def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int) -> None:
+    plan, layer = chunk.plan, chunk.plan.layer
+    half = index & 1
+    whole = len(plan.tiling.cols) == 1
+    first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    in_rows = chunk.row.in1 - chunk.row.in0
+    in_cols = min(plan.source.width, first_col + window) - first_col
+    place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
+    own = {group: [p for p in plan.weights.groups[group] if p.plane in place] for group in chunk.groups}
+    for group in chunk.groups:
+        passes = own[group]
+        for k, weight_pass in enumerate(passes):
+            opens = chunk.first and k == 0
+            very_first = group == chunk.groups[0] and k == 0
+            very_last = group == chunk.groups[-1] and k == len(passes) - 1
+            keep = k > 0 and passes[k - 1].offset == weight_pass.offset
+            slot, fresh, frees = (0, False, False) if keep else _slot(config, state, chunk, weight_pass)
+            y = (chunk.row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0]
+                 - layer.padding[0] - chunk.row.in0)
+            x = (chunk.col.conv0 * layer.stride[1] + weight_pass.tap_x * layer.dilation[1]
+                 - layer.padding[1] - first_col)
+            if opens:
+                state.passes_begun += 1
+            state.words.append(encode(
+                "PASS", layer=plan.number, rows=chunk.row.conv1 - chunk.row.conv0,
+                cols=chunk.col.conv1 - chunk.col.conv0, in_rows=in_rows, in_cols=in_cols,
+                stride_y=layer.stride[0], stride_x=layer.stride[1], y=y, x=x,
+                address=place[weight_pass.plane] + y * window + x, row_step=layer.stride[0] * window,
+                half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
+                first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(very_first),
+                wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
+                post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1),
+                codebook=weight_pass.codebook))
+        if chunk.last:
+            _emit_drain(config, state, chunk, group)
+
+
+def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: WeightPass) -> tuple:
+    """(slot, does the pass wait for a fresh tile, does it free the slot); emits the tile's load if there is one."""
+    plan = chunk.plan
+    if plan.resident and weight_pass.offset in state.slots:
+        slot, fresh = state.slots[weight_pass.offset], False
+    else:
+        slot, fresh = state.tiles % config.weight_slots, True
+        state.words.append(encode(
+            "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=weight_pass.offset,
+            beats=config.tile_beats, segments=1, destination=0, address=slot * config.tile_beats,
+            wait_free=int(state.tiles >= config.weight_slots), post_full=1))
+        state.tiles += 1
+        state.slots[weight_pass.offset] = slot
+    tiling = plan.tiling
+    last_tile = (chunk.row is tiling.rows[-1] and chunk.col is tiling.cols[-1]
+                 and chunk.image == (0 if plan.layer.stacked else plan.target.images - 1))
+    return slot, fresh, last_tile or not plan.resident
+
+
+def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) -> None:
+    plan, layer, target = chunk.plan, chunk.plan.layer, chunk.plan.target
+    number = state.drains
+    words = config.words_per_beat
+    state.words.append(encode(
+        "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=plan.weights.constants[group],
+        beats=config.cols, segments=1, destination=1 + (number & 1), address=0, wait_free=int(number >= 2), post_full=1))
+
+    out_rows = chunk.row.out1 - chunk.row.out0
+    out_cols = -(-(chunk.col.out1 - chunk.col.out0) // words) * words
+    row_beats = out_cols // words * config.beats_per_word
+    whole = len(plan.tiling.cols) == 1
+    first_group = group * config.planes_per_tile
+    pool = layer.pool
+    stores = state.stores.setdefault(layer.target, _Stores(plan))
+    stores.done += 1
+    posts = stores.done % stores.every == 0 or stores.done == stores.total
+    # A drain without a token of its own is covered by the next token.
+    key = (chunk.image, plan.tiling.rows.index(chunk.row))
+    entry = stores.rows.setdefault(key, [0, None])
+    entry[0] += 1
+    entry[1] = None
+    if posts:
+        state.posted += 1
+        for waiting in stores.rows.values():
+            if waiting[1] is None:
+                waiting[1] = state.posted
+    residual = {}
+    if plan.residual is not None:
+        residual = dict(residual=1, residual_bank=state.residuals & 1, residual_digits=plan.residual.digits,
+                        residual_signed=int(plan.residual.signed))
+        state.residuals += 1
+    state.words.append(encode(
+        "DRAIN", layer=plan.number, region=REGION[target.region],
+        offset=target.beat(first_group * target.digits, chunk.image, chunk.row.out0, chunk.col.out0),
+        acc_rows=chunk.row.conv1 - chunk.row.conv0, acc_cols=chunk.col.conv1 - chunk.col.conv0,
+        out_rows=out_rows, out_cols=out_cols,
+        kernel_y=pool.kernel[0], kernel_x=pool.kernel[1], stride_y=pool.stride[0], stride_x=pool.stride[1],
+        pad_y=chunk.row.conv0 - (chunk.row.out0 * pool.stride[0] - pool.padding[0]),
+        pad_x=chunk.col.conv0 - (chunk.col.out0 * pool.stride[1] - pool.padding[1]),
+        digits=target.digits, planes=min(config.planes_per_tile, target.groups - first_group),
+        plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
+        segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
+        segment_stride=target.row_beats, bank=number & 1, constants=number & 1, **rounding_fields(layer.out_format),
+        **residual, post_store=int(posts)))
+    state.drains += 1

@@ -1,0 +1,93 @@
+"""Pass 3: where tensors lie in memory. The order is (channel group, digit, image, row, column)."""
+
+from dataclasses import dataclass
+
+from esbflow.compiler.lower import storage_digits
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.numbers import Format
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A tensor in `region`, from beat `offset`; a row of `width` words takes `pitch` words, whole beats."""
+
+    region: str
+    offset: int
+    channels: int
+    height: int
+    width: int
+    images: int
+    groups: int
+    digits: int
+    signed: bool
+    pitch: int
+    row_beats: int
+    words_per_beat: int
+    beats_per_word: int
+
+    @property
+    def plane_beats(self) -> int:
+        """Beats from one (channel group, digit) plane to the next."""
+        return self.images * self.height * self.row_beats
+
+    @property
+    def beats(self) -> int:
+        return self.groups * self.digits * self.plane_beats
+
+    @property
+    def bytes(self) -> int:
+        return self.beats * AXI_BEAT_BITS // 8
+
+    def beat(self, plane: int, image: int, row: int, column: int) -> int:
+        """Beat offset in the region of a pixel that begins a beat."""
+        assert column % self.words_per_beat == 0
+        inside = (image * self.height + row) * self.row_beats + column // self.words_per_beat * self.beats_per_word
+        return self.offset + plane * self.plane_beats + inside
+
+
+def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format, images: int,
+                  offset: int = 0) -> TensorLayout:
+    """The layout of a (c, h, w) tensor of `images` images.
+
+    >>> from esbflow.engine_config import ENGINES
+    >>> from esbflow.numbers import Unsigned
+    >>> layout = tensor_layout(ENGINES["base16x16"], "workspace", (20, 12, 13), Unsigned(4), 2)
+    >>> layout.groups, layout.pitch, layout.row_beats, layout.plane_beats
+    (2, 14, 7, 168)
+    """
+    channels, height, width = shape
+    words = config.words_per_beat
+    pitch = -(-width // words) * words
+    return TensorLayout(
+        region=region, offset=offset, channels=channels, height=height, width=width, images=images,
+        groups=-(-channels // config.rows), digits=storage_digits(form), signed=bool(form.min < 0 or form.signed),
+        pitch=pitch, row_beats=pitch // words * config.beats_per_word,
+        words_per_beat=words, beats_per_word=config.beats_per_word)
+
+
+def place(layers: list, layouts: dict) -> dict:
+    """Give every tensor of the workspace an offset; memory is used again after a tensor's last reader.
+
+    `layouts` maps tensor -> TensorLayout. A tensor may take the place of one whose last reader is an earlier layer:
+    loads are carried out in order, so no load of an earlier layer follows a store of a later one.
+    """
+    last_use, made = {}, {}
+    for i, layer in enumerate(layers):
+        made[layer.target] = i
+        for source in (layer.source, layer.residual):
+            if source is not None:
+                last_use[source] = i
+    placed, busy = {}, []  # busy: (offset, end, last use)
+    for i, layer in enumerate(layers):
+        layout = layouts[layer.target]
+        if layout.region != "workspace":
+            continue
+        busy = [entry for entry in busy if entry[2] >= i]
+        offset = 0
+        for start, end, _ in sorted(busy):
+            if offset + layout.beats <= start:
+                break
+            offset = max(offset, end)
+        busy.append((offset, offset + layout.beats, last_use.get(layer.target, i)))
+        placed[layer.target] = offset
+    return placed

@@ -1,0 +1,195 @@
+"""Pass 1: integer graph -> engine layers. Everything becomes a convolution with a drain.
+
+Pools that stand alone, additions and requantizations are diagonal convolutions; a linear layer is a convolution as
+large as its map, over which the images of a batch lie one below the other; a max pool that alone follows a
+convolution happens on the convolution's way out.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esbflow.compiler.errors import CompileError
+from esbflow.graph import ir
+from esbflow.numbers import ESB, Format, Signed, Unsigned
+
+POOL_LIMIT = 15
+"""Kernel, stride and padding of a pool are 4-bit fields of the DRAIN instruction."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    kernel: tuple = (1, 1)
+    stride: tuple = (1, 1)
+    padding: tuple = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One convolution and its drain. Shapes are (c, h, w); `conv_shape` is before the pool, `out_shape` after it."""
+
+    name: str
+    op: str
+    source: str
+    residual: str | None
+    target: str
+    in_shape: tuple
+    conv_shape: tuple
+    out_shape: tuple
+    weight: np.ndarray
+    groups: int
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    pool: Pool
+    requantizer: ir.Requantizer
+    in_format: Format
+    residual_format: Format | None
+    out_format: Format
+    stacked: bool  # the images of a batch are rows of one tall map
+
+    @property
+    def kernel(self) -> tuple:
+        return self.weight.shape[2:]
+
+    @property
+    def macs(self) -> int:
+        """Useful multiply-accumulates for one image."""
+        if self.op in ("MaxPool2d", "Add", "Requantize"):
+            return 0
+        _, height, width = self.conv_shape
+        return int(self.weight.size * height * width)
+
+
+def storage_digits(form: Format) -> int:
+    """4-bit digits that hold a format's integers: 1, 2, 4 or 8.
+
+    >>> storage_digits(Unsigned(4)), storage_digits(ESB(4, 1)), storage_digits(Signed(16))
+    (1, 2, 4)
+    """
+    for digits in (1, 2, 4, 8):
+        bits = 4 * digits
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if form.min < 0 or form.signed else (0, (1 << bits) - 1)
+        if low <= form.min and form.max <= high:
+            return digits
+    raise CompileError(f"format {form} needs more than 32 bits")
+
+
+def _check_format(name: str, form: Format, is_output: bool) -> None:
+    if isinstance(form, ESB):
+        if form.max > 255 or _octaves(form) > 7:
+            raise CompileError(
+                f"layer {name}: the engine requantizes to ESB levels up to 255, {form} reaches {form.max}; "
+                "use fewer exponent bits")
+    elif not isinstance(form, (Signed, Unsigned)):
+        raise CompileError(f"layer {name}: the engine has no activations of format {form}; use u4, s4, u8, s8 or ESB")
+    if not is_output and storage_digits(form) > 2:
+        raise CompileError(f"layer {name}: the engine reads activations of at most 8 bits, not {form}")
+
+
+def _octaves(form: ESB) -> int:
+    exponent_bits = form.bits - form.significand - (1 if form.signed else 0)
+    return max(0, 2 ** exponent_bits - 2)
+
+
+def rounding_fields(form: Format) -> dict:
+    """The DRAIN instruction's fields for an output format."""
+    if isinstance(form, ESB):
+        return dict(bits=4 * storage_digits(form), signed=int(form.signed), esb=1, significand=form.significand,
+                    octaves=_octaves(form))
+    return dict(bits=form.bits, signed=int(form.signed), esb=0)
+
+
+def _identity(channels: int) -> np.ndarray:
+    return np.ones((channels, 1, 1, 1), dtype=np.int64)
+
+
+def _pass_through(channels: int) -> ir.Requantizer:
+    one, zero = np.ones(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
+    return ir.Requantizer(m=one, b=zero, s=zero, n=zero)
+
+
+def lower(graph: ir.Graph) -> list:
+    """Engine layers in execution order.
+
+    Raises
+    ------
+    CompileError
+        for an operator or a format that the engine does not have, naming it and the nearest fix.
+    """
+    consumers = {node.name: [] for node in graph.nodes}
+    for node in graph.nodes:
+        for source in node.inputs:
+            consumers[source].append(node)
+    layers, fused = [], set()
+    for node in graph.nodes[1:]:
+        if node.name in fused:
+            continue
+        layer = _lower_node(graph, node)
+        following = consumers[node.name]
+        if (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and len(following) == 1
+                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output):
+            pool = following[0]
+            _check_pool(pool)
+            layer = replace(layer, target=pool.name, out_shape=pool.shape,
+                            pool=Pool(pool.kernel, pool.stride, pool.padding))
+            fused.add(pool.name)
+        is_output = layer.target == graph.output.name
+        _check_format(layer.name, layer.in_format, False)
+        _check_format(layer.name, layer.out_format, is_output)
+        if layer.residual_format is not None:
+            _check_format(layer.name, layer.residual_format, False)
+        layers.append(layer)
+    if not layers:
+        raise CompileError(f"graph {graph.name} has no layer after its input")
+    return layers
+
+
+def _check_pool(node: ir.MaxPool2d) -> None:
+    if max(*node.kernel, *node.stride, *node.padding) > POOL_LIMIT:
+        raise CompileError(f"layer {node.name}: the engine pools windows and strides up to {POOL_LIMIT}")
+
+
+def _lower_node(graph: ir.Graph, node: ir.Node) -> Layer:
+    source = graph[node.inputs[0]]
+    common = dict(
+        name=node.name, op=type(node).__name__, source=source.name, residual=None, target=node.name,
+        in_shape=source.shape, conv_shape=node.shape, out_shape=node.shape, groups=1, stride=(1, 1), padding=(0, 0),
+        dilation=(1, 1), pool=Pool(), in_format=source.format, residual_format=None, out_format=node.format,
+        stacked=False)
+    channels = source.shape[0]
+    if isinstance(node, ir.Conv2d):
+        common.update(weight=node.weight, groups=node.groups, stride=node.stride, padding=node.padding,
+                      dilation=node.dilation, requantizer=node.requantizer)
+        if len(node.inputs) > 1:
+            common.update(residual=node.inputs[1], residual_format=graph[node.inputs[1]].format)
+    elif isinstance(node, ir.Linear):
+        weight = node.weight.reshape(-1, *source.shape)
+        common.update(weight=weight, stride=source.shape[1:], requantizer=node.requantizer, stacked=True)
+    elif isinstance(node, ir.MaxPool2d):
+        _check_pool(node)
+        common.update(weight=_identity(channels), groups=channels, requantizer=_pass_through(channels),
+                      conv_shape=source.shape, pool=Pool(node.kernel, node.stride, node.padding))
+    elif isinstance(node, ir.AvgPool2d):
+        ones = np.ones((channels, 1, *node.kernel), dtype=np.int64)
+        common.update(weight=ones, groups=channels, stride=node.stride, padding=node.padding,
+                      requantizer=node.requantizer)
+    elif isinstance(node, ir.Add):
+        common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer,
+                      residual=node.inputs[1], residual_format=graph[node.inputs[1]].format)
+    elif isinstance(node, ir.Requantize):
+        common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer)
+    else:
+        raise CompileError(
+            f"layer {node.name}: the engine does not run {type(node).__name__}; run it on the host, or express it by "
+            "convolutions")
+    layer = Layer(**common)
+    # A valid convolution as large as its map is a linear layer.
+    if (isinstance(node, ir.Conv2d) and layer.conv_shape[1:] == (1, 1) and layer.kernel == layer.in_shape[1:]
+            and layer.padding == (0, 0) and layer.dilation == (1, 1)):
+        layer = replace(layer, stride=layer.in_shape[1:], stacked=True)
+    if layer.stacked and layer.residual is None and max(layer.stride) > 63:
+        layer = replace(layer, stacked=False, stride=(1, 1))
+    if max(layer.stride) > 63:
+        raise CompileError(f"layer {layer.name}: the engine's strides reach 63, not {max(layer.stride)}")
+    return layer

@@ -1,0 +1,96 @@
+"""The compiler: named passes from an integer graph to a program for one engine and one batch size."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.fold import fold_input
+from esbflow.compiler.layout import place, tensor_layout
+from esbflow.compiler.lower import lower
+from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
+from esbflow.compiler.tile import tile
+from esbflow.compiler.weights import WeightsRegion, pack_layer
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.graph.ir import Graph
+from esbflow.registers import LOG_BEATS
+
+BEAT_BYTES = AXI_BEAT_BITS // 8
+BATCH_LIMIT = 256
+
+
+def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True) -> Program:
+    """Compile for runs of `batch` images.
+
+    Passes: lower (operators to convolutions), fold_input (few input channels), tensor_layout and place (memory),
+    split_weights and pack_layer (integers to codes), tile, emit (instructions).
+
+    Raises
+    ------
+    CompileError
+        if the graph does not fit the engine; the sentence names the layer and the nearest fix.
+    """
+    if not 1 <= batch <= BATCH_LIMIT:
+        raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
+    layers = lower(graph)
+    if len(layers) > LAYER_LIMIT:
+        raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
+    fold_choice = None
+    readers = [layer for layer in layers if graph.input.name in (layer.source, layer.residual)]
+    if fold and len(readers) == 1 and readers[0] is layers[0]:
+        fold_choice, layers[0] = fold_input(layers[0], config.rows)
+
+    input_shape = layers[0].in_shape if fold_choice else graph.input.shape
+    layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, batch)}
+    for layer in layers:
+        region = "output" if layer.target == graph.output.name else "workspace"
+        layouts[layer.target] = tensor_layout(config, region, layer.out_shape, layer.out_format, batch)
+    for tensor, offset in place(layers, layouts).items():
+        layouts[tensor] = replace(layouts[tensor], offset=offset)
+
+    region, plans = WeightsRegion(config), []
+    for number, layer in enumerate(layers):
+        source, target = layouts[layer.source], layouts[layer.target]
+        weights = pack_layer(config, region, layer, source.digits, source.signed)
+        passes = max(len(group) for group in weights.groups)
+        planes = max(len({p.plane for p in group}) for group in weights.groups)
+        heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
+                   else (layer.conv_shape[1], layer.in_shape[1]))
+        tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes)
+        plans.append(PlannedLayer(
+            number=number, layer=layer, source=source,
+            residual=layouts[layer.residual] if layer.residual else None, target=target, tiling=tiling,
+            weights=weights, resident=weights.tiles <= config.weight_slots))
+    try:
+        words = emit(config, plans)
+    except ValueError as error:
+        raise CompileError(f"graph {graph.name} does not fit the instructions of engine {config.name}: {error}") from None
+    workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
+                     if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES
+    source, target = layouts[graph.input.name], layouts[graph.output.name]
+    meta = {
+        "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch,
+        "engine": config.to_dict(), "engine_hash": f"{config.hash:016x}",
+        "input": {
+            "shape": list(graph.input.shape), "digits": source.digits, "channels": source.channels,
+            "height": source.height, "width": source.width, "pitch": source.pitch,
+            "fold": fold_choice.to_meta() if fold_choice else None,
+        },
+        "output": {
+            "shape": list(graph.output.shape), "digits": target.digits, "signed": target.signed,
+            "pitch": target.pitch, "scale": float(graph.output.scale),
+        },
+        "regions": {
+            "workspace": workspace, "input": source.bytes, "output": target.bytes,
+            "log": len(layers) * LOG_BEATS * BEAT_BYTES,
+        },
+        "layers": [{
+            "name": plan.layer.name, "op": plan.layer.op, "macs": plan.layer.macs,
+            "passes": sum(len(group) for group in plan.weights.groups),
+            "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
+            "out_shape": list(plan.layer.out_shape), "stacked": plan.layer.stacked,
+        } for plan in plans],
+    }
+    return Program(meta=meta, instructions=instruction_array(words), weights=region.bytes(),
+                   table=np.asarray(graph.input.table, dtype=np.int64))

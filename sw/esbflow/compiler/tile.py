@@ -1,0 +1,168 @@
+"""Pass 4: cut each layer's output into tiles that fit the accumulators and buffers."""
+
+from dataclasses import dataclass
+
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.layout import TensorLayout
+from esbflow.compiler.lower import Layer
+from esbflow.engine_config import EngineConfig
+
+ROW_LIMIT = 1023
+"""Rows and columns of a tile and of its input are 10-bit fields."""
+MORE_TILES = 8
+"""Tile heights tried beyond the tallest that fits: small first and last tiles hide loads and stores."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Along one axis: outputs [out0, out1) after the pool, convolution outputs [conv0, conv1), inputs [in0, in1)."""
+
+    out0: int
+    out1: int
+    conv0: int
+    conv1: int
+    in0: int
+    in1: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles are the product of row spans and column spans; `planes_at_once` input planes fit half a buffer."""
+
+    rows: tuple
+    cols: tuple
+    planes_at_once: int
+
+
+def span(layer: Layer, axis: int, out0: int, out1: int, conv_size: int, in_size: int) -> Span:
+    """What outputs [out0, out1) need, cut to the map."""
+    pool = layer.pool
+    conv0 = max(0, out0 * pool.stride[axis] - pool.padding[axis])
+    conv1 = min(conv_size, (out1 - 1) * pool.stride[axis] - pool.padding[axis] + pool.kernel[axis])
+    stride, padding, reach = layer.stride[axis], layer.padding[axis], (layer.kernel[axis] - 1) * layer.dilation[axis]
+    in0 = min(max(0, conv0 * stride - padding), in_size - 1)
+    in1 = max(min(in_size, (conv1 - 1) * stride - padding + reach + 1), in0 + 1)
+    return Span(out0, out1, conv0, conv1, in0, in1)
+
+
+def _cut(size: int, step: int) -> list:
+    return [(start, min(size, start + step)) for start in range(0, size, step)]
+
+
+def tile(config: EngineConfig, layer: Layer, source: TensorLayout, target: TensorLayout, passes_per_plane: int,
+         heights: tuple, planes: int) -> Tiling:
+    """Choose tiles by an estimate of first load + passes + last drain.
+
+    heights : (conv rows, input rows) of the map, which for a stacked linear layer is that of the whole batch.
+    passes_per_plane : passes that each input plane takes for one group of output channels.
+    planes : input planes (channel groups x digits) that a tile needs at most.
+
+    Raises
+    ------
+    CompileError
+        if not even one output pixel's window fits the activation buffer, saying so.
+    """
+    conv_height, in_height = heights
+    conv_width, in_width = layer.conv_shape[2], layer.in_shape[2]
+    out_height = target.height * (target.images if layer.stacked else 1)
+    words, best = config.words_per_beat, None
+    width = target.width
+    while True:
+        step = min(width, target.width)
+        columns = _columns(layer, step, target.width, conv_width, in_width, words)
+        candidate = _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target,
+                               passes_per_plane, planes)
+        if candidate is not None and (best is None or candidate[0] < best[0]):
+            best = candidate
+        if best is not None or step <= words:
+            break
+        width = -(-(step // 2) // words) * words
+    if best is None:
+        raise CompileError(
+            f"layer {layer.name}: the window of one row of outputs does not fit the engine's buffers "
+            f"({config.activation_beats} beats a half, {config.accumulator_depth} accumulators); "
+            "use a larger engine or a smaller kernel")
+    return best[1]
+
+
+def _columns(layer, step, out_width, conv_width, in_width, words) -> tuple:
+    return tuple(span(layer, 1, x0, x1, conv_width, in_width) for x0, x1 in _cut(out_width, step))
+
+
+def window_words(layer: Layer, column: Span, words: int, pitch: int, whole: bool) -> tuple:
+    """(first column, words) of the buffer window: whole beats, or the whole row with its padding."""
+    if whole:
+        return 0, pitch
+    first = column.in0 // words * words
+    return first, -(-(column.in1 - first) // words) * words
+
+
+def _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target, passes_per_plane, planes):
+    words = config.words_per_beat
+    whole = len(columns) == 1
+    tallest = None
+    for height in range(out_height, 0, -1):
+        if _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole):
+            tallest = height
+            break
+    if tallest is None:
+        return None
+    best = None
+    fewest = -(-out_height // tallest)
+    for count in range(fewest, min(out_height, fewest + MORE_TILES) + 1):
+        height = -(-out_height // count)
+        rows = tuple(span(layer, 0, y0, y1, conv_height, in_height) for y0, y1 in _cut(out_height, height))
+        plane_beats = max(_plane_beats(config, layer, row, column, source, words, whole)
+                          for row in rows for column in columns)
+        at_once = min(planes, config.activation_beats // plane_beats)
+        if at_once > source.digits:
+            at_once -= at_once % source.digits  # so that a weight tile meets all digits of its channels
+        tiling = Tiling(rows, columns, at_once)
+        cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target)
+        if best is None or cost < best[0]:
+            best = (cost, tiling)
+    return best
+
+
+def _plane_beats(config, layer, row, column, source, words, whole):
+    _, window = window_words(layer, column, words, source.pitch, whole)
+    return (row.in1 - row.in0) * (window // words) * config.beats_per_word
+
+
+def _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole) -> bool:
+    for y0, y1 in _cut(out_height, height):
+        row = span(layer, 0, y0, y1, conv_height, in_height)
+        for column in columns:
+            conv_rows, conv_cols = row.conv1 - row.conv0, column.conv1 - column.conv0
+            if conv_rows * conv_cols > config.accumulator_depth or max(conv_rows, conv_cols) > ROW_LIMIT:
+                return False
+            if max(row.in1 - row.in0, window_words(layer, column, words, source.pitch, whole)[1]) > ROW_LIMIT:
+                return False
+            if _plane_beats(config, layer, row, column, source, words, whole) > config.activation_beats:
+                return False
+            if layer.residual is not None:
+                pitch = -(-conv_cols // words)
+                if (config.planes_per_tile * conv_rows * pitch * config.beats_per_word > config.residual_beats):
+                    return False
+    return True
+
+
+def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target) -> int:
+    """Cycles, roughly: what cannot be hidden, plus the longest of compute, loads and drains."""
+    out_groups = -(-layer.weight.shape[0] // config.cols)
+    images = 1 if layer.stacked else target.images
+    shortest = config.tile_load_cycles + 4
+    compute = load = drain = last_drain = 0
+    reloads = 1 if planes <= tiling.planes_at_once else out_groups
+    for row in tiling.rows:
+        for column in tiling.cols:
+            pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
+            compute += out_groups * planes * passes_per_plane * max(pixels, shortest)
+            load += reloads * planes * _plane_beats(config, layer, row, column, source, config.words_per_beat,
+                                                    len(tiling.cols) == 1)
+            words = (row.out1 - row.out0) * (column.out1 - column.out0)
+            last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
+                          * config.cols // config.requantize_lanes)
+            drain += out_groups * last_drain
+    first_load = min(planes, tiling.planes_at_once) * plane_beats
+    return images * max(compute, load, drain) + first_load + last_drain
