@@ -75,7 +75,7 @@ class RequantizeLane(wiring.Component):
         # Cycle 6: the linear level, and a doubled value clamped to what an ESB format of 8 bits can need.
         form = delayed_format[5]
         rounded = Signal(signed(self._sum + 1))
-        largest = Signal(LEVEL_BITS)
+        largest = Signal(signed(LEVEL_BITS + 1))
         smallest = Signal(signed(LEVEL_BITS + 1))
         m.d.comb += [
             rounded.eq((doubled + 1) >> 1),
