@@ -1,0 +1,171 @@
+"""RTL text to a shared library that esbsim.simulator loads, cached by what went into it."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from esbsim import toolchain
+from esbsim.toolchain import BuildError
+
+HERE = Path(__file__).parent
+HARNESS = ("harness.cpp", "memory.h")
+RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+TRACE_RUNTIME = ("verilated_vcd_c.cpp",)
+JOBS = max(1, min(2, os.cpu_count() or 1))
+
+VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing", "-Wno-fatal",
+            "-Wno-lint", "-Wno-style", "--prefix", "Vengine", "--output-split", "20000", "--output-split-cfuncs", "5000")
+COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-O2", "-DVL_TIME_CONTEXT", "-pthread", "-w")
+"""Verilator's output compiles about as slowly as -O3 would and runs as fast: measured, see docs/simulation.md."""
+
+
+def cache_folder() -> Path:
+    """$ESBFLOW_CACHE, or build/cache of the checkout this package lies in (else of the current folder)."""
+    if os.environ.get("ESBFLOW_CACHE"):
+        return Path(os.environ["ESBFLOW_CACHE"])
+    checkout = HERE.parents[1]
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "build" / "cache"
+
+
+def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False) -> Path:
+    """The shared library of a design: from the cache, or built now (seconds to minutes, 2 jobs at most).
+
+    Parameters
+    ----------
+    text : RTLIL (as amaranth.back.rtlil.convert gives it; flattened here) or Verilog (taken as it is).
+    top : name of the top module: ap_clk, ap_rst_n, irq, s_axi_* and any m_axi_<port>_* of 128 data bits.
+    cache_dir : where libraries are kept; None is cache_folder().
+    trace : True builds one that can write waves (slower, kept apart).
+
+    Raises
+    ------
+    BuildError
+        if a tool is missing (saying how to get it), or refuses the design.
+    """
+    folder = Path(cache_dir) if cache_dir is not None else cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{top}-{_key(text, top, trace)}.so"
+    if library.exists():
+        return library
+    with _locked(library.with_suffix(".lock")):
+        if not library.exists():  # another process may have built it while we waited
+            with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
+                _build(text, top, Path(work).resolve(), folder.resolve(), library, trace)
+    return library
+
+
+def _key(text: str, top: str, trace: bool) -> str:
+    digest = hashlib.sha256()
+    parts = [text, top, str(trace), toolchain.FLATTEN, *VERILATE, *COMPILE, toolchain.verilator()[2],
+             *toolchain.compiler(), *((HERE / name).read_text() for name in HARNESS)]
+    for part in parts:
+        digest.update(hashlib.sha256(part.encode()).digest())
+    return digest.hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    path.unlink(missing_ok=True)
+
+
+def _build(text, top, work, folder, library, trace):
+    progress = _Progress(top)
+    progress("flatten")
+    verilog = text if _is_verilog(text) else toolchain.flatten(text, top)
+    (work / "design.v").write_text(verilog)
+    (work / "ports.h").write_text(_ports_header(verilog, top, trace))
+    for name in HARNESS:
+        shutil.copy(HERE / name, work)
+
+    progress("verilate")
+    binary, root, _ = toolchain.verilator()
+    flags = [*VERILATE, "--top-module", top, "--Mdir", "generated", *(["--trace-vcd"] if trace else [])]
+    toolchain.run_tool([binary, *flags, "design.v"], work, "Verilator", toolchain.verilator_environment(root))
+
+    progress("compile")
+    include = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}", f"-I{work / 'generated'}"]
+    defines = [f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}", "-DVM_COVERAGE=0", "-DVM_SC=0"]
+    # Largest first: the last file to finish decides when we are done.
+    sources = sorted((work / "generated").glob("*.cpp"), key=lambda path: -path.stat().st_size)
+    sources.insert(0, work / "harness.cpp")
+    compiler, _ = toolchain.compiler()
+
+    def compile_one(source):
+        target = work / (source.name + ".o")
+        toolchain.run_tool([compiler, *COMPILE, *include, *defines, "-c", source, "-o", target], work, "the C++ compiler")
+        return target
+
+    runtime = _runtime_objects(folder, root, include, defines, trace)
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(compile_one, sources))
+    unfinished = work / "library.so"
+    toolchain.run_tool([compiler, "-shared", "-pthread", "-o", unfinished, *objects, *runtime], work, "the linker")
+    os.replace(unfinished, library)
+    progress.done()
+
+
+def _runtime_objects(folder, root, include, defines, trace):
+    """Verilator's own C++ files, compiled once for all designs."""
+    binary, _, version = toolchain.verilator()
+    compiler, compiler_version = toolchain.compiler()
+    key = hashlib.sha256(repr((version, str(root), compiler, compiler_version, COMPILE, trace)).encode()).hexdigest()[:16]
+    objects = []
+    for name in RUNTIME + (TRACE_RUNTIME if trace else ()):
+        target = folder / f"{Path(name).stem}-{key}.o"
+        if not target.exists():
+            unfinished = target.with_suffix(f".{os.getpid()}")
+            toolchain.run_tool([compiler, *COMPILE, *include, *defines, "-c", root / "include" / name, "-o", unfinished],
+                               folder, "the C++ compiler")
+            os.replace(unfinished, target)
+        objects.append(target)
+    return objects
+
+
+def _is_verilog(text: str) -> bool:
+    return re.search(r"^\s*endmodule\b", text, re.MULTILINE) is not None
+
+
+def _ports_header(verilog: str, top: str, trace: bool) -> str:
+    """The X-macros with which harness.cpp reaches the top's ports."""
+    module = re.search(rf"^module {re.escape(top)}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
+    if not module:
+        raise BuildError(f"the design has no module named {top}")
+    declared = set(re.findall(r"\b(?:input|output)\b[^;,)]*?\b(\w+)\s*[;,)]", module.group(0)))
+    for name in ("ap_clk", "ap_rst_n", "irq", "s_axi_araddr", "s_axi_awaddr"):
+        if name not in declared:
+            raise BuildError(f"{top} has no port {name}, which the harness drives or reads")
+    pattern = r"m_axi_(\w+)_{}addr"
+    readers = {m.group(1) for m in (re.fullmatch(pattern.format("ar"), name) for name in declared) if m}
+    writers = {m.group(1) for m in (re.fullmatch(pattern.format("aw"), name) for name in declared) if m}
+    # A fixed order, so that seeds and port numbers do not depend on how the tools list ports.
+    first = ["program", "weights", "activations"]
+    names = sorted(readers | writers, key=lambda name: (first.index(name) if name in first else len(first), name))
+    def entries(chosen):
+        return " ".join(f"X({names.index(name)}, {name})" for name in names if name in chosen)
+    return (f'#include "Vengine.h"\n#define ESB_TOP Vengine\n#define ESB_TRACE {int(trace)}\n'
+            f"#define ESB_PORTS(X) {' '.join(f'X({name})' for name in names)}\n"
+            f"#define ESB_READ_PORTS(X) {entries(readers)}\n#define ESB_WRITE_PORTS(X) {entries(writers)}\n")
+
+
+class _Progress:
+    """Lines on stderr, so that nobody takes a long build for a hang."""
+
+    def __init__(self, top: str):
+        self._top, self._start = top, time.monotonic()
+
+    def __call__(self, step: str):
+        print(f"building the simulator of {self._top}: {step} ({time.monotonic() - self._start:.0f} s)", file=sys.stderr)
+
+    def done(self):
+        print(f"built the simulator of {self._top} in {time.monotonic() - self._start:.0f} s", file=sys.stderr)

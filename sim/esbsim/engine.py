@@ -1,0 +1,36 @@
+"""A simulator of a configuration: generate the RTL, build the library, connect the memory."""
+
+from pathlib import Path
+
+import numpy as np
+
+from esbflow.engine_config import EngineConfig
+from esbsim.build import build
+from esbsim.simulator import MemoryTiming, Simulator
+
+TOP = "esb_engine"
+
+
+def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None) -> Path:
+    """The shared library of a configuration's engine; built on the first call, minutes for the largest."""
+    from esbhw.generate import rtlil  # here: reading a program or using a built board needs no Amaranth
+
+    return build(rtlil(config), TOP, cache_dir, trace)
+
+
+def simulate_engine(config: EngineConfig, memory: np.ndarray, base: int = 0,
+                    timing: MemoryTiming | dict = MemoryTiming(), shared_bytes_per_cycle: float | None = None,
+                    trace: str | Path | None = None, cache_dir: str | Path | None = None) -> Simulator:
+    """A simulator of a configuration's engine over `memory`; with `trace`, waves go to that file from reset on.
+
+    Raises
+    ------
+    esbsim.toolchain.BuildError
+        if a tool is missing or refuses the design.
+    """
+    library = engine_library(config, trace is not None, cache_dir)
+    simulator = Simulator(library, memory, base, timing, shared_bytes_per_cycle)
+    if trace is not None:
+        simulator.trace(trace)
+        simulator.reset()
+    return simulator

@@ -1,0 +1,309 @@
+"""A compiled engine as a Python object: registers, clock cycles, interrupt, memory timing and faults."""
+
+import ctypes
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+CHANNELS = ("ar", "r", "aw", "w", "b")
+RESPONSES = {"slverr": 2, "decerr": 3}
+NEVER = 2**64 - 1
+ACCESS_LIMIT = 10_000
+"""Cycles in which a register access must be answered."""
+
+
+class SimulationError(RuntimeError):
+    """The simulated hardware broke a rule of its bus, or did not answer."""
+
+
+class ProtocolViolation(SimulationError):
+    """An AXI master of the design broke a rule of AXI4; the text says which, where and in which cycle."""
+
+
+@dataclass(frozen=True)
+class MemoryTiming:
+    """How the memory behind one port answers; the defaults are the ideal memory of the cycle model.
+
+    Parameters
+    ----------
+    latency : cycles from the AR handshake to the first beat on offer, at least 1.
+    write_latency : cycles from the last W handshake to B on offer; None is `latency`.
+    jitter : each burst takes 0..jitter cycles longer, drawn with `seed`; answers stay in order.
+    beats_per_cycle : at most 1, for reads and writes each; a Fraction is kept exactly.
+    outstanding : bursts that the memory takes before READY falls; 0 is no limit.
+    stall : chance that a channel pauses in a cycle: one number, or {channel: chance} with "ar", "r", "aw", "w", "b".
+    seed : of jitter and stalls.
+
+    Raises
+    ------
+    ValueError
+        if a value is out of range, naming it.
+    """
+
+    latency: int = 40
+    write_latency: int | None = None
+    jitter: int = 0
+    beats_per_cycle: Fraction | float = 1
+    outstanding: int = 0
+    stall: float | dict = field(default=0.0)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("latency", "write_latency"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 2**31:
+                raise ValueError(f"{name} must be at least 1 cycle, not {value!r}")
+        if not 0 < self.beats_per_cycle <= 1:
+            raise ValueError(f"beats_per_cycle must be above 0 and at most 1, not {self.beats_per_cycle!r}")
+        for name in ("jitter", "outstanding", "seed"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name} must not be negative, and below 2**31, not {getattr(self, name)!r}")
+        for channel, chance in self.stalls().items():
+            if channel not in CHANNELS:
+                raise ValueError(f"stall: no channel named {channel!r}; known: {', '.join(CHANNELS)}")
+            if not 0 <= chance < 1:
+                raise ValueError(f"stall: the chance on {channel} must be at least 0 and below 1, not {chance!r}")
+
+    def stalls(self) -> dict:
+        return self.stall if isinstance(self.stall, dict) else dict.fromkeys(CHANNELS, self.stall)
+
+
+class Simulator:
+    """One simulated engine with its memory.
+
+    The memory is the caller's array, seen by the engine at `base` and above; nothing is copied. All calls run in C++
+    without the interpreter's lock. Register accesses advance the clock, by the cycles that the engine takes to answer.
+
+    Parameters
+    ----------
+    library : what esbsim.build.build returned.
+    memory : contiguous uint8 array.
+    base : bus address of memory[0].
+    timing : one MemoryTiming for all ports, or {port name: MemoryTiming} (others ideal).
+    shared_bytes_per_cycle : what all ports together may move (a DDR controller); None is no limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        if the memory is not such an array, or a port name is unknown.
+    """
+
+    def __init__(self, library: str | Path, memory: np.ndarray, base: int = 0, timing: MemoryTiming | dict = MemoryTiming(),
+                 shared_bytes_per_cycle: float | Fraction | None = None):
+        if not isinstance(memory, np.ndarray) or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
+            raise TypeError("memory must be a contiguous NumPy array of uint8")
+        if not memory.flags.writeable:
+            raise ValueError("memory must be writeable")
+        self._library = _load(library)
+        self.memory, self.base = memory, base  # kept: C++ holds a pointer into it
+        self._handle = self._library.esb_new(memory.ctypes.data, memory.nbytes, base)
+        self.ports = _port_names(self._library)
+        timings = timing if isinstance(timing, dict) else dict.fromkeys(self.ports, timing)
+        for port in self.ports:
+            self.set_timing(port, timings.get(port, MemoryTiming()))
+        for port in set(timings) - set(self.ports):
+            self._port(port)
+        self.set_shared_bandwidth(shared_bytes_per_cycle)
+        self.reset()
+
+    def close(self):
+        """Ends the simulation and closes its waves; the object is of no use afterwards."""
+        if getattr(self, "_handle", None):
+            self.trace(None)
+            self._library.esb_delete(self._handle)
+            self._handle = None
+
+    def __del__(self):
+        self.close()
+
+    # -- clock --------------------------------------------------------------------------------------------
+    @property
+    def cycles(self) -> int:
+        """Rising clock edges since the simulator was made."""
+        return self._library.esb_cycles(self._handle)
+
+    @property
+    def interrupt(self) -> bool:
+        """Level of the interrupt output after the last edge."""
+        return bool(self._library.esb_interrupt(self._handle))
+
+    def reset(self, cycles: int = 4):
+        """Holds ap_rst_n low; the memory forgets its open bursts, its contents stay."""
+        self._library.esb_reset(self._handle, cycles)
+
+    def run(self, cycles: int) -> int:
+        """Advances the clock; returns how many cycles.
+
+        Raises
+        ------
+        ProtocolViolation
+            if a master broke an AXI rule.
+        """
+        ran = self._library.esb_run(self._handle, cycles, 0)
+        self._check()
+        return ran
+
+    def run_until_interrupt(self, max_cycles: int) -> bool:
+        """Advances until the interrupt is high, at most `max_cycles`; True if it is. Raises as `run` does."""
+        self._library.esb_run(self._handle, max_cycles, 1)
+        self._check()
+        return self.interrupt
+
+    # -- registers ----------------------------------------------------------------------------------------
+    def read(self, address: int) -> int:
+        """The 32-bit register at a byte address.
+
+        Raises
+        ------
+        SimulationError
+            if it is answered with an error, or not within ACCESS_LIMIT cycles.
+        """
+        value = ctypes.c_uint32()
+        response = self._library.esb_read(self._handle, address, ctypes.byref(value), ACCESS_LIMIT)
+        self._check_access("read", address, response)
+        return value.value
+
+    def write(self, address: int, value: int):
+        """Writes the 32-bit register at a byte address. Raises as `read` does."""
+        if not 0 <= value < 2**32:
+            raise ValueError(f"a register value must fit in 32 bits, not {value!r}")
+        response = self._library.esb_write(self._handle, address, value, ACCESS_LIMIT)
+        self._check_access("write", address, response)
+
+    def _check_access(self, what, address, response):
+        if response:
+            why = f"not answered in {ACCESS_LIMIT} cycles" if response < 0 else f"answered with error response {response}"
+            raise SimulationError(f"the register {what} at 0x{address:03x} was {why}")
+        self._check()
+
+    def _check(self):
+        text = self._library.esb_violation(self._handle)
+        if text:
+            self._library.esb_clear_violations(self._handle)
+            raise ProtocolViolation(text.decode())
+
+    # -- memory behaviour ---------------------------------------------------------------------------------
+    def set_timing(self, port: str, timing: MemoryTiming):
+        """Changes how one port's memory answers from now on."""
+        rate = Fraction(timing.beats_per_cycle).limit_denominator(1000)
+        stalls = timing.stalls()
+        chances = (ctypes.c_uint32 * len(CHANNELS))(*(int(stalls.get(c, 0) * 2**32) for c in CHANNELS))
+        index = self._port(port)
+        self._library.esb_set_timing(
+            self._handle, index, timing.latency, timing.write_latency or timing.latency, timing.jitter,
+            timing.outstanding, rate.numerator, rate.denominator, chances, timing.seed * len(self.ports) + index)
+
+    def set_shared_bandwidth(self, bytes_per_cycle: float | Fraction | None):
+        """Limits what all ports together move; None lifts the limit."""
+        if bytes_per_cycle is not None and bytes_per_cycle <= 0:
+            raise ValueError(f"bytes_per_cycle must be above 0 or None, not {bytes_per_cycle!r}")
+        rate = Fraction(bytes_per_cycle or 0).limit_denominator(1000)
+        self._library.esb_set_shared(self._handle, rate.numerator, rate.denominator)
+
+    def set_fault(self, low: int, high: int, response: str = "slverr", port: str | None = None):
+        """Bus addresses low <= a < high answer "slverr" or "decerr", on one port or on all (None).
+
+        Addresses outside the memory answer "decerr" always.
+        """
+        if response not in RESPONSES:
+            raise ValueError(f"response must be 'slverr' or 'decerr', not {response!r}")
+        self._library.esb_add_fault(self._handle, self._port(port), low, high, RESPONSES[response])
+
+    def clear_faults(self):
+        """Forgets what set_fault and set_wrong_last set."""
+        self._library.esb_clear_faults(self._handle)
+
+    def set_stall(self, port: str | None = None, channels: tuple = CHANNELS, from_cycle: int | None = None):
+        """A memory that stops answering: nothing new on these channels from a cycle on (None: now), until released.
+
+        What is already on offer stays on offer, as AXI demands.
+        """
+        self._stall(port, channels, self.cycles if from_cycle is None else from_cycle)
+
+    def release_stall(self, port: str | None = None, channels: tuple = CHANNELS):
+        """Lets a stalled memory answer again."""
+        self._stall(port, channels, NEVER)
+
+    def _stall(self, port, channels, cycle):
+        mask = sum(1 << CHANNELS.index(channel) for channel in channels)
+        self._library.esb_set_stall(self._handle, self._port(port), mask, cycle)
+
+    def set_wrong_last(self, port: str, bursts_from_now: int = 0, early: bool = False):
+        """RLAST is missing from (or, early, set on the first beat of) one of the port's coming read bursts."""
+        self._library.esb_wrong_last(self._handle, self._port(port), bursts_from_now, int(early))
+
+    def statistics(self, port: str) -> dict:
+        """Bursts and 16-byte beats that a port has moved since the last reset."""
+        counts = (ctypes.c_uint64 * 4)()
+        self._library.esb_statistics(self._handle, self._port(port), counts)
+        return dict(zip(("read_bursts", "read_beats", "write_bursts", "write_beats"), counts))
+
+    def _port(self, name):
+        if name is None:
+            return -1
+        if name not in self.ports:
+            raise ValueError(f"no memory port named {name!r}; known: {', '.join(self.ports)}")
+        return self.ports.index(name)
+
+    # -- waves --------------------------------------------------------------------------------------------
+    def trace(self, path: str | Path | None):
+        """Writes waves (VCD) to a file from now on; None ends it. A clock cycle is 10 units of time.
+
+        Raises
+        ------
+        SimulationError
+            if the library was built without trace=True, or the file cannot be written.
+        """
+        if path is not None and not self._library.esb_can_trace():
+            raise SimulationError("this simulator writes no waves; build it with trace=True")
+        if self._library.esb_trace(self._handle, None if path is None else str(path).encode()) and path is not None:
+            raise SimulationError(f"cannot write waves to {path}")
+
+
+_LIBRARIES = {}
+
+
+def _load(path) -> ctypes.CDLL:
+    path = str(Path(path).resolve())
+    if path not in _LIBRARIES:
+        library = ctypes.CDLL(path)
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        _LIBRARIES[path] = library
+    return _LIBRARIES[path]
+
+
+def _port_names(library) -> tuple:
+    names = []
+    while (name := library.esb_port_name(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+_HANDLE, _INT, _U32, _U64, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_char_p
+_PROTOTYPES = {
+    "esb_new": (_HANDLE, [ctypes.c_void_p, _U64, _U64]),
+    "esb_delete": (None, [_HANDLE]),
+    "esb_port_name": (_TEXT, [_U32]),
+    "esb_can_trace": (_INT, []),
+    "esb_reset": (None, [_HANDLE, _U32]),
+    "esb_cycles": (_U64, [_HANDLE]),
+    "esb_interrupt": (_INT, [_HANDLE]),
+    "esb_violation": (_TEXT, [_HANDLE]),
+    "esb_violations": (_U64, [_HANDLE]),
+    "esb_clear_violations": (None, [_HANDLE]),
+    "esb_read": (_INT, [_HANDLE, _U32, ctypes.POINTER(_U32), _U64]),
+    "esb_write": (_INT, [_HANDLE, _U32, _U32, _U64]),
+    "esb_run": (_U64, [_HANDLE, _U64, _INT]),
+    "esb_set_timing": (_INT, [_HANDLE, _U32, _U32, _U32, _U32, _U32, _U64, _U64, ctypes.POINTER(_U32), _U64]),
+    "esb_set_shared": (None, [_HANDLE, _U64, _U64]),
+    "esb_add_fault": (None, [_HANDLE, _INT, _U64, _U64, _U32]),
+    "esb_clear_faults": (None, [_HANDLE]),
+    "esb_set_stall": (_INT, [_HANDLE, _INT, _U32, _U64]),
+    "esb_wrong_last": (_INT, [_HANDLE, _U32, _U64, _INT]),
+    "esb_statistics": (_INT, [_HANDLE, _U32, ctypes.POINTER(_U64)]),
+    "esb_trace": (_INT, [_HANDLE, _TEXT]),
+}

