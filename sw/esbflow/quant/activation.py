@@ -1,0 +1,117 @@
+"""Quantizers for activations: one scale per tensor, from running statistics or learned."""
+
+import math
+
+import torch
+from torch import nn
+
+from esbflow.numbers import Format
+from esbflow.quant.base import Quantizer, check_finite, round_to_levels
+from esbflow.quant.dda import optimal_scale, rectified_scale
+
+ACTIVATION_SCALES = ("learned", "ema")
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity forward, gradient times a constant backward."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class ActivationQuantizer(Quantizer):
+    """x -> scale * level, clamped to the format; its clamp at zero is the ReLU of an unsigned format.
+
+    Parameters
+    ----------
+    form : Format
+    mode : "learned" trains the scale by the gradient of LSQ (Esser et al., 2020: straight through inside the range, the
+        end level outside, times 1/sqrt(elements * largest level)); "ema" keeps a running mean of the Gaussian optimum
+        for the batch's root mean square. Both start from the latter, at the first batch in training mode.
+    momentum : of the running mean.
+    name : for error messages.
+
+    Gradient to x: straight through inside the range, zero outside. In eval mode nothing is updated.
+
+    Raises
+    ------
+    ValueError
+        if a first batch holds NaN or infinity, or if the scale is asked for before any batch was seen.
+    """
+
+    def __init__(self, form: Format, mode: str = "learned", momentum: float = 0.9, name: str = "activation"):
+        super().__init__(form)
+        if mode not in ACTIVATION_SCALES:
+            raise ValueError(f"the activation scale must be one of {', '.join(ACTIVATION_SCALES)}, not {mode!r}")
+        self.mode = mode
+        self.momentum = momentum
+        self.name = name
+        value = torch.ones(())
+        if mode == "learned":
+            self.step = nn.Parameter(value)
+        else:
+            self.register_buffer("step", value)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def observe(self, x: torch.Tensor) -> None:
+        """Take a batch's statistics into the scale."""
+        check_finite(x, self.name)
+        unit = optimal_scale(self.form) if self.form.signed else rectified_scale(self.form)
+        values = x if self.form.signed else x.clamp(min=0)
+        estimate = values.square().mean().sqrt() * unit
+        if estimate <= 0:
+            return  # nothing was active: keep what there is
+        if not self.seen:
+            self.step.copy_(estimate)
+            self.seen.fill_(True)
+        elif self.mode == "ema":
+            self.step.mul_(self.momentum).add_(estimate * (1 - self.momentum))
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step.abs().clamp(min=1e-12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and (self.mode == "ema" or not self.seen):
+            self.observe(x)
+        scale = self.scale(x)
+        if self.mode == "learned" and self.training:
+            scale = _ScaleGradient.apply(scale, 1 / math.sqrt(max(1, x[0].numel()) * max(1, self.form.max)))
+        ratio = (x / scale).clamp(self.form.min, self.form.max)
+        return (ratio + (round_to_levels(ratio, self.form) - ratio).detach()) * scale
+
+    def real_scale(self) -> float:
+        """The scale as a number.
+
+        Raises
+        ------
+        ValueError
+            before any batch was seen.
+        """
+        if not self.seen:
+            raise ValueError(f"{self.name} has seen no active values, so it has no scale: train or calibrate the model "
+                             "first")
+        return float(self.scale(self.step).detach())
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, {self.mode}"
+
+
+class InputQuantizer(Quantizer):
+    """The network's input: a fixed scale that the normalisation of 8-bit images gives."""
+
+    def __init__(self, form: Format, step: float):
+        super().__init__(form)
+        self.register_buffer("step", torch.tensor(step))
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step
+
+    def real_scale(self) -> float:
+        return float(self.step)

@@ -1,0 +1,66 @@
+"""What every quantizer is: a module that rounds real values to a format's levels times a scale.
+
+A method is a subclass that says how the scale (and, for learned bases, the levels) come about. The forward pass gives
+the quantized real values, the backward pass a straight-through gradient; `integers` gives what the exporter writes.
+"""
+
+import torch
+from torch import nn
+
+from esbflow.numbers import Format, Signed, Unsigned
+
+
+def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
+    """The level nearest to each x (in units of the scale), a tie toward plus infinity, clamped; no gradient.
+
+    >>> from esbflow.numbers import ESB
+    >>> round_to_levels(torch.tensor([2.5, 5.0, -5.0, 90.0]), ESB(4, 1))
+    tensor([ 3.,  6., -4., 12.])
+    """
+    if isinstance(form, (Signed, Unsigned)):
+        return torch.floor(x + 0.5).clamp(form.min, form.max)
+    levels = torch.tensor(form.levels.tolist(), dtype=x.dtype, device=x.device)
+    middles = (levels[1:] + levels[:-1]) / 2
+    return levels[torch.bucketize(x, middles, right=True)]
+
+
+def straight_through(x: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """The value of `quantized` with the gradient of `x`."""
+    return x + (quantized - x).detach()
+
+
+def check_finite(x: torch.Tensor, name: str) -> None:
+    """ValueError if a tensor holds NaN or infinity, naming it."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
+
+
+class Quantizer(nn.Module):
+    """Base of all methods.
+
+    Parameters
+    ----------
+    form : Format, the integers that values become.
+
+    `scale(x)` is what a subclass defines: the real value of one integer step, a tensor that broadcasts against x.
+    """
+
+    def __init__(self, form: Format):
+        super().__init__()
+        self.form = form
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how its scale comes about")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.scale(x)
+        return straight_through(x, round_to_levels(x / scale, self.form) * scale)
+
+    @torch.no_grad()
+    def integers(self, x: torch.Tensor) -> tuple:
+        """(int64 levels of x's shape, scale) as they are exported."""
+        scale = self.scale(x)
+        return round_to_levels(x / scale, self.form).to(torch.int64), scale
+
+    def extra_repr(self) -> str:
+        return str(self.form)

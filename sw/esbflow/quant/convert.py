@@ -1,0 +1,213 @@
+"""Any torch model -> a model that trains with quantized weights and activations.
+
+The model is traced by torch.fx. What one engine layer computes in one go (convolution, batch norm, one residual
+addition, ReLU) stays real inside; a quantizer is put where the engine stores a tensor.
+"""
+
+import operator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from esbflow.graph.errors import GraphError
+from esbflow.numbers import Format, Signed
+from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
+from esbflow.quant.base import Quantizer
+from esbflow.quant.esb import ESBWeightQuantizer
+from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels
+from esbflow.quant.recipe import Recipe
+
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+PASS_MODULES = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
+PASS_FUNCTIONS = (torch.flatten, F.dropout)
+PASS_METHODS = ("flatten", "view", "reshape", "contiguous")
+
+
+def kind_of(node: fx.Node, modules: dict) -> str:
+    """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, concat,
+    pass, quantizer, output.
+
+    Raises
+    ------
+    GraphError
+        for an operator that has no integer form here, naming it and the nearest fix.
+    """
+    if node.op in ("placeholder", "output"):
+        return "input" if node.op == "placeholder" else "output"
+    target = modules.get(node.target) if node.op == "call_module" else node.target
+    if node.op == "call_module":
+        for types, kind in (((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d), "norm"),
+                            ((nn.ReLU,), "relu"), ((nn.MaxPool2d,), "maxpool"),
+                            ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"), ((Quantizer,), "quantizer"),
+                            (PASS_MODULES, "pass")):
+            if isinstance(target, types):
+                return kind
+        name = type(target).__name__
+    elif node.op == "call_function":
+        for functions, kind in ((ADDITIONS, "add"), ((F.relu, torch.relu), "relu"),
+                                ((F.max_pool2d, torch.max_pool2d), "maxpool"),
+                                ((F.avg_pool2d, F.adaptive_avg_pool2d), "avgpool"), ((torch.cat,), "concat"),
+                                (PASS_FUNCTIONS, "pass")):
+            if target in functions:
+                return kind
+        if getattr(target, "__name__", "").startswith(("boolean_dispatch", "_max_pool2d", "max_pool2d")):
+            return "maxpool"
+        if target is torch.mean:
+            return "avgpool"
+        name = getattr(target, "__name__", str(target))
+    else:
+        if target in PASS_METHODS:
+            return "pass"
+        for method, kind in (("add", "add"), ("add_", "add"), ("relu", "relu"), ("relu_", "relu"), ("mean", "avgpool")):
+            if target == method:
+                return kind
+        name = str(target)
+    raise GraphError(f"{node.name}: operator {name} has no integer form; use Conv2d, Linear, BatchNorm, ReLU, max or "
+                     "average pooling, addition or concatenation, or run it on the host after the network")
+
+
+class _Tracer(fx.Tracer):
+    """Traces through containers, not into layers that have an integer form of their own."""
+
+    def is_leaf_module(self, module, name):
+        return isinstance(module, (Quantizer, SelectChannels)) or super().is_leaf_module(module, name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """fx graph of a model.
+
+    Raises
+    ------
+    GraphError
+        if its forward pass depends on data, which no fixed graph can express.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise GraphError(f"{type(model).__name__}: torch.fx cannot trace the forward pass ({error}); "
+                         "remove control flow that depends on data") from None
+    return fx.GraphModule(model, graph)
+
+
+def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
+    """Put quantizers into a model; parameters are shared with it, so it should not be used any further.
+
+    Returns an fx.GraphModule that trains, evaluates, and saves its state dict as any other module. Its `recipe` is
+    kept with it.
+
+    Raises
+    ------
+    GraphError
+        for an operator without an integer form, naming it and the nearest fix.
+    ValueError
+        if a weight holds NaN or infinity, naming the layer.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
+    traced = trace(model)
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        kind_of(node, modules)
+    _swap_layers(traced, modules, recipe)
+    _insert_quantizers(traced, recipe)
+    traced.recipe = recipe
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
+    order = [node.target for node in traced.graph.nodes if node.op == "call_module"
+             and isinstance(modules[node.target], (nn.Conv2d, nn.Linear))
+             and not isinstance(modules[node.target], SelectChannels)]
+    if not order:
+        raise GraphError("the model has no Conv2d or Linear layer: there is nothing to quantize")
+    for i, name in enumerate(order):
+        module = modules[name]
+        if isinstance(module, (QuantConv2d, QuantLinear)):
+            continue
+        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+            raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; use "
+                             "zero padding given in numbers")
+        form = recipe.weight_format(name, i == 0, i == len(order) - 1)
+        quantizer = ESBWeightQuantizer(form, recipe.per_channel, recipe.scale_mode, name=f"layer {name}: weight")
+        cls = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+        parent, _, leaf = name.rpartition(".")
+        setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))
+
+
+def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
+    graph, modules = traced.graph, dict(traced.named_modules())
+    pending = {}  # node -> "open", "added" (has its residual) or "relu"
+    pooled = set()
+    traced.quantizers = nn.ModuleDict()
+
+    def insert(node, quantizer):
+        name = node.name
+        traced.quantizers[name] = quantizer
+        with graph.inserting_after(node):
+            stored = graph.call_module(f"quantizers.{name}", (node,))
+        node.replace_all_uses_with(stored, delete_user_cb=lambda user: user is not stored)
+        return stored
+
+    def store(node):
+        """Make `node` a stored tensor; returns the node to read."""
+        state = pending.pop(node, None)
+        if state is None:
+            return node
+        if state == "relu":
+            text = recipe.activations
+        elif node in pooled:
+            text = recipe.pooled_activations
+        else:
+            text = recipe.signed_activations
+        return insert(node, ActivationQuantizer(Format.parse(text), recipe.activation_scale, name=f"activation {node.name}"))
+
+    for node in list(graph.nodes):
+        kind = kind_of(node, modules)
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        for source in sources:
+            if source in pending and len(source.users) > 1:
+                store(source)
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if kind == "input":
+            largest = max(max(abs((0 - m) / s), abs((1 - m) / s)) for m, s in zip(recipe.mean, recipe.std))
+            form = Signed(recipe.input_bits)
+            insert(node, InputQuantizer(form, largest / form.max))
+        elif kind in ("conv", "linear"):
+            store(sources[0])
+            if not isinstance(modules.get(node.target), SelectChannels):
+                pending[node] = "open"
+        elif kind == "avgpool":
+            store(sources[0])
+            pending[node] = "open"
+            pooled.add(node)
+        elif kind == "norm":
+            if pending.get(sources[0]) not in (None, "open"):
+                store(sources[0])
+            pending.pop(sources[0], None)
+            pending[node] = "open"
+        elif kind == "add":
+            # The last producer takes the other operand as its residual.
+            for source in sources[:-1] if len(sources) > 1 else []:
+                if any(pending.get(other) == "open" for other in sources[sources.index(source) + 1:]):
+                    store(source)
+            for source in list(node.all_input_nodes):
+                if pending.get(source) not in (None, "open"):
+                    store(source)
+            pending.pop(next((s for s in node.all_input_nodes if s in pending), None), None)
+            pending[node] = "added"
+        elif kind == "relu":
+            if pending.get(sources[0]) == "relu":
+                store(sources[0])
+            pending.pop(sources[0], None)
+            pending[node] = "relu"
+            if sources[0] in pooled:
+                pooled.add(node)
+        elif kind == "concat":
+            for source in sources:
+                store(source)
+        elif kind in ("maxpool", "pass"):
+            store(sources[0])

@@ -1,0 +1,346 @@
+"""A quantized torch model -> the integer graph. Here real scales, batch norms and biases become m, n, b and s.
+
+Walks the fx graph that `quantize` made. Between two quantizers lies one engine layer: its accumulator `acc` of exact
+integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]. A quantizer closes it:
+level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.numbers import Format, Signed
+from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
+from esbflow.quant.convert import kind_of
+from esbflow.quant.layers import SelectChannels
+
+M_LIMIT = (1 << ir.M_BITS - 1) - 1
+B_LIMIT = (1 << ir.B_BITS - 1) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A tensor that the graph stores. `shape` is (c, h, w)."""
+
+    name: str
+    shape: tuple
+    form: Format
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """An engine layer that no quantizer has closed yet: the node's class and fields, and real coefficients (c,)."""
+
+    node: type
+    name: str
+    source: _Stored
+    fields: dict
+    gain: np.ndarray
+    offset: np.ndarray
+    residual: _Stored | None = None
+    residual_gain: np.ndarray | None = None
+    relu: bool = False
+
+
+def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = None) -> ir.Graph:
+    """Export a model that `quantize` made and that was trained or calibrated.
+
+    Parameters
+    ----------
+    model : fx.GraphModule
+    name : of the graph.
+    shape : (c, h, w) of the input images.
+
+    Raises
+    ------
+    GraphError
+        if something has no integer form, naming the layer and the nearest fix.
+    ValueError
+        if a weight is not finite, or a quantizer has never seen data.
+    """
+    recipe = getattr(model, "recipe", None)
+    if recipe is None:
+        raise GraphError("only a model that quantize() made can be exported")
+    if shape is None:
+        raise GraphError("export needs the shape (channels, height, width) of the input images")
+    was_training = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            ShapeProp(model).propagate(torch.zeros(1, *shape, device=device))
+        graph = _Exporter(model, name, recipe, shape).run()
+    finally:
+        model.train(was_training)
+    graph.info["recipe"] = recipe.to_json()
+    return graph
+
+
+def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
+    """Integers with (acc*m + r*n + b) / 2**s as near to gain*acc + residual_gain*r + offset as the widths allow.
+
+    All in output steps, float64 (c,). s is the largest shift in 0..40 with which m, n and b fit their widths.
+
+    Raises
+    ------
+    GraphError
+        if a gain is beyond 2047 or an offset beyond 2**39 even with s = 0.
+
+    >>> q = requantizer(np.array([0.125]), np.array([3.0]))
+    >>> int(q.m[0]), int(q.b[0]), int(q.s[0])
+    (1024, 24576, 13)
+    """
+    gain, offset = np.asarray(gain, np.float64), np.asarray(offset, np.float64)
+    residual_gain = np.zeros_like(gain) if residual_gain is None else np.asarray(residual_gain, np.float64)
+    if not (np.isfinite(gain).all() and np.isfinite(offset).all() and np.isfinite(residual_gain).all()):
+        raise GraphError(f"{where}: a scale or bias is not finite; the model has diverged, or a batch norm has no variance")
+    tiny = 1e-300
+    widest = np.maximum(np.abs(gain), np.abs(residual_gain))
+    room = np.minimum(np.log2(M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
+                      np.log2(B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
+    if room.min() < 0:
+        raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
+                         "not fit the requantizer; its output scale is far too small")
+    s = np.clip(np.floor(room), 0, ir.S_MAX).astype(np.int64)
+    # ldexp is exact; what is left is one rounding of each constant.
+    m, n, b = (np.floor(np.ldexp(v, s) + 0.5).astype(np.int64) for v in (gain, residual_gain, offset))
+    return ir.Requantizer(m=m, b=b, s=s, n=n)
+
+
+class _Exporter:
+    def __init__(self, model, name, recipe, shape):
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.recipe = recipe
+        self.graph = ir.Graph(name)
+        self.shape = tuple(shape)
+        self.values = {}
+
+    def run(self) -> ir.Graph:
+        for node in self.model.graph.nodes:
+            kind = kind_of(node, self.modules)
+            module = self.modules.get(node.target) if node.op == "call_module" else None
+            inputs = [self.values[n] for n in node.all_input_nodes if n in self.values]
+            self.values[node] = getattr(self, f"_{kind}")(node, module, *inputs)
+        return self.graph
+
+    # -- closing a layer ------------------------------------------------------------------------------------
+    def _append(self, node: ir.Node) -> _Stored:
+        self.graph.nodes.append(node)
+        return _Stored(node.name, node.shape, node.format, node.scale)
+
+    def _close(self, layer: _Open, name: str, shape: tuple, form: Format, scale: float) -> _Stored:
+        if layer.relu and form.min < 0:
+            raise GraphError(f"{name}: a tensor after a ReLU needs an unsigned format, not {form}")
+        inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
+        constants = requantizer(layer.gain / scale, layer.offset / scale,
+                                None if layer.residual is None else layer.residual_gain / scale, f"layer {layer.name}")
+        return self._append(layer.node(name=name, inputs=inputs, shape=shape, format=form, scale=float(scale),
+                                       requantizer=constants, **layer.fields))
+
+    def _need_stored(self, value, node) -> _Stored:
+        if not isinstance(value, _Stored):
+            raise GraphError(f"{node.name}: its input is not quantized; use quantize() to put quantizers in")
+        return value
+
+    def _open(self, value, node) -> _Open:
+        """The layer that `value` belongs to, or a new Requantize of a stored tensor."""
+        if isinstance(value, _Open):
+            return value
+        channels = value.shape[0]
+        return _Open(ir.Requantize, node.name, value, {}, np.full(channels, value.scale), np.zeros(channels))
+
+    # -- one method a kind ----------------------------------------------------------------------------------
+    def _input(self, node, module):
+        return None
+
+    def _quantizer(self, node, module, value):
+        if isinstance(module, InputQuantizer):
+            return self._image(node, module)
+        if not isinstance(module, ActivationQuantizer):
+            raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
+        layer = self._open(value, node)
+        return self._close(layer, _tensor_name(node), _shape(node), module.form, module.real_scale())
+
+    def _image(self, node, module):
+        channels, scale = self.shape[0], module.real_scale()
+        mean, std = (np.resize(np.asarray(v, np.float64), channels) for v in (self.recipe.mean, self.recipe.std))
+        pixels = np.arange(256) / 255
+        real = (pixels[None, :] - mean[:, None]) / std[:, None]
+        table = module.form.nearest(real / scale)
+        return self._append(ir.Input(name="input", inputs=(), shape=self.shape, format=module.form, scale=scale,
+                                     table=table))
+
+    def _conv(self, node, module, value):
+        source = self._need_stored(value, node)
+        out = module.weight.shape[0]
+        fields = dict(stride=tuple(module.stride), padding=tuple(module.padding), dilation=tuple(module.dilation),
+                      groups=module.groups)
+        if isinstance(module, SelectChannels):
+            # Integers, format and scale stay what they are.
+            one, zero = np.ones(out, np.int64), np.zeros(out, np.int64)
+            weight = module.weight.to(torch.int64).cpu().numpy()
+            return self._append(ir.Conv2d(
+                name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
+                weight=weight, weight_format=Signed(2), weight_scale=np.ones(out),
+                requantizer=ir.Requantizer(m=one, b=zero, s=zero, n=zero), **fields))
+        return self._layer(ir.Conv2d, node, module, source, fields)
+
+    def _linear(self, node, module, value):
+        return self._layer(ir.Linear, node, module, self._need_stored(value, node), {})
+
+    def _layer(self, cls, node, module, source, fields):
+        if not hasattr(module, "weight_quantizer"):
+            raise GraphError(f"{node.name}: {type(module).__name__} has no weight quantizer; use quantize()")
+        integers, scale = module.weight_quantizer.integers(module.weight)
+        out = integers.shape[0]
+        scale = scale.reshape(-1).double().expand(out).cpu().numpy().copy()
+        bias = np.zeros(out) if module.bias is None else module.bias.detach().double().cpu().numpy()
+        if not np.isfinite(bias).all():
+            raise ValueError(f"layer {node.name}: bias holds NaN or infinity; the model has diverged")
+        fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
+                      weight_scale=scale)
+        return _Open(cls, node.name, source, fields, scale * source.scale, bias)
+
+    def _norm(self, node, module, value):
+        layer = self._open(value, node)
+        deviation = (module.running_var.double() + module.eps).sqrt().cpu().numpy()
+        factor = _numpy(module.weight, 1, len(deviation)) / deviation
+        shift = _numpy(module.bias, 0, len(deviation)) - module.running_mean.double().cpu().numpy() * factor
+        return replace(layer, gain=layer.gain * factor, offset=layer.offset * factor + shift,
+                       residual_gain=None if layer.residual is None else layer.residual_gain * factor)
+
+    def _relu(self, node, module, value):
+        return replace(self._open(value, node), relu=True)
+
+    def _add(self, node, module, *values):
+        if len(values) == 1:
+            values = values * 2
+        if len(values) != 2:
+            raise GraphError(f"{node.name}: only the sum of two tensors has an integer form")
+        layers = [v for v in values if isinstance(v, _Open)]
+        stored = [v for v in values if isinstance(v, _Stored)]
+        if len(layers) == 1 and layers[0].residual is None and not layers[0].relu:
+            layer, other = layers[0], stored[0]
+        elif len(layers) == 0:
+            first, other = stored
+            channels = first.shape[0]
+            layer = _Open(ir.Add, node.name, first, {}, np.full(channels, first.scale), np.zeros(channels))
+        else:
+            raise GraphError(f"{node.name}: an operand of the sum is not quantized; use quantize()")
+        if _shape(node) != other.shape:
+            raise GraphError(f"{node.name}: a sum of tensors of different shapes has no integer form")
+        return replace(layer, residual=other, residual_gain=np.full(len(layer.gain), other.scale))
+
+    def _maxpool(self, node, module, value):
+        source = self._need_stored(value, node)
+        options = _options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+        if _pair(options["dilation"] or 1) != (1, 1):
+            raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
+        kernel = _pair(options["kernel_size"])
+        return self._append(ir.MaxPool2d(
+            name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
+            kernel=kernel, stride=_pair(options["stride"] or kernel), padding=_pair(options["padding"] or 0)))
+
+    def _avgpool(self, node, module, value):
+        source = self._need_stored(value, node)
+        _, height, width = source.shape
+        shape = _shape(node)
+        if isinstance(module, nn.AdaptiveAvgPool2d) or "adaptive" in str(node.target) or "mean" in str(node.target):
+            if shape[1:] != (1, 1) or (height, width) == (1, 1) and shape != source.shape:
+                raise GraphError(f"{node.name}: adaptive pooling has an integer form only to one pixel")
+            kernel, stride, padding = (height, width), (height, width), (0, 0)
+        else:
+            options = _options(node, module, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"))
+            kernel = _pair(options["kernel_size"])
+            stride, padding = _pair(options["stride"] or kernel), _pair(options["padding"] or 0)
+            if options["ceil_mode"]:
+                raise GraphError(f"{node.name}: average pooling with ceil_mode has no integer form; use ceil_mode=False")
+            if padding != (0, 0) and options["count_include_pad"] is False:
+                raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
+        channels = source.shape[0]
+        gain = np.full(channels, source.scale / (kernel[0] * kernel[1]))
+        return _Open(ir.AvgPool2d, node.name, source, dict(kernel=kernel, stride=stride, padding=padding), gain,
+                     np.zeros(channels))
+
+    def _concat(self, node, module, *values):
+        sources = [self._need_stored(value, node) for value in values]
+        largest = max(sources, key=lambda v: v.scale * max(abs(v.form.min), v.form.max))
+        same = []
+        for source in sources:
+            if (source.form, source.scale) != (largest.form, largest.scale):
+                channels = source.shape[0]
+                layer = _Open(ir.Requantize, source.name, source, {}, np.full(channels, source.scale), np.zeros(channels))
+                source = self._close(layer, f"{node.name}_{source.name}", source.shape, largest.form, largest.scale)
+            same.append(source)
+        return self._append(ir.Concat(name=node.name, inputs=tuple(s.name for s in same), shape=_shape(node),
+                                      format=largest.form, scale=largest.scale))
+
+    def _pass(self, node, module, value):
+        return value
+
+    def _output(self, node, module, *values):
+        if len(values) != 1:
+            raise GraphError(f"the network has {len(values)} outputs; the integer graph has one")
+        value = values[0]
+        if isinstance(value, _Stored):
+            if value.name != self.graph.nodes[-1].name:
+                raise GraphError("the network's output must be its last layer")
+            return value
+        if value.relu:
+            raise GraphError("the network ends in a ReLU: leave it to the host, or quantize its output")
+        # One scale for all channels, so that the largest integer is the largest real value; no output can saturate.
+        form = Signed(self.recipe.output_bits)
+        reach = _reach(value)
+        finest = float(np.abs(value.gain).max())
+        scale = max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
+        last = node.all_input_nodes[0]
+        return self._close(value, _tensor_name(last), _shape(last), form, scale)
+
+
+def _reach(layer: _Open) -> float:
+    """The largest magnitude that the layer's real output can have."""
+    source = layer.source.form
+    if layer.node in (ir.Conv2d, ir.Linear):
+        weight = layer.fields["weight"].reshape(len(layer.gain), -1)
+        acc = np.abs(weight).sum(axis=1) * max(abs(source.min), source.max)
+    elif layer.node is ir.AvgPool2d:
+        acc = np.full(len(layer.gain), layer.fields["kernel"][0] * layer.fields["kernel"][1] * max(-source.min, source.max))
+    else:
+        acc = np.full(len(layer.gain), max(-source.min, source.max))
+    reach = np.abs(layer.gain) * acc + np.abs(layer.offset)
+    if layer.residual is not None:
+        reach = reach + np.abs(layer.residual_gain) * max(-layer.residual.form.min, layer.residual.form.max)
+    return float(reach.max())
+
+
+def _tensor_name(node: fx.Node) -> str:
+    return node.name.removeprefix("quantizers_")
+
+
+def _shape(node: fx.Node) -> tuple:
+    shape = tuple(node.meta["tensor_meta"].shape[1:])
+    return shape + (1,) * (3 - len(shape))
+
+
+def _pair(value) -> tuple:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _options(node: fx.Node, module, names: tuple) -> dict:
+    """A layer's options, from its module or from the call's arguments."""
+    if module is not None:
+        return {name: getattr(module, name, None) for name in names}
+    arguments = dict(zip(names, node.args[1:]))
+    arguments.update({k: v for k, v in node.kwargs.items() if k in names})
+    return {name: arguments.get(name) for name in names}
+
+
+def _numpy(parameter, default: float, channels: int) -> np.ndarray:
+    return np.full(channels, float(default)) if parameter is None else parameter.detach().double().cpu().numpy()

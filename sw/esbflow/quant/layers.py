@@ -1,0 +1,59 @@
+"""Convolution and linear layers whose weights pass through a quantizer."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from esbflow.quant.base import Quantizer
+
+
+class QuantConv2d(nn.Conv2d):
+    """nn.Conv2d with a weight quantizer; bias stays real until export."""
+
+    weight_quantizer: Quantizer
+
+    @classmethod
+    def from_float(cls, conv: nn.Conv2d, quantizer: Quantizer) -> "QuantConv2d":
+        """Share the parameters of `conv`."""
+        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                    conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
+        layer.weight, layer.bias = conv.weight, conv.bias
+        layer.weight_quantizer = quantizer
+        return layer.train(conv.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """nn.Linear with a weight quantizer."""
+
+    weight_quantizer: Quantizer
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear, quantizer: Quantizer) -> "QuantLinear":
+        """Share the parameters of `linear`."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.weight_quantizer = quantizer
+        return layer.train(linear.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+
+
+class SelectChannels(nn.Conv2d):
+    """A 1x1 convolution of zeros and ones that never trains: ResNet's parameter-free shortcut.
+
+    Output channel o is input channel source[o], or zero where that is negative. On the engine it keeps the integers,
+    format and scale of its input.
+    """
+
+    def __init__(self, source: list, in_channels: int, stride: int = 1):
+        super().__init__(in_channels, len(source), 1, stride=stride, bias=False)
+        weight = torch.zeros(len(source), in_channels, 1, 1)
+        for o, i in enumerate(source):
+            if i >= 0:
+                weight[o, i] = 1
+        del self.weight
+        self.register_buffer("weight", weight)
