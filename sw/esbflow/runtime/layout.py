@@ -1,0 +1,65 @@
+"""Between images or integers and the engine's memory: 4-bit digits, `rows` channels a word, whole beats a row.
+
+The order is (channel group, digit, image, row, column); channel i of a group lies in bits 4i..4i+3 of a word, low bytes
+first. See docs/engine.md.
+"""
+
+import numpy as np
+
+
+def encode_images(images: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """uint8 (n, c, h, w) -> the table's codes, int16 (n, c, h, w)."""
+    table = table.astype(np.int16)
+    return np.stack([table[c][images[:, c]] for c in range(images.shape[1])], axis=1)
+
+
+def fold_windows(codes: np.ndarray, meta: dict) -> np.ndarray:
+    """Lay kernel columns (or whole windows) out as channels, as meta["fold"] says; (n, c, h, w) -> (n, c', h', w')."""
+    fold = meta["fold"]
+    if fold is None:
+        return codes
+    n, c, height, width = codes.shape
+    (ky, kx), (sy, sx), (py, px), (dy, dx) = (fold[k] for k in ("kernel", "stride", "padding", "dilation"))
+    out_height, out_width = meta["height"], meta["width"]
+    pad_rows = py if fold["rows"] else 0
+    bottom = max(0, (out_height - 1) * sy + (ky - 1) * dy + 1 - height - pad_rows) if fold["rows"] else 0
+    right = max(0, (out_width - 1) * sx + (kx - 1) * dx + 1 - width - px)
+    padded = np.pad(codes, ((0, 0), (0, 0), (pad_rows, bottom), (px, right)))
+    if fold["rows"]:
+        views = [padded[:, :, iy * dy:iy * dy + (out_height - 1) * sy + 1:sy,
+                        ix * dx:ix * dx + (out_width - 1) * sx + 1:sx] for iy in range(ky) for ix in range(kx)]
+    else:
+        views = [padded[:, :, :, ix * dx:ix * dx + (out_width - 1) * sx + 1:sx] for ix in range(kx)]
+    # Channel c*taps + tap.
+    return np.stack(views, axis=2).reshape(n, c * len(views), out_height, out_width)
+
+
+def pack(values: np.ndarray, rows: int, digits: int, pitch: int) -> np.ndarray:
+    """Integers (n, c, h, w) -> bytes of the region. Channels and columns that fill up are zero.
+
+    >>> pack(np.array([1, -2]).reshape(1, 2, 1, 1), rows=4, digits=1, pitch=8)[:2]
+    array([225,   0], dtype=uint8)
+    """
+    n, c, height, width = values.shape
+    groups = -(-c // rows)
+    digit_planes = np.zeros((groups, digits, n, height, pitch, rows), dtype=np.uint8)
+    for g in range(groups):
+        block = np.moveaxis(values[:, g * rows:(g + 1) * rows], 1, -1)
+        for d in range(digits):
+            digit_planes[g, d, :, :, :width, :block.shape[-1]] = (block >> (4 * d)) & 15
+    return (digit_planes[..., 0::2] | digit_planes[..., 1::2] << 4).reshape(-1)
+
+
+def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, pitch: int, signed: bool) -> np.ndarray:
+    """Bytes of a region -> integers int64 (images, c, h, w); the inverse of `pack`."""
+    channels, height, width = shape
+    groups = -(-channels // rows)
+    pairs = data.reshape(groups, digits, images, height, pitch, rows // 2)[:, :, :, :, :width]
+    nibbles = np.empty((*pairs.shape[:-1], rows), dtype=np.int64)
+    nibbles[..., 0::2], nibbles[..., 1::2] = pairs & 15, pairs >> 4
+    values = sum(nibbles[:, d] << (4 * d) for d in range(digits))
+    if signed:
+        half = 1 << (4 * digits - 1)
+        values = (values ^ half) - half
+    # (group, image, row, column, channel) -> (image, channel, row, column)
+    return values.transpose(1, 0, 4, 2, 3).reshape(images, groups * rows, height, width)[:, :channels]
