@@ -1,0 +1,119 @@
+"""Saves and loads integer graphs: one .npz without pickle, versioned, written to a temporary name and renamed."""
+
+import dataclasses
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.graph.validate import validate
+from esbflow.numbers import Format
+
+FORMAT = "esbflow graph"
+VERSION = 1
+
+
+def save(graph: ir.Graph, path) -> Path:
+    """Write the graph; nothing is left behind if it fails.
+
+    Raises
+    ------
+    GraphError
+        if the graph is not well formed.
+    """
+    validate(graph)
+    path = Path(path)
+    arrays, nodes = {}, []
+    for i, node in enumerate(graph.nodes):
+        entry = {"operator": type(node).__name__}
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if isinstance(value, np.ndarray):
+                arrays[f"{i}.{field.name}"] = _smallest(value)
+                entry[field.name] = {"array": True}
+            elif isinstance(value, ir.Requantizer):
+                for name in "mnbs":
+                    arrays[f"{i}.{field.name}.{name}"] = np.asarray(getattr(value, name), dtype=np.int64)
+                entry[field.name] = {"requantizer": True}
+            elif isinstance(value, Format):
+                entry[field.name] = {"format": str(value)}
+            elif isinstance(value, tuple):
+                entry[field.name] = {"tuple": [int(v) if isinstance(v, np.integer) else v for v in value]}
+            else:
+                entry[field.name] = value.item() if isinstance(value, np.generic) else value
+        nodes.append(entry)
+    meta = {"format": FORMAT, "version": VERSION, "name": graph.name, "info": graph.info, "nodes": nodes}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    """Integers in the smallest type that holds them."""
+    if array.dtype.kind not in "iu":
+        return array
+    for kind in (np.int8, np.int16, np.int32):
+        limits = np.iinfo(kind)
+        if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
+            return array.astype(kind)
+    return array.astype(np.int64)
+
+
+def load(path) -> ir.Graph:
+    """Read a graph.
+
+    Raises
+    ------
+    GraphError
+        if the file is missing, truncated, not a graph, of another version, or not well formed.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(arrays["meta"].tobytes().decode())
+    except FileNotFoundError:
+        raise GraphError(f"there is no model file {path}; make one with `esbflow train` or `esbflow export`") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise GraphError(f"{path} is not a model file; make one with `esbflow export`")
+    if meta.get("version") != VERSION:
+        raise GraphError(f"{path} has model version {meta.get('version')} and this program reads {VERSION}; "
+                         "export the model again")
+    graph = ir.Graph(meta["name"], info=meta["info"])
+    try:
+        for i, entry in enumerate(meta["nodes"]):
+            graph.nodes.append(_node(i, dict(entry), arrays))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
+    return validate(graph)
+
+
+def _node(i: int, entry: dict, arrays: dict) -> ir.Node:
+    cls = ir.OPERATORS[entry.pop("operator")]
+    fields = {}
+    for name, value in entry.items():
+        if isinstance(value, dict) and value.get("array"):
+            value = arrays[f"{i}.{name}"]
+            if value.dtype.kind in "iu":
+                value = value.astype(np.int64)
+        elif isinstance(value, dict) and value.get("requantizer"):
+            value = ir.Requantizer(**{key: arrays[f"{i}.{name}.{key}"] for key in "mnbs"})
+        elif isinstance(value, dict) and "format" in value:
+            value = Format.parse(value["format"])
+        elif isinstance(value, dict) and "tuple" in value:
+            value = tuple(value["tuple"])
+        fields[name] = value
+    return cls(**fields)

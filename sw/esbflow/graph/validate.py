@@ -1,0 +1,137 @@
+"""Checks that a graph is well formed, before anything runs or compiles it."""
+
+import math
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+
+
+def validate(graph: ir.Graph) -> ir.Graph:
+    """Returns the graph if it is well formed.
+
+    Raises
+    ------
+    GraphError
+        naming the first node that is not, and why.
+    """
+    if not graph.nodes or not isinstance(graph.nodes[0], ir.Input):
+        raise GraphError(f"graph {graph.name}: its first node must be an Input")
+    known = {}
+    for node in graph.nodes:
+        where = f"layer {node.name}"
+        if node.name in known:
+            raise GraphError(f"{where}: the name is used twice")
+        for source in node.inputs:
+            if source not in known:
+                raise GraphError(f"{where}: its input {source!r} is not computed before it")
+        if len(node.shape) != 3 or min(node.shape) < 1:
+            raise GraphError(f"{where}: its shape must be three positive sizes, not {node.shape}")
+        if not (math.isfinite(node.scale) and node.scale > 0):
+            raise GraphError(f"{where}: its scale must be positive and finite, not {node.scale}")
+        inputs = [known[source] for source in node.inputs]
+        expected = _SHAPES[type(node)](node, where, *inputs)
+        if tuple(node.shape) not in expected:
+            raise GraphError(f"{where}: its shape is {tuple(node.shape)}, its inputs give {expected[0]}")
+        _check_requantizer(node, where)
+        known[node.name] = node
+    return graph
+
+
+def _check_requantizer(node, where):
+    q = getattr(node, "requantizer", None)
+    if q is None:
+        if not isinstance(node, (ir.Input, ir.MaxPool2d, ir.Concat, ir.Upsample)):
+            raise GraphError(f"{where}: it has no requantizer")
+        return
+    limits = {"m": (-(1 << 11), (1 << 11) - 1), "n": (-(1 << 11), (1 << 11) - 1), "b": (-(1 << 39), (1 << 39) - 1),
+              "s": (0, ir.S_MAX)}
+    for name, (low, high) in limits.items():
+        values = np.asarray(getattr(q, name))
+        if values.shape != (node.shape[0],) or values.dtype.kind not in "iu":
+            raise GraphError(f"{where}: requantizer {name} must be {node.shape[0]} integers")
+        if values.min() < low or values.max() > high:
+            raise GraphError(f"{where}: requantizer {name} must lie in {low}..{high}")
+
+
+def _count(where, inputs, low, high):
+    if not low <= len(inputs) <= high:
+        raise GraphError(f"{where}: it has {len(inputs)} inputs")
+
+
+def _input(node, where, *inputs):
+    _count(where, inputs, 0, 0)
+    if node.table.shape != (node.shape[0], 256):
+        raise GraphError(f"{where}: its table must have shape ({node.shape[0]}, 256), not {node.table.shape}")
+    if not node.format.contains(node.table).all():
+        raise GraphError(f"{where}: its table holds values that are not levels of {node.format}")
+    return [tuple(node.shape)]
+
+
+def _slide(size, kernel, stride, padding, dilation=1):
+    return (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
+
+
+def _conv(node, where, *inputs):
+    _count(where, inputs, 1, 2)
+    c, h, w = inputs[0].shape
+    out, per_group, ky, kx = node.weight.shape
+    if node.groups < 1 or c != per_group * node.groups or out % node.groups:
+        raise GraphError(f"{where}: {c} input channels do not fit weights of {per_group} in {node.groups} groups")
+    if min(node.stride) < 1 or min(node.dilation) < 1 or min(node.padding) < 0:
+        raise GraphError(f"{where}: stride and dilation must be at least 1, padding at least 0")
+    shape = (out, _slide(h, ky, node.stride[0], node.padding[0], node.dilation[0]),
+             _slide(w, kx, node.stride[1], node.padding[1], node.dilation[1]))
+    if len(inputs) == 2 and tuple(inputs[1].shape) != shape:
+        raise GraphError(f"{where}: its residual has shape {tuple(inputs[1].shape)}, not {shape}")
+    return [shape]
+
+
+def _linear(node, where, *inputs):
+    _count(where, inputs, 1, 1)
+    if node.weight.shape[1] != int(np.prod(inputs[0].shape)):
+        raise GraphError(f"{where}: its weights take {node.weight.shape[1]} values, its input has "
+                         f"{int(np.prod(inputs[0].shape))}")
+    return [(node.weight.shape[0], 1, 1)]
+
+
+def _pool(node, where, *inputs):
+    _count(where, inputs, 1, 1)
+    c, h, w = inputs[0].shape
+    sizes = []
+    for axis, size in enumerate((h, w)):
+        k, s, p = node.kernel[axis], node.stride[axis], node.padding[axis]
+        if not (k >= 1 and s >= 1 and 0 <= p < k):
+            raise GraphError(f"{where}: padding must be smaller than the kernel, and kernel and stride at least 1")
+        floor = _slide(size, k, s, p)
+        ceil = -(-(size + 2 * p - k) // s) + 1
+        if (ceil - 1) * s >= size + p:
+            ceil -= 1  # a window must begin inside the map
+        sizes.append((floor, ceil))
+    options = [(c, y, x) for y in sizes[0] for x in sizes[1]]
+    return options if isinstance(node, ir.MaxPool2d) else options[:1]
+
+
+def _same(node, where, *inputs):
+    _count(where, inputs, 1, 2)
+    if any(tuple(other.shape) != tuple(inputs[0].shape) for other in inputs):
+        raise GraphError(f"{where}: its inputs have different shapes")
+    return [tuple(inputs[0].shape)]
+
+
+def _concat(node, where, *inputs):
+    _count(where, inputs, 1, 1 << 20)
+    if len({(str(other.format), other.scale, tuple(other.shape[1:])) for other in inputs}) != 1:
+        raise GraphError(f"{where}: all its inputs must share format, scale, height and width")
+    return [(sum(other.shape[0] for other in inputs), *inputs[0].shape[1:])]
+
+
+def _upsample(node, where, *inputs):
+    _count(where, inputs, 1, 1)
+    c, h, w = inputs[0].shape
+    return [(c, h * node.factor[0], w * node.factor[1])]
+
+
+_SHAPES = {ir.Input: _input, ir.Conv2d: _conv, ir.Linear: _linear, ir.MaxPool2d: _pool, ir.AvgPool2d: _pool,
+           ir.Add: _same, ir.Requantize: _same, ir.Concat: _concat, ir.Upsample: _upsample}
