@@ -1,0 +1,134 @@
+"""Train a network by a recipe, from images to integer graph: what `esbflow train` and the demo call."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from esbflow.graph.execute import execute
+from esbflow.graph.file import save
+from esbflow.networks.digits import DigitsNet
+from esbflow.networks.lenet5 import LeNet5
+from esbflow.networks.resnet20 import ResNet20
+from esbflow.quant.convert import quantize
+from esbflow.quant.export import export
+from esbflow.quant.recipe import Recipe
+from esbflow.training.data import load_images
+from esbflow.training.loop import evaluate, train
+from esbflow.training.recipes import RECIPES, TrainingRecipe
+
+NETWORKS = {"lenet5": LeNet5, "digits": DigitsNet, "resnet20": ResNet20}
+
+
+def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
+                  train_images: int | None = None, test_images: int | None = None, resume: bool = False,
+                  progress: bool = True) -> dict:
+    """Train, quantize, train on, export; writes model.pt, graph.npz and metrics.json into `out`.
+
+    Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
+    `seed`. An interrupted run leaves checkpoints in `out`, from which `resume` goes on.
+
+    Raises
+    ------
+    ValueError
+        for an unknown recipe, naming the known ones.
+    DataUnavailable
+        if the data set is not at hand.
+    """
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"no recipe named {recipe!r}; known: {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    recipe = recipe.with_epochs(epochs)
+    quant, out = recipe.quant, Path(out)
+    images, labels = load_images(recipe.data, "train", train_images)
+    test, test_labels = load_images(recipe.data, "test", test_images)
+    began = time.monotonic()
+    checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
+    if not resume:
+        for path in checkpoints:
+            path.unlink(missing_ok=True)
+
+    torch.manual_seed(seed)
+    model = NETWORKS[recipe.network]()
+    with _Progress("train in real numbers", progress) as report:
+        train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
+    float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
+    model = quantize(model, quant)
+    with _Progress(f"train with {quant.weights} weights", progress) as report:
+        train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report)
+    fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
+    graph = export(model, recipe.network, images.shape[1:])
+    graph_top1 = top1(execute(graph, test), test_labels)
+
+    metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
+               "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,
+               "data": recipe.data}
+    graph.info.update(metrics)
+    save(graph, out / "graph.npz")
+    save_model(model, quant, recipe.network, out / "model.pt")
+    _write_json(out / "metrics.json", metrics)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    return metrics
+
+
+def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of images whose largest output, the first of equals, is the label's."""
+    return 100 * float((outputs.reshape(len(outputs), -1).argmax(axis=1) == labels).mean())
+
+
+def save_model(model, quant: Recipe, network: str, path: Path) -> None:
+    """The quantized model's state and what rebuilds it."""
+    temporary = path.with_name(path.name + ".part")
+    torch.save({"state": model.state_dict(), "recipe": quant.to_json(), "network": network}, temporary)
+    temporary.replace(path)
+
+
+def load_model(path):
+    """The quantized model that `save_model` wrote, in eval mode.
+
+    Raises
+    ------
+    ValueError
+        if the file is not such a model.
+    """
+    try:
+        saved = torch.load(path, weights_only=True)
+        model = quantize(NETWORKS[saved["network"]](), Recipe.from_json(saved["recipe"]))
+        model.load_state_dict(saved["state"])
+    except FileNotFoundError:
+        raise ValueError(f"there is no model file {path}; make one with `esbflow train`") from None
+    except Exception as error:  # whatever torch raises on a damaged file
+        raise ValueError(f"{path} is not a model that `esbflow train` wrote ({error})") from None
+    return model.eval()
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+class _Progress:
+    """A bar for one stage, or nothing."""
+
+    def __init__(self, title: str, shown: bool):
+        self._title, self._shown, self._bar = title, shown, None
+
+    def __enter__(self):
+        if not self._shown:
+            return None
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+                             TimeRemainingColumn())
+        self._bar.start()
+        task = self._bar.add_task(self._title, total=None, loss=0.0)
+        return lambda done, total, loss: self._bar.update(task, completed=done, total=total, loss=loss)
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()
