@@ -33,8 +33,12 @@ class WeightDigit:
 
     @property
     def padding_code(self) -> int:
-        """A code for rows without a channel: activations are zero there, any digit that is not negative will do."""
-        return int(np.flatnonzero(self.book >= 0)[0])
+        """A code for places of a tile without a weight: zero if the book has it.
+
+        If not, a digit that is not negative: a layer without groups has such places only where activations are zero.
+        """
+        zeros = np.flatnonzero(self.book == 0)
+        return int(zeros[0] if len(zeros) else np.flatnonzero(self.book >= 0)[0])
 
 
 def _digit(values: np.ndarray, position: int) -> WeightDigit:
@@ -47,11 +51,12 @@ def _digit(values: np.ndarray, position: int) -> WeightDigit:
     return WeightDigit(codes, padded, position)
 
 
-def split_weights(weight: np.ndarray, name: str = "weights") -> list:
+def split_weights(weight: np.ndarray, name: str = "weights", with_zero: bool = False) -> list:
     """Digits d with sum over d of values * 16**position = weight, exactly; as few as the codes allow.
 
     One digit holds any 16 integers in -15..15 (so ESB(4,1), every linear set to 4 bits and half-integer grids);
-    wider ones are cut in two's complement, 4 bits a digit.
+    wider ones are cut in two's complement, 4 bits a digit. `with_zero` asks for a zero in every book, as grouped
+    layers need.
 
     Raises
     ------
@@ -64,7 +69,7 @@ def split_weights(weight: np.ndarray, name: str = "weights") -> list:
     [(0, [1, 4]), (1, [-8, 6])]
     """
     weight = np.asarray(weight, dtype=np.int64)
-    distinct = np.unique(weight)
+    distinct = np.unique(np.append(weight, 0) if with_zero else weight)
     if len(distinct) == 0 or (np.abs(distinct).max() <= LARGEST and len(distinct) <= CODES
                               and (len(distinct) < CODES or distinct.max() >= 0)):
         return [_digit(weight, 0)]

@@ -84,7 +84,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     out_channels, per_group, kernel_y, kernel_x = layer.weight.shape
     in_channels = layer.in_shape[0]
     out_per_group = out_channels // layer.groups
-    digits = split_weights(layer.weight, f"layer {layer.name}")
+    digits = split_weights(layer.weight, f"layer {layer.name}", with_zero=layer.groups > 1)
     highest = max(digit.position for digit in digits) + in_digits - 1
     if highest > 3:
         raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
