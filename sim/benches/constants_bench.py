@@ -1,0 +1,35 @@
+"""ConstantBanks: one channel a write, one group of lanes a read, two banks apart."""
+
+import random
+
+import cocotb
+
+from esbflow.engine_config import AXI_BEAT_BITS
+from esbhw.arithmetic.requantize import CONSTANTS
+from esbhw.engine.constants import ConstantBanks
+from sim.benches.testbench import Testbench, config, join
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def gives_the_lanes_of_a_group_one_cycle_after_its_address(dut):
+    size = config()
+    lanes = size.requantize_lanes
+    tb = Testbench(dut, ConstantBanks(size).signature)
+    await tb.reset()
+    rng = random.Random(8)
+    banks = [[rng.getrandbits(AXI_BEAT_BITS) for _ in range(size.cols)] for _ in range(2)]
+    for bank, channel in rng.sample([(b, c) for b in range(2) for c in range(size.cols)], 2 * size.cols):
+        tb.set(write_valid=1, write_bank=bank, write_address=channel, write_data=banks[bank][channel])
+        await tb.tick()
+    assert not tb.get("address_fault")
+    tb.set(write_valid=1, write_bank=0, write_address=size.cols, write_data=0)
+    await tb.tick()
+    tb.set(write_valid=0)
+    previous = None
+    for bank, group in [(b, g) for b in range(2) for g in range(size.cols // lanes)] * 2:
+        tb.set(read_bank=bank, read_group=group)
+        await tb.tick()
+        if previous is not None:
+            assert tb.get("read_data") == previous
+        previous = join(banks[bank][group * lanes:(group + 1) * lanes], CONSTANTS.size)
+    assert tb.get("address_fault")

@@ -1,0 +1,51 @@
+"""Blocks with an AXI4 master, wired for cocotbext.axi."""
+
+from amaranth import Module, ResetInserter
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from esbhw.engine.axi import read_signature
+
+READ_IDS = ("arid", "rid")
+WRITE_IDS = ("awid", "bid")
+
+
+class AxiTop(wiring.Component):
+    """A block's own ports, plus ID signals that nobody drives: cocotbext.axi insists on them.
+
+    Parameters
+    ----------
+    block : a component; a fetch or a loader brings its bus as `block.port`, which outlives a run: then the block is
+        reset while `run` is low, as the engine does, and the port is not.
+    """
+
+    def __init__(self, block):
+        self.block = block
+        self.port = getattr(block, "port", None)
+        members = dict(block.signature.members)
+        if self.port is not None:
+            members |= {"axi": Out(read_signature()), "run": In(1)}
+        names = members["axi"].signature.members
+        ids = (READ_IDS if "araddr" in names else ()) + (WRITE_IDS if "awaddr" in names else ())
+        super().__init__({**members, **{f"axi__{name}": In(1) for name in ids}})
+
+    def elaborate(self, platform):
+        m = Module()
+        if self.port is None:
+            m.submodules.block = self.block
+        else:
+            m.submodules.port = self.port
+            m.submodules.block = ResetInserter(~self.run)(self.block)
+            m.d.comb += self.port.run.eq(self.run)
+            _join(m, self, self.port, lambda path: path[0] == "axi")
+        _join(m, self, self.block, lambda path: True)
+        return m
+
+
+def _join(m, outer, inner, chosen):
+    for path, member, value in inner.signature.flatten(inner):
+        if chosen(path):
+            port = outer
+            for step in path:
+                port = getattr(port, step)
+            m.d.comb += port.eq(value) if member.flow == Out else value.eq(port)

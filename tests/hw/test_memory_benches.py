@@ -1,0 +1,54 @@
+"""Buffers: the sub-word selection of each ratio of word to beat."""
+
+import pytest
+
+from esbflow.engine_config import EngineConfig
+from esbhw.engine.accumulators import Accumulators
+from esbhw.engine.activation_buffer import ActivationBuffer
+from esbhw.engine.array import ShiftAddArray
+from esbhw.engine.constants import ConstantBanks
+from esbhw.engine.residual_buffer import ResidualBuffer
+from esbhw.engine.weight_slots import WeightSlots
+from sim.benches import build
+
+
+def config(rows: int, cols: int | None = None, **sizes) -> EngineConfig:
+    return EngineConfig("bench", rows=rows, cols=cols or rows, **{
+        "activation_beats": 16, "residual_beats": 16, "accumulator_depth": 16, "requantize_lanes": 4, **sizes})
+
+
+@pytest.mark.parametrize("rows, words_per_beat, beats_per_word", [(4, 8, 1), (16, 2, 1), (32, 1, 1), (64, 1, 2)])
+def test_the_activation_buffer_gives_every_word_of_every_shape(rows, words_per_beat, beats_per_word):
+    size = config(rows)
+    assert (size.words_per_beat, size.beats_per_word) == (words_per_beat, beats_per_word)
+    build.run("activation_buffer_bench", build.build("activation_buffer", ActivationBuffer(size)), size)
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_the_residual_buffer_gives_both_digits(rows):
+    size = config(rows)
+    build.run("residual_buffer_bench", build.build("residual_buffer", ResidualBuffer(size)), size)
+
+
+@pytest.mark.parametrize("rows, path, slots", [(4, 1, 4), (16, 1, 4), (16, 4, 2)])
+def test_the_weight_slots_give_rows_of_the_weight_path(rows, path, slots):
+    size = config(rows, weight_path_beats=path, weight_slots=slots)
+    build.run("weight_slots_bench", build.build("weight_slots", WeightSlots(size)), size)
+
+
+@pytest.mark.parametrize("cols, lanes", [(4, 4), (16, 4), (8, 1)])
+def test_the_constants_come_in_groups_of_lanes(cols, lanes):
+    size = config(4, cols, requantize_lanes=lanes)
+    build.run("constants_bench", build.build("constants", ConstantBanks(size)), size)
+
+
+def test_the_accumulators_add_and_drain():
+    size = config(4)
+    folder = build.build("accumulators", Accumulators(size, ShiftAddArray(size).dot_bits))
+    build.run("accumulators_bench", folder, size)
+
+
+@pytest.mark.parametrize("rows, cols, path", [(4, 4, 1), (8, 16, 2)])
+def test_the_array_swaps_tiles_without_losing_a_cycle(rows, cols, path):
+    size = config(rows, cols, weight_path_beats=path)
+    build.run("array_bench", build.build("array", ShiftAddArray(size)), size)
