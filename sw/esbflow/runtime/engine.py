@@ -86,28 +86,36 @@ class Engine:
 
     # -- program ------------------------------------------------------------------------------------------------
     def load(self, program) -> None:
-        """Load a program (a path, or what load_program returned) and allocate its memory.
+        """Load a program (a path, or what load_program or the compiler returned) and allocate its memory.
 
         Raises
         ------
         ProgramError
             if the file is damaged or was compiled for another engine.
         EngineBusy
-            if a run is still under way.
+            if memory has not answered what the last run asked for.
         """
-        if not isinstance(program, LoadedProgram) and not hasattr(program, "instructions"):
+        if not hasattr(program, "instructions"):
             program = load_program(program)
+        program = LoadedProgram(program.meta, program.instructions, program.weights, program.table)
         wanted, found = program.meta["engine_hash"], f"{self.hash:016x}"
         if wanted != found:
             size = self._read("SIZE")
             raise ProgramError(
                 f"program {program.meta['name']} was compiled for engine {program.meta['engine']['name']} ({wanted}), and "
                 f"this one is another ({size & 0xFFFF}x{size >> 16}, {found}); compile it for this engine")
-        self.recover()
         self.unload()
         sizes = dict(program.meta["regions"], program=program.instructions.nbytes, weights=program.weights.nbytes)
-        for region in REGIONS:
-            self._buffers[region] = self._transport.allocate(max(BEAT_BYTES, -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES))
+        try:
+            for region in REGIONS:
+                size = max(BEAT_BYTES, -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES)
+                buffer = self._buffers[region] = self._transport.allocate(size)
+                buffer.array[:] = 0
+                # Also where only the engine writes: a dirty cache line must not land on its results later.
+                buffer.flush()
+        except BaseException:
+            self.unload()
+            raise
         self._put("program", program.instructions.astype("<u8").view(np.uint8).reshape(-1))
         self._put("weights", program.weights)
         for region in REGIONS:
@@ -119,7 +127,8 @@ class Engine:
         self._program = program
 
     def unload(self) -> None:
-        """Free the program's memory."""
+        """Free the program's memory, once the engine no longer uses it; raises as recover does."""
+        self.recover()
         for buffer in self._buffers.values():
             buffer.free()
         self._buffers = {}
@@ -131,10 +140,11 @@ class Engine:
         buffer.flush()
 
     # -- running ------------------------------------------------------------------------------------------------
-    def run(self, images: np.ndarray, progress=None) -> Result:
+    def run(self, images: np.ndarray, progress=None, deadline_cycles: int | None = None) -> Result:
         """Run uint8 images (n, c, h, w), any n; the program's batch is filled up with zeros.
 
-        `progress`, if given, is called with the number of images done.
+        `progress`, if given, is called with the number of images done. A batch that takes more engine cycles than
+        `deadline_cycles` is stopped; None leaves it to the watchdog.
 
         Raises
         ------
@@ -154,7 +164,7 @@ class Engine:
             filled[:len(part)] = part
             self._put("input", self._packed(filled))
             self._start()
-            self._finish()
+            self._finish(deadline_cycles)
             outputs.append(self._outputs()[:len(part)])
             layers.append(self._layer_counters())
             cycles += self._read("COUNT_CYCLES")
@@ -197,7 +207,7 @@ class Engine:
         before = np.zeros(len(names), dtype=np.int64)
         layers = []
         for layer, record in zip(self._program.meta["layers"], words[:, :len(names)].astype(np.int64)):
-            layers.append({"name": layer["name"], **dict(zip(names, (record - before).tolist()))})
+            layers.append({"name": layer["name"], **dict(zip(names, ((record - before) & 0xFFFFFFFF).tolist()))})
             before = record
         return layers
 
@@ -208,10 +218,10 @@ class Engine:
         self._write("IRQ_ENABLE", 3)
         self._write("CONTROL", 1)
 
-    def _finish(self) -> None:
-        """Wait for done or error. Deadlines are the engine's own watchdog; wall time counts only while its cycle
-        counter stands still."""
-        cycles, moved = -1, time.monotonic()
+    def _finish(self, deadline: int | None) -> None:
+        """Wait for done or error. Deadlines count engine cycles; wall time counts only while its cycle counter stands
+        still."""
+        cycles, moved, elapsed = 0, time.monotonic(), 0
         while True:
             status = self.status()
             if status["error"]:
@@ -222,7 +232,13 @@ class Engine:
                 return
             now = self._read("COUNT_CYCLES")
             if now != cycles:
+                elapsed += (now - cycles) & 0xFFFFFFFF
                 cycles, moved = now, time.monotonic()
+                if deadline is not None and elapsed > deadline:
+                    layer = self._program.layer_name(self._read("LAYER"))
+                    self.abort()
+                    raise EngineTimeout(f"the run was not done after {elapsed} cycles, with a deadline of {deadline}, and "
+                                        f"was stopped in layer {layer}")
             elif time.monotonic() - moved > STILL_SECONDS:
                 raise EngineTimeout(
                     f"the engine's cycle counter has stood at {now} for {STILL_SECONDS:g} s while it is "
@@ -241,7 +257,7 @@ class Engine:
         self._write("CONTROL", 2)
 
     def recover(self, seconds: float = QUIET_SECONDS) -> None:
-        """Wait until a stopped engine has finished what it owes the bus.
+        """Stop a run that is under way, and wait until the engine has finished what it owes the bus.
 
         Raises
         ------
@@ -250,6 +266,8 @@ class Engine:
             overlay again.
         """
         limit = time.monotonic() + seconds
+        if self.status()["busy"]:  # left behind by an exception, Ctrl-C for one
+            self.abort()
         while True:
             status = self.status()
             if status["quiescent"]:

@@ -35,6 +35,7 @@ class _PynqTransport:
 
     def __init__(self, ip: "EsbEngineDriver"):
         self._ip = ip
+        self._loop = None
 
     def read(self, offset: int) -> int:
         return self._ip.read(offset)
@@ -49,15 +50,30 @@ class _PynqTransport:
         interrupt = getattr(self._ip, "irq", None)
         if interrupt is None:
             return False  # no UIO device for the line: the caller polls
+        try:
+            asyncio.get_running_loop()
+            return False  # in a notebook: its loop cannot be entered again, so the caller polls
+        except RuntimeError:
+            pass
 
         async def wait():
             await asyncio.wait_for(interrupt.wait(), seconds)
 
         try:
-            asyncio.get_event_loop_policy().get_event_loop().run_until_complete(wait())
+            self._own_loop().run_until_complete(wait())
         except (asyncio.TimeoutError, TimeoutError):
             pass
         return True
+
+    def _own_loop(self):
+        # PYNQ's UIO readers sit on the thread's current loop; asyncio.run() leaves a thread without one.
+        if self._loop is None or self._loop.is_closed():
+            try:
+                self._loop = asyncio.get_event_loop_policy().get_event_loop()
+            except RuntimeError:
+                self._loop = asyncio.new_event_loop()
+                asyncio.set_event_loop(self._loop)
+        return self._loop
 
 
 class EsbEngineDriver(DefaultIP):
@@ -79,8 +95,8 @@ class EsbEngineDriver(DefaultIP):
     def load(self, program) -> None:
         self.engine.load(program)
 
-    def run(self, images, progress=None):
-        return self.engine.run(images, progress)
+    def run(self, images, progress=None, deadline_cycles=None):
+        return self.engine.run(images, progress, deadline_cycles)
 
     def counters(self) -> dict:
         return self.engine.counters()
