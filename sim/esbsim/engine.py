@@ -1,5 +1,6 @@
 """A simulator of a configuration: generate the RTL, build the library, connect the memory."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,14 @@ TOP = "esb_engine"
 
 def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None) -> Path:
     """The shared library of a configuration's engine; built on the first call, minutes for the largest."""
-    from esbhw.generate import rtlil  # here: reading a program or using a built board needs no Amaranth
+    return build(_rtlil(config), TOP, cache_dir, trace)
 
-    return build(rtlil(config), TOP, cache_dir, trace)
+
+@lru_cache(maxsize=4)
+def _rtlil(config):
+    from esbhw.generate import rtlil  # here: importing this module should not need Amaranth
+
+    return rtlil(config)
 
 
 def simulate_engine(config: EngineConfig, memory: np.ndarray, base: int = 0,

@@ -4,6 +4,7 @@ Block design: the PS, one engine behind HPM0_FPD, and an AXI interrupt controlle
 pl_ps_irq0. The controller is not decoration: PYNQ's parser lists only interrupt pins that it reaches through one.
 """
 
+from math import ceil
 from xml.sax.saxutils import quoteattr
 
 from esbflow.engine_config import EngineConfig
@@ -91,13 +92,15 @@ def _controller():
 def _processing_system(config):
     parameters = {"C_MAXIGP0_DATA_WIDTH": 32, "C_SAXIGP2_DATA_WIDTH": 128}
     for clock in range(4):  # PYNQ's parser wants all four
-        divisor = max(1, round(IO_PLL_MHZ / config.clock_mhz)) if clock == 0 else 15
+        divisor = max(1.5, IO_PLL_MHZ / config.clock_mhz) if clock == 0 else 15
+        second = ceil(divisor / 63)  # each divides by 1 to 63
+        first = round(divisor / second)
         parameters.update({
             f"PSU__FPGA_PL{clock}_ENABLE": int(clock == 0),
-            f"PSU__CRL_APB__PL{clock}_REF_CTRL__DIVISOR0": min(divisor, 63),
-            f"PSU__CRL_APB__PL{clock}_REF_CTRL__DIVISOR1": -(-divisor // 63),
+            f"PSU__CRL_APB__PL{clock}_REF_CTRL__DIVISOR0": first,
+            f"PSU__CRL_APB__PL{clock}_REF_CTRL__DIVISOR1": second,
             f"PSU__CRL_APB__PL{clock}_REF_CTRL__SRCSEL": "IOPLL",
-            f"PSU__CRL_APB__PL{clock}_REF_CTRL__ACT_FREQMHZ": IO_PLL_MHZ / divisor,
+            f"PSU__CRL_APB__PL{clock}_REF_CTRL__ACT_FREQMHZ": IO_PLL_MHZ / (first * second),
         })
     ranges = "".join(
         _element("MEMRANGE", ADDRESSBLOCK="reg0", BASENAME="C_BASEADDR", BASEVALUE=f"0x{base:08X}", HIGHNAME="C_HIGHADDR",

@@ -1,0 +1,201 @@
+"""The simulated ZCU102 through PYNQ's own calls, and the driver on it against the integer graph's reference."""
+
+import asyncio
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pynq = pytest.importorskip("pynq")
+
+from esbflow.compiler.pipeline import compile_graph  # noqa: E402
+from esbflow.engine_config import ENGINES  # noqa: E402
+from esbflow.graph.execute import execute  # noqa: E402
+from esbflow.graph.random import random_graph, random_images  # noqa: E402
+from esbflow.registers import ID_VALUE, REGISTERS, VLNV  # noqa: E402
+from esbflow.runtime import pynq_driver  # noqa: E402
+from esbflow.runtime.errors import EngineFault  # noqa: E402
+from esbsim import board as board_module  # noqa: E402
+from esbsim.board import read_overlay, write_overlay  # noqa: E402
+from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh  # noqa: E402
+from esbsim.simulator import MemoryTiming  # noqa: E402
+from pynqmetadata.frontends import Metadata  # noqa: E402
+from pynqmetadata.views.runtime import RuntimeMetadataParser  # noqa: E402
+
+CONFIG = ENGINES["tiny4x4"]
+
+
+@pytest.fixture(scope="module")
+def bit(tmp_path_factory):
+    return write_overlay(CONFIG, tmp_path_factory.mktemp("overlay"))
+
+
+@pytest.fixture
+def board():
+    device = board_module.board()
+    device.timing, device.shared_bytes_per_cycle, device.trace = MemoryTiming(), None, None
+    device.connect_interrupt(True)
+    return device
+
+
+@pytest.fixture
+def overlay(bit, board):
+    return pynq.Overlay(str(bit))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """(program for batches of 2, images, what they give)"""
+    random = np.random.default_rng(7)
+    graph = random_graph(random, layers=3, channels=10, size=9)
+    images = random_images(random, graph, 5)
+    return compile_graph(graph, CONFIG, batch=2), images, execute(graph, images)
+
+
+def test_pynqs_parser_reads_the_handoff(bit):
+    parser = RuntimeMetadataParser(Metadata(input=bit.with_suffix(".hwh")))
+    engine = parser.ip_dict["esb_engine_0"]
+    assert engine["type"] == VLNV and engine["phys_addr"] == ENGINE_BASE and engine["addr_range"] == 4096
+    assert {name: entry["address_offset"] for name, entry in engine["registers"].items()} == {
+        name: register.offset for name, register in REGISTERS.items()}
+    assert engine["registers"]["STATUS"]["fields"]["code"]["bit_offset"] == 8
+    assert engine["registers"]["STATUS"]["description"] == REGISTERS["STATUS"].description
+    assert engine["parameters"]["ROWS"] == "4" and engine["parameters"]["HASH"] == f"{CONFIG.hash:016x}"
+    assert parser.interrupt_pins["esb_engine_0/irq"]["controller"] == "axi_intc_0"
+    assert parser.interrupt_controllers["axi_intc_0"] == {"parent": "", "index": 0, "raw_irq": 121}
+
+
+@pytest.mark.parametrize("mhz", [1, 20, 100, 250, 333, 700])
+def test_every_clock_fits_the_divisors(mhz, tmp_path):
+    path = tmp_path / "engine.hwh"
+    path.write_text(hwh(replace(CONFIG, clock_mhz=mhz)))
+    clock = RuntimeMetadataParser(Metadata(input=path)).clock_dict[0]
+    assert clock["enable"] and 1 <= clock["divisor0"] <= 63 and 1 <= clock["divisor1"] <= 63
+    assert IO_PLL_MHZ / clock["divisor0"] / clock["divisor1"] == pytest.approx(mhz, rel=0.2)
+
+
+def test_only_marked_overlays_are_loaded(bit, tmp_path):
+    assert read_overlay(bit) == CONFIG
+    assert bit.read_bytes().startswith(b"esbflow simulated overlay: this is text and no bitstream")
+    real = tmp_path / "real.bit"
+    real.write_bytes(b"\x00\x09\x0f\xf0" * 100)
+    with pytest.raises(ValueError, match="real.bit was not made for the simulated board; make one with"):
+        read_overlay(real)
+
+
+def test_overlay_registers_mmio_and_clocks_work(overlay):
+    engine = overlay.esb_engine_0
+    assert overlay.is_loaded() and type(engine).__name__ == "EsbEngineDriver"
+    assert engine.read(0) == pynq.MMIO(ENGINE_BASE, 4096).read(0) == ID_VALUE == int(engine.mmio.array[0])
+    engine.register_map.SCRATCH = 1234
+    assert int(engine.register_map.SCRATCH) == 1234 and engine.register_map.SIZE.cols == 4
+    assert pynq.Clocks.fclk0_mhz == pytest.approx(CONFIG.clock_mhz, rel=1e-3)
+    with pytest.raises(RuntimeError, match="bus error: nothing answers a read of 0xb0000000"):
+        pynq.MMIO(0xB000_0000, 4096).read(0)
+
+
+def test_buffers_are_not_coherent_and_lie_above_4_gigabytes(overlay, board):
+    buffer = pynq.allocate((1024,), np.uint32)
+    offset = buffer.device_address - board.ddr.base
+    memory = board.ddr.memory[offset:offset + buffer.nbytes].view(np.uint32)
+    assert buffer.device_address >= 1 << 32 and buffer.device_address % 4096 == 0
+    buffer[:] = 7
+    assert (memory != 7).all()
+    buffer[16:32].flush()  # a part only
+    assert (memory[16:32] == 7).all() and (memory[32:] != 7).all()
+    memory[:] = 9
+    assert (buffer == 7).all()
+    buffer.invalidate()
+    assert (buffer == 9).all()
+    coherent = pynq.allocate((4,), np.uint8, cacheable=0)
+    coherent[:] = 3
+    assert (board.ddr.memory[coherent.device_address - board.ddr.base:][:4] == 3).all()
+
+
+def test_freed_memory_is_used_again_and_exhaustion_is_an_error(overlay, board):
+    free = board.ddr.free_bytes
+    buffers = [pynq.allocate((5000,), np.uint8) for _ in range(4)]
+    assert board.ddr.free_bytes == free - 4 * 8192
+    for i in (1, 3, 0, 2):
+        buffers[i].freebuffer()
+    del buffers
+    assert board.ddr.free_bytes == free
+    with pytest.raises(RuntimeError, match="Allocate failed: .* bytes asked for"):
+        pynq.allocate((1 << 40,), np.uint8)
+
+
+def test_the_driver_equals_the_graph_by_interrupt(overlay, network):
+    program, images, expected = network
+    engine = overlay.esb_engine_0
+    assert engine.irq is not None
+    engine.load(program)
+    result = engine.run(images)
+    assert (result.outputs == expected).all()
+    assert result.runs == 3 and result.cycles > 0
+
+
+def test_the_driver_equals_the_graph_by_polling(bit, board, network):
+    program, images, expected = network
+    board.connect_interrupt(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PYNQ says that it found no UIO device
+        engine = pynq.Overlay(str(bit)).esb_engine_0
+    assert engine.irq is None
+    engine.load(program)
+    assert (engine.run(images).outputs == expected).all()
+
+
+def test_the_driver_works_inside_a_running_event_loop(overlay, network):
+    """As in a notebook, where a loop is always running."""
+    program, images, expected = network
+
+    async def cell():
+        overlay.esb_engine_0.load(program)
+        return overlay.esb_engine_0.run(images[:2]).outputs
+
+    assert (asyncio.run(cell()) == expected[:2]).all()
+
+
+def test_slow_and_stalling_memory_changes_cycles_but_no_result(bit, board, network):
+    program, images, expected = network
+    cycles = []
+    for timing, shared in ((MemoryTiming(latency=20), None), (MemoryTiming(latency=80, jitter=30, stall=0.3, seed=4), 8)):
+        board.timing, board.shared_bytes_per_cycle = timing, shared
+        engine = pynq.Overlay(str(bit)).esb_engine_0
+        engine.load(program)
+        result = engine.run(images)
+        assert (result.outputs == expected).all()
+        cycles.append(result.cycles)
+    assert cycles[1] > cycles[0]
+
+
+@pytest.mark.parametrize("port, unit", [("program", "fetch"), ("weights", "weights"), ("activations", "load")])
+def test_a_bus_error_names_its_unit_and_the_next_run_works(overlay, board, network, port, unit):
+    program, images, expected = network
+    engine = overlay.esb_engine_0
+    engine.load(program)
+    board.simulator.set_fault(0, 1 << 40, "slverr", port)
+    with pytest.raises(EngineFault, match="a read was answered with SLVERR or DECERR") as caught:
+        engine.run(images)
+    assert caught.value.code == "axi_read" and caught.value.unit == unit and caught.value.address >= board.ddr.base
+    board.simulator.clear_faults()
+    assert (engine.run(images).outputs == expected).all()
+
+
+def test_the_interrupt_controller_is_on_the_bus(overlay):
+    controller = pynq.MMIO(CONTROLLER_BASE, 32)
+    controller.write(0x10, 1)
+    assert controller.read(0x08) == 1
+    controller.write(0x14, 1)
+    assert controller.read(0x08) == 0
+
+
+def test_a_missing_handoff_is_named(bit, tmp_path, board):
+    lonely = tmp_path / "lonely.bit"
+    lonely.write_bytes(bit.read_bytes())
+    with pytest.raises(FileNotFoundError, match="lonely.hwh is missing; an overlay is a .bit and a .hwh of the same name"):
+        pynq.Overlay(str(lonely))
+
+
+assert pynq_driver  # imported so that PYNQ binds it
