@@ -19,8 +19,8 @@ class Loader(wiring.Component):
     """Carries out LOAD or WEIGHTS instructions.
 
     An instruction is accepted when the splitter is idle and its tokens are there; requests of the next one follow
-    while data of this one is still on its way. Beats arrive on `write` two cycles after the bus offered them at the
-    latest, and the token is posted with the last one.
+    while data of this one is still on its way. Beats arrive on `write` in the cycle after the bus offered them, and the
+    token is posted with the last one.
 
     Members
     -------
@@ -103,5 +103,6 @@ class Loader(wiring.Component):
             self.fault_address.eq(Mux(splitter.range_fault, splitter.fault_address, port.fault_address)),
             self.quiescent.eq(port.quiescent),
         ]
-        m.d.sync += following.eq(self.write_address + 1)
+        with m.If(port.beat_valid):
+            m.d.sync += following.eq(self.write_address + 1)
         return m
