@@ -123,7 +123,7 @@ def _needed(state: _State, chunk: _Chunk):
         if rows_of is None:
             return None
         if plan.layer.stacked:
-            height = plan.layer.in_shape[1]
+            height = layout.height
             first, last = row0 // height, (row1 - 1) // height
             spans = [(image, max(row0 - image * height, 0), min(row1 - image * height, height))
                      for image in range(first, last + 1)]

@@ -128,7 +128,7 @@ def lower(graph: ir.Graph) -> list:
         layer = _lower_node(graph, node)
         following = consumers[node.name]
         if (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and len(following) == 1
-                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output):
+                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output and not layer.stacked):
             pool = following[0]
             _check_pool(pool)
             layer = replace(layer, target=pool.name, out_shape=pool.shape,

@@ -1,0 +1,70 @@
+"""RTL = integer graph on every value, and cycle model = RTL on every cycle, on random graphs with fresh seeds."""
+
+import numpy as np
+import pytest
+
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images
+from esbsim.simulator import MemoryTiming
+
+GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(channels=24, size=14)),
+          "base16x16": (16, dict(channels=40, size=20))}
+
+
+def compiled(random, config, **bounds):
+    """A random graph that fits the engine, its program, its images."""
+    while True:
+        graph = random_graph(random, **bounds)
+        try:
+            program = compile_graph(graph, config, batch=int(random.integers(1, 4)), fold=bool(random.integers(2)))
+        except CompileError:
+            continue
+        return graph, program, random_images(random, graph, program.meta["batch"] + 1)
+
+
+def stamps(layers):
+    return np.cumsum([layer["cycles"] for layer in layers]).tolist()
+
+
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name, (count, _) in GRAPHS.items() for k in range(count)])
+def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
+    random = np.random.default_rng((seed, number))
+    graph, program, images = compiled(random, ENGINES[engine_name], **GRAPHS[engine_name][1])
+    _, engine = bench(engine_name)
+    engine.load(program)
+    result = engine.run(images)
+    described = [f"{type(node).__name__}{node.shape}{node.format}" for node in graph.nodes]
+    assert np.array_equal(result.outputs, execute(graph, images)), f"seed {seed}, number {number}: {described}"
+    expected = count_cycles(program)
+    assert result.cycles == result.runs * expected.total, f"seed {seed}, number {number}: {described}"
+    for layers in result.layers:
+        assert stamps(layers) == expected.stamps
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_stalls_and_latency_change_no_value(bench, seed, number):
+    random = np.random.default_rng((seed, 1000 + number))
+    graph, program, images = compiled(random, ENGINES["small8x16"], channels=16, size=10)
+    simulator, engine = bench("small8x16")
+    for port in simulator.ports:
+        simulator.set_timing(port, MemoryTiming(latency=int(random.integers(1, 90)), jitter=20, stall=0.3,
+                                                seed=int(random.integers(1 << 20))))
+    engine.load(program)
+    assert np.array_equal(engine.run(images).outputs, execute(graph, images)), f"seed {seed}, number {number}"
+
+
+@pytest.mark.parametrize("latency", [1, 7, 100])
+def test_cycle_model_holds_at_other_latencies(bench, seed, latency):
+    random = np.random.default_rng((seed, 2000 + latency))
+    graph, program, images = compiled(random, ENGINES["small8x16"], channels=24, size=12)
+    simulator, engine = bench("small8x16")
+    for port in simulator.ports:
+        simulator.set_timing(port, MemoryTiming(latency=latency))
+    engine.load(program)
+    result = engine.run(images[:program.meta["batch"]])
+    assert result.cycles == count_cycles(program, latency).total
+    assert np.array_equal(result.outputs, execute(graph, images[:program.meta["batch"]]))
