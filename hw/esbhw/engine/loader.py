@@ -104,6 +104,5 @@ class Loader(wiring.Component):
             self.quiescent.eq(port.quiescent),
         ]
         with m.If(port.beat_valid):
-            with m.If(port.beat_valid):
             m.d.sync += following.eq(self.write_address + 1)
         return m
