@@ -1,0 +1,19 @@
+"""The blocks that decide what happens when."""
+
+import pytest
+
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbhw.engine.control import Control
+from esbhw.engine.sequencer import Sequencer
+from sim.benches import build
+
+
+def test_the_registers_and_the_life_of_a_run():
+    size = ENGINES["tiny4x4"]
+    build.run("control_bench", build.build("control", Control(size)), size)
+
+
+@pytest.mark.parametrize("cols", [4, 16], ids=["tile of one beat", "tile of two beats"])
+def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols):
+    size = EngineConfig("bench", rows=4, cols=cols, weight_slots=4, accumulator_depth=16)
+    build.run("sequencer_bench", build.build("sequencer", Sequencer(size)), size)
