@@ -4,6 +4,7 @@ import pytest
 
 from esbflow.engine_config import ENGINES, EngineConfig
 from esbhw.engine.control import Control
+from esbhw.engine.drain import Drain
 from esbhw.engine.sequencer import Sequencer
 from sim.benches import build
 
@@ -17,3 +18,9 @@ def test_the_registers_and_the_life_of_a_run():
 def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols):
     size = EngineConfig("bench", rows=4, cols=cols, weight_slots=4, accumulator_depth=16)
     build.run("sequencer_bench", build.build("sequencer", Sequencer(size)), size)
+
+
+@pytest.mark.parametrize("rows, cols, lanes", [(4, 8, 2), (8, 8, 8)], ids=["groups and planes", "one group"])
+def test_the_drain_requantizes_pools_and_packs(rows, cols, lanes):
+    size = EngineConfig("bench", rows=rows, cols=cols, requantize_lanes=lanes, accumulator_depth=64)
+    build.run("drain_bench", build.build("drain", Drain(size)), size)

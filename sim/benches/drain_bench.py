@@ -1,0 +1,311 @@
+"""Drain: requantizing, pooling, residual and packing of random tiles; its cycles, STAMP, END, back-pressure, faults."""
+
+import random
+
+import cocotb
+import numpy as np
+
+from esbflow.compiler.lower import rounding_fields, storage_digits
+from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
+from esbflow.instructions import encode
+from esbflow.numbers import Format
+from esbflow.registers import COUNTERS, LOG_BEATS
+from esbhw.arithmetic.requantize import CONSTANTS
+from esbhw.engine.drain import Drain
+from esbhw.engine.transfer import transfer_layout
+from sim.benches.testbench import Sink, Source, Testbench, config, join, pack
+
+TAKES = ("accumulators", "constants", "residual")
+
+
+class Tile:
+    """Random content of an accumulator bank, its constants and residual, and the DRAIN that takes it out."""
+
+    def __init__(self, size, rng, form: str, kernel=(1, 1), stride=(1, 1), pad=(0, 0), residual=0, rows=3, cols=5,
+                 out=None, per_row=False, bank=0, **more):
+        self.size, self.format, self.kernel, self.stride, self.pad = size, Format.parse(form), kernel, stride, pad
+        self.rows, self.cols = rows, cols
+        words = size.words_per_beat
+        self.pitch = -(-cols // words) * words
+        out_rows, out_cols = out or (rows, cols)
+        self.out = (out_rows, -(-out_cols // words) * words)
+        self.planes, self.digits = size.planes_per_tile, storage_digits(self.format)
+        self.acc = np.array([[rng.randrange(-3000, 3000) for _ in range(size.cols)] for _ in range(rows * cols)])
+        self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
+                           "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
+        self.residual, self.residual_signed = residual, rng.randrange(2)
+        nibbles = (self.planes * rows * self.pitch, size.rows)
+        self.low, self.high = ([[rng.randrange(16) for _ in range(nibbles[1])] for _ in range(nibbles[0])]
+                               for _ in range(2))
+        run = self.out[1] * size.beats_per_word // words
+        self.fields = dict(
+            region=4, offset=rng.randrange(1000), acc_rows=rows, acc_cols=cols, out_rows=out_rows,
+            out_cols=self.out[1], kernel_y=kernel[0], kernel_x=kernel[1], stride_y=stride[0], stride_x=stride[1],
+            pad_y=pad[0], pad_x=pad[1], digits=self.digits, planes=self.planes, plane_stride=100, digit_stride=50,
+            segments=out_rows if per_row else 1, segment_beats=run if per_row else run * out_rows,
+            segment_stride=run + 3, bank=bank, constants=1 - bank, residual=int(residual > 0), residual_bank=bank,
+            residual_digits=residual, residual_signed=self.residual_signed, post_store=1, layer=3,
+            **rounding_fields(self.format), **more)
+
+    def _residual_value(self, plane: int, y: int, x: int, channel: int) -> int:
+        word = (plane * self.rows + y) * self.pitch + x
+        value, bits = self.low[word][channel], 4
+        if self.residual == 2:
+            value, bits = value | self.high[word][channel] << 4, 8
+        if self.residual_signed and value >> bits - 1:
+            value -= 1 << bits
+        return value
+
+    def _level(self, plane: int, y: int, x: int, channel: int) -> int:
+        at = plane * self.size.rows + channel
+        k = self.constants[at]
+        r = self._residual_value(plane, y, x, channel) if self.residual else 0
+        t = int(self.acc[y * self.cols + x][at]) * k["m"] + r * k["n"] + k["b"]
+        return int(self.format.round_shift(np.int64(t), np.int64(k["s"])))
+
+    def beats(self) -> list:
+        """What must be written, in order: (digit, plane, row, column), each word `rows` nibbles."""
+        def clamp(value, count):
+            return min(max(value, 0), count - 1)
+
+        words = []
+        for digit in range(self.digits):
+            for plane in range(self.planes):
+                for row in range(self.out[0]):
+                    for col in range(self.out[1]):
+                        window = [(clamp(row * self.stride[0] - self.pad[0] + ky, self.rows),
+                                   clamp(col * self.stride[1] - self.pad[1] + kx, self.cols))
+                                  for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
+                        levels = [max(self._level(plane, y, x, c) for y, x in window) for c in range(self.size.rows)]
+                        words.append(join([level >> DIGIT_BITS * digit for level in levels], DIGIT_BITS))
+        stream = join(words, self.size.word_bits)
+        count = len(words) * self.size.word_bits // AXI_BEAT_BITS
+        return [stream >> AXI_BEAT_BITS * i & ((1 << AXI_BEAT_BITS) - 1) for i in range(count)]
+
+    def orders(self) -> list:
+        f = self.fields
+        return [pack(transfer_layout(1), region=4, offset=f["offset"] + 100 * plane + 50 * digit,
+                     beats=f["segment_beats"], segments=f["segments"], stride=f["segment_stride"],
+                     tag=int(f["post_store"] and (digit, plane) == (self.digits - 1, self.planes - 1)))
+                for digit in range(self.digits) for plane in range(self.planes)]
+
+    @property
+    def issues(self) -> int:
+        return (self.digits * self.planes * self.out[0] * self.out[1] * self.size.lane_groups
+                * self.kernel[0] * self.kernel[1])
+
+    @property
+    def runs(self) -> int:
+        return self.digits * self.planes * self.fields["segments"]
+
+
+class Bench(Testbench):
+    """Answers the three memories one cycle after their address, from the tile of each bank."""
+
+    def __init__(self, dut):
+        self.size = config()
+        self.tiles = {}
+        self.beats, self.beat_cycles, self.issues = [], [], []
+        self.pulses = {f"{verb}_{name}": [] for verb in ("take", "post") for name in TAKES}
+        super().__init__(dut, Drain(self.size).signature)
+
+    async def begin(self, room: float = 1.0, tokens: int = 1):
+        await self.reset()
+        self.set(beats__ready=1, room=1, writer_idle=1, **{f"{name}_count": tokens for name in TAKES})
+        self.room = room
+        self.sink = Sink(self, "transfers", rate=0.7, seed=2)
+        self.source = Source(self, "i", seed=3)
+        cocotb.start_soon(self._watch())
+
+    async def _watch(self):
+        rng = random.Random(4)
+        while True:
+            await self.tick()
+            if self.get("beats__valid") and self.get("beats__ready"):
+                self.beats.append(self.get("beats__payload"))
+                self.beat_cycles.append(self.cycle)
+            if self.get("issue"):
+                self.issues.append(self.cycle)
+            for name, cycles in self.pulses.items():
+                if self.get(name):
+                    cycles.append(self.cycle)
+            self._answer()
+            self.set(room=rng.random() < self.room)
+
+    def _answer(self):
+        size, lanes = self.size, self.size.requantize_lanes
+        tile = self.tiles.get(self.get("acc_bank"))
+        if tile:
+            index = self.get("acc_index")
+            acc = tile.acc[index] if index < len(tile.acc) else [0] * size.cols
+            self.set(acc_data=join(acc, size.accumulator_width))
+        tile = self.tiles.get(1 - self.get("constants_bank"))
+        if tile:
+            group = self.get("constants_group") * lanes
+            self.set(constants_data=join([pack(CONSTANTS, **k) for k in tile.constants[group:group + lanes]],
+                                         CONSTANTS.size))
+        tile = self.tiles.get(self.get("residual_bank"))
+        if tile:
+            word = min(self.get("residual_address"), len(tile.low) - 1)
+            self.set(residual_low=join(tile.low[word], DIGIT_BITS), residual_high=join(tile.high[word], DIGIT_BITS))
+
+    async def run(self, tiles: list, within: int = 6000) -> None:
+        beats = len(self.beats) + sum(len(tile.beats()) for tile in tiles)
+        for tile in tiles:
+            self.tiles[tile.fields["bank"]] = tile
+        await self.source.send([encode("DRAIN", **tile.fields) for tile in tiles])
+        for _ in range(within):
+            if len(self.beats) >= beats:
+                return await self.tick(20)
+            await self.tick()
+        raise AssertionError(f"{len(self.beats)} of {beats} beats within {within} cycles")
+
+
+CASES = {
+    "plain": dict(form="u4"),
+    "two digits": dict(form="s8", residual=1),
+    "residual of two digits, rows apart": dict(form="s4", residual=2, per_row=True),
+    "esb": dict(form="esb4.1", residual=1),
+    "unsigned esb": dict(form="uesb4.2"),
+    "padded pooling": dict(form="s8", kernel=(3, 3), stride=(2, 2), pad=(1, 1), out=(3, 5), rows=5, cols=9),
+    "overhanging pooling": dict(form="u8", kernel=(2, 3), stride=(2, 1), out=(2, 4), rows=3, cols=4, residual=2),
+    "wide": dict(form="s32", rows=1, cols=2),
+    "sixteen bits": dict(form="s16", rows=2, cols=1),
+    "binary-like": dict(form="u1", rows=1, cols=8),
+}
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(case=list(CASES), room=[1.0, 0.5])
+async def a_tile_comes_out_as_the_formats_say(dut, case, room):
+    tb = Bench(dut)
+    await tb.begin(room)
+    tile = Tile(tb.size, random.Random(case), **CASES[case])
+    await tb.run([tile])
+    assert tb.beats == tile.beats()
+    assert tb.sink.payloads == tile.orders()
+    assert len(tb.issues) == tile.issues and not tb.get("field_fault")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(per_row=[False, True])
+async def a_drain_has_its_documented_cycles(dut, per_row):
+    tb = Bench(dut)
+    await tb.begin()
+    rng = random.Random(6)
+    tiles = [Tile(tb.size, rng, "s8", kernel=(1, 2), residual=1, per_row=per_row, bank=bank) for bank in range(2)]
+    await tb.run(tiles)
+    p = tb.source.taken
+    for tile, accepted in zip(tiles, p):
+        per_run = tile.issues // tile.runs
+        expected = [accepted + 1 + run * per_run + Drain.SETUP_CYCLES * (run + 1) + i
+                    for run in range(tile.runs) for i in range(per_run)]
+        assert tb.issues[:len(expected)] == expected
+        del tb.issues[:len(expected)]
+        end = expected[-1]
+        for name in TAKES:
+            assert tb.pulses[f"take_{name}"].pop(0) == accepted
+            assert tb.pulses[f"post_{name}"].pop(0) == end
+        # The last group of each beat, LATENCY cycles later.
+        groups = AXI_BEAT_BITS // (DIGIT_BITS * tb.size.requantize_lanes) * 2
+        completed = [cycle + Drain.LATENCY for cycle in expected[groups - 1::groups]]
+        assert tb.beat_cycles[:len(completed)] == completed
+        del tb.beat_cycles[:len(completed)]
+        if tile is tiles[0]:
+            assert p[1] == end + 1, "the next instruction is taken after the last group"
+    assert Drain.LATENCY == 14 and Drain.SETUP_CYCLES == 2
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_group_is_issued_while_the_writer_has_no_room(dut):
+    tb = Bench(dut)
+    await tb.begin(room=0.0)
+    await tb.tick(2)
+    tile = Tile(tb.size, random.Random(7), "u4")
+    running = cocotb.start_soon(tb.run([tile]))
+    await tb.tick(60)
+    assert not tb.issues and not tb.beats
+    tb.room = 1.0
+    await running
+    assert tb.beats == tile.beats()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(missing=TAKES)
+async def a_drain_waits_for_each_of_its_tokens(dut, missing):
+    tb = Bench(dut)
+    await tb.begin()
+    tb.set(**{f"{missing}_count": 0})
+    tile = Tile(tb.size, random.Random(8), "u4", residual=1)
+    running = cocotb.start_soon(tb.run([tile]))
+    await tb.tick(40)
+    assert not tb.issues and tb.get("waiting") and not tb.get("i__ready")
+    tb.set(**{f"{missing}_count": 1})
+    await running
+    assert tb.beats == tile.beats()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_stamp_writes_the_counters_once_the_pipeline_is_empty(dut):
+    tb = Bench(dut)
+    await tb.begin()
+    counters = [7000 + i for i in range(len(COUNTERS))]
+    tb.set(counters=join(counters, 32))
+    tile = Tile(tb.size, random.Random(9), "u4")
+    tb.tiles[0] = tile
+    await tb.source.send([encode("DRAIN", **tile.fields), encode("STAMP", layer=55, region=5, offset=40)])
+    before = len(tile.beats())
+    await tb.tick(Drain.LATENCY + LOG_BEATS + 10)
+    assert tb.beats[:before] == tile.beats() and len(tb.beats) == before + LOG_BEATS
+    record = join(tb.beats[before:], AXI_BEAT_BITS)
+    words = [record >> 32 * i & 0xFFFFFFFF for i in range(4 * LOG_BEATS)]
+    assert words == counters + [0] * (4 * LOG_BEATS - len(counters) - 1) + [55]
+    accepted = tb.source.taken[1]
+    ordered = accepted + Drain.LATENCY + 1
+    assert tb.beat_cycles[before:] == [ordered + 1 + i for i in range(LOG_BEATS)]
+    assert tb.sink.payloads[-1] == pack(transfer_layout(1), region=5, offset=40, beats=LOG_BEATS, segments=1)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_stamp_s_beats_wait_for_the_writer(dut):
+    tb = Bench(dut)
+    await tb.begin()
+    tb.set(beats__ready=0)
+    await tb.source.send([encode("STAMP", layer=1, region=5)])
+    await tb.tick(Drain.LATENCY + 20)
+    assert tb.get("beats__valid") and not tb.beats
+    tb.set(beats__ready=1)
+    await tb.tick(10)
+    assert len(tb.beats) == LOG_BEATS
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def done_rises_when_everything_is_written(dut):
+    tb = Bench(dut)
+    await tb.begin()
+    tb.set(writer_idle=0)
+    tile = Tile(tb.size, random.Random(10), "u4")
+    tb.tiles[0] = tile
+    await tb.source.send([encode("DRAIN", **tile.fields), encode("END")])
+    for _ in range(60):
+        await tb.tick()
+        assert not tb.get("done")
+    assert tb.beats == tile.beats()
+    tb.set(writer_idle=1)
+    await tb.tick()
+    assert tb.get("done")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def fields_outside_the_engine_s_limits_stop_it(dut):
+    size = config()
+    for wrong in ({"acc_rows": 0}, {"acc_cols": 0}, {"out_rows": 0}, {"out_cols": 0}, {"kernel_y": 0},
+                  {"kernel_x": 0}, {"planes": 0}, {"planes": size.planes_per_tile + 1}, {"digits": 0}, {"digits": 9},
+                  {"bits": 0}, {"bits": 33}, {"segment_beats": 0}):
+        tb = Bench(dut)
+        await tb.begin()
+        fields = {**Tile(size, random.Random(11), "u4").fields, **wrong}
+        await tb.source.send([encode("DRAIN", **fields)])
+        await tb.tick(10)
+        assert tb.get("field_fault") and not tb.issues and not tb.get("i__ready"), wrong
+        tb.sink.task.cancel()
