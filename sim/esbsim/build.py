@@ -75,8 +75,10 @@ def _key(text: str, top: str, trace: bool) -> str:
 def _locked(path: Path):
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits for it looks for the library first
 
 
 def _build(text, top, work, folder, library, trace):
