@@ -24,7 +24,7 @@ class ReadMemory(AxiRamRead):
     def __init__(self, dut, prefix: str, memory, clock=None, reset=None, active_level=True):
         self.failing = set()
         getattr(dut, f"{prefix}_arid").value = 0
-        super().__init__(AxiReadBus.from_prefix(dut, prefix), clock or dut.clk, reset, active_level,
+        super().__init__(AxiReadBus.from_prefix(dut, prefix), dut.clk if clock is None else clock, reset, active_level,
                          size=len(memory), mem=memory)
         self.log.setLevel("ERROR")
 
@@ -45,7 +45,7 @@ class WriteMemory(AxiRamWrite):
     def __init__(self, dut, prefix: str, memory, clock=None, reset=None, active_level=True):
         self.failing = set()
         getattr(dut, f"{prefix}_awid").value = 0
-        super().__init__(AxiWriteBus.from_prefix(dut, prefix), clock or dut.clk, reset, active_level,
+        super().__init__(AxiWriteBus.from_prefix(dut, prefix), dut.clk if clock is None else clock, reset, active_level,
                          size=len(memory), mem=memory)
         self.log.setLevel("ERROR")
 
@@ -71,10 +71,10 @@ class IdealReadMemory:
     cycle after the previous burst's last beat; then one beat a cycle. The engine's masters always take it.
     """
 
-    def __init__(self, dut, prefix: str, memory, latency: int):
+    def __init__(self, dut, prefix: str, memory, latency: int, clock=None):
         self._pins = {name: getattr(dut, f"{prefix}_{name}") for name in (
             "araddr", "arlen", "arvalid", "arready", "rdata", "rresp", "rlast", "rvalid", "rready")}
-        self._clock, self._memory, self._latency = dut.clk, memory, latency
+        self._clock, self._memory, self._latency = dut.clk if clock is None else clock, memory, latency
         for name in ("arready", "rdata", "rresp", "rlast", "rvalid"):
             self._pins[name].value = int(name == "arready")
         cocotb.start_soon(self._run())
@@ -95,3 +95,31 @@ class IdealReadMemory:
                 _, address, last = beats.pop(0)
                 pins["rdata"].value = int.from_bytes(self._memory[address:address + 16], "little")
                 pins["rlast"].value = int(last)
+
+
+class IdealWriteMemory:
+    """Ideal memory's write side: addresses and data are taken at once, the answer is on offer `latency` cycles after
+    the handshake of the last beat, or one cycle after the answer before it."""
+
+    def __init__(self, dut, prefix: str, memory, latency: int, clock=None):
+        self._pins = {name: getattr(dut, f"{prefix}_{name}") for name in (
+            "awaddr", "awvalid", "awready", "wdata", "wlast", "wvalid", "wready", "bresp", "bvalid")}
+        self._clock, self._memory, self._latency = dut.clk if clock is None else clock, memory, latency
+        for name in ("awready", "wready", "bresp", "bvalid"):
+            self._pins[name].value = int(name.endswith("ready"))
+        cocotb.start_soon(self._run())
+
+    async def _run(self):
+        pins, cycle, addresses, data, answers = self._pins, 0, [], [], []
+        while True:
+            await RisingEdge(self._clock)
+            if pins["awvalid"].value == 1:
+                addresses.append(int(pins["awaddr"].value))
+            if pins["wvalid"].value == 1:
+                data.append(int(pins["wdata"].value).to_bytes(16, "little"))
+                if pins["wlast"].value == 1:
+                    start, burst, data = addresses.pop(0), b"".join(data), []
+                    self._memory[start:start + len(burst)] = burst
+                    answers.append(max(cycle + self._latency, answers[-1] + 1 if answers else 0))
+            cycle += 1
+            pins["bvalid"].value = int(cycle in answers[-70:])

@@ -1,10 +1,12 @@
-"""Blocks with an AXI4 master, wired for cocotbext.axi."""
+"""Blocks with an AXI4 master, and the whole engine, wired for cocotbext.axi."""
 
-from amaranth import Module, ResetInserter
+from amaranth import Elaboratable, Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from esbflow.engine_config import EngineConfig
 from esbhw.engine.axi import read_signature
+from esbhw.engine.engine import Engine
 
 READ_IDS = ("arid", "rid")
 WRITE_IDS = ("awid", "bid")
@@ -49,3 +51,16 @@ def _join(m, outer, inner, chosen):
             for step in path:
                 port = getattr(port, step)
             m.d.comb += port.eq(value) if member.flow == Out else value.eq(port)
+
+
+class EngineTop(Elaboratable):
+    """The whole engine with its flat ports, and the ID signals that cocotbext.axi insists on."""
+
+    def __init__(self, config: EngineConfig):
+        self._engine = Engine(config)
+        names = [f"m_axi_{port}_{name}" for port in ("program", "weights", "activations") for name in READ_IDS]
+        names += [f"m_axi_activations_{name}" for name in WRITE_IDS]
+        self.ports = self._engine.ports + [Signal(name=name) for name in names]
+
+    def elaborate(self, platform):
+        return self._engine.elaborate(platform)
