@@ -84,7 +84,7 @@ def _locked(path: Path):
 def _build(text, top, work, folder, library, trace):
     progress = _Progress(top)
     progress("flatten")
-    verilog = text if _is_verilog(text) else toolchain.flatten(text, top)
+    verilog = text if _is_verilog(text) else toolchain.flatten(text, top, keep_names=trace)
     (work / "design.v").write_text(verilog)
     (work / "ports.h").write_text(_ports_header(verilog, top, trace))
     for name in HARNESS:

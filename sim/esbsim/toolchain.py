@@ -8,7 +8,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_clean -purge; memory_collect; write_verilog -noattr"
+FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_clean{purge}; memory_collect; write_verilog -noattr"
+"""`purge` drops names that nothing reads: faster, but waves would lack them."""
 
 
 class BuildError(RuntimeError):
@@ -31,17 +32,18 @@ def run_tool(arguments: list, cwd: Path, what: str, env: dict | None = None) -> 
     return result.stdout
 
 
-def flatten(rtlil: str, top: str) -> str:
+def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
     """Verilog of one flat module from RTLIL text (`amaranth.back.rtlil.convert`).
 
-    One flat module simulates about three times as fast as a hierarchy.
+    One flat module simulates about three times as fast as a hierarchy. `keep_names` keeps all signals, for waves.
 
     Raises
     ------
     BuildError
         if there is no Yosys, or it refuses the text.
     """
-    script = f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n" + FLATTEN.format(top=top).replace("; ", "\n") + "\n"
+    passes = FLATTEN.format(top=top, purge="" if keep_names else " -purge").replace("; ", "\n")
+    script = f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n{passes}\n"
     result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
     if result.returncode or "\nmodule " not in "\n" + result.stdout:

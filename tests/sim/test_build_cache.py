@@ -61,4 +61,4 @@ def test_waves_are_written_on_request(rtlil, tmp_path):
     simulator.run(20)
     simulator.close()
     text = (tmp_path / "probe.vcd").read_text()
-    assert "ap_clk" in text and "#200" in text
+    assert "ap_clk" in text and "register_8" in text and "#200" in text
