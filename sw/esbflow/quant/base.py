@@ -7,7 +7,7 @@ the quantized real values, the backward pass a straight-through gradient; `integ
 import torch
 from torch import nn
 
-from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.numbers import ESB, Format, Signed, Unsigned
 
 
 def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
@@ -18,10 +18,22 @@ def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
     tensor([ 3.,  6., -4., 12.])
     """
     if isinstance(form, (Signed, Unsigned)):
-        return torch.floor(x + 0.5).clamp(form.min, form.max)
+        return _half_up(x).clamp(form.min, form.max)
+    if isinstance(form, ESB):
+        # The step doubles with each octave; rounding up across one lands on the next octave's first level.
+        octaves = max(0, 2 ** form.exponent_bits - 2)
+        octave = (torch.frexp(x).exponent - (form.significand + 1)).clamp(0, octaves)
+        step = torch.exp2(octave.to(x.dtype))
+        return (_half_up(x / step) * step).clamp(form.min, form.max)
     levels = torch.tensor(form.levels.tolist(), dtype=x.dtype, device=x.device)
     middles = (levels[1:] + levels[:-1]) / 2
     return levels[torch.bucketize(x, middles, right=True)]
+
+
+def _half_up(x: torch.Tensor) -> torch.Tensor:
+    """Nearest integer, a half upwards. floor(x + 0.5) would round the number just below a half up too."""
+    whole = torch.floor(x)
+    return whole + (x - whole >= 0.5)
 
 
 def straight_through(x: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

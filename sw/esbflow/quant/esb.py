@@ -12,7 +12,7 @@ from esbflow.quant.base import Quantizer, check_finite, round_to_levels
 from esbflow.quant.dda import optimal_scale
 
 SCALE_MODES = ("closed_form", "refined", "pow2")
-_FACTORS = torch.linspace(0.3, 1.6, 40)
+_FACTORS = torch.linspace(0.4, 1.5, 23)
 
 
 class ESBWeightQuantizer(Quantizer):
@@ -22,7 +22,7 @@ class ESBWeightQuantizer(Quantizer):
     ----------
     form : Format
     per_channel : one scale for each index of axis 0, else one for the tensor.
-    scale_mode : "closed_form" is the Gaussian optimum times the standard deviation; "refined" searches 40 scales about
+    scale_mode : "closed_form" is the Gaussian optimum times the standard deviation; "refined" searches 23 scales about
         it on the tensor itself and projects (better for few weights or heavy tails), again every `refresh` forward
         passes in training; "pow2" is the better neighbouring power of two of the closed form.
     name : for error messages.
@@ -36,7 +36,7 @@ class ESBWeightQuantizer(Quantizer):
         if w holds NaN or infinity, or scale_mode is unknown.
     """
 
-    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined", refresh: int = 32,
+    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined", refresh: int = 64,
                  name: str = "weight"):
         super().__init__(form)
         if scale_mode not in SCALE_MODES:

@@ -39,7 +39,7 @@ class Schedule:
 
 def normalise(images, mean, std) -> torch.Tensor:
     """uint8 (n, c, h, w) -> float32: (pixel / 255 - mean) / std per channel."""
-    x = torch.as_tensor(np.ascontiguousarray(images)).float() / 255
+    x = torch.from_numpy(np.array(images)).float() / 255
     mean, std = (torch.tensor(np.resize(v, x.shape[1]), dtype=torch.float32).reshape(1, -1, 1, 1) for v in (mean, std))
     return (x - mean) / std
 

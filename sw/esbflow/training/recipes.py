@@ -25,8 +25,8 @@ class TrainingRecipe:
 
 RECIPES = {
     "lenet5-mnist": TrainingRecipe(
-        network="lenet5", data="mnist", real=Schedule(epochs=3, batch=64, rate=0.03, shift=1),
-        low_bit=Schedule(epochs=2, batch=64, rate=0.01, shift=1),
+        network="lenet5", data="mnist", real=Schedule(epochs=2, batch=64, rate=0.03, shift=1),
+        low_bit=Schedule(epochs=1, batch=64, rate=0.01, shift=1),
         quant=Recipe(weights="esb4.1", activations="u4", first_weights="esb4.1", last_weights="esb4.1")),
     "digits": TrainingRecipe(
         network="digits", data="digits", real=Schedule(epochs=30, batch=32, rate=0.05, shift=1),
