@@ -1,0 +1,126 @@
+"""Writes docs/registers.md and docs/instructions.md from the tables that gateware and driver use.
+
+    python -m esbhw.document docs
+"""
+
+import sys
+from pathlib import Path
+
+from esbflow import instructions, registers
+from esbflow.engine_config import AXI_BEAT_BITS, INTERFACE_VERSION
+
+GENERATED = "<!-- Written by `python -m esbhw.document docs`; edit the tables there, not here. -->\n"
+
+_MEANINGS = {
+    "opcode": "which instruction this is", "layer": "layer number, for errors, the log and the LAYER register",
+    "region": "memory region, counted as in registers.md", "offset": "first beat, from the start of the region",
+    "beats": "beats of one run", "segments": "runs", "stride": "beats from the start of one run to the next",
+    "destination": "buffer to fill, see above", "address": "first beat of the buffer",
+    "wait_free": "take a token that says the destination is free", "post_full": "give a token with the last beat",
+    "wait_stores": "take this many store tokens first",
+}
+
+_PASS = {
+    "rows": "output rows of the tile", "cols": "output columns of the tile", "in_rows": "rows of the map in the buffer",
+    "in_cols": "columns of the map in the buffer", "stride_y": "map rows from one output row to the next",
+    "stride_x": "map columns, and buffer words, from one output column to the next",
+    "y": "map row of output pixel (0, 0), signed", "x": "map column of output pixel (0, 0), signed",
+    "address": "buffer word of output pixel (0, 0), signed", "row_step": "buffer words from one output row to the next",
+    "half": "half of the activation buffer", "bank": "accumulator bank", "slot": "weight slot",
+    "shift": "left shift in 4-bit digits", "signed": "the activation digit is signed",
+    "first": "overwrite the accumulators", "keep": "keep the tile of the pass before: load nothing",
+    "codebook": "16 entries of 5 bits (magnitude, sign on top): what the tile's codes mean",
+    **{f"wait_{name}": f"take a token: {meaning}" for name, meaning in (
+        ("weights", "the slot is full"), ("activations", "the half is full"), ("accumulators", "the bank is free"))},
+    **{f"post_{name}": f"give a token: {meaning}" for name, meaning in (
+        ("weights", "the slot is free, once its tile is in the array"),
+        ("activations", "the half is free, with the last pixel"),
+        ("accumulators", "the bank is full, once its last sum is stored"))},
+}
+
+_DRAIN = {
+    "acc_rows": "rows of pixels in the bank", "acc_cols": "columns of pixels in the bank",
+    "out_rows": "rows to store", "out_cols": "columns to store, up to a whole beat",
+    "kernel_y": "rows of the pooling window; 1 without pooling", "kernel_x": "columns of the pooling window",
+    "stride_y": "pixels from one window to the next", "stride_x": "pixels from one window to the next",
+    "pad_y": "rows that window (0, 0) begins before the tile", "pad_x": "columns that it begins before the tile",
+    "digits": "4-bit digits of an output", "planes": "channel groups of `rows` channels to store",
+    "plane_stride": "beats from one channel group to the next", "digit_stride": "beats from one digit to the next",
+    "segments": "runs of a plane", "segment_beats": "beats of a run", "segment_stride": "beats from run to run",
+    "bank": "accumulator bank", "constants": "bank of constants",
+    "bits": "bits of a linear output format", "signed": "the output format is signed",
+    "esb": "the output format is ESB", "significand": "fraction bits of an ESB format",
+    "octaves": "an ESB format's largest level is (2**(significand+1)-1) << octaves",
+    "residual": "add a residual operand, and take and give its tokens", "residual_bank": "bank of the residual buffer",
+    "residual_digits": "digits of the residual, 1 or 2", "residual_signed": "the residual's top digit is signed",
+    "post_store": "give a store token when the last burst is answered",
+}
+
+MEANINGS = {"PASS": _PASS, "DRAIN": _DRAIN}
+
+_ABOUT = {
+    "LOAD": "Copies `segments` runs of `beats` beats, `stride` beats apart in memory, to consecutive beats of the "
+            "activation buffer (destination 0 and 1: its halves) or the residual buffer (2 + 2 * bank + plane; plane 0 "
+            "holds the low and 1 the high digit).",
+    "WEIGHTS": "As LOAD, through the weights port, to the weight slots (destination 0; `address` counts beats from slot "
+               "0) or to the banks of constants (1: bank 0, 2: bank 1; `address` counts channels, one a beat). `wait_stores` "
+               "must be zero.",
+    "PASS": "Multiplies the weight tile in `slot` with the buffer word of each of `rows * cols` output pixels, and adds "
+            "the shifted products to `bank`. Outside the map the word counts as zero.",
+    "DRAIN": "Requantizes a bank, takes the maximum over each pooling window and stores it, digit by digit and channel "
+             "group by channel group. Window coordinates clamp to the tile.",
+    "STAMP": "Writes one log record: the counters, then zeros, then the layer number, as 32-bit words.",
+    "END": "Ends the run once every write has been answered.",
+}
+
+
+def registers_page() -> str:
+    lines = [GENERATED, "# Registers\n", f"AXI4-Lite, 32-bit registers, interface version {INTERFACE_VERSION}. "
+             "Other addresses read as zero and ignore writes. See [engine.md](engine.md) for the life of a run.\n",
+             "| offset | name | access | meaning | fields |", "| --- | --- | --- | --- | --- |"]
+    for register in registers.REGISTERS.values():
+        fields = ", ".join(f"{name} [{low + width - 1}:{low}]" if width > 1 else f"{name} [{low}]"
+                           for name, low, width in register.fields)
+        lines.append(f"| 0x{register.offset:03x} | {register.name} | {register.access} | {register.description} "
+                     f"| {fields} |")
+    lines += ["\n## Memory regions\n", "An instruction's `region` counts through: " + ", ".join(
+        f"{i} {name}" for i, name in enumerate(registers.REGIONS)) + ". A region begins at a multiple of 4 KB.\n",
+        "## Error codes\n", "STATUS.code:\n", "| code | name | meaning |", "| --- | --- | --- |"]
+    lines += [f"| {code} | {name} | {meaning} |" for code, (name, meaning) in registers.ERRORS.items()]
+    lines += ["\nSTATUS.unit: " + ", ".join(f"{i} {name}" for i, name in enumerate(registers.UNITS)) + ".\n",
+              "## Log record\n",
+              f"{registers.LOG_BEATS} beats of {AXI_BEAT_BITS} bits for each layer, as 32-bit words:\n",
+              "| word | content |", "| --- | --- |"]
+    lines += [f"| {i} | {name}: {meaning} |" for i, (name, meaning) in enumerate(registers.COUNTERS)]
+    last = registers.LOG_BEATS * AXI_BEAT_BITS // 32 - 1
+    lines += [f"| {len(registers.COUNTERS)}..{last - 1} | zero |", f"| {last} | layer number |"]
+    return "\n".join(lines) + "\n"
+
+
+def instructions_page() -> str:
+    lines = [GENERATED, "# Instructions\n",
+             f"A program is a list of {instructions.INSTRUCTION_BITS}-bit words, lowest bits first in memory. Bits that no "
+             "field names are ignored. Counts are as they are (no minus one), addresses count 128-bit beats. Tokens order "
+             "the units: [engine.md](engine.md) says which wait answers which post.\n"]
+    for opcode, code in instructions.OPCODES.items():
+        lines += [f"## {opcode} (opcode {code})\n", f"{_ABOUT[opcode]}\n", "| bits | field | meaning |",
+                  "| --- | --- | --- |"]
+        for name, (low, width) in instructions.layout(opcode).items():
+            bits = f"{low + width - 1}:{low}" if width > 1 else f"{low}"
+            meaning = MEANINGS.get(opcode, {}).get(name) or _MEANINGS[name]
+            lines.append(f"| {bits} | {name} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+PAGES = {"registers.md": registers_page, "instructions.md": instructions_page}
+
+
+def main(folder: str = "docs") -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (Path(folder) / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
