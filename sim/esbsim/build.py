@@ -24,7 +24,7 @@ JOBS = max(1, min(2, os.cpu_count() or 1))
 VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing", "-Wno-fatal",
             "-Wno-lint", "-Wno-style", "--prefix", "Vengine", "--output-split", "20000", "--output-split-cfuncs", "5000")
 COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-O2", "-DVL_TIME_CONTEXT", "-pthread", "-w")
-"""Verilator's output compiles about as slowly as -O3 would and runs as fast: measured, see docs/simulation.md."""
+"""-O2: -O1 and -O3 were measured, see docs/simulation.md."""
 
 
 def cache_folder() -> Path:
