@@ -48,12 +48,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class Cycles:
-    """`total` from doorbell to done; `stamps` the cycle counter in each layer's log record; `compute` pixels issued."""
+    """`total` from doorbell to done; `stamps` the cycle counter in each layer's log record.
+
+    `layers`: per layer number the cycles in which the array took pixels ("compute") or waited, by reason.
+    """
 
     total: int
     stamps: list
-    compute: int
-    stall: dict
+    layers: dict
+
+    @property
+    def compute(self) -> int:
+        return sum(layer["compute"] for layer in self.layers.values())
 
     @property
     def per_layer(self) -> list:
@@ -124,8 +130,7 @@ class CycleModel:
         self.tokens = {}
         self.dispatched = []
         self.stamps = []
-        self.pixels = 0
-        self.stall = {"weights": 0, "activations": 0, "accumulators": 0, "instruction": 0}
+        self.layers = {}
         self._staged_free = 0
         self._stream_free = 0
         self._array = array_latency(config.rows)
@@ -189,7 +194,7 @@ class CycleModel:
             unit.popped.append(act[opcode](unit, fields, dispatch + 1))
         if total is None:
             raise ValueError("the program has no END instruction")
-        return Cycles(total=total, stamps=self.stamps, compute=self.pixels, stall=self.stall)
+        return Cycles(total=total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------
     def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int) -> int:
@@ -244,12 +249,14 @@ class CycleModel:
         start = with_activations
         if fields["wait_accumulators"]:
             start = max(start, self._take("accumulators_free"))
+        spent = self.layers.setdefault(fields["layer"], dict.fromkeys(
+            ("compute", "instruction", "weights", "activations", "accumulators"), 0))
         for reason, begin, end in (("instruction", idle_from, waited_instruction),
                                    ("weights", max(idle_from, waited_instruction), take),
                                    ("activations", take, with_activations), ("accumulators", with_activations, start)):
-            self.stall[reason] += max(0, end - begin)
+            spent[reason] += max(0, end - begin)
         pixels = fields["rows"] * fields["cols"]
-        self.pixels += pixels
+        spent["compute"] += pixels
         last_pixel = start + pixels
         self._staged_free = start + 1
         self._stream_free = start + max(pixels, HAZARD_CYCLES)

@@ -25,7 +25,7 @@ NETWORKS = {"lenet5": LeNet5, "digits": DigitsNet, "resnet20": ResNet20}
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
                   progress: bool = True) -> dict:
-    """Train, quantize, train on, export; writes model.pt, graph.npz and metrics.json into `out`.
+    """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
     `seed`. An interrupted run leaves checkpoints in `out`, from which `resume` goes on.
@@ -56,6 +56,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     with _Progress("train in real numbers", progress) as report:
         train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
+    save_float_model(model, recipe.network, out / "float.pt")
     model = quantize(model, quant)
     with _Progress(f"train with {quant.weights} weights", progress) as report:
         train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report)
@@ -103,6 +104,22 @@ def load_model(path):
         raise ValueError(f"there is no model file {path}; make one with `esbflow train`") from None
     except Exception as error:  # whatever torch raises on a damaged file
         raise ValueError(f"{path} is not a model that `esbflow train` wrote ({error})") from None
+    return model.eval()
+
+
+def save_float_model(model, network: str, path: Path) -> None:
+    """The real-valued model's state, as it was before quantization."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    torch.save({"state": model.state_dict(), "network": network}, temporary)
+    temporary.replace(path)
+
+
+def load_float_model(path):
+    """The model that `save_float_model` wrote, in eval mode."""
+    saved = torch.load(path, weights_only=True)
+    model = NETWORKS[saved["network"]]()
+    model.load_state_dict(saved["state"])
     return model.eval()
 
 

@@ -1,0 +1,50 @@
+# esbflow. `make demo` and `make test` are all a newcomer needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export AMARANTH_USE_YOSYS := builtin
+
+.PHONY: demo test setup tools bench lint docs clean bitstream
+
+demo: setup
+	$(BIN)/esbflow demo --out build/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: tools $(STAMP)
+
+# The environment is made anew when a requirement changes.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "esbflow needs Python 3.10 to 3.12, and $(PYTHON) is %d.%d; set PYTHON=..." % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,hw,sim,report,test]'
+	touch $@
+
+# g++ compiles the simulator and Icarus runs the benches. They are installed only when missing, and only when allowed.
+tools:
+	@for tool in g++ iverilog; do \
+	  command -v $$tool >/dev/null && continue; \
+	  if [ "$$ESBFLOW_APT" = 1 ]; then apt-get update -qq && apt-get install -y -qq $$tool >/dev/null || exit 1; \
+	  elif [ $$tool = g++ ]; then echo "g++ is missing: install it (Debian: apt-get install g++), or allow it with ESBFLOW_APT=1"; exit 2; \
+	  else echo "iverilog is missing: benches on Icarus will be skipped (Debian: apt-get install iverilog, or ESBFLOW_APT=1)"; fi; \
+	done
+
+bench: setup
+	$(BIN)/python -m benches.run --out build/bench
+
+lint: setup
+	$(BIN)/ruff check sw hw sim tests
+	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python -m esbhw.document
+
+bitstream:
+	@echo "there is no bitstream flow yet: generate the engine with 'esbflow rtl' and use it as an IP in Vivado"; exit 2
+
+clean:
+	rm -rf build

@@ -1,0 +1,5 @@
+"""`python -m esbflow`."""
+
+from esbflow.cli import main
+
+raise SystemExit(main())

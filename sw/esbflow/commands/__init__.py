@@ -1,0 +1,1 @@
+"""The commands of `esbflow`, one a file."""

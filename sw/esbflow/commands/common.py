@@ -1,0 +1,111 @@
+"""What the commands share: options, loading, tables and progress."""
+
+import argparse
+import json
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+
+from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+
+JSON_HELP = "print one JSON object instead of a table"
+
+
+class UserError(Exception):
+    """Bad input; the text is the one sentence that the user sees."""
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
+                        help=f"a named configuration, or the path of an engine.json (default {DEFAULT_ENGINE})")
+
+
+def engine_of(arguments) -> EngineConfig:
+    return engine(arguments.engine)
+
+
+def load_graph(path):
+    from esbflow.graph.file import load
+
+    return load(path)
+
+
+def load_data(name: str, count: int | None):
+    """(uint8 images, labels or None): a data set's test images, or an .npz with `images` and perhaps `labels`."""
+    if not str(name).endswith(".npz"):
+        from esbflow.training.data import load_images
+
+        return load_images(name, "test", count)
+    try:
+        with np.load(name, allow_pickle=False) as archive:
+            images = archive["images"]
+            labels = archive["labels"] if "labels" in archive.files else None
+    except FileNotFoundError:
+        raise UserError(f"there is no data file {name}") from None
+    except Exception as error:  # whatever NumPy raises on a damaged archive
+        raise UserError(f"{name} is not a whole .npz with an array `images` ({error})") from None
+    return images[:count], None if labels is None else labels[:count]
+
+
+def show(arguments, content: dict, table) -> None:
+    """Print `content` as JSON, or what table(content) prints."""
+    if arguments.json:
+        json.dump(content, sys.stdout, indent=2)
+        print()
+    else:
+        table(content)
+
+
+def print_table(title: str, header: tuple, rows: list) -> None:
+    """A table; with rich where it is installed, plain columns elsewhere (a board has no rich)."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(title)
+        for row in [header, *rows]:
+            print("  ".join(str(cell) for cell in row))
+        return
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # Not narrower than the table needs: logs and pipes have no width of their own.
+    console = Console()
+    Console(width=max(console.width, 110) if not console.is_terminal else None).print(table)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None, quiet: bool):
+    """Yields update(done) or update(done, total)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                  console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done, total=total: bar.update(task, completed=done, total=total)
+
+
+def resources_of(config: EngineConfig, quiet: bool):
+    """Synthesize an engine (cached), with progress."""
+    from esbhw.synthesis import synthesize
+
+    with progress_bar(f"synthesize {config.name}", None, quiet) as update:
+        return synthesize(config, progress=update)

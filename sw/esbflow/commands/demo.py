@@ -1,0 +1,121 @@
+"""esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
+
+import json
+import time
+from pathlib import Path
+
+from esbflow.commands.common import (
+    JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show)
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "demo", help="train, export, generate, compile, run on the compiled RTL, report",
+        description="LeNet-5 on MNIST with ESB(4,1) weights and 4-bit activations; without MNIST a smaller network on "
+                    "scikit-learn's digits. Writes graph.npz, engine.v, program.npz, report.json and report.html.")
+    add_engine(parser)
+    parser.add_argument("--out", default="build/demo", metavar="DIR")
+    parser.add_argument("--images", type=positive, default=200, help="test images on the compiled RTL (default 200)")
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    content = demo(engine_of(arguments), Path(arguments.out), arguments.images, arguments.batch, arguments.seed,
+                   arguments.json)
+    show(arguments, content, print_demo)
+
+
+def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool = False) -> dict:
+    """Do it all; returns what is written to report.json."""
+    from esbflow.commands.run import run_images
+    from esbflow.compiler.pipeline import compile_graph
+    from esbflow.graph.file import load
+    from esbflow.reports.estimate import estimate
+    from esbflow.reports.html import write_report
+    from esbflow.training.data import load_images
+    from esbhw import generate
+
+    began = time.monotonic()
+    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+    recipe, metrics = _train(out, seed, quiet, say)
+    graph = load(out / "graph.npz")
+
+    say(f"generate and compile for engine {config.name}")
+    generate.write(config, out)
+    program = compile_graph(graph, config, batch)
+    program.save(out / "program.npz")
+
+    say("synthesize the engine with Yosys (minutes the first time)")
+    resources = resources_of(config, quiet)
+    planned = estimate(graph, config, batch, resources=resources, program=program)
+
+    say(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
+    test, labels = load_images(recipe.data, "test", images)
+    with progress_bar("images", len(test), quiet) as update:
+        ran = run_images(graph, config, test, labels, "rtl", batch, progress=update)
+    content = {**planned, **ran, "layers": planned["layers"], "measured_layers": ran["layers"],
+               **_top1_on(out, recipe, graph, test, labels),
+               "training": metrics, "demo_seconds": round(time.monotonic() - began, 1)}
+    path = out / "report.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+    write_report(content, graph, out / "report.html")
+    say(f"wrote {path} and {out / 'report.html'}")
+    return content
+
+
+def _train(out, seed, quiet, say):
+    from esbflow.training.api import train_network
+    from esbflow.training.data import DataUnavailable
+    from esbflow.training.recipes import RECIPES
+
+    name = "lenet5-mnist"
+    try:
+        say("train LeNet-5 on MNIST: in real numbers, then with ESB(4,1) weights and 4-bit activations")
+        return RECIPES[name], train_network(name, out, seed=seed, progress=not quiet)
+    except DataUnavailable as error:
+        say(f"{error}; going on with scikit-learn's 8x8 digits and a smaller network")
+        return RECIPES["digits"], train_network("digits", out, seed=seed, progress=not quiet)
+
+
+def _top1_on(out, recipe, graph, images, labels) -> dict:
+    """Top-1 on the same images: real numbers (kept by training), fake quantization, integer graph, engine."""
+    from esbflow.graph.execute import execute
+    from esbflow.training.api import load_float_model, load_model, top1
+    from esbflow.training.loop import evaluate
+
+    quant = recipe.quant
+    return {
+        "float_top1": evaluate(load_float_model(out / "float.pt"), images, labels, quant.mean, quant.std),
+        "fake_quant_top1": evaluate(load_model(out / "model.pt"), images, labels, quant.mean, quant.std),
+        "graph_top1": top1(execute(graph, images), labels),
+    }
+
+
+def print_demo(content: dict) -> None:
+    """The table of the README."""
+    training = content["training"]
+    print_table(
+        f"{content['model']} on {content['engine']}", ("", "value", "how it is known"), [
+            (f"top-1 %, real numbers, {content['images']} images", f"{content['float_top1']:.2f}", "PyTorch"),
+            ("top-1 %, fake quantization", f"{content['fake_quant_top1']:.2f}", "PyTorch"),
+            ("top-1 %, integer graph", f"{content['graph_top1']:.2f}", "NumPy"),
+            ("top-1 %, engine", f"{content['top1']:.2f}", "compiled RTL, cycle-accurate"),
+            ("output values that differ, RTL from graph", f"{content['mismatches']} of {content['values']:,}", "compared"),
+            (f"top-1 % on {training['images']:,} images: real, fake, integer",
+             f"{training['float_top1']:.2f} {training['fake_quant_top1']:.2f} {training['graph_top1']:.2f}", "PyTorch, NumPy"),
+            ("cycles an image", f"{content['cycles_per_image']:,.0f}", f"RTL, batch {content['batch']}"),
+            ("use of the multiply-accumulate lanes %", f"{100 * content['utilization']:.1f}", "RTL"),
+            ("LUT / FF / BRAM36 / DSP", f"{content['lut']:,} / {content['ff']:,} / {content['bram']:g} / {content['dsp']}",
+             "Yosys, not routed"),
+            (f"frames/s at {content['clock_mhz']} MHz", f"{content['frames_per_second']:,.0f}", "cycles, stated clock"),
+            ("GOPS useful / peak", f"{content['gops']:.1f} / {content['gops_peak']:.1f}", "cycles, stated clock"),
+            ("GOPS/kLUT useful / peak", f"{content['gops_per_klut']:.2f} / {content['gops_peak_per_klut']:.2f}",
+             "with Yosys' LUTs"),
+            ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}", "this machine"),
+            ("minutes in all", f"{content['demo_seconds'] / 60:.1f}", "this machine"),
+        ])

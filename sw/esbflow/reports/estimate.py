@@ -1,0 +1,50 @@
+"""What a network will do on an engine, before anything runs: the exact cycle model, and resources from open synthesis."""
+
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.program import Program
+from esbflow.engine_config import EngineConfig
+from esbflow.graph.ir import Graph
+
+REASONS = {
+    "compute": "compute", "instruction": "instruction fetch", "weights": "weight loads",
+    "activations": "activation loads", "accumulators": "requantizer",
+}
+
+
+def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 40, resources=None,
+             program: Program | None = None) -> dict:
+    """Cycles per layer, rates at config.clock_mhz, and density where `resources` (esbhw.synthesis.Resources) is given.
+
+    `gops_peak` is 2 * lanes * clock, `gops` counts useful multiply-accumulates only. Cycles are the cycle model's, for
+    ideal memory of `latency` cycles; the clock is the configuration's statement, not a routed result.
+    """
+    program = program or compile_graph(graph, config, batch)
+    batch = program.meta["batch"]
+    cycles = count_cycles(program, latency)
+    layers = []
+    for number, (meta, spent) in enumerate(zip(program.meta["layers"], cycles.per_layer)):
+        split = cycles.layers.get(number, {"compute": 0})
+        lanes = config.macs_per_cycle * spent
+        layers.append({
+            "name": meta["name"], "op": meta["op"], "macs": meta["macs"], "cycles": spent / batch,
+            "utilization": meta["macs"] * batch / lanes if lanes else 0.0,
+            "limit": REASONS[max(split, key=split.get)],
+            "cycles_by_reason": {reason: value / batch for reason, value in split.items()},
+        })
+    macs = sum(layer["macs"] for layer in layers)
+    per_image = cycles.total / batch
+    seconds = per_image / (config.clock_mhz * 1e6)
+    result = {
+        "model": graph.name, "engine": config.name, "batch": batch, "clock_mhz": config.clock_mhz,
+        "memory_latency": latency, "macs_per_image": macs, "cycles_per_image": per_image,
+        "utilization": macs / (per_image * config.macs_per_cycle),
+        "frames_per_second": 1 / seconds, "gops": 2 * macs / seconds / 1e9,
+        "gops_peak": 2 * config.macs_per_cycle * config.clock_mhz / 1e3,
+        "layers": layers, "program_bytes": int(program.instructions.nbytes), "weight_bytes": int(program.weights.nbytes),
+    }
+    if resources is not None:
+        result.update(resources=resources.to_dict(), lut=resources.lut, ff=resources.ff, bram=resources.bram36,
+                      dsp=resources.dsp, gops_per_klut=result["gops"] / (resources.lut / 1e3),
+                      gops_peak_per_klut=result["gops_peak"] / (resources.lut / 1e3))
+    return result
