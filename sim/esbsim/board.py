@@ -12,17 +12,16 @@ import os
 import struct
 from pathlib import Path
 
-import pynq._3rdparty.tinynumpy as tinynumpy
+from esbflow.engine_config import EngineConfig
+from pynq._3rdparty import tinynumpy
 from pynq.interrupt import _InterruptController
 from pynq.pl_server.device import Device
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
-from esbflow.engine_config import EngineConfig
 from esbsim.ddr import Ddr
 from esbsim.engine import simulate_engine
-from esbsim.hwh import (
-    CONTROLLER_BASE, CONTROLLER_RANGE, ENGINE_BASE, ENGINE_RANGE, RAW_IRQ, hwh)
+from esbsim.hwh import CONTROLLER_BASE, CONTROLLER_RANGE, ENGINE_BASE, ENGINE_RANGE, RAW_IRQ, hwh
 from esbsim.interrupts import InterruptController, UioDevice
 from esbsim.simulator import MemoryTiming
 

@@ -119,7 +119,7 @@ def _build(text, top, work, folder, library, trace):
 
 def _runtime_objects(folder, root, include, defines, trace):
     """Verilator's own C++ files, compiled once for all designs."""
-    binary, _, version = toolchain.verilator()
+    _, _, version = toolchain.verilator()
     compiler, compiler_version = toolchain.compiler()
     key = hashlib.sha256(repr((version, str(root), compiler, compiler_version, COMPILE, trace)).encode()).hexdigest()[:16]
     objects = []

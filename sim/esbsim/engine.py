@@ -4,10 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-
 from esbflow.engine_config import EngineConfig
+
 from esbsim.build import build
-from esbsim.simulator import MemoryTiming, Simulator
+from esbsim.simulator import IDEAL, MemoryTiming, Simulator
 
 TOP = "esb_engine"
 
@@ -25,7 +25,7 @@ def _rtlil(config):
 
 
 def simulate_engine(config: EngineConfig, memory: np.ndarray, base: int = 0,
-                    timing: MemoryTiming | dict = MemoryTiming(), shared_bytes_per_cycle: float | None = None,
+                    timing: MemoryTiming | dict = IDEAL, shared_bytes_per_cycle: float | None = None,
                     trace: str | Path | None = None, cache_dir: str | Path | None = None) -> Simulator:
     """A simulator of a configuration's engine over `memory`; with `trace`, waves go to that file from reset on.
 

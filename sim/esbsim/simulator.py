@@ -70,6 +70,9 @@ class MemoryTiming:
         return self.stall if isinstance(self.stall, dict) else dict.fromkeys(CHANNELS, self.stall)
 
 
+IDEAL = MemoryTiming()
+
+
 class Simulator:
     """One simulated engine with its memory.
 
@@ -90,7 +93,7 @@ class Simulator:
         if the memory is not such an array, or a port name is unknown.
     """
 
-    def __init__(self, library: str | Path, memory: np.ndarray, base: int = 0, timing: MemoryTiming | dict = MemoryTiming(),
+    def __init__(self, library: str | Path, memory: np.ndarray, base: int = 0, timing: MemoryTiming | dict = IDEAL,
                  shared_bytes_per_cycle: float | Fraction | None = None):
         if not isinstance(memory, np.ndarray) or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
             raise TypeError("memory must be a contiguous NumPy array of uint8")
@@ -102,7 +105,7 @@ class Simulator:
         self.ports = _port_names(self._library)
         timings = timing if isinstance(timing, dict) else dict.fromkeys(self.ports, timing)
         for port in self.ports:
-            self.set_timing(port, timings.get(port, MemoryTiming()))
+            self.set_timing(port, timings.get(port, IDEAL))
         for port in set(timings) - set(self.ports):
             self._port(port)
         self.set_shared_bandwidth(shared_bytes_per_cycle)

@@ -25,7 +25,7 @@ def run_tool(arguments: list, cwd: Path, what: str, env: dict | None = None) -> 
         if it exits with an error, with the last lines that it said.
     """
     result = subprocess.run([str(a) for a in arguments], cwd=cwd, text=True, env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
         tail = "\n".join(result.stdout.strip().splitlines()[-12:])
         raise BuildError(f"{what} failed with exit status {result.returncode}:\n{tail}")
@@ -44,8 +44,8 @@ def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
     """
     passes = FLATTEN.format(top=top, purge="" if keep_names else " -purge").replace("; ", "\n")
     script = f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n{passes}\n"
-    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, capture_output=True,
+                            check=False)
     if result.returncode or "\nmodule " not in "\n" + result.stdout:
         tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-6:])
         raise BuildError(f"Yosys could not flatten {top}:\n{tail}")

@@ -81,7 +81,7 @@ class FakeEngine:
             return
         self.values["COUNT_CYCLES"] += cycles
         if self.fault and self.fault[0] != 9:
-            code, unit, layer, address = self.fault
+            layer, address = self.fault[2:]
             self.values.update(ERROR_LAYER=layer, ERROR_ADDRESS_LO=address & 0xFFFFFFFF, ERROR_ADDRESS_HI=address >> 32)
             self.busy, self.error = False, True
         elif self.values["COUNT_CYCLES"] >= self.duration:

@@ -6,7 +6,14 @@ from esbflow.registers import COUNTERS
 from esbflow.runtime import engine as engine_module
 from esbflow.runtime.engine import Engine
 from esbflow.runtime.errors import (
-    EngineBusy, EngineError, EngineFault, EngineMissing, EngineTimeout, InputError, ProgramError)
+    EngineBusy,
+    EngineError,
+    EngineFault,
+    EngineMissing,
+    EngineTimeout,
+    InputError,
+    ProgramError,
+)
 
 
 def images(n, shape=(3, 5, 7), seed=1):

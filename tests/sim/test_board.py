@@ -9,19 +9,19 @@ import pytest
 
 pynq = pytest.importorskip("pynq")
 
-from esbflow.compiler.pipeline import compile_graph  # noqa: E402
-from esbflow.engine_config import ENGINES  # noqa: E402
-from esbflow.graph.execute import execute  # noqa: E402
-from esbflow.graph.random import random_graph, random_images  # noqa: E402
-from esbflow.registers import ID_VALUE, REGISTERS, VLNV  # noqa: E402
-from esbflow.runtime import pynq_driver  # noqa: E402
-from esbflow.runtime.errors import EngineFault  # noqa: E402
-from esbsim import board as board_module  # noqa: E402
-from esbsim.board import read_overlay, write_overlay  # noqa: E402
-from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh  # noqa: E402
-from esbsim.simulator import MemoryTiming  # noqa: E402
-from pynqmetadata.frontends import Metadata  # noqa: E402
-from pynqmetadata.views.runtime import RuntimeMetadataParser  # noqa: E402
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images
+from esbflow.registers import ID_VALUE, REGISTERS, VLNV
+from esbflow.runtime import pynq_driver
+from esbflow.runtime.errors import EngineFault
+from esbsim import board as board_module
+from esbsim.board import read_overlay, write_overlay
+from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh
+from esbsim.simulator import MemoryTiming
+from pynqmetadata.frontends import Metadata
+from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 CONFIG = ENGINES["tiny4x4"]
 

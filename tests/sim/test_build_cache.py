@@ -1,12 +1,11 @@
 """Building a simulator: what is cached, what rebuilds, and what it says when a tool is missing."""
 
+import numpy as np
 import pytest
 from esbsim import build as build_module
 from esbsim import toolchain
 from esbsim.build import BuildError, build
 from esbsim.probe import TOP, probe_rtlil
-
-import numpy as np
 from esbsim.simulator import Simulator
 
 

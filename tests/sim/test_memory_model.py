@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from esbsim.build import build
 from esbsim.probe import READ, READ_PROGRAM, TOP, WRITE, ProbeDriver, probe_rtlil
-from esbsim.simulator import MemoryTiming, ProtocolViolation, SimulationError, Simulator
+from esbsim.simulator import IDEAL, MemoryTiming, ProtocolViolation, SimulationError, Simulator
 
 BASE = 1 << 35  # the probe's addresses have bit 35 set: more than a 32-bit register holds
 
@@ -23,7 +23,7 @@ def memory():
 
 @pytest.fixture
 def probe(library, memory):
-    def make(timing=MemoryTiming(), **options):
+    def make(timing=IDEAL, **options):
         return ProbeDriver(Simulator(library, memory, BASE, timing, **options))
     return make
 
