@@ -75,7 +75,7 @@ class EngineConfig:
         _power_of_two("residual_beats", self.residual_beats, 16, 16384)
         _power_of_two("weight_slots", self.weight_slots, 2, 128)
         _power_of_two("weight_path_beats", self.weight_path_beats, 1, self.tile_beats)
-        _power_of_two("max_burst", self.max_burst, 1, 64)
+        _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)
         _in_range("clock_mhz", self.clock_mhz, 1, 1000)

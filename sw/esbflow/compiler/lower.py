@@ -2,7 +2,8 @@
 
 Pools that stand alone, additions and requantizations are diagonal convolutions; a linear layer is a convolution as
 large as its map, over which the images of a batch lie one below the other; a max pool that alone follows a
-convolution happens on the convolution's way out.
+convolution happens on the convolution's way out. (Not behind a residual: its tile would begin at a column that no
+beat begins with.)
 """
 
 from dataclasses import dataclass, replace
@@ -128,7 +129,8 @@ def lower(graph: ir.Graph) -> list:
         layer = _lower_node(graph, node)
         following = consumers[node.name]
         if (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and len(following) == 1
-                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output and not layer.stacked):
+                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output
+                and not layer.stacked and layer.residual is None):
             pool = following[0]
             _check_pool(pool)
             layer = replace(layer, target=pool.name, out_shape=pool.shape,
