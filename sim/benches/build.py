@@ -38,8 +38,8 @@ def build(name: str, toplevel, ports=None) -> Path:
             if yosys.returncode:
                 raise RuntimeError(f"Yosys refused {name}: {yosys.stderr[-2000:]}")
             source.write_text(yosys.stdout)
-            _runner().build(sources=[source], hdl_toplevel=TOP, build_dir=folder, build_args=["-g2005"],
-                            timescale=("1ns", "1ps"), log_file=folder / "build.log")
+            _runner().build(sources=[source], hdl_toplevel=TOP, build_dir=folder, timescale=("1ns", "1ps"),
+                            log_file=folder / "build.log")
     return folder
 
 
