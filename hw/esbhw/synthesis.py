@@ -1,7 +1,7 @@
 """LUT, FF and BRAM of an engine, from Yosys (`synth_xilinx -family xcup`), block by block. No place and route.
 
 How it counts:
-- Every module is synthesised once by itself, with its children as black boxes, and multiplied by its instances: the
+- Every module is synthesized once by itself, with its children as black boxes, and multiplied by its instances: the
   array's columns are one run. Logic is not optimised across block boundaries, so LUTs come out slightly high.
 - DSP inference is left on. That no DSP appears is a finding, not a switch.
 - LUT: each LUT1..LUT6 and each inverter that Yosys leaves is one; two small LUTs that a placer could put into one
@@ -10,7 +10,7 @@ How it counts:
 - FF: FDRE, FDSE, FDCE, FDPE. CARRY: CARRY8 equivalents, half of Yosys's CARRY4. BRAM: 36 Kb, a RAMB18 is half.
 - Latches: LDCE, LDPE; there must be none.
 
-Results are cached by content of each module, so that a changed block is the only one that is synthesised again.
+Results are cached by content of each module, so that a changed block is the only one that is synthesized again.
 """
 
 import hashlib
@@ -25,10 +25,11 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from esbflow.engine_config import EngineConfig
+
 from esbhw.generate import TOP, rtlil
 
 SCRIPT = "synth_xilinx -family xcup -top top -noiopad -noclkbuf"
@@ -148,7 +149,7 @@ def _run(group: list, folder: Path) -> int:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if result.returncode or not (work / "out.json").exists():
             tail = "\n".join(result.stdout.strip().splitlines()[-6:])
-            raise SynthesisError(f"Yosys could not synthesise a module of the engine:\n{tail}")
+            raise SynthesisError(f"Yosys could not synthesize a module of the engine:\n{tail}")
         modules = {name.lstrip("\\"): m for name, m in json.loads((work / "out.json").read_text())["modules"].items()}
         for job in group:
             counts = {k.lstrip("\\"): n for k, n in modules[job.name]["num_cells_by_type"].items()}
@@ -225,7 +226,7 @@ def _add_up(cells: dict, top: str, per_block: bool, start: float) -> Resources:
             blocks.setdefault(label, Counter()).update({p: n * count for p, n in inside.items()})
     listed = sorted(((name, _resources(count)) for name, count in blocks.items()), key=lambda pair: -pair[1].lut)
     whole = _resources(total(top))
-    return Resources(**{**whole.__dict__, "blocks": tuple(listed), "seconds": time.monotonic() - start})
+    return replace(whole, blocks=tuple(listed), seconds=time.monotonic() - start)
 
 
 def _label(name: str) -> str:
