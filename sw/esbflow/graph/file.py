@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,9 @@ from esbflow.numbers import Format
 
 FORMAT = "esbflow graph"
 VERSION = 1
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile,
+          zlib.error, struct.error)
+"""What zipfile, NumPy and the nodes' constructors raise on a file that is cut or changed."""
 
 
 def save(graph: ir.Graph, path) -> Path:
@@ -80,25 +84,27 @@ def load(path) -> ir.Graph:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(arrays["meta"].tobytes().decode())
     except FileNotFoundError:
         raise GraphError(f"there is no model file {path}; make one with `esbflow train` or `esbflow export`") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except DAMAGE as error:
         raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise GraphError(f"{path} is not a model file; make one with `esbflow export`")
     if meta.get("version") != VERSION:
         raise GraphError(f"{path} has model version {meta.get('version')} and this program reads {VERSION}; "
                          "export the model again")
-    graph = ir.Graph(meta["name"], info=meta["info"])
     try:
+        graph = ir.Graph(meta["name"], info=meta["info"])
         for i, entry in enumerate(meta["nodes"]):
             graph.nodes.append(_node(i, dict(entry), arrays))
-    except (KeyError, TypeError, ValueError) as error:
+        return validate(graph)
+    except GraphError:
+        raise
+    except DAMAGE as error:
         raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
-    return validate(graph)
 
 
 def _node(i: int, entry: dict, arrays: dict) -> ir.Node:

@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.numbers import Format
 
 
 def validate(graph: ir.Graph) -> ir.Graph:
@@ -28,6 +29,8 @@ def validate(graph: ir.Graph) -> ir.Graph:
                 raise GraphError(f"{where}: its input {source!r} is not computed before it")
         if len(node.shape) != 3 or min(node.shape) < 1:
             raise GraphError(f"{where}: its shape must be three positive sizes, not {node.shape}")
+        if not isinstance(node.format, Format):
+            raise GraphError(f"{where}: its format must be a number format, not {node.format!r}")
         if not (math.isfinite(node.scale) and node.scale > 0):
             raise GraphError(f"{where}: its scale must be positive and finite, not {node.scale}")
         inputs = [known[source] for source in node.inputs]
