@@ -75,8 +75,9 @@ _ABOUT = {
 
 
 def registers_page() -> str:
-    lines = [GENERATED, "# Registers\n", f"AXI4-Lite, 32-bit registers, interface version {INTERFACE_VERSION}. "
-             "Other addresses read as zero and ignore writes. See [engine.md](engine.md) for the life of a run.\n",
+    about = (f"AXI4-Lite, 32-bit registers, interface version {INTERFACE_VERSION}. Other addresses read as zero and "
+             "ignore writes. See [engine.md](engine.md) for the life of a run.\n")
+    lines = [GENERATED, "# Registers\n", about,
              "| offset | name | access | meaning | fields |", "| --- | --- | --- | --- | --- |"]
     for register in registers.REGISTERS.values():
         fields = ", ".join(f"{name} [{low + width - 1}:{low}]" if width > 1 else f"{name} [{low}]"
@@ -98,10 +99,10 @@ def registers_page() -> str:
 
 
 def instructions_page() -> str:
-    lines = [GENERATED, "# Instructions\n",
-             f"A program is a list of {instructions.INSTRUCTION_BITS}-bit words, lowest bits first in memory. Bits that no "
-             "field names are ignored. Counts are as they are (no minus one), addresses count 128-bit beats. Tokens order "
-             "the units: [engine.md](engine.md) says which wait answers which post.\n"]
+    about = (f"A program is a list of {instructions.INSTRUCTION_BITS}-bit words, lowest bits first in memory. Bits that "
+             "no field names are ignored. Counts are as they are (no minus one), addresses count 128-bit beats. Tokens "
+             "order the units: [engine.md](engine.md) says which wait answers which post.\n")
+    lines = [GENERATED, "# Instructions\n", about]
     for opcode, code in instructions.OPCODES.items():
         lines += [f"## {opcode} (opcode {code})\n", f"{_ABOUT[opcode]}\n", "| bits | field | meaning |",
                   "| --- | --- | --- |"]

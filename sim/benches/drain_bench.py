@@ -162,16 +162,18 @@ class Bench(Testbench):
 
 
 CASES = {
-    "plain": dict(form="u4"),
-    "two digits": dict(form="s8", residual=1),
-    "residual of two digits, rows apart": dict(form="s4", residual=2, per_row=True),
-    "esb": dict(form="esb4.1", residual=1),
-    "unsigned esb": dict(form="uesb4.2"),
-    "padded pooling": dict(form="s8", kernel=(3, 3), stride=(2, 2), pad=(1, 1), out=(3, 5), rows=5, cols=9),
-    "overhanging pooling": dict(form="u8", kernel=(2, 3), stride=(2, 1), out=(2, 4), rows=3, cols=4, residual=2),
-    "wide": dict(form="s32", rows=1, cols=2),
-    "sixteen bits": dict(form="s16", rows=2, cols=1),
-    "binary-like": dict(form="u1", rows=1, cols=8),
+    "plain": {"form": "u4"},
+    "two digits": {"form": "s8", "residual": 1},
+    "residual of two digits, rows apart": {"form": "s4", "residual": 2, "per_row": True},
+    "esb": {"form": "esb4.1", "residual": 1},
+    "unsigned esb": {"form": "uesb4.2"},
+    "padded pooling": {"form": "s8", "kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "out": (3, 5), "rows": 5,
+                       "cols": 9},
+    "overhanging pooling": {"form": "u8", "kernel": (2, 3), "stride": (2, 1), "out": (2, 4), "rows": 3, "cols": 4,
+                            "residual": 2},
+    "wide": {"form": "s32", "rows": 1, "cols": 2},
+    "sixteen bits": {"form": "s16", "rows": 2, "cols": 1},
+    "binary-like": {"form": "u1", "rows": 1, "cols": 8},
 }
 
 

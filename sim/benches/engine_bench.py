@@ -6,7 +6,8 @@ import numpy as np
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
-from esbflow.registers import COUNTERS, ERRORS, UNITS
+from esbflow.instructions import decode, encode
+from esbflow.registers import COUNTERS, ERRORS, REGIONS, UNITS
 from sim.benches.engine_host import ABORT, Host, small_graph
 from sim.benches.testbench import config
 
@@ -125,3 +126,73 @@ async def a_memory_that_never_answers_is_named_by_the_watchdog(dut, case):
     silent.pause = False
     await failed_run(host, "watchdog", unit)
     await good_run(host)
+
+
+WRONG = {  # what is changed in the first instruction of its kind -> code, unit
+    "unknown opcode": ("LOAD", {"opcode": 15}, "opcode", "fetch"),
+    "load outside its region": ("LOAD", {"offset": 1 << 20}, "range", "load"),
+    "weights outside their region": ("WEIGHTS", {"offset": 1 << 20}, "range", "weights"),
+    "store outside its region": ("DRAIN", {"offset": 1 << 20}, "range", "store"),
+    "load of nothing": ("LOAD", {"beats": 0}, "field", "load"),
+    "load behind the buffer": ("LOAD", {"address": 5000}, "field", "load"),
+    "residual behind the buffer": ("LOAD", {"destination": 2, "address": 5000}, "field", "load"),
+    "tile behind the slots": ("WEIGHTS", {"address": 5000}, "field", "weights"),
+    "constants behind the bank": ("WEIGHTS", {"destination": 1, "address": 5000}, "field", "weights"),
+    "pass without a slot": ("PASS", {"slot": 100}, "field", "compute"),
+    "drain of no digits": ("DRAIN", {"digits": 0}, "field", "store"),
+}
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(case=list(WRONG))
+async def a_wrong_instruction_is_named_and_the_next_run_works(dut, case):
+    opcode, changes, code, unit = WRONG[case]
+    words = PROGRAM.words
+    at = next(i for i, word in enumerate(words) if decode(word)[0] == opcode)
+    fields = {**decode(words[at])[1], **changes}
+    number = fields.pop("opcode", None)
+    fields["layer"] = 9
+    wrong = encode(opcode, **fields)
+    wrong = wrong if number is None else wrong & ~15 | number
+    host = await begin(dut)
+    host.put("program", b"".join(word.to_bytes(32, "little") for word in [*words[:at], wrong, *words[at + 1:]]))
+    await host.start(IMAGES)
+    address = await failed_run(host, code, unit)
+    if "behind" not in case:  # noticed when data comes in, and then the unit may already be further on
+        assert await host.read("ERROR_LAYER") == 9
+    assert address == (host.bases[REGIONS[fields["region"]]] + 16 * fields["offset"] if code == "range" else 0)
+    await host.load()
+    await good_run(host)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def a_program_without_an_end_is_an_error_and_the_next_run_works(dut):
+    host = await begin(dut)
+    await host.write("PROGRAM_LENGTH", len(PROGRAM.words) - 1)
+    await host.start(IMAGES)
+    await failed_run(host, "end", "fetch")
+    await host.load()
+    await good_run(host)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def an_accumulator_that_overflows_stops_the_run(dut):
+    """No compiled program does this: the largest weights times the largest activations, again and again."""
+    size = config()
+    largest = size.rows * 15 * 15 << 12
+    passes = (1 << size.accumulator_width - 1) // largest + 2
+    one = {"rows": 1, "cols": 1, "in_rows": 1, "in_cols": 1, "shift": 3, "codebook": 15}
+    words = [encode("LOAD", region=REGIONS.index("input"), beats=1, segments=1, post_full=1),
+             encode("WEIGHTS", region=REGIONS.index("weights"), beats=size.tile_beats, segments=1, post_full=1),
+             encode("PASS", **one, first=1, wait_weights=1, wait_activations=1)]
+    words += [encode("PASS", **one, layer=i, keep=1) for i in range(1, passes)]
+    words += [encode("DRAIN", acc_rows=1), encode("END")]
+    host = await begin(dut)
+    assert 32 * len(words) <= host.bases["weights"] - host.bases["program"]
+    await host.write("PROGRAM_BYTES", 32 * len(words))
+    await host.write("PROGRAM_LENGTH", len(words))
+    host.put("program", b"".join(word.to_bytes(32, "little") for word in words))
+    await host.start(IMAGES)
+    host.put("input", b"\xff" * 16)
+    host.put("weights", bytes(16 * size.tile_beats))
+    await failed_run(host, "overflow", "compute")

@@ -1,5 +1,6 @@
 """Sequencer: the pixels of random passes, its documented cycles, hazards, tokens, faults."""
 
+import itertools
 import random
 
 import cocotb
@@ -63,7 +64,9 @@ class Bench(Testbench):
 
 
 def pixels_of(fields: dict) -> list:
-    get = lambda name: fields.get(name, 0)  # noqa: E731
+    def get(name):
+        return fields.get(name, 0)
+
     result = []
     for row in range(fields["rows"]):
         for col in range(fields["cols"]):
@@ -152,7 +155,7 @@ async def passes_follow_at_the_documented_distance(dut):
             taken = [tb.issued[i * pixels] - 1 for i in range(4)]
             assert p[1:] == [cycle + 1 for cycle in taken[:-1]], "preload takes the next pass in a + 1"
             expected = max(pixels, HAZARD, 1 + (1 if keep else load + 1))
-            assert [b - a for a, b in zip(taken, taken[1:])] == [expected] * 3, (pixels, keep)
+            assert [b - a for a, b in itertools.pairwise(taken)] == [expected] * 3, (pixels, keep)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

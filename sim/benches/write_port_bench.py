@@ -163,7 +163,11 @@ async def an_abort_finishes_the_bus_and_forgets_the_rest(dut, after):
     assert len(tb.addresses) == len([1 for *_, last in tb.data if last]), "every burst on the bus got its data"
     assert len(tb.done) <= done + 1
     tb.done.clear()
-    tb.set(run=1)
+    tb.set(run=1, bursts__valid=1, bursts__payload=pack(BURST, address=0, length=1))
+    for _ in range(5):
+        await tb.tick()
+        assert not tb.get("bursts__ready"), "no beat of the run before is promised to this one"
+    tb.set(bursts__valid=0)
     await tb.beats.send([1000 + i for i in range(5)])
     await tb.bursts.send([pack(BURST, address=0x3000, length=5, tag=1)])
     await tb.quiet()
