@@ -63,7 +63,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
-    write_report(content, graph, out / "report.html")
+    write_report(content, graph, out / "report.html", model=out / "model.pt")
     say(f"wrote {path} and {out / 'report.html'}")
     return content
 

@@ -10,6 +10,7 @@ def add_parser(commands) -> None:
     parser = commands.add_parser("report", help="draw a report.json as report.html")
     parser.add_argument("report", help="report.json, as the demo writes it")
     parser.add_argument("model", help="the integer graph that it speaks of, graph.npz")
+    parser.add_argument("--trained", metavar="MODEL.pt", help="draw this model's weights before rounding too")
     parser.add_argument("--out", required=True, metavar="FILE.html")
     parser.add_argument("--json", action="store_true", help="print the output's path as JSON")
     parser.set_defaults(run=run)
@@ -22,5 +23,5 @@ def run(arguments) -> None:
         content = json.loads(Path(arguments.report).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments.report} is not a report.json ({error}); make one with `make demo`") from None
-    path = write_report(content, load_graph(arguments.model), Path(arguments.out))
+    path = write_report(content, load_graph(arguments.model), Path(arguments.out), arguments.trained)
     print(json.dumps({"out": str(path)}) if arguments.json else path)
