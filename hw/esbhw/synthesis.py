@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from esbflow.engine_config import EngineConfig
-
 from esbhw.generate import TOP, rtlil
 
 SCRIPT = "synth_xilinx -family xcup -top top -noiopad -noclkbuf"

@@ -12,13 +12,13 @@ import os
 import struct
 from pathlib import Path
 
-from esbflow.engine_config import EngineConfig
 from pynq._3rdparty import tinynumpy
 from pynq.interrupt import _InterruptController
 from pynq.pl_server.device import Device
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
+from esbflow.engine_config import EngineConfig
 from esbsim.ddr import Ddr
 from esbsim.engine import simulate_engine
 from esbsim.hwh import CONTROLLER_BASE, CONTROLLER_RANGE, ENGINE_BASE, ENGINE_RANGE, RAW_IRQ, hwh

@@ -4,8 +4,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from esbflow.engine_config import EngineConfig
 
+from esbflow.engine_config import EngineConfig
 from esbsim.build import build
 from esbsim.simulator import IDEAL, MemoryTiming, Simulator
 

@@ -397,7 +397,7 @@ def _whole(name, value):
         raise TypeError(f"{name} must be an integer, not {value!r}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _levels(format: Format) -> np.ndarray:
     if isinstance(format, _Linear):
         if format.bits > _MATERIALISED_BITS:
@@ -415,7 +415,7 @@ def _levels(format: Format) -> np.ndarray:
     return levels
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _rounding_table(format: Format):
     """(low, table): table[floor(2x) - low] is the level nearest to x; no table if the range is wide."""
     levels = format.levels

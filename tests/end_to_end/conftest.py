@@ -19,7 +19,7 @@ def pytest_report_header(config):
     return f"esbflow: random layers use seed {_seed()} (set ESBFLOW_SEED to repeat)"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _seed() -> int:
     return int(os.environ.get("ESBFLOW_SEED") or secrets.randbits(30))
 
@@ -30,7 +30,7 @@ def seed() -> int:
     return _seed()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _simulator(name: str) -> Simulator:
     return Simulator(engine_library(ENGINES[name]), memory(64), BASE)
 

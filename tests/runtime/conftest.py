@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from esbflow.engine_config import ENGINES, INTERFACE_VERSION
 from esbflow.registers import COUNTERS, ID_VALUE, REGISTERS
 from esbflow.runtime import layout

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from esbflow.registers import COUNTERS
 from esbflow.runtime import engine as engine_module
 from esbflow.runtime.engine import Engine

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute

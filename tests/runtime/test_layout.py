@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
 

@@ -9,6 +9,9 @@ import pytest
 
 pynq = pytest.importorskip("pynq")
 
+from pynqmetadata.frontends import Metadata
+from pynqmetadata.views.runtime import RuntimeMetadataParser
+
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute
@@ -20,8 +23,6 @@ from esbsim import board as board_module
 from esbsim.board import read_overlay, write_overlay
 from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh
 from esbsim.simulator import MemoryTiming
-from pynqmetadata.frontends import Metadata
-from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 CONFIG = ENGINES["tiny4x4"]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from esbsim import build as build_module
 from esbsim import toolchain
 from esbsim.build import BuildError, build

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from esbsim.build import build
 from esbsim.probe import READ, READ_PROGRAM, TOP, WRITE, ProbeDriver, probe_rtlil
 from esbsim.simulator import IDEAL, MemoryTiming, ProtocolViolation, SimulationError, Simulator

@@ -1,6 +1,6 @@
 """The requantizer's constants on chip: two banks, one channel a beat in memory, one group of lanes a read."""
 
-from amaranth import Cat, Const, Module, Signal, unsigned
+from amaranth import Cat, Const, Module, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out

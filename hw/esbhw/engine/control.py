@@ -1,6 +1,6 @@
 """The AXI4-Lite registers, and the life of a run: start, done, error, quiet again."""
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 

@@ -1,6 +1,6 @@
 """The engine: this file only connects its blocks and gives its ports their conventional flat names."""
 
-from amaranth import Cat, ClockDomain, ClockSignal, Elaboratable, Module, Mux, ResetInserter, Signal
+from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib.wiring import Flow
 
 from esbflow.engine_config import EngineConfig

@@ -4,7 +4,6 @@ from amaranth import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from esbflow.engine_config import AXI_ADDRESS_BITS
 from esbflow.registers import UNITS
 from esbhw.engine.control import CODES
 

@@ -7,9 +7,9 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
+from esbflow.registers import REGIONS
 from esbhw.engine.axi import ReadPort
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
-from esbflow.registers import REGIONS
 
 BUFFERED = 32
 """Instructions that the fetch keeps ready; it never asks for one that it has no place for."""

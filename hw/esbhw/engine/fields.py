@@ -1,7 +1,7 @@
 """Instruction fields as an Amaranth layout, made from the same tables that encode them."""
 
-from amaranth.lib.data import Field, FlexibleLayout
 from amaranth import signed
+from amaranth.lib.data import Field, FlexibleLayout
 
 from esbflow import instructions
 

@@ -1,6 +1,6 @@
 """The weight slots: tiles of 4-bit codes that wait on chip for their pass."""
 
-from amaranth import Cat, Module, Signal, unsigned
+from amaranth import Module, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out

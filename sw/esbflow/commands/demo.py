@@ -4,8 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from esbflow.commands.common import (
-    JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show)
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show
 
 
 def add_parser(commands) -> None:
@@ -107,7 +106,8 @@ def print_demo(content: dict) -> None:
             ("top-1 %, engine", f"{content['top1']:.2f}", "compiled RTL, cycle-accurate"),
             ("output values that differ, RTL from graph", f"{content['mismatches']} of {content['values']:,}", "compared"),
             (f"top-1 % on {training['images']:,} images: real, fake, integer",
-             f"{training['float_top1']:.2f} {training['fake_quant_top1']:.2f} {training['graph_top1']:.2f}", "PyTorch, NumPy"),
+             f"{training['float_top1']:.2f} {training['fake_quant_top1']:.2f} {training['graph_top1']:.2f}",
+             "PyTorch, NumPy"),
             ("cycles an image", f"{content['cycles_per_image']:,.0f}", f"RTL, batch {content['batch']}"),
             ("use of the multiply-accumulate lanes %", f"{100 * content['utilization']:.1f}", "RTL"),
             ("LUT / FF / BRAM36 / DSP", f"{content['lut']:,} / {content['ff']:,} / {content['bram']:g} / {content['dsp']}",

@@ -1,7 +1,6 @@
 """esbflow estimate: cycles, resources and rates without running anything."""
 
-from esbflow.commands.common import (
-    JSON_HELP, add_engine, engine_of, load_graph, positive, print_table, resources_of, show)
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, positive, print_table, resources_of, show
 
 
 def add_parser(commands) -> None:

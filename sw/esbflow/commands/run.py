@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.commands.common import (
-    JSON_HELP, UserError, add_engine, engine_of, load_data, load_graph, positive, print_table, progress_bar, show)
+    JSON_HELP,
+    UserError,
+    add_engine,
+    engine_of,
+    load_data,
+    load_graph,
+    positive,
+    print_table,
+    progress_bar,
+    show,
+)
 
 BACKENDS = ("golden", "rtl", "board")
 
@@ -71,8 +81,9 @@ def _on_engine(graph, config, images, batch, overlay, progress):
         from esbsim.board import write_overlay  # importing it makes the simulated board PYNQ's device
 
         overlay = write_overlay(config, Path("build") / "overlay" / f"{config.hash:016x}")
-    from esbflow.runtime import pynq_driver  # noqa: F401  binds the driver
     import pynq
+
+    from esbflow.runtime import pynq_driver  # noqa: F401  binds the driver
 
     driver = pynq.Overlay(str(overlay)).esb_engine_0
     driver.load(program)

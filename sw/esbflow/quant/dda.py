@@ -45,7 +45,7 @@ def expected_error(levels: np.ndarray, scale: float, distribution: str = "gaussi
     return float(2 * np.sum(second - 2 * points * first + points ** 2 * mass))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def optimal_scale(form: Format, distribution: str = "gaussian") -> float:
     """The scale of least expected error for data of mean zero and unit standard deviation.
 
@@ -78,7 +78,7 @@ def optimal_scale(form: Format, distribution: str = "gaussian") -> float:
     return (low + high) / 2
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def rectified_scale(form: Format) -> float:
     """The best scale of an unsigned format for max(0, z), z of unit standard deviation, per root mean square of it.
 

@@ -52,7 +52,7 @@ A CARRY8 is eight bits of carry; BRAMs are 36 Kb.</p>
 <div class="wide"><table>
 <tr><th>block</th>{% for column in columns %}<th class="n">{{ column }}</th>{% endfor %}</tr>
 {% for name, block in blocks %}<tr{{ ' class="sum"' | safe if loop.last }}><td>{{ name }}</td>
-{% for column in columns %}<td class="n">{{ "{:,g}".format(block[column]) if block[column] % 1 else "{:,.0f}".format(block[column]) }}</td>{% endfor %}</tr>
+{% for column in columns %}<td class="n">{{ "{:,.10g}".format(block[column]) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}
 </body>
 </html>

@@ -7,8 +7,7 @@ import numpy as np
 
 from esbflow.engine_config import INTERFACE_VERSION
 from esbflow.registers import COUNTERS, ID_VALUE, LOG_BEATS, REGIONS, REGISTERS
-from esbflow.runtime.errors import (
-    EngineBusy, EngineFault, EngineMissing, EngineTimeout, InputError, ProgramError)
+from esbflow.runtime.errors import EngineBusy, EngineFault, EngineMissing, EngineTimeout, InputError, ProgramError
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 from esbflow.runtime.program_file import LoadedProgram, load_program
 from esbflow.runtime.transport import Transport
