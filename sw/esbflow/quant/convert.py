@@ -109,7 +109,9 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     traced = trace(model)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
-        kind_of(node, modules)
+        if kind_of(node, modules) == "add" and (len([a for a in node.args if isinstance(a, fx.Node)]) != 2 or node.kwargs):
+            raise GraphError(f"{node.name}: only the plain sum of two tensors has an integer form; put constants into a "
+                             "bias or a batch norm")
     _swap_layers(traced, modules, recipe)
     _insert_quantizers(traced, recipe)
     traced.recipe = recipe
@@ -190,6 +192,8 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             pending.pop(sources[0], None)
             pending[node] = "open"
         elif kind == "add":
+            if len(sources) == 1:
+                store(sources[0])  # x + x
             # The last producer takes the other operand as its residual.
             for source in sources[:-1] if len(sources) > 1 else []:
                 if any(pending.get(other) == "open" for other in sources[sources.index(source) + 1:]):

@@ -14,6 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.graph.validate import validate
 from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.convert import kind_of
@@ -79,7 +80,7 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
-    return graph
+    return validate(graph)
 
 
 def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
@@ -210,6 +211,9 @@ class _Exporter:
 
     def _norm(self, node, module, value):
         layer = self._open(value, node)
+        if module.running_var is None:
+            raise GraphError(f"{node.name}: a batch norm without running statistics has no integer form; use "
+                             "track_running_stats=True")
         deviation = (module.running_var.double() + module.eps).sqrt().cpu().numpy()
         factor = _numpy(module.weight, 1, len(deviation)) / deviation
         shift = _numpy(module.bias, 0, len(deviation)) - module.running_mean.double().cpu().numpy() * factor
@@ -253,15 +257,18 @@ class _Exporter:
         _, height, width = source.shape
         shape = _shape(node)
         if isinstance(module, nn.AdaptiveAvgPool2d) or "adaptive" in str(node.target) or "mean" in str(node.target):
-            if shape[1:] != (1, 1) or (height, width) == (1, 1) and shape != source.shape:
+            if shape != (source.shape[0], 1, 1):
                 raise GraphError(f"{node.name}: adaptive pooling has an integer form only to one pixel")
             kernel, stride, padding = (height, width), (height, width), (0, 0)
         else:
-            options = _options(node, module, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"))
+            options = _options(node, module, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                                              "divisor_override"))
             kernel = _pair(options["kernel_size"])
             stride, padding = _pair(options["stride"] or kernel), _pair(options["padding"] or 0)
             if options["ceil_mode"]:
                 raise GraphError(f"{node.name}: average pooling with ceil_mode has no integer form; use ceil_mode=False")
+            if options["divisor_override"] is not None:
+                raise GraphError(f"{node.name}: average pooling with divisor_override has no integer form; leave it out")
             if padding != (0, 0) and options["count_include_pad"] is False:
                 raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
         channels = source.shape[0]
@@ -283,6 +290,10 @@ class _Exporter:
                                       format=largest.form, scale=largest.scale))
 
     def _pass(self, node, module, value):
+        flat = (int(np.prod(value.shape)), 1, 1) if isinstance(value, _Stored) else None
+        if flat and _shape(node) not in (tuple(value.shape), flat):
+            raise GraphError(f"{node.name}: a change of shape from {tuple(value.shape)} to {_shape(node)} has no integer "
+                             "form; only flatten has")
         return value
 
     def _output(self, node, module, *values):
