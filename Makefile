@@ -34,7 +34,7 @@ tools:
 	done
 
 bench: setup
-	$(BIN)/python -m benches.run --out build/bench
+	$(BIN)/python -m sim.benches.benchmarks --out build/bench
 
 lint: setup
 	$(BIN)/ruff check sw hw sim tests

@@ -8,8 +8,9 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_clean{purge}; memory_collect; write_verilog -noattr"
-"""`purge` drops names that nothing reads: faster, but waves would lack them."""
+FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_dff; opt_clean{purge}; memory_collect; write_verilog -noattr"
+"""`opt_dff` gives registers their enables back, so that what holds still costs nothing. `purge` drops names that nothing
+reads: faster, but waves would lack them."""
 
 
 class BuildError(RuntimeError):

@@ -171,7 +171,7 @@ ENGINES = {
                      weight_slots=4, requantize_lanes=4, max_burst=16),
         EngineConfig("small8x16", rows=8, cols=16, accumulator_depth=256, activation_beats=256,
                      residual_beats=256, requantize_lanes=4),
-        EngineConfig("base16x16", rows=16, cols=16, requantize_lanes=8),
+        EngineConfig("base16x16", rows=16, cols=16),
         EngineConfig("large64x64", rows=64, cols=64, activation_beats=2048, residual_beats=2048,
                      weight_path_beats=4, requantize_lanes=32),
     )

@@ -22,7 +22,8 @@ class RequantizeLane(wiring.Component):
     """level nearest to (acc*m + r*n + b) / 2**s, ties toward plus infinity, clamped to the format.
 
     floor(2x) decides every tie between integer levels, so the sum is shifted by s - 1 and only then rounded: once.
-    Latency is LATENCY cycles, throughput one value a cycle, no back-pressure. Inputs need not be held.
+    Latency is LATENCY cycles, throughput one value a cycle, no back-pressure. Inputs need not be held. Registers move with
+    `valid` only, so that an idle lane costs neither power nor simulation time.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ class RequantizeLane(wiring.Component):
 
     Members
     -------
-    acc, residual, constants, format : In;  level : Out(signed(33))
+    valid, acc, residual, constants, format : In;  level : Out(signed(33))
     """
 
     LATENCY = 7
@@ -39,7 +40,7 @@ class RequantizeLane(wiring.Component):
         self._acc = accumulator_width
         self._sum = sum_width
         super().__init__({
-            "acc": In(signed(accumulator_width)), "residual": In(signed(RESIDUAL_BITS)),
+            "valid": In(1), "acc": In(signed(accumulator_width)), "residual": In(signed(RESIDUAL_BITS)),
             "constants": In(CONSTANTS), "format": In(FORMAT),
             "level": Out(signed(LEVEL_BITS + 1)),
         })
@@ -48,29 +49,40 @@ class RequantizeLane(wiring.Component):
         m = Module()
         k = self.constants
         delayed_format = [self.format]
+        valids = [self.valid]  # valids[i] is high when stage i + 1 takes a value
         for i in range(6):
             register = Signal(FORMAT, name=f"format_{i}")
-            m.d.sync += register.eq(delayed_format[-1])
+            valid = Signal(name=f"valid_{i}")
+            m.d.sync += valid.eq(valids[-1])
+            with m.If(valids[-1]):
+                m.d.sync += register.eq(delayed_format[-1])
             delayed_format.append(register)
+            valids.append(valid)
 
         # Cycles 1..3: all partial products, three adder stages.
         rows = partial_products(self.acc, k.m) + partial_products(self.residual, k.n) + [k.b]
-        rows = add_level(m, rows, "stage1", "sync", operands=3)
-        rows = add_level(m, rows, "stage2", "sync", operands=3)
+        with m.If(valids[0]):
+            rows = add_level(m, rows, "stage1", "sync", operands=3)
+        with m.If(valids[1]):
+            rows = add_level(m, rows, "stage2", "sync", operands=3)
         total = Signal(signed(self._sum))
-        m.d.sync += total.eq(sum(rows[1:], start=rows[0]))
+        with m.If(valids[2]):
+            m.d.sync += total.eq(sum(rows[1:], start=rows[0]))
         shift = k.s
         for i in range(3):
             register = Signal(6, name=f"shift_{i}")
-            m.d.sync += register.eq(shift)
+            with m.If(valids[i]):
+                m.d.sync += register.eq(shift)
             shift = register
 
         # Cycles 4 and 5: doubled = floor(2 * total / 2**s).
         coarse = Signal(signed(self._sum + 1))
         fine = Signal(3)
-        m.d.sync += [coarse.eq((total << 1) >> Cat(Const(0, 3), shift[3:])), fine.eq(shift[:3])]
+        with m.If(valids[3]):
+            m.d.sync += [coarse.eq((total << 1) >> Cat(Const(0, 3), shift[3:])), fine.eq(shift[:3])]
         doubled = Signal(signed(self._sum + 1))
-        m.d.sync += doubled.eq(coarse >> fine)
+        with m.If(valids[4]):
+            m.d.sync += doubled.eq(coarse >> fine)
 
         # Cycle 6: the linear level, and a doubled value clamped to what an ESB format of 8 bits can need.
         form = delayed_format[5]
@@ -84,10 +96,11 @@ class RequantizeLane(wiring.Component):
         ]
         linear = Signal(signed(LEVEL_BITS + 1))
         clipped = Signal(signed(11))
-        m.d.sync += [
-            linear.eq(Mux(rounded > largest, largest, Mux(rounded < smallest, smallest, rounded))),
-            clipped.eq(Mux(doubled > 1023, 1023, Mux(doubled < -1023, -1023, doubled))),
-        ]
+        with m.If(valids[5]):
+            m.d.sync += [
+                linear.eq(Mux(rounded > largest, largest, Mux(rounded < smallest, smallest, rounded))),
+                clipped.eq(Mux(doubled > 1023, 1023, Mux(doubled < -1023, -1023, doubled))),
+            ]
 
         # Cycle 7: the ESB level of a magnitude; half goes down for negative values, which is up in their order.
         form = delayed_format[6]
@@ -104,5 +117,6 @@ class RequantizeLane(wiring.Component):
         m.d.comb += top.eq(((Const(2, 2) << form.significand) - 1) << form.octaves)
         bounded = Mux(level > top, top, level)
         esb = Mux(negative, Mux(form.signed, -bounded, 0), bounded)
-        m.d.sync += self.level.eq(Mux(form.esb, esb, linear))
+        with m.If(valids[6]):
+            m.d.sync += self.level.eq(Mux(form.esb, esb, linear))
         return m

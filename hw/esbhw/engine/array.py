@@ -13,7 +13,8 @@ class ShiftAddArray(wiring.Component):
 
     dot[c] = sum over r of activation[r] * weight[c][r], short of the one's-complement constant that
     :class:`ShiftAddDot` explains. The next tile's codes are written to shadow registers `path` at a time while the
-    active tile works; `swap` makes them active for the activations of the following cycle.
+    active tile works; `swap` makes them active for the activations of the following cycle. A code is in its shadow
+    register, to be swapped, LOAD_LATENCY cycles after it was on the write port.
 
     Latency is LATENCY cycles from `activations` to `dots`; throughput one pixel a cycle; no back-pressure.
 
@@ -25,6 +26,8 @@ class ShiftAddArray(wiring.Component):
         codebook entry of 5 bits (sign, magnitude).
     dots : Out(cols * dot_bits), dot c in its own field
     """
+
+    LOAD_LATENCY = 2
 
     def __init__(self, config: EngineConfig):
         self._config = config
@@ -48,9 +51,13 @@ class ShiftAddArray(wiring.Component):
         decoded = []
         for k in range(self._codes):
             code = self.load_codes.word_select(k, DIGIT_BITS)
-            digit = Signal(WEIGHT_BITS, name=f"digit_{k}")
-            m.d.comb += digit.eq(_select(entries, code))
+            digit = Signal(WEIGHT_BITS, name=f"digit_{k}", reset_less=True)
+            with m.If(self.load_en):
+                m.d.sync += digit.eq(_select(entries, code))
             decoded.append(digit)
+        writing = Signal()
+        index = Signal.like(self.load_index)
+        m.d.sync += [writing.eq(self.load_en), index.eq(self.load_index)]
 
         for c in range(config.cols):
             m.submodules[f"column_{c}"] = dot = ShiftAddDot(config.rows)
@@ -58,7 +65,7 @@ class ShiftAddArray(wiring.Component):
             active = Signal(unsigned(config.rows * WEIGHT_BITS), name=f"active_{c}", reset_less=True)
             for r in range(config.rows):
                 row, k = divmod(c * config.rows + r, self._codes)
-                with m.If(self.load_en & (self.load_index == row)):
+                with m.If(writing & (index == row)):
                     m.d.sync += shadow.word_select(r, WEIGHT_BITS).eq(decoded[k])
             with m.If(self.swap):
                 m.d.sync += active.eq(shadow)

@@ -260,6 +260,7 @@ class Drain(wiring.Component):
         form = Signal(FORMAT)
         m.d.sync += [acc_now.eq(acc_groups[group4]), constants_now.eq(self.constants_data), form.eq(flags4[3:])]
 
+        arrived = delay(Cat(step), self.ADDRESS_LATENCY + 2, "arrived")
         tap_flags = delay(Cat(step, (ky == 0) & (kx == 0), last_tap, digit),
                           self.ADDRESS_LATENCY + 2 + RequantizeLane.LATENCY, "tap")
         valid, first_tap, final_tap, digit_out = tap_flags[0], tap_flags[1], tap_flags[2], tap_flags[3:]
@@ -276,7 +277,7 @@ class Drain(wiring.Component):
             held = Signal(signed(LEVEL_BITS + 1), name=f"held_{lane}")
             best = Signal(signed(LEVEL_BITS + 1), name=f"best_{lane}")
             m.d.comb += [
-                unit.acc.eq(acc_now.word_select(lane, config.accumulator_width)), unit.residual.eq(residual),
+                unit.valid.eq(arrived), unit.acc.eq(acc_now.word_select(lane, config.accumulator_width)), unit.residual.eq(residual),
                 unit.constants.eq(constants_now.word_select(lane, CONSTANTS.size)), unit.format.eq(form),
                 best.eq(Mux(first_tap | (unit.level > held), unit.level, held)),
             ]

@@ -1,0 +1,113 @@
+"""`make bench`: simulation speed, array utilization and cycle model, measured in one run and written as JSON.
+
+    python -m sim.benches.benchmarks --out build/bench [--quick]
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.numbers import ESB, Unsigned
+from esbflow.runtime.engine import Engine
+from esbsim.engine import engine_library
+from esbsim.simulator import MemoryTiming, Simulator
+from esbsim.transport import SimulatedTransport, memory
+
+LATENCY = 40
+TARGETS = {"base16x16": 0.92, "large64x64": 0.80}
+SPEED_RATIO = 300
+
+
+def convolution(channels: int = 64, size: int = 28, seed: int = 0) -> ir.Graph:
+    """3x3, `channels` in and out, 4-bit activations, ESB(4,1) weights, on a size x size map."""
+    random = np.random.default_rng(seed)
+    table = np.tile(np.arange(256) // 16, (channels, 1))
+    form = ESB(4, 1)
+    weight = random.choice(form.levels, (channels, channels, 3, 3))
+    constants = ir.Requantizer(
+        m=random.integers(1, 100, channels), n=np.zeros(channels, dtype=np.int64),
+        b=random.integers(-1000, 1000, channels), s=np.full(channels, 9))
+    return ir.Graph("conv3x3", [
+        ir.Input("input", (), (channels, size, size), Unsigned(4), 1.0, table=table),
+        ir.Conv2d("conv", ("input",), (channels, size, size), Unsigned(4), 1.0, weight=weight, weight_format=form,
+                  weight_scale=np.ones(channels), padding=(1, 1), requantizer=constants),
+    ])
+
+
+def utilization(config: EngineConfig) -> dict:
+    """Useful MACs / (lanes x cycles from doorbell to done), cold start, on the compiled RTL with ideal memory."""
+    graph = convolution()
+    program = compile_graph(graph, config, fold=False)
+    simulator = Simulator(engine_library(config), memory(32), timing=MemoryTiming(latency=LATENCY))
+    engine = Engine(SimulatedTransport(simulator))
+    engine.load(program)
+    images = np.random.default_rng(1).integers(0, 256, (1, *graph.input.shape), dtype=np.uint8)
+    began = time.process_time()
+    result = engine.run(images)
+    seconds = time.process_time() - began
+    macs = sum(layer["macs"] for layer in program.meta["layers"])
+    return {
+        "engine": config.name, "cycles": result.cycles, "model_cycles": count_cycles(program, LATENCY).total,
+        "mismatches": int((result.outputs != execute(graph, images)).sum()),
+        "utilization": macs / (config.macs_per_cycle * result.cycles), "target": TARGETS[config.name],
+        "sim_cycles_per_second": result.cycles / seconds,
+    }
+
+
+def speed(config: EngineConfig, cycles: int) -> dict:
+    """Clock cycles a second of the compiled simulation and of cocotb with Icarus, on the same engine at work."""
+    from sim.benches.engine_speed import measure
+
+    slow = measure(config.name, cycles)
+    graph = convolution()
+    simulator = Simulator(engine_library(config), memory(32), timing=MemoryTiming(latency=LATENCY))
+    engine = Engine(SimulatedTransport(simulator))
+    engine.load(compile_graph(graph, config, fold=False))
+    images = np.zeros((1, *graph.input.shape), dtype=np.uint8) + 85
+    began = time.process_time()
+    result = engine.run(images)
+    fast = result.cycles / (time.process_time() - began)
+    return {"engine": config.name, "compiled_cycles_per_second": fast,
+            "cocotb_icarus_cycles_per_second": slow["cycles_per_second"], "ratio": fast / slow["cycles_per_second"],
+            "target": SPEED_RATIO}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="build/bench", metavar="DIR")
+    parser.add_argument("--quick", action="store_true", help="leave out large64x64, whose simulator builds for minutes")
+    parser.add_argument("--cycles", type=int, default=300, help="cycles that Icarus simulates (default 300)")
+    arguments = parser.parse_args()
+    engines = ["base16x16"] if arguments.quick else list(TARGETS)
+    content = {"python": platform.python_version(), "machine": platform.machine(), "latency": LATENCY,
+               "utilization": [], "speed": None}
+    for name in engines:
+        print(f"utilization of {name}", file=sys.stderr, flush=True)
+        content["utilization"].append(utilization(ENGINES[name]))
+    print("compiled simulation against cocotb with Icarus", file=sys.stderr, flush=True)
+    content["speed"] = speed(ENGINES["base16x16"], arguments.cycles)
+    content["reached"] = (all(row["utilization"] >= row["target"] and row["cycles"] == row["model_cycles"]
+                              and row["mismatches"] == 0 for row in content["utilization"])
+                          and content["speed"]["ratio"] >= SPEED_RATIO)
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "bench.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+    print(json.dumps(content, indent=2))
+    return 0 if content["reached"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
