@@ -144,6 +144,7 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
     graph, modules = traced.graph, dict(traced.named_modules())
     pending = {}  # node -> "open", "added" (has its residual) or "relu"
     pooled = set()
+    takes_residual = set()  # open tensors whose layer can add another: convolutions, norms of stored tensors
     traced.quantizers = nn.ModuleDict()
 
     def insert(node, quantizer):
@@ -161,7 +162,7 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             return node
         if state == "relu":
             text = recipe.activations
-        elif node in pooled:
+        elif node in pooled and not _signed(node, traced):
             text = recipe.pooled_activations
         else:
             text = recipe.signed_activations
@@ -182,6 +183,8 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             store(sources[0])
             if not isinstance(modules.get(node.target), SelectChannels):
                 pending[node] = "open"
+                if kind == "conv":
+                    takes_residual.add(node)
         elif kind == "avgpool":
             store(sources[0])
             pending[node] = "open"
@@ -189,11 +192,14 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
         elif kind == "norm":
             if pending.get(sources[0]) not in (None, "open"):
                 store(sources[0])
-            pending.pop(sources[0], None)
+            if pending.pop(sources[0], None) is None or sources[0] in takes_residual:
+                takes_residual.add(node)
             pending[node] = "open"
         elif kind == "add":
-            if len(sources) == 1:
-                store(sources[0])  # x + x
+            for source in sources:
+                if len(sources) == 1 or source not in takes_residual:  # x + x
+                    store(source)
+            sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
             # The last producer takes the other operand as its residual.
             for source in sources[:-1] if len(sources) > 1 else []:
                 if any(pending.get(other) == "open" for other in sources[sources.index(source) + 1:]):
@@ -215,3 +221,10 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
                 store(source)
         elif kind in ("maxpool", "pass"):
             store(sources[0])
+
+
+def _signed(node: fx.Node, traced: fx.GraphModule) -> bool:
+    """Whether what reaches a node was stored in a format with negative levels."""
+    if node.op == "call_module" and isinstance(traced.get_submodule(node.target), Quantizer):
+        return traced.get_submodule(node.target).form.signed
+    return any(_signed(source, traced) for source in node.all_input_nodes)

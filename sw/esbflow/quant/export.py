@@ -5,6 +5,8 @@ integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]
 level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
 """
 
+import contextlib
+import io
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +19,10 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
+from esbflow.quant.base import check_finite
 from esbflow.quant.convert import kind_of
 from esbflow.quant.layers import SelectChannels
+from esbflow.quant.snap import snap_weights
 
 M_LIMIT = (1 << ir.M_BITS - 1) - 1
 B_LIMIT = (1 << ir.B_BITS - 1) - 1
@@ -70,17 +74,27 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
         raise GraphError("only a model that quantize() made can be exported")
     if shape is None:
         raise GraphError("export needs the shape (channels, height, width) of the input images")
+    for what, values in (*model.named_parameters(), *model.named_buffers()):
+        check_finite(values, what)
     was_training = model.training
     model.eval()
     try:
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            ShapeProp(model).propagate(torch.zeros(1, *shape, device=device))
+        _propagate_shapes(model, shape)
         graph = _Exporter(model, name, recipe, shape).run()
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
     return validate(graph)
+
+
+def _propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
+    try:
+        # torch prints a traceback of its own before it raises.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(model).propagate(torch.zeros(1, *shape, device=next(model.parameters()).device))
+    except RuntimeError as error:
+        cause = error.__cause__ or error
+        raise GraphError(f"the network does not take images of shape {tuple(shape)}: {cause}") from None
 
 
 def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
@@ -142,8 +156,14 @@ class _Exporter:
         inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
         constants = requantizer(layer.gain / scale, layer.offset / scale,
                                 None if layer.residual is None else layer.residual_gain / scale, f"layer {layer.name}")
+        fields = layer.fields
+        if "weight" in fields:
+            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
+                                           np.ldexp(layer.gain / scale, constants.s))
+            fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
+            constants = replace(constants, m=m)
         return self._append(layer.node(name=name, inputs=inputs, shape=shape, format=form, scale=float(scale),
-                                       requantizer=constants, **layer.fields))
+                                       requantizer=constants, **fields))
 
     def _need_stored(self, value, node) -> _Stored:
         if not isinstance(value, _Stored):
@@ -203,8 +223,6 @@ class _Exporter:
         out = integers.shape[0]
         scale = scale.reshape(-1).double().expand(out).cpu().numpy().copy()
         bias = np.zeros(out) if module.bias is None else module.bias.detach().double().cpu().numpy()
-        if not np.isfinite(bias).all():
-            raise ValueError(f"layer {node.name}: bias holds NaN or infinity; the model has diverged")
         fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
                       weight_scale=scale)
         return _Open(cls, node.name, source, fields, scale * source.scale, bias)
@@ -240,7 +258,11 @@ class _Exporter:
             raise GraphError(f"{node.name}: an operand of the sum is not quantized; use quantize()")
         if _shape(node) != other.shape:
             raise GraphError(f"{node.name}: a sum of tensors of different shapes has no integer form")
-        return replace(layer, residual=other, residual_gain=np.full(len(layer.gain), other.scale))
+        kind = ir.Add if layer.node is ir.Requantize else layer.node
+        if kind not in (ir.Conv2d, ir.Add):
+            raise GraphError(f"{node.name}: the engine adds to convolutions and stored tensors, not to {kind.__name__}; use "
+                             "quantize()")
+        return replace(layer, node=kind, residual=other, residual_gain=np.full(len(layer.gain), other.scale))
 
     def _maxpool(self, node, module, value):
         source = self._need_stored(value, node)
