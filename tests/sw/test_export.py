@@ -1,0 +1,460 @@
+"""From a quantized torch model to integers: torch = graph on every value, and what cannot be exported is refused."""
+
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from esbflow.graph import ir
+from esbflow.graph.bounds import check
+from esbflow.graph.errors import GraphError
+from esbflow.graph.execute import execute
+from esbflow.graph.file import load, save
+from esbflow.graph.random import random_graph, random_images
+from esbflow.networks.digits import DigitsNet
+from esbflow.networks.lenet5 import LeNet5
+from esbflow.networks.resnet20 import ResNet20
+from esbflow.numbers import Signed
+from esbflow.quant.convert import quantize
+from esbflow.quant.export import export, requantizer
+from esbflow.quant.fixed import IntegerModule, convert
+from esbflow.quant.recipe import Recipe
+from esbflow.training.api import load_model, save_model
+from esbflow.training.loop import calibrate, normalise
+
+
+def images_for(shape, count=12, seed=0):
+    """Smooth random images: noise alone leaves most neurons of a random network silent."""
+    random = np.random.default_rng(seed)
+    c, h, w = shape
+    coarse = torch.from_numpy(random.random((count, c, 4, 4)))
+    smooth = F.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=False).numpy()
+    noisy = 255 * (0.8 * smooth + 0.2 * random.random((count, c, h, w)))
+    return noisy.round().astype(np.uint8)
+
+
+def randomise_norms(model, images, seed=0):
+    """Statistics of real data and any affine parameters, with negative and zero gammas among them."""
+    random = torch.Generator().manual_seed(seed)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) and m.track_running_stats]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.copy_((0.5 + torch.rand(norm.num_features, generator=random))
+                              * (1 - 2 * torch.randint(2, (norm.num_features,), generator=random)))
+            norm.bias.copy_(0.5 * torch.randn(norm.num_features, generator=random))
+            norm.weight[0], norm.weight[1], norm.momentum = -0.7, 0.0, 1.0
+        model.train()(normalise(images, (0.0,), (1.0,)))
+        for norm in norms:
+            # A channel that a zero gamma silenced has no variance; dividing by that would make noise of it.
+            norm.running_var.mul_(0.5 + torch.rand(norm.num_features, generator=random)).clamp_(min=0.05)
+    return model
+
+
+def calibrated(model, recipe, shape, seed=0):
+    """A quantized model with random weights whose activation scales were set by images."""
+    images = images_for(shape, 16, seed + 100)
+    return calibrate(quantize(randomise_norms(model, images, seed), recipe), images, recipe.mean, recipe.std).eval()
+
+
+def both(model, shape, count=12, seed=0):
+    """(graph's outputs, converted module's outputs) on the same images."""
+    images = images_for(shape, count, seed)
+    graph = export(model, "net", shape)
+    return execute(graph, images), convert(model, shape)(torch.from_numpy(images)).numpy()
+
+
+class Residual(nn.Module):
+    """Every construct at once: stride, groups, dilation, biases with norms, both pools, concat, stand-alone norm."""
+
+    shape = (3, 16, 14)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.BatchNorm2d(n) for n in (8, 8, 8, 16))
+        self.group = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
+        self.depth = nn.Conv2d(8, 8, (3, 5), padding=(1, 2), groups=8)
+        self.point = nn.Conv2d(16, 12, 1)
+        self.fc1, self.fc2, self.norm5 = nn.Linear(12, 20), nn.Linear(20, 7), nn.BatchNorm1d(20)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.stem(x)))
+        y = F.relu(self.norm2(self.group(x)) + x)
+        z = self.norm3(self.depth(y)) + x
+        both = torch.cat([F.relu(z), F.max_pool2d(y, 3, 1, 1)], dim=1)
+        both = F.relu(self.norm4(both))
+        x = F.avg_pool2d(F.relu(self.point(both)), 2)
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        return self.fc2(self.drop(F.relu(self.norm5(self.fc1(x)))))
+
+
+RECIPES = {
+    "demo": Recipe(weights="esb4.1", activations="u4", first_weights="esb4.1", last_weights="esb4.1"),
+    "uesb4.2": Recipe(activations="uesb4.2", output_bits=32),
+    "esb6.3": Recipe(weights="esb6.3", first_weights="esb6.3", signed_activations="s4"),
+    "s8 u8": Recipe(weights="s8", activations="u8", scale_mode="closed_form", mean=(0.4,), std=(0.25,)),
+    "ema": Recipe(weights="esb3.0", activation_scale="ema", per_channel=False, mean=(0.13,), std=(0.31,)),
+    "pow2": Recipe(scale_mode="pow2", pooled_activations="uesb6.3", input_bits=4),
+    "signed esb": Recipe(weights="s4", activations="uesb3.1", signed_activations="esb4.1"),
+}
+NETWORKS = {"lenet": LeNet5, "digits": DigitsNet, "residual": Residual}
+
+
+# -- torch = graph ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_converted_module_equals_the_graph_on_every_value(network, recipe):
+    torch.manual_seed(1)
+    net = NETWORKS[network]()
+    graph, module = both(calibrated(net, RECIPES[recipe], net.shape), net.shape)
+    assert np.array_equal(graph, module) and (graph.std(axis=0) > 0).any()
+
+
+@pytest.mark.parametrize("recipe", ["demo", "uesb4.2"])
+def test_converted_resnet20_equals_the_graph_on_every_value(recipe):
+    torch.manual_seed(2)
+    model = calibrated(ResNet20(), RECIPES[recipe], ResNet20.shape)
+    graph, module = both(model, ResNet20.shape, count=4)
+    assert np.array_equal(graph, module) and len(np.unique(graph)) > 10
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_torch_module_of_a_random_graph_equals_its_executor(seed):
+    random = np.random.default_rng(seed)
+    graph = random_graph(random, channels=10, size=9)
+    images = random_images(random, graph, 3)
+    assert np.array_equal(IntegerModule(graph)(torch.from_numpy(images)).numpy(), execute(graph, images))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fake_quantization_agrees_with_the_graph_but_for_rare_roundings(network, recipe):
+    torch.manual_seed(3)
+    net, recipe = NETWORKS[network](), RECIPES[recipe]
+    model = calibrated(net, recipe, net.shape)
+    images = images_for(net.shape, 40, seed=7)
+    graph = export(model, "net", net.shape)
+    with torch.no_grad():
+        fake = model(normalise(images, recipe.mean, recipe.std)).double().numpy()
+    real = execute(graph, images)[:, :, 0, 0] * graph.output.scale
+    # m has 11 bits, so a value near a tie may fall the other way and move what follows by a step. Where tensors of
+    # different scales are concatenated the graph rounds once more.
+    distance, agreement = (0.3, 0.7) if network == "residual" else (0.12, 0.85)
+    assert np.sqrt(np.mean((real - fake) ** 2)) < distance * fake.std()
+    assert (real.argmax(axis=1) == fake.argmax(axis=1)).mean() >= agreement
+
+
+@pytest.mark.parametrize("name", ["relu1", "conv1"])
+def test_every_stored_tensor_is_what_torch_computes_there(name):
+    """One layer, values far from ties: exported integers are torch's levels."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU() if name == "relu1" else nn.Identity(), nn.Conv2d(4, 2, 1))
+    model = calibrated(net, Recipe(), (1, 6, 6))
+    graph = export(model, "net", (1, 6, 6))
+    stored = graph.nodes[1]
+    images = images_for((1, 6, 6), 20)
+    with torch.no_grad():
+        x = model.quantizers[list(model.quantizers)[0]](normalise(images, (0.0,), (1.0,)))
+        y = model.get_submodule("0")(x).double().numpy() / stored.scale
+    y = np.maximum(y, 0) if name == "relu1" else y
+    far = np.abs(y - np.floor(y) - 0.5) > 0.05  # 12 bits of m on values up to 127
+    values = execute(graph, images, keep=True)[stored.name]
+    assert np.array_equal(values[far], stored.format.nearest(y)[far]) and far.mean() > 0.85
+
+
+# -- what the exporter writes -------------------------------------------------------------------------------------
+def test_the_output_has_one_scale_and_cannot_saturate():
+    torch.manual_seed(4)
+    for bits in (16, 32):
+        model = calibrated(LeNet5(), Recipe(output_bits=bits), LeNet5.shape)
+        graph = export(model, "net", LeNet5.shape)
+        assert graph.output.format == Signed(bits) and isinstance(graph.output.scale, float)
+        q, found = graph.output.requantizer, check(graph, 32)[graph.output.name]
+        assert found.sum_high / 2.0 ** q.s.min() <= graph.output.format.max * 2.0 ** (q.s.max() - q.s.min())
+        low, high = found.sum_low, found.sum_high
+        assert graph.output.format.round_shift(np.array([low, high]), int(q.s.max())).tolist() == [
+            math.floor(low / 2 ** int(q.s.max()) + 0.5), math.floor(high / 2 ** int(q.s.max()) + 0.5)]
+
+
+def test_all_outputs_share_one_real_unit():
+    """Two classes with weights a hundredfold apart: integers times the scale are the real logits of both."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
+    with torch.no_grad():
+        net[3].weight[1] *= 0.01
+        net[3].bias[1] *= 0.01
+    model = calibrated(net, Recipe(output_bits=32), (1, 6, 6))
+    images = images_for((1, 6, 6), 30)
+    graph = export(model, "net", (1, 6, 6))
+    with torch.no_grad():
+        fake = model(normalise(images, (0.0,), (1.0,))).double().numpy()
+    real = execute(graph, images)[:, :, 0, 0] * graph.output.scale
+    assert np.abs(real - fake).max(axis=0) == pytest.approx([0, 0], abs=0.03 * fake[:, 1].std() + 2 * graph.output.scale)
+
+
+@pytest.mark.parametrize("mean, std, bits", [((0.0,), (1.0,), 8), ((0.1307,), (0.3081,), 8),
+                                             ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 8), ((0.5,), (0.5,), 4)])
+def test_code_zero_of_the_input_table_is_real_zero(mean, std, bits):
+    recipe = Recipe(mean=mean, std=std, input_bits=bits)
+    net = nn.Sequential(nn.Conv2d(len(mean), 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    shape = (len(mean), 6, 6)
+    node = export(calibrated(net, recipe, shape), "net", shape).input
+    assert node.format == Signed(bits) and node.table.shape == (len(mean), 256)
+    real = (np.arange(256) / 255 - np.array(mean)[:, None]) / np.array(std)[:, None]
+    # A table entry times the scale is within half a step of the normalised pixel: no zero point hides in it.
+    assert np.abs(node.table * node.scale - real).max() <= 0.5 * node.scale * (1 + 1e-5)
+    assert np.abs(node.table).max() == node.format.max
+
+
+def test_a_batch_norm_with_negative_gamma_turns_the_sign_of_m():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = calibrated(net, Recipe(), (1, 6, 6))
+    q = export(model, "net", (1, 6, 6)).nodes[1].requantizer
+    assert q.m[0] < 0 and q.m[1] == 0
+    assert np.sign(q.m).tolist() == np.sign(net[1].weight.detach().numpy()).tolist()
+
+
+def test_resnet_shortcut_copies_integers():
+    torch.manual_seed(5)
+    graph = export(calibrated(ResNet20(), Recipe(), ResNet20.shape), "net", ResNet20.shape)
+    node = graph["layer2_0_shortcut"]
+    values = execute(graph, images_for(ResNet20.shape, 2), keep=True)
+    x, y = values[node.inputs[0]], values[node.name]
+    assert np.array_equal(y[:, 8:24], x[:, :, ::2, ::2]) and not y[:, :8].any() and not y[:, 24:].any()
+    assert (node.scale, node.format) == (graph[node.inputs[0]].scale, graph[node.inputs[0]].format)
+    assert [type(n).__name__ for n in graph.nodes].count("Add") == 0, "all nine additions are residuals of convolutions"
+
+
+def test_a_tensor_added_to_itself_doubles():
+    net = AddsItself()
+    graph, module = both(calibrated(net, Recipe(), (1, 5, 5)), (1, 5, 5))
+    assert np.array_equal(graph, module)
+    exported = export(calibrated(net, Recipe(), (1, 5, 5)), "net", (1, 5, 5))
+    assert isinstance(exported.nodes[2], ir.Add) and exported.nodes[2].inputs == ("conv", "conv")
+    assert np.array_equal(exported.nodes[2].requantizer.m, exported.nodes[2].requantizer.n)
+
+
+class AddsItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.last(F.relu(x + x))
+
+
+class AddsAnything(nn.Module):
+    """Sums whose operands are a pool, a linear layer, a norm of a stored tensor, and a signed pool."""
+
+    shape = (2, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.side = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1, stride=2)
+        self.norm, self.fc1, self.fc2 = nn.BatchNorm2d(4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        pooled = F.avg_pool2d(y, 2) + self.side(x)
+        pooled = F.avg_pool2d(pooled, 2) + F.max_pool2d(pooled, 2)
+        normed = self.norm(F.relu(pooled)) + pooled
+        flat = F.adaptive_avg_pool2d(normed, 1).flatten(1)
+        return self.fc2(F.relu(self.fc1(flat) + flat))
+
+
+@pytest.mark.parametrize("recipe", ["s8 u8", "uesb4.2"])
+def test_sums_of_pools_linear_layers_and_norms_equal_torch(recipe):
+    torch.manual_seed(8)
+    model = calibrated(AddsAnything(), RECIPES[recipe], AddsAnything.shape)
+    graph, module = both(model, AddsAnything.shape, count=40)
+    assert np.array_equal(graph, module) and (graph.std(axis=0) > 0).any()
+    exported = export(model, "net", AddsAnything.shape)
+    pools = [node for node in exported.nodes if isinstance(node, ir.AvgPool2d)]
+    assert len(pools) == 3 and all(node.format.signed for node in pools), "the mean of signed values has a sign"
+    images = images_for(AddsAnything.shape, 40, seed=9)
+    with torch.no_grad():
+        fake = model(normalise(images, RECIPES[recipe].mean, RECIPES[recipe].std)).double().numpy()
+    real = execute(exported, images)[:, :, 0, 0] * exported.output.scale
+    assert np.sqrt(np.mean((real - fake) ** 2)) < 0.1 * fake.std()
+
+
+def test_exported_models_survive_their_files(tmp_path):
+    torch.manual_seed(6)
+    recipe = RECIPES["uesb4.2"]
+    model = calibrated(DigitsNet(), recipe, DigitsNet.shape)
+    graph, images = export(model, "digits", DigitsNet.shape), images_for(DigitsNet.shape)
+    expected = execute(graph, images)
+    assert np.array_equal(execute(load(save(graph, tmp_path / "graph.npz")), images), expected)
+    # The state dict holds scales and statistics, and the loaded model exports the same integers.
+    save_model(model, recipe, "digits", tmp_path / "model.pt")
+    assert np.array_equal(execute(export(load_model(tmp_path / "model.pt"), "digits", DigitsNet.shape), images), expected)
+    # The frozen module is an ordinary one: its buffers go through torch.save too.
+    memory = io.BytesIO()
+    frozen = convert(model, DigitsNet.shape)
+    torch.save(frozen.state_dict(), memory)
+    memory.seek(0)
+    again = IntegerModule(graph)
+    for buffer in again.buffers():
+        buffer.zero_()
+    again.load_state_dict(torch.load(memory, weights_only=True))
+    assert np.array_equal(again(torch.from_numpy(images)).numpy(), expected)
+
+
+def test_a_model_file_that_is_damaged_or_missing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^there is no model file .*none\.pt; make one with `esbflow train`$"):
+        load_model(tmp_path / "none.pt")
+    model = calibrated(DigitsNet(), Recipe(), DigitsNet.shape)
+    path = tmp_path / "model.pt"
+    save_model(model, Recipe(), "digits", path)
+    content = path.read_bytes()
+    for length in (0, 10, len(content) // 2, len(content) - 10):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"(?s)^.*model\.pt is not a model that `esbflow train` wrote \(.*\)$"):
+            load_model(path)
+
+
+def test_export_leaves_the_model_as_it_was():
+    model = calibrated(DigitsNet(), Recipe(), DigitsNet.shape).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export(model, "net", DigitsNet.shape)
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# -- requantizer --------------------------------------------------------------------------------------------------
+gains = st.floats(1e-9, 2000) | st.floats(-2000, -1e-9)
+
+
+@given(st.lists(st.tuples(gains, st.floats(-1e6, 1e6), st.just(0.0) | gains), min_size=1, max_size=5))
+def test_constants_are_as_precise_as_their_widths_allow(channels):
+    gain, offset, residual = (np.array(v) for v in zip(*channels, strict=True))
+    q = requantizer(gain, offset, residual)
+    for real, integers, bits in ((gain, q.m, 12), (residual, q.n, 12), (offset, q.b, 40)):
+        assert np.abs(integers).max() < 2 ** (bits - 1)
+        # Each is rounded once at the common shift.
+        assert np.abs(integers - real * 2.0**q.s).max() <= 0.5
+    assert q.s.min() >= 0 and q.s.max() <= 40
+    # With one bit more, something would not fit.
+    widest = np.maximum(np.abs(gain), np.abs(residual)) * 2.0 ** (q.s + 1)
+    full = (q.s == 40) | (widest > 2047.4) | (np.abs(offset) * 2.0 ** (q.s + 1) >= 2**39 - 1)
+    assert full.all()
+
+
+def test_a_gain_that_uses_the_whole_width_is_right_to_eleven_bits():
+    gain = np.exp(np.linspace(np.log(1e-6), np.log(1000), 500))
+    q = requantizer(gain, np.zeros(500))
+    assert np.abs(q.m / 2.0**q.s / gain - 1).max() < 2.0**-11
+
+
+@pytest.mark.parametrize("gain, offset, residual, message", [
+    (3000.0, 0.0, None, r"a scale of 3e\+03 or bias of 0 output steps does not fit the requantizer; its output scale is "
+                        r"far too small"),
+    (1.0, 1e12, None, r"a scale of 1 or bias of 1e\+12 output steps does not fit the requantizer; its output scale is far "
+                      r"too small"),
+    (1.0, 0.0, 5000.0, r"a scale of 5e\+03 or bias of 0 output steps does not fit .*"),
+    (math.nan, 0.0, None, r"a scale or bias is not finite; the model has diverged, or a batch norm has no variance"),
+    (1.0, math.inf, None, r"a scale or bias is not finite; .*"),
+    (1.0, 0.0, math.nan, r"a scale or bias is not finite; .*"),
+])
+def test_constants_that_do_not_fit_are_refused_by_layer(gain, offset, residual, message):
+    with pytest.raises(GraphError, match=f"^layer fc1: {message}$"):
+        requantizer(np.array([gain]), np.array([offset]), None if residual is None else np.array([residual]),
+                    "layer fc1")
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+def test_a_model_that_saw_no_data_is_refused():
+    with pytest.raises(ValueError, match=r"^activation relu1 has seen no active values, so it has no scale: train or "
+                                         r"calibrate the model first$"):
+        export(quantize(LeNet5()), "net", LeNet5.shape)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["conv2.weight", "fc1.bias", "quantizers.relu2.step"])
+def test_a_model_that_is_not_finite_is_refused_by_name(bad, name, capfd):
+    model = calibrated(DigitsNet(), Recipe(), DigitsNet.shape)
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = bad
+    with pytest.raises(ValueError, match=rf"^{name} holds NaN or infinity; training has diverged, or the checkpoint is "
+                                         r"broken$"):
+        export(model, "net", DigitsNet.shape)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 40), (1, 1, 1)])
+def test_a_shape_that_the_network_does_not_take_is_refused(shape, capfd):
+    model = calibrated(DigitsNet(), Recipe(), DigitsNet.shape)
+    start = f"the network does not take images of shape {shape}: "
+    with pytest.raises(GraphError, match=f"^{re.escape(start)}"):
+        export(model, "net", shape)
+    assert capfd.readouterr() == ("", ""), "one sentence, no traceback of torch's"
+
+
+def test_only_quantized_models_and_given_shapes_are_exported():
+    with pytest.raises(GraphError, match=r"^only a model that quantize\(\) made can be exported$"):
+        export(LeNet5(), "net", LeNet5.shape)
+    with pytest.raises(GraphError, match=r"^export needs the shape \(channels, height, width\) of the input images$"):
+        export(quantize(LeNet5()), "net")
+
+
+class Ends(nn.Module):
+    """conv - relu - `call`."""
+
+    def __init__(self, call, channels=2):
+        super().__init__()
+        self.conv, self.call, self.last = nn.Conv2d(1, channels, 1), call, nn.Conv2d(channels, 2, 1)
+        nn.init.constant_(self.conv.bias, 1.0)
+
+    def forward(self, x):
+        return self.call(self, F.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda net, x: x, r"the network ends in a ReLU: leave it to the host, or quantize its output"),
+    (lambda net, x: (net.last(x), x), r"the network has 2 outputs; the integer graph has one"),
+    (lambda net, x: net.last(F.max_pool2d(x, 2, dilation=2)),
+     r"\w+: a dilated max pool has no integer form; use dilation 1"),
+    (lambda net, x: net.last(F.avg_pool2d(x, 2, ceil_mode=True)),
+     r"\w+: average pooling with ceil_mode has no integer form; use ceil_mode=False"),
+    (lambda net, x: net.last(F.avg_pool2d(x, 2, padding=1, count_include_pad=False)),
+     r"\w+: average pooling with padding needs count_include_pad=True"),
+    (lambda net, x: net.last(F.avg_pool2d(x, 2, divisor_override=3)),
+     r"\w+: average pooling with divisor_override has no integer form; leave it out"),
+    (lambda net, x: net.last(F.adaptive_avg_pool2d(x, 2)), r"\w+: adaptive pooling has an integer form only to one pixel"),
+    (lambda net, x: net.last(x.view(-1, 2, 3, 12)),
+     r"view: a change of shape from \(2, 6, 6\) to \(2, 3, 12\) has no integer form; only flatten has"),
+    (lambda net, x: net.last(torch.cat([x, x], dim=2)), r"layer \w+: its shape is .*, its inputs give .*"),
+    (lambda net, x: net.last(x + x.mean((2, 3), keepdim=True)),
+     r"\w+: a sum of tensors of different shapes has no integer form"),
+])
+def test_what_has_no_integer_form_is_refused_by_name(call, message):
+    with pytest.raises(GraphError, match=f"^{message}$"):
+        export(calibrated(Ends(call), Recipe(), (1, 6, 6)), "net", (1, 6, 6))
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, track_running_stats=False), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    model = quantize(net)
+    model(torch.rand(4, 1, 6, 6))
+    with pytest.raises(GraphError, match=r"^\w+: a batch norm without running statistics has no integer form; use "
+                                         r"track_running_stats=True$"):
+        export(model, "net", (1, 6, 6))
+
+
+@pytest.mark.parametrize("kernel, stride, padding, ceil_mode", [(3, 2, 1, False), (2, 2, 0, True), (3, 3, 1, True), (3, 2, 0, True)])
+def test_max_pools_with_padding_and_ceil_mode_export_exactly(kernel, stride, padding, ceil_mode):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode), nn.Conv2d(4, 2, 1))
+    model = calibrated(net, Recipe(), (1, 9, 8))
+    images = images_for((1, 9, 8))
+    graph = export(model, "net", (1, 9, 8))
+    values = execute(graph, images, keep=True)
+    stored, pooled = (values[node.name] for node in graph.nodes[1:3])
+    expected = F.max_pool2d(torch.from_numpy(stored.astype(np.float64)), kernel, stride, padding, ceil_mode=ceil_mode)
+    assert (stored < 0).any() and np.array_equal(pooled, expected.numpy())
+    assert np.array_equal(convert(model, (1, 9, 8))(torch.from_numpy(images)).numpy(), values[graph.output.name])
