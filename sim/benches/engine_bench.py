@@ -8,6 +8,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
 from esbflow.instructions import decode, encode
 from esbflow.registers import COUNTERS, ERRORS, REGIONS, UNITS
+from esbhw.engine.drain import Drain
 from sim.benches.engine_host import ABORT, Host, small_graph
 from sim.benches.testbench import config
 
@@ -90,6 +91,22 @@ async def an_abort_at_any_time_leaves_the_engine_usable(dut, after):
     await host.tick(after)
     await host.write("CONTROL", ABORT)
     await failed_run(host, "aborted", "none")
+    await good_run(host)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def beats_that_wait_for_their_burst_are_forgotten_after_an_abort(dut):
+    """Abort while the drain has made some beats of a store and not all: the next run's stores must not begin with them."""
+    host = await begin(dut)
+    groups_a_beat = 128 // (4 * config().requantize_lanes)
+    await host.start(IMAGES)
+    while await host.read("COUNT_DRAIN") < Drain.LATENCY + groups_a_beat:
+        await host.tick()
+    await host.write("CONTROL", ABORT)
+    await failed_run(host, "aborted", "none")
+    groups = await host.read("COUNT_DRAIN")
+    assert groups < Drain.LATENCY + config().max_burst * groups_a_beat, "no burst was complete"
+    assert await host.read("COUNT_STORE_BEATS") == 0
     await good_run(host)
 
 

@@ -22,7 +22,7 @@ START, ABORT = 1, 2
 BOTH = 3
 
 
-def small_graph(channels: int = 4, size: int = 5, seed: int = 0) -> ir.Graph:
+def small_graph(channels: int = 4, height: int = 3, width: int = 36, seed: int = 0) -> ir.Graph:
     """Two convolutions, the second with a residual and wide weights, and a pooled layer: most of what an engine does."""
     rng = np.random.default_rng(seed)
 
@@ -31,21 +31,19 @@ def small_graph(channels: int = 4, size: int = 5, seed: int = 0) -> ir.Graph:
             m=rng.integers(1, 100, channels), b=rng.integers(-500, 500, channels), s=np.full(channels, shift),
             n=rng.integers(-60, 60, channels) if residual else np.zeros(channels, dtype=np.int64))
 
-    def conv(name, inputs, side, form, kernel, weights, rule):
-        padding = (kernel // 2, kernel // 2)
-        return ir.Conv2d(name, inputs, (channels, side, side), form, 1.0,
-                         weight=rng.choice(weights, (channels, channels, kernel, kernel)), weight_format=ESB(4, 1),
-                         weight_scale=np.ones(channels), padding=padding, requantizer=rule)
+    def conv(name, inputs, form, kernel, weights, rule):
+        return ir.Conv2d(name, inputs, (channels, height, width), form, 1.0,
+                         weight=rng.choice(weights, (channels, channels, *kernel)), weight_format=ESB(4, 1),
+                         weight_scale=np.ones(channels), padding=(kernel[0] // 2, kernel[1] // 2), requantizer=rule)
 
     esb = [-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12]
     table = np.tile(np.arange(256) // 2 - 64, (channels, 1))
-    pooled = -(-size // 2)
     return ir.Graph("small", [
-        ir.Input("image", (), (channels, size, size), Signed(8), 1.0, table=table),
-        conv("first", ("image",), size, Unsigned(4), 3, esb, requantizer(13)),
-        conv("second", ("first", "first"), size, ESB(4, 1), 1, list(range(-60, 60)), requantizer(10, residual=True)),
-        ir.MaxPool2d("pooled", ("second",), (channels, pooled, pooled), ESB(4, 1), 1.0, kernel=(3, 3), stride=(2, 2),
-                     padding=(1, 1)),
+        ir.Input("image", (), (channels, height, width), Signed(8), 1.0, table=table),
+        conv("first", ("image",), Unsigned(4), (3, 1), esb, requantizer(13)),
+        conv("second", ("first", "first"), ESB(4, 1), (1, 3), list(range(-60, 60)), requantizer(13, residual=True)),
+        ir.MaxPool2d("pooled", ("second",), (channels, -(-height // 2), -(-width // 2)), ESB(4, 1), 1.0,
+                     kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     ])
 
 

@@ -17,7 +17,8 @@ from sim.benches.testbench import config, parameters
 @cocotb.test()
 async def measure(dut):
     asked, size = parameters(), config()
-    graph = ir.Graph("speed", small_graph(channels=size.rows, size=asked["size"]).nodes[:-1])  # convolutions
+    whole = small_graph(size.rows, asked["size"], asked["size"])
+    graph = ir.Graph("speed", whole.nodes[:-1])  # convolutions only
     host = Host(dut, compile_graph(graph, size))
     await host.reset()
     await host.load()
