@@ -40,11 +40,12 @@ async def the_next_tile_loads_while_the_active_one_works(dut):
     await tb.reset()
     rng = random.Random(11)
     codes_a_row = len(array.load_codes) // DIGIT_BITS
-    active, shadow, row = None, Tile(size, rng), 0
+    active, shadow, row, last_load = None, Tile(size, rng), 0, 0
     expected = []
     for cycle in range(40 * size.tile_load_cycles + 150):
         loading = row < size.tile_load_cycles
-        swap = not loading and rng.random() < 0.3
+        last_load = cycle if loading else last_load
+        swap = not loading and cycle - last_load >= array.LOAD_LATENCY and rng.random() < 0.3
         tb.set(load_en=loading, load_index=row if loading else rng.randrange(size.tile_load_cycles),
                load_codes=join(shadow.codes[row * codes_a_row:(row + 1) * codes_a_row], DIGIT_BITS),
                codebook=shadow.codebook if loading else rng.getrandbits(80), swap=swap)

@@ -119,7 +119,7 @@ def requantized(cases: list) -> list:
     """Levels of (acc, residual, m, n, b, s, format) tuples, one a cycle."""
     lane = RequantizeLane(ACCUMULATOR_WIDTH, SUM_WIDTH)
     return stream(lane, RequantizeLane.LATENCY, [
-        {"acc": acc, "residual": r, "constants": CONSTANTS.const({"m": m, "n": n, "b": b, "s": s}),
+        {"valid": 1, "acc": acc, "residual": r, "constants": CONSTANTS.const({"m": m, "n": n, "b": b, "s": s}),
          "format": FORMAT.const(rounding_fields(form))}
         for acc, r, m, n, b, s, form in cases], lane.level)
 
