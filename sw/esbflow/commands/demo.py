@@ -97,25 +97,6 @@ def _top1_on(out, recipe, graph, images, labels) -> dict:
 
 def print_demo(content: dict) -> None:
     """The table of the README."""
-    training = content["training"]
-    print_table(
-        f"{content['model']} on {content['engine']}", ("", "value", "how it is known"), [
-            (f"top-1 %, real numbers, {content['images']} images", f"{content['float_top1']:.2f}", "PyTorch"),
-            ("top-1 %, fake quantization", f"{content['fake_quant_top1']:.2f}", "PyTorch"),
-            ("top-1 %, integer graph", f"{content['graph_top1']:.2f}", "NumPy"),
-            ("top-1 %, engine", f"{content['top1']:.2f}", "compiled RTL, cycle-accurate"),
-            ("output values that differ, RTL from graph", f"{content['mismatches']} of {content['values']:,}", "compared"),
-            (f"top-1 % on {training['images']:,} images: real, fake, integer",
-             f"{training['float_top1']:.2f} {training['fake_quant_top1']:.2f} {training['graph_top1']:.2f}",
-             "PyTorch, NumPy"),
-            ("cycles an image", f"{content['cycles_per_image']:,.0f}", f"RTL, batch {content['batch']}"),
-            ("use of the multiply-accumulate lanes %", f"{100 * content['utilization']:.1f}", "RTL"),
-            ("LUT / FF / BRAM36 / DSP", f"{content['lut']:,} / {content['ff']:,} / {content['bram']:g} / {content['dsp']}",
-             "Yosys, not routed"),
-            (f"frames/s at {content['clock_mhz']} MHz", f"{content['frames_per_second']:,.0f}", "cycles, stated clock"),
-            ("GOPS useful / peak", f"{content['gops']:.1f} / {content['gops_peak']:.1f}", "cycles, stated clock"),
-            ("GOPS/kLUT useful / peak", f"{content['gops_per_klut']:.2f} / {content['gops_peak_per_klut']:.2f}",
-             "with Yosys' LUTs"),
-            ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}", "this machine"),
-            ("minutes in all", f"{content['demo_seconds'] / 60:.1f}", "this machine"),
-        ])
+    from esbflow.reports.demo_table import HEADER, rows
+
+    print_table(f"{content['model']} on {content['engine']}", HEADER, rows(content))

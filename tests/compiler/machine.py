@@ -1,0 +1,219 @@
+"""What a program means, in plain NumPy and without time: each unit takes its instructions in order, tokens hold it back.
+
+Beyond that nothing is promised, so the machine lets any unit go next that can, at random. A program whose tokens
+allow a race gives wrong integers under some order, and one that can lock up does.
+"""
+
+import numpy as np
+
+from esbflow.instructions import decode
+from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.registers import REGIONS
+from esbflow.runtime import layout
+
+UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
+SEMAPHORE_LIMIT = 4095
+
+
+class Stuck(Exception):
+    """No unit can go on."""
+
+
+class Machine:
+    """Memory, buffers and tokens of one engine that runs one program; `run` gives its output."""
+
+    def __init__(self, program):
+        self.program, self.config = program, program.config
+        sizes = {name: size for name, size in program.meta["regions"].items()}
+        # What no one wrote is not zero.
+        self.memory = {name: np.full(sizes.get(name, 0), 0xA5, np.uint8) for name in REGIONS}
+        self.memory["weights"] = np.asarray(program.weights, np.uint8)
+        config = self.config
+        self.activations = np.full((2, config.activation_beats * 16), 0x5A, np.uint8)
+        self.residuals = np.full((4, config.residual_beats * 16), 0x5A, np.uint8)
+        self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
+        self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
+        self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
+        self.tile = None
+        self.tokens, self.highest = {}, {}
+
+    def run(self, images, order=None):
+        """Outputs (batch, c, h, w). `order`: a random generator that chooses who goes next; None is program order."""
+        meta = self.program.meta
+        codes = layout.fold_windows(layout.encode_images(images, self.program.table), meta["input"])
+        packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"])
+        assert packed.size == meta["regions"]["input"]
+        self.memory["input"][:] = packed
+        self._execute(order)
+        output = meta["output"]
+        return layout.unpack(self.memory["output"], tuple(output["shape"]), meta["batch"], self.config.rows,
+                             output["digits"], output["pitch"], output["signed"])
+
+    def _execute(self, order):
+        instructions = [decode(word) for word in self.program.words]
+        assert [opcode for opcode, _ in instructions].count("END") == 1 and instructions[-1][0] == "END"
+        if order is None:
+            for opcode, fields in instructions:
+                if not self._ready(opcode, fields):
+                    raise Stuck(f"{opcode} {fields} waits for what only comes later")
+                self._step(opcode, fields)
+            return
+        queues = {unit: [i for i in instructions if UNIT_OF[i[0]] == unit] for unit in set(UNIT_OF.values())}
+        places, favour = dict.fromkeys(queues, 0), 0
+        while any(places[unit] < len(queues[unit]) for unit in queues):
+            able = sorted(unit for unit in queues if places[unit] < len(queues[unit])
+                          and self._ready(*queues[unit][places[unit]]))
+            if not able:
+                raise Stuck(f"no unit can go on: {places}")
+            # Long runs of one unit, as well as fair turns.
+            if favour == 0:
+                favour, weights = int(order.integers(1, 60)), order.random(len(queues)) ** 3
+            favour -= 1
+            unit = max(able, key=lambda u: weights[sorted(queues).index(u)] * order.random())
+            self._step(*queues[unit][places[unit]])
+            places[unit] += 1
+        assert not any(n for name, n in self.tokens.items() if name.endswith("full")), "something loaded is never used"
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _waits(opcode, f):
+        if opcode in ("LOAD", "WEIGHTS"):
+            kind = _kind(opcode, f)
+            return [(f"{kind}_free", f["wait_free"]), ("stores", f["wait_stores"])]
+        if opcode == "PASS":
+            return [("weights_full", f["wait_weights"]), ("activations_full", f["wait_activations"]),
+                    ("accumulators_free", f["wait_accumulators"])]
+        if opcode == "DRAIN":
+            return [("accumulators_full", 1), ("constants_full", 1), ("residual_full", f["residual"])]
+        return []
+
+    @staticmethod
+    def _posts(opcode, f):
+        if opcode in ("LOAD", "WEIGHTS"):
+            return [(f"{_kind(opcode, f)}_full", f["post_full"])]
+        if opcode == "PASS":
+            return [("weights_free", f["post_weights"]), ("activations_free", f["post_activations"]),
+                    ("accumulators_full", f["post_accumulators"])]
+        if opcode == "DRAIN":
+            return [("accumulators_free", 1), ("constants_free", 1), ("residual_free", f["residual"]),
+                    ("stores", f["post_store"])]
+        return []
+
+    def _ready(self, opcode, fields):
+        return all(self.tokens.get(name, 0) >= count for name, count in self._waits(opcode, fields))
+
+    def _step(self, opcode, fields):
+        for name, count in self._waits(opcode, fields):
+            self.tokens[name] = self.tokens.get(name, 0) - count
+        getattr(self, f"_{opcode.lower()}")(fields)
+        for name, count in self._posts(opcode, fields):
+            self.tokens[name] = self.tokens.get(name, 0) + count
+            self.highest[name] = max(self.highest.get(name, 0), self.tokens[name])
+            assert self.tokens[name] <= SEMAPHORE_LIMIT
+
+    # -- instructions -------------------------------------------------------------------------------------------
+    def _transfer(self, f, target):
+        source, size, at = self.memory[REGIONS[f["region"]]], 16 * f["beats"], 16 * f["address"]
+        for segment in range(f["segments"]):
+            start = 16 * (f["offset"] + segment * f["stride"])
+            assert start + size <= source.size and at + size <= target.size
+            target[at:at + size] = source[start:start + size]
+            at += size
+
+    def _load(self, f):
+        half = f["destination"] < 2
+        self._transfer(f, self.activations[f["destination"]] if half else self.residuals[f["destination"] - 2])
+
+    def _weights(self, f):
+        self._transfer(f, self.slots if f["destination"] == 0 else self.constants[f["destination"] - 1])
+
+    def _words(self, buffer, index):
+        """Nibbles (..., rows) of the words at `index`."""
+        size = self.config.rows // 2
+        content = buffer.reshape(-1, size)[index]
+        return np.stack([content & 15, content >> 4], axis=-1).reshape(*index.shape, 2 * size).astype(np.int64)
+
+    def _pass(self, f):
+        config = self.config
+        if not f["keep"]:
+            start = f["slot"] * config.tile_beats * 16
+            packed = self.slots[start:start + config.rows * config.cols // 2]
+            self.tile = np.stack([packed & 15, packed >> 4], axis=1).reshape(config.cols, config.rows)
+        entries = np.array([f["codebook"] >> (5 * i) & 31 for i in range(16)])
+        magnitude, negative = (entries & 15)[self.tile], (entries >> 4)[self.tile] == 1
+        r, c = np.mgrid[:f["rows"], :f["cols"]]
+        y, x = f["y"] + r * f["stride_y"], f["x"] + c * f["stride_x"]
+        inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
+        address = np.where(inside, f["address"] + r * f["row_step"] + c * f["stride_x"], 0)
+        digits = np.where(inside[..., None], self._words(self.activations[f["half"]], address), 0)
+        if f["signed"]:
+            digits = (digits ^ 8) - 8
+        pixels = digits.reshape(-1, config.rows)
+        # The array adds the complement for a negative weight; the compiler corrects b.
+        total = pixels @ np.where(negative, 0, magnitude).T + ~pixels @ np.where(negative, magnitude, 0).T
+        bank = self.accumulators[f["bank"]]
+        values = (0 if f["first"] else bank[:len(pixels)]) + (total << (4 * f["shift"]))
+        assert values.min() >= -(1 << config.accumulator_width - 1) and values.max() < 1 << config.accumulator_width - 1
+        bank[:len(pixels)] = values
+
+    def _drain(self, f):
+        config = self.config
+        words = self.constants[f["constants"]].reshape(config.cols, 2, 8).copy().view("<u8")[..., 0]
+        low, high = words[:, 0].astype(object), words[:, 1].astype(object)
+        signed = lambda v, bits: (v ^ (1 << bits - 1)) - (1 << bits - 1)  # noqa: E731
+        m, n = (np.array([signed(int(v) >> at & 0xFFF, 12) for v in low]) for at in (0, 12))
+        s = np.array([int(v) >> 24 & 63 for v in low])
+        b = np.array([signed((int(u) & 255) << 32 | int(v) >> 32, 40) for v, u in zip(low, high, strict=True)])
+        if f["esb"]:
+            exponent_bits = (f["octaves"] + 2).bit_length() - 1
+            form = ESB(f["significand"] + exponent_bits + f["signed"], f["significand"], bool(f["signed"]))
+        else:
+            form = (Signed if f["signed"] else Unsigned)(f["bits"])
+        rows, cols, channels = f["acc_rows"], f["acc_cols"], f["planes"] * config.rows
+        total = self.accumulators[f["bank"]][:rows * cols].reshape(rows, cols, -1) * m + b
+        if f["residual"]:
+            pitch = -(-cols // config.words_per_beat) * config.words_per_beat
+            p, r, c = np.mgrid[:f["planes"], :rows, :cols]
+            value = 0
+            for digit in range(f["residual_digits"]):
+                plane = self.residuals[2 * f["residual_bank"] + digit]
+                nibbles = self._words(plane, (p * rows + r) * pitch + c)
+                if f["residual_signed"] and digit == f["residual_digits"] - 1:
+                    nibbles = (nibbles ^ 8) - 8
+                value = value + (nibbles << (4 * digit))
+            value = value.transpose(1, 2, 0, 3).reshape(rows, cols, channels)
+            total[..., :channels] += value * n[:channels]
+        levels = form.round_shift(total, np.broadcast_to(s, total.shape))[..., :channels]
+        y, x = np.mgrid[:f["out_rows"], :f["out_cols"]]
+        pooled = None
+        for ky in range(f["kernel_y"]):
+            for kx in range(f["kernel_x"]):
+                # Window coordinates clamp to the tile.
+                yy = np.clip(y * f["stride_y"] - f["pad_y"] + ky, 0, rows - 1)
+                xx = np.clip(x * f["stride_x"] - f["pad_x"] + kx, 0, cols - 1)
+                taken = levels[yy, xx]
+                pooled = taken if pooled is None else np.maximum(pooled, taken)
+        memory = self.memory[REGIONS[f["region"]]]
+        for plane in range(f["planes"]):
+            block = pooled[..., plane * config.rows:(plane + 1) * config.rows]
+            for digit in range(f["digits"]):
+                nibbles = (block >> (4 * digit) & 15).astype(np.uint8)
+                data = (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).reshape(f["segments"], -1)
+                assert data.shape[1] == 16 * f["segment_beats"]
+                base = f["offset"] + plane * f["plane_stride"] + digit * f["digit_stride"]
+                for segment, content in enumerate(data):
+                    start = 16 * (base + segment * f["segment_stride"])
+                    assert start + content.size <= memory.size
+                    memory[start:start + content.size] = content
+
+    def _stamp(self, f):
+        assert 16 * f["offset"] < self.memory["log"].size
+
+    def _end(self, f):
+        pass
+
+
+def _kind(opcode, fields):
+    if opcode == "LOAD":
+        return "residual" if fields["destination"] >= 2 else "activations"
+    return "constants" if fields["destination"] else "weights"

@@ -1,0 +1,92 @@
+"""The README and docs/: snippets run, links resolve, commands and options exist."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from esbflow.cli import COMMANDS, parser
+from esbflow.reports.demo_table import fill, markdown
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_four_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(SNIPPETS) == 4
+    names = {}
+    for snippet in SNIPPETS:
+        exec(compile(snippet, "README.md", "exec"), names)
+    printed = capsys.readouterr().out.split("\n")
+    assert float(printed[0]) > 0.8
+    assert (tmp_path / "engine" / "engine.v").exists()
+    assert "(10, 10, 1, 1)" in printed[-2]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_are_short(snippet):
+    statements = [line for line in snippet.splitlines() if line and not line.startswith(("from ", "import "))]
+    assert len(statements) <= 15
+    assert max(map(len, snippet.splitlines())) <= 125
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in PAGES[1:]:
+        assert page.name == "index.md" or f"({page.name})" in index, f"docs/index.md does not list {page.name}"
+
+
+def test_the_commands_of_the_readme_are_accepted():
+    lines = re.findall(r"^    esbflow (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        parser().parse_args(shlex.split(line))
+
+
+def test_every_option_is_documented():
+    text = (ROOT / "docs" / "command_line.md").read_text()
+    for action in parser()._subparsers._group_actions[0].choices.values():
+        for option in action._option_string_actions:
+            if option not in ("-h", "--help"):
+                assert option in text, f"docs/command_line.md does not mention {option} of {action.prog}"
+    for module in COMMANDS:
+        assert f"`{module.__name__.rsplit('.', 1)[-1]}" in text
+
+
+def test_every_environment_variable_is_documented():
+    text = (ROOT / "docs" / "command_line.md").read_text()
+    sources = [ROOT / "Makefile", *(path for part in ("sw", "hw", "sim", "tests") for path in (ROOT / part).rglob("*.py"))]
+    used = {name for path in sources for name in re.findall(r"\bESBFLOW_[A-Z_]+\b", path.read_text())}
+    assert {name for name in used if f"`{name}`" not in text} == set()
+
+
+def test_the_table_is_filled_between_its_marks():
+    content = {
+        "training": {"images": 10000, "float_top1": 99.1, "fake_quant_top1": 99.0, "graph_top1": 99.0}, "images": 200,
+        "float_top1": 99.5, "fake_quant_top1": 99.0, "graph_top1": 99.0, "top1": 99.0, "mismatches": 0, "values": 2000,
+        "cycles_per_image": 20170.6, "batch": 8, "utilization": 0.444, "lut": 30000, "ff": 20000, "bram": 39.5, "dsp": 0,
+        "clock_mhz": 250, "frames_per_second": 12394.2, "gops": 56.8, "gops_peak": 128.0, "gops_per_klut": 1.6,
+        "gops_peak_per_klut": 3.7, "sim_cycles_per_second": 266551.7, "demo_seconds": 300, "model": "m", "engine": "e"}
+    text = fill("before\n<!-- demo table -->old<!-- end of demo table -->\nafter", content)
+    assert text == f"before\n<!-- demo table -->\n{markdown(content)}\n<!-- end of demo table -->\nafter"
+    assert "| output values that differ, RTL from graph | 0 of 2,000 | compared |" in text
+    with pytest.raises(ValueError, match="^the README has no <!-- demo table -->"):
+        fill("", content)
+
+
+def test_nothing_names_places_outside_of_the_repository():
+    for page in PAGES:
+        assert not re.search(r"(?<!/usr)/(?:work|tmp|home|root)/", page.read_text()), page.name
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
