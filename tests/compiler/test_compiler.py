@@ -104,7 +104,7 @@ def test_a_program_without_one_of_its_waits_goes_wrong_or_stops_on_the_machine()
     # More weight tiles than slots, and a second layer that reads all of the first at once, and again as its residual.
     first = one_conv(random_weights(random, (8, 3, 3, 3), "s4"), (3, 5, 5), Signed(4), padding=(1, 1))
     second = replace(first.nodes[1], name="second", inputs=("conv", "conv"), format=Signed(16),
-                     weight=random_weights(random, (8, 8, 3, 3), "s4"), requantizer=constants(8, n=3))
+                     weight=random_weights(random, (8, 8, 9, 1), "s4"), padding=(4, 0), requantizer=constants(8, n=3))
     first.nodes[1] = replace(first.nodes[1], requantizer=constants(8, s=8))
     graph = validate(ir.Graph("two", [*first.nodes, second]))
     program = compile_graph(graph, ENGINES["tiny4x4"])
