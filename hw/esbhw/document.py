@@ -63,8 +63,8 @@ _ABOUT = {
             "activation buffer (destination 0 and 1: its halves) or the residual buffer (2 + 2 * bank + plane; plane 0 "
             "holds the low and 1 the high digit).",
     "WEIGHTS": "As LOAD, through the weights port, to the weight slots (destination 0; `address` counts beats from slot "
-               "0) or to the banks of constants (1: bank 0, 2: bank 1; `address` counts channels, one a beat). `wait_stores` "
-               "must be zero.",
+               "0) or to the banks of constants (1: bank 0, 2: bank 1; `address` counts channels, one a beat). "
+               "`wait_stores` must be zero.",
     "PASS": "Multiplies the weight tile in `slot` with the buffer word of each of `rows * cols` output pixels, and adds "
             "the shifted products to `bank`. Outside the map the word counts as zero.",
     "DRAIN": "Requantizes a bank, takes the maximum over each pooling window and stores it, digit by digit and channel "

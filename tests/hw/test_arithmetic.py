@@ -175,3 +175,18 @@ def test_the_largest_sums_do_not_overflow():
                for n in (-2048, 2047) for c in (-b, b - 1) for s in (0, 1, 8, 39, 62)
                for form in (Signed(32), Unsigned(4), ESB(4, 1))]
     assert requantized(corners) == expected(corners)
+
+
+def test_a_lane_holds_its_level_while_nothing_valid_comes():
+    rng = random.Random(6)
+    cases = [random_case(rng) for _ in range(300)]
+    valid = [rng.random() < 0.5 for _ in cases]
+    lane = RequantizeLane(ACCUMULATOR_WIDTH, SUM_WIDTH)
+    levels = stream(lane, RequantizeLane.LATENCY, [
+        {"valid": given, "acc": acc, "residual": r, "constants": CONSTANTS.const({"m": m, "n": n, "b": b, "s": s}),
+         "format": FORMAT.const(rounding_fields(form))}
+        for given, (acc, r, m, n, b, s, form) in zip(valid, cases)], lane.level)
+    held = 0
+    for given, level, right in zip(valid, levels, expected(cases)):
+        held = right if given else held
+        assert level == held

@@ -3,6 +3,7 @@
 import pytest
 
 from esbflow.engine_config import EngineConfig
+from esbhw.arithmetic.shift_add import ShiftAddDot
 from esbhw.engine.accumulators import Accumulators
 from esbhw.engine.activation_buffer import ActivationBuffer
 from esbhw.engine.array import ShiftAddArray
@@ -44,7 +45,7 @@ def test_the_constants_come_in_groups_of_lanes(cols, lanes):
 
 def test_the_accumulators_add_and_drain():
     size = config(4)
-    folder = build.build("accumulators", Accumulators(size, ShiftAddArray(size).dot_bits))
+    folder = build.build("accumulators", Accumulators(size, ShiftAddDot.dot_bits(size.rows)))
     build.run("accumulators_bench", folder, size)
 
 
