@@ -277,7 +277,8 @@ class Drain(wiring.Component):
             held = Signal(signed(LEVEL_BITS + 1), name=f"held_{lane}")
             best = Signal(signed(LEVEL_BITS + 1), name=f"best_{lane}")
             m.d.comb += [
-                unit.valid.eq(arrived), unit.acc.eq(acc_now.word_select(lane, config.accumulator_width)), unit.residual.eq(residual),
+                unit.valid.eq(arrived), unit.acc.eq(acc_now.word_select(lane, config.accumulator_width)),
+                unit.residual.eq(residual),
                 unit.constants.eq(constants_now.word_select(lane, CONSTANTS.size)), unit.format.eq(form),
                 best.eq(Mux(first_tap | (unit.level > held), unit.level, held)),
             ]
