@@ -60,6 +60,10 @@ class ESBWeightQuantizer(Quantizer):
         self._held, self._age = scale, 1
         return scale
 
+    def forget(self) -> None:
+        """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""
+        self._held = None
+
     def _closed_form(self, rows: torch.Tensor) -> torch.Tensor:
         deviation = rows.std(dim=1, unbiased=False)
         largest = rows.abs().amax(dim=1)

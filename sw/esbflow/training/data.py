@@ -6,6 +6,7 @@ import os
 import struct
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def _unpacked(content: bytes, path) -> bytes:
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataUnavailable(f"{path} is damaged ({error}); remove it and try again") from None
 
 
@@ -129,8 +130,8 @@ def _read_with_progress(response, name: str) -> bytes:
 
 def _read_idx(content: bytes) -> np.ndarray:
     """An idx file: two zero bytes, type, number of axes, big-endian sizes, data."""
-    _, kind, axes = struct.unpack(">HBB", content[:4])
-    sizes = struct.unpack(f">{axes}I", content[4:4 + 4 * axes])
+    _, kind, axes = struct.unpack(">HBB", content[:4].ljust(4, b"\0"))
+    sizes = struct.unpack(f">{axes}I", content[4:4 + 4 * axes].ljust(4 * axes, b"\0"))
     if kind != 8 or len(content) != 4 + 4 * axes + int(np.prod(sizes)):
         raise DataUnavailable("an idx file is damaged: its size does not fit its header; remove it and try again")
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes).reshape(sizes)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.esb import ESBWeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     first = _resume(model, optimizer, checkpoint)
     model.train()
     for epoch in range(first, schedule.epochs):
+        for module in model.modules():
+            if isinstance(module, ESBWeightQuantizer):
+                module.forget()
         random = np.random.default_rng((seed, epoch))
         torch.manual_seed(seed * 1000 + epoch)
         order = random.permutation(len(images))
