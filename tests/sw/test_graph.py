@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from esbflow.graph.file import VERSION, load, save
 from esbflow.graph.macs import macs, macs_per_image
 from esbflow.graph.random import random_graph, random_images
 from esbflow.graph.validate import validate
-from esbflow.numbers import ESB, Codebook, Signed, Unsigned
+from esbflow.numbers import ESB, Codebook, Format, Signed, Unsigned
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -492,3 +494,10 @@ def test_every_operator_has_an_executor_and_a_shape_rule(operator):
     from esbflow.graph.validate import _SHAPES
 
     assert operator in EXECUTORS and operator in _SHAPES
+
+
+def test_the_documentation_prints_the_table_that_is_tested():
+    text = (Path(__file__).parents[2] / "docs" / "integer_graph.md").read_text()
+    rows = re.findall(r"^\| (-?\d+) \| (-?\d+) \| (-?\d+) \| (\d+) \| (-?\d+) \| (-?\d+) \| (\w+(?:\.\d)?) \| (-?\d+) \|$", text,
+                      re.MULTILINE)
+    assert [(*map(int, row[:6]), Format.parse(row[6]), int(row[7])) for row in rows] == ROUNDING
