@@ -49,10 +49,10 @@ class Recipe:
     std: tuple = (1.0,)
 
     def __post_init__(self):
-        for name in ("weights", "first_weights", "last_weights"):
-            Format.parse(getattr(self, name))
-        for _, text in self.overrides:
-            Format.parse(text)
+        texts = [getattr(self, name) for name in ("weights", "first_weights", "last_weights")]
+        for text in texts + [text for _, text in self.overrides]:
+            if not Format.parse(text).signed:
+                raise ValueError(f"weights need a signed format, not {text}: negative ones would be lost")
         for name in ("activations", "signed_activations", "pooled_activations"):
             form = Format.parse(getattr(self, name))
             if not isinstance(form, (ESB, Signed, Unsigned)) or not form.contains(0):
