@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
 
 
 def test_an_unknown_scale_mode_is_refused():
-    with pytest.raises(ValueError, match=r"^scale_mode must be one of closed_form, refined, pow2, not 'best'$"):
+    with pytest.raises(ValueError, match=r"^scale_mode must be one of closed_form, laplace, refined, learned, pow2, not 'best'$"):
         ESBWeightQuantizer(ESB(4, 1), scale_mode="best")
 
 
@@ -371,7 +371,7 @@ def test_an_unknown_activation_scale_is_refused():
     (dict(input_bits=9), r"input_bits must be in 2..8, not 9"),
     (dict(input_bits=1), r"input_bits must be in 2..8, not 1"),
     (dict(output_bits=24), r"output_bits must be 16 or 32, not 24"),
-    (dict(scale_mode="max"), r"scale_mode must be one of closed_form, refined, pow2, not 'max'"),
+    (dict(scale_mode="max"), r"scale_mode must be one of closed_form, laplace, refined, learned, pow2, not 'max'"),
     (dict(activation_scale="max"), r"activation_scale must be one of learned, ema, not 'max'"),
     (dict(mean=(0.0, 1.0)), r"mean and std need one entry a channel, and std must be positive"),
     (dict(std=(0.0,)), r"mean and std need one entry a channel, and std must be positive"),

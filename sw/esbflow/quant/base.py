@@ -25,7 +25,11 @@ def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
         octave = (torch.frexp(x).exponent - (form.significand + 1)).clamp(0, octaves)
         step = torch.exp2(octave.to(x.dtype))
         return (_half_up(x / step) * step).clamp(form.min, form.max)
-    levels = torch.tensor(form.levels.tolist(), dtype=x.dtype, device=x.device)
+    return nearest_level(x, torch.tensor(form.levels.tolist(), dtype=x.dtype, device=x.device))
+
+
+def nearest_level(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The nearest of real, ascending `levels` (n,), a tie toward plus infinity; no gradient."""
     middles = (levels[1:] + levels[:-1]) / 2
     return levels[torch.bucketize(x, middles, right=True)]
 
@@ -48,13 +52,20 @@ def check_finite(x: torch.Tensor, name: str) -> None:
 
 
 class Quantizer(nn.Module):
-    """Base of all methods.
+    """Base of all methods, for weights and for activations.
 
     Parameters
     ----------
     form : Format, the integers that values become.
 
-    `scale(x)` is what a subclass defines: the real value of one integer step, a tensor that broadcasts against x.
+    A method whose values are a format's levels times a scale defines `scale(x)`: the real value of one integer step, a
+    tensor that broadcasts against x. There are four hooks, which do nothing here:
+
+    `prepare(x)` when a layer gets the quantizer.
+    `forget()` before each epoch: drop what was remembered from earlier steps but is not in the state dict, so that a
+    resumed run equals an unbroken one.
+    `advance(progress)` before each step, progress from 0 to 1: for methods that change in the course of training.
+    `penalty()`: a term of the loss, or None.
     """
 
     def __init__(self, form: Format):
@@ -73,6 +84,19 @@ class Quantizer(nn.Module):
         """(int64 levels of x's shape, scale) as they are exported."""
         scale = self.scale(x)
         return round_to_levels(x / scale, self.form).to(torch.int64), scale
+
+    def prepare(self, x: torch.Tensor) -> None:
+        """Make state that depends on the tensor's shape or starts from its values. Layers call it once."""
+
+    def forget(self) -> None:
+        """Drop what is not in the state dict."""
+
+    def advance(self, progress: float) -> None:
+        """Training has come to `progress`, from 0 to 1."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """What the method adds to the loss."""
+        return None
 
     def extra_repr(self) -> str:
         return str(self.form)

@@ -5,30 +5,36 @@ sum over activations), the standard deviation is the biased one (a channel of on
 optimum is recomputed (see dda.py).
 """
 
+import math
+
 import torch
+from torch import nn
 
 from esbflow.numbers import Format
-from esbflow.quant.base import Quantizer, check_finite, round_to_levels
+from esbflow.quant.base import round_to_levels, straight_through
 from esbflow.quant.dda import optimal_scale
+from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows, project
 
-SCALE_MODES = ("closed_form", "refined", "pow2")
+SCALE_MODES = ("closed_form", "laplace", "refined", "learned", "pow2")
 _FACTORS = torch.linspace(0.4, 1.5, 23)
 
 
-class ESBWeightQuantizer(Quantizer):
+class ESBWeightQuantizer(WeightQuantizer):
     """Weights to the levels of `form` (ESB or any symmetric set) times one scale per tensor or per output channel.
 
     Parameters
     ----------
     form : Format
     per_channel : one scale for each index of axis 0, else one for the tensor.
-    scale_mode : "closed_form" is the Gaussian optimum times the standard deviation; "refined" searches 23 scales about
-        it on the tensor itself and projects (better for few weights or heavy tails), again every `refresh` forward
-        passes in training; "pow2" is the better neighbouring power of two of the closed form.
+    scale_mode : "closed_form" is the Gaussian optimum times the standard deviation, "laplace" that of a Laplacian;
+        "refined" searches 23 scales about it on the tensor itself and projects (better for few weights or heavy tails),
+        again every `refresh` forward passes in training; "learned" starts there and trains the scale by the gradient of
+        LSQ; "pow2" is the better neighbouring power of two of the closed form.
     name : for error messages.
 
     Shapes: w (out, ...) -> same shape; scale (out, 1, ...) or (1, 1, ...).
-    Gradient: straight through to every weight. An all-zero channel has scale 1 and integers 0; a constant one is exact.
+    Gradient: straight through to every weight ("learned": none beyond the ends, where the scale gets it). An all-zero
+    channel has scale 1 and integers 0; a constant one is exact.
 
     Raises
     ------
@@ -38,38 +44,51 @@ class ESBWeightQuantizer(Quantizer):
 
     def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined", refresh: int = 64,
                  name: str = "weight"):
-        super().__init__(form)
+        super().__init__(form, per_channel, name)
         if scale_mode not in SCALE_MODES:
             raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {scale_mode!r}")
-        self.per_channel = per_channel
         self.scale_mode = scale_mode
         self.refresh = refresh
-        self.name = name
         self._age = 0
         self._held = None
 
+    @torch.no_grad()
+    def prepare(self, w: torch.Tensor) -> None:
+        if self.scale_mode == "learned":
+            self.step = nn.Parameter(self._search(as_rows(w, self.per_channel)))
+
+    @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
-        w = w.detach()
-        check_finite(w, self.name)
         if self.scale_mode == "refined" and self.training and self._held is not None and self._age < self.refresh:
             self._age += 1
             return self._held
-        rows = w.reshape(w.shape[0], -1) if self.per_channel else w.reshape(1, -1)
-        scale = self._search(rows) if self.scale_mode == "refined" else self._closed_form(rows)
-        scale = scale.reshape(-1, *([1] * (w.dim() - 1)))
+        scale = super().scale(w)
         self._held, self._age = scale, 1
         return scale
+
+    def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.scale_mode == "learned":
+            return exact_scale(rows, self.step.abs().clamp(min=1e-12), self.form)
+        return self._search(rows) if self.scale_mode == "refined" else self._closed_form(rows)
+
+    def values(self, w: torch.Tensor) -> torch.Tensor:
+        held = self.scale(w)
+        if self.scale_mode != "learned":
+            return straight_through(w, round_to_levels(w.detach() / held, self.form) * held)
+        # The scale's gradient sums over many weights; LSQ divides it by the root of their number times the top level.
+        factor = 1 / math.sqrt(max(1, w[0].numel() if self.per_channel else w.numel()) * self.form.max)
+        step = like_rows(self.step.abs(), w) * factor
+        scale = held + (step - step.detach())
+        ratio = (w / scale).clamp(self.form.min, self.form.max)
+        return (ratio + (round_to_levels(ratio.detach(), self.form) - ratio).detach()) * scale
 
     def forget(self) -> None:
         """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""
         self._held = None
 
     def _closed_form(self, rows: torch.Tensor) -> torch.Tensor:
-        deviation = rows.std(dim=1, unbiased=False)
-        largest = rows.abs().amax(dim=1)
-        # A constant row has no deviation: its largest level stands for it exactly.
-        scale = torch.where(deviation > 1e-6 * largest, deviation * optimal_scale(self.form), largest / self.form.max)
-        scale = torch.where(largest > 0, scale, torch.ones_like(scale))
+        unit = optimal_scale(self.form, "laplace" if self.scale_mode == "laplace" else "gaussian")
+        scale = exact_scale(rows, rows.std(dim=1, unbiased=False) * unit, self.form)
         if self.scale_mode == "pow2":
             low = torch.exp2(torch.floor(torch.log2(scale)))
             errors = [self._error(rows, candidate) for candidate in (low, 2 * low)]
@@ -84,15 +103,11 @@ class ESBWeightQuantizer(Quantizer):
         best, least = base, self._error(rows, base)
         for factor in _FACTORS.tolist():
             candidate = base * factor
-            levels = round_to_levels(rows / candidate[:, None], self.form)
-            power = levels.square().sum(dim=1)
-            # The best scale for these levels is the projection.
-            projected = torch.where(power > 0, (rows * levels).sum(dim=1) / power.clamp(min=1e-30), candidate)
-            projected = torch.where(projected > 0, projected, candidate)
+            projected = project(rows, round_to_levels(rows / candidate[:, None], self.form), candidate)
             error = self._error(rows, projected)
             better = error < least
             best, least = torch.where(better, projected, best), torch.where(better, error, least)
         return best
 
     def extra_repr(self) -> str:
-        return f"{self.form}, {'per channel' if self.per_channel else 'per tensor'}, {self.scale_mode}"
+        return f"{super().extra_repr()}, {self.scale_mode}"

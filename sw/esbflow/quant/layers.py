@@ -19,6 +19,7 @@ class QuantConv2d(nn.Conv2d):
                     conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
         layer.weight, layer.bias = conv.weight, conv.bias
         layer.weight_quantizer = quantizer
+        quantizer.prepare(layer.weight)
         return layer.train(conv.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,6 +37,7 @@ class QuantLinear(nn.Linear):
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.weight_quantizer = quantizer
+        quantizer.prepare(layer.weight)
         return layer.train(linear.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
