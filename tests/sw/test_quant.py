@@ -308,11 +308,11 @@ def test_the_gradient_to_activations_stops_outside_the_range(mode):
 def test_the_learned_scale_gets_the_gradient_of_lsq():
     step, form = 0.5, Unsigned(4)
     quantizer = with_step(ActivationQuantizer(form), step)
-    x = torch.tensor([[-1.0, 0.3, 3.2, 20.0], [0.6, 1.1, -3.0, 7.7]])
+    x = torch.tensor([[-1.0, 0.3, 3.2, 20.0], [0.6, 1.1, -3.0, 7.9]])
     gradient = weights(2, 4)
     quantizer(x).backward(gradient)
     ratio = x / step
-    inside = (ratio > 0) & (ratio < 15)
+    inside = (ratio > 0) & (ratio < 15)  # nothing lies within half a step of the ends
     ends = torch.where(ratio >= 15, 15.0, 0.0)
     local = torch.where(inside, torch.from_numpy(form.nearest(ratio)).float() - ratio, ends)
     assert quantizer.step.grad.item() == pytest.approx((local * gradient).sum().item() / math.sqrt(4 * 15), rel=1e-5)
@@ -362,12 +362,18 @@ def test_an_unknown_activation_scale_is_refused():
 
 # -- recipes ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("fields, message", [
-    (dict(weights="fp4"), r"'fp4' is not a format; write .*"),
-    (dict(overrides=(("conv1", "esb4.9"),)), r"significand must be in 0..2 for 4 bits, not 9"),
+    (dict(weights="fp4"), r"'fp4' is neither a format \(esb4.1, s8\) nor a method \(ul2q:BITS.*"),
+    (dict(overrides=(("conv1", "esb4.9"),)), r"'esb4.9' is neither a format .*"),
+    (dict(weights="vecq:0"), r"'vecq:0' \(vecq:BITS\[,norm\]\): a half-integer grid has 1 to 15 bits, not 0"),
+    (dict(weights="vecq:2,loud"), r"'vecq:2,loud' .*: 'loud' is no option here; known: norm"),
+    (dict(weights="sq:"), r"'sq:': write sq:METHOD or .*"),
+    (dict(weights="sq(often):twn"), r"schedule must be one of staged, ramped, not 'often'"),
+    (dict(weights="u4"), r"weights need a signed format, not u4: negative ones would be lost"),
+    (dict(activations="pact:x"), r"'pact:x' \(pact:BITS\): write pact:BITS, with the number of bits"),
     (dict(activations="s4"), r"activations follow a ReLU and need an unsigned format, not s4"),
     (dict(signed_activations="u8"), r"signed_activations needs a signed format, not u8"),
-    (dict(activations="cb[-1,1]"), r"activations: an activation format must contain zero, cb\[-1,1\] does not"),
-    (dict(activations="bin"), r"activations: an activation format must contain zero, bin does not"),
+    (dict(activations="cb[-1,1]"), r"an activation format must contain zero, cb\[-1,1\] does not"),
+    (dict(activations="bin"), r"an activation format must contain zero, bin does not"),
     (dict(input_bits=9), r"input_bits must be in 2..8, not 9"),
     (dict(input_bits=1), r"input_bits must be in 2..8, not 1"),
     (dict(output_bits=24), r"output_bits must be 16 or 32, not 24"),

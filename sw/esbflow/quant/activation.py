@@ -1,28 +1,14 @@
 """Quantizers for activations: one scale per tensor, from running statistics or learned."""
 
-import math
-
 import torch
 from torch import nn
 
-from esbflow.numbers import Format
-from esbflow.quant.base import Quantizer, check_finite, round_to_levels
+from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.quant.base import Quantizer, check_finite
 from esbflow.quant.dda import optimal_scale, rectified_scale
+from esbflow.quant.lsq import learned_levels, step_factor
 
 ACTIVATION_SCALES = ("learned", "ema")
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity forward, gradient times a constant backward."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.factor, None
 
 
 class ActivationQuantizer(Quantizer):
@@ -58,6 +44,7 @@ class ActivationQuantizer(Quantizer):
         else:
             self.register_buffer("step", value)
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("_zero", torch.zeros(1), persistent=False)
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
@@ -81,10 +68,14 @@ class ActivationQuantizer(Quantizer):
         if self.training and (self.mode == "ema" or not self.seen):
             self.observe(x)
         scale = self.scale(x)
-        if self.mode == "learned" and self.training:
-            scale = _ScaleGradient.apply(scale, 1 / math.sqrt(max(1, x[0].numel()) * max(1, self.form.max)))
-        ratio = (x / scale).clamp(self.form.min, self.form.max)
-        return (ratio + (round_to_levels(ratio, self.form) - ratio).detach()) * scale
+        factor = step_factor(x[0].numel(), self.form) if self.mode == "learned" else 0.0
+        if self.training and isinstance(self.form, (Signed, Unsigned)):
+            # One fused pass each way. It rounds a tie to even where the engine rounds it upwards; no real-valued
+            # activation is a tie but by chance, and in eval mode the engine's rule holds. Its range ends half a
+            # step beyond the last levels.
+            return torch._fake_quantize_learnable_per_tensor_affine(
+                x, scale.reshape(1), self._zero, self.form.min, self.form.max, factor)
+        return learned_levels(x, scale, self.form, factor)
 
     def real_scale(self) -> float:
         """The scale as a number.

@@ -11,10 +11,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph.errors import GraphError
-from esbflow.numbers import Format, Signed
-from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
+from esbflow.numbers import Signed
+from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import Quantizer
-from esbflow.quant.esb import ESBWeightQuantizer
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels
 from esbflow.quant.recipe import Recipe
 
@@ -133,8 +132,9 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
         if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
             raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; use "
                              "zero padding given in numbers")
-        form = recipe.weight_format(name, i == 0, i == len(order) - 1)
-        quantizer = ESBWeightQuantizer(form, recipe.per_channel, recipe.scale_mode, name=f"layer {name}: weight")
+        if recipe.excludes(name):
+            continue
+        quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1)
         cls = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
         parent, _, leaf = name.rpartition(".")
         setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))
@@ -166,7 +166,8 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             text = recipe.pooled_activations
         else:
             text = recipe.signed_activations
-        return insert(node, ActivationQuantizer(Format.parse(text), recipe.activation_scale, name=f"activation {node.name}"))
+        names = (node.name, node.target) if node.op == "call_module" else (node.name,)
+        return insert(node, recipe.activation_quantizer(text, names))
 
     for node in list(graph.nodes):
         kind = kind_of(node, modules)

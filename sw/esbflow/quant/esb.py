@@ -5,15 +5,14 @@ sum over activations), the standard deviation is the biased one (a channel of on
 optimum is recomputed (see dda.py).
 """
 
-import math
-
 import torch
 from torch import nn
 
 from esbflow.numbers import Format
 from esbflow.quant.base import round_to_levels, straight_through
 from esbflow.quant.dda import optimal_scale
-from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows, project
+from esbflow.quant.lsq import learned_values
+from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, project
 
 SCALE_MODES = ("closed_form", "laplace", "refined", "learned", "pow2")
 _FACTORS = torch.linspace(0.4, 1.5, 23)
@@ -72,15 +71,10 @@ class ESBWeightQuantizer(WeightQuantizer):
         return self._search(rows) if self.scale_mode == "refined" else self._closed_form(rows)
 
     def values(self, w: torch.Tensor) -> torch.Tensor:
-        held = self.scale(w)
-        if self.scale_mode != "learned":
-            return straight_through(w, round_to_levels(w.detach() / held, self.form) * held)
-        # The scale's gradient sums over many weights; LSQ divides it by the root of their number times the top level.
-        factor = 1 / math.sqrt(max(1, w[0].numel() if self.per_channel else w.numel()) * self.form.max)
-        step = like_rows(self.step.abs(), w) * factor
-        scale = held + (step - step.detach())
-        ratio = (w / scale).clamp(self.form.min, self.form.max)
-        return (ratio + (round_to_levels(ratio.detach(), self.form) - ratio).detach()) * scale
+        if self.scale_mode == "learned":
+            return learned_values(self, w)
+        scale = self.scale(w)
+        return straight_through(w, round_to_levels(w.detach() / scale, self.form) * scale)
 
     def forget(self) -> None:
         """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""

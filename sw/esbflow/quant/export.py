@@ -218,7 +218,8 @@ class _Exporter:
 
     def _layer(self, cls, node, module, source, fields):
         if not hasattr(module, "weight_quantizer"):
-            raise GraphError(f"{node.name}: {type(module).__name__} has no weight quantizer; use quantize()")
+            raise GraphError(f"{node.name}: {type(module).__name__} has no weight quantizer, so it has no integer form; use "
+                             "quantize(), and take the layer off the recipe's exclude list")
         integers, scale = module.weight_quantizer.integers(module.weight)
         out = integers.shape[0]
         scale = scale.reshape(-1).double().expand(out).cpu().numpy().copy()

@@ -5,32 +5,37 @@ import fnmatch
 import json
 from dataclasses import dataclass
 
-from esbflow.numbers import ESB, Format, Signed, Unsigned
-from esbflow.quant.activation import ACTIVATION_SCALES
+from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer
 from esbflow.quant.esb import SCALE_MODES
+from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
+from esbflow.quant.weights import WeightQuantizer
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is quantized. Formats are texts as `Format.parse` reads them.
+    """How a model is quantized. Formats and methods are texts as `esbflow.quant.methods` reads them.
 
     Parameters
     ----------
-    weights, activations : formats of all layers; activations are those after a ReLU.
+    weights, activations : of all layers; activations are those after a ReLU.
     signed_activations : format of stored tensors that no ReLU precedes.
     pooled_activations : format after average pooling.
-    first_weights, last_weights : formats of the first and the last layer.
+    first_weights, last_weights : of the first and the last layer.
     input_bits : of the input's codes, 8 or less.
     output_bits : 16 or 32, of the last layer's integers.
-    per_channel, scale_mode : of weights; see ESBWeightQuantizer.
-    activation_scale : "learned" or "ema".
-    overrides : ((name pattern, weight format), ...), the first match counts; names as in `named_modules()`.
+    per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
+    scale_mode : of weights given as a format; see ESBWeightQuantizer.
+    activation_scale : "learned" or "ema", of activations given as a format.
+    overrides : ((name pattern, weights), ...), the first match counts; names as in `named_modules()`.
+    activation_overrides : ((name pattern, activations), ...); names of layers whose output is stored, as in
+        `named_modules()`, or of operations as torch.fx calls them.
+    exclude : name patterns of layers that stay real. Such a model trains and evaluates, but has no integer form.
     mean, std : of the input's normalisation, per channel, for pixels divided by 255.
 
     Raises
     ------
     ValueError
-        for an unknown format, mode or width, saying which are known.
+        for an unknown format, method, mode or width, saying which are known.
     """
 
     weights: str = "esb4.1"
@@ -41,44 +46,53 @@ class Recipe:
     last_weights: str = "s8"
     input_bits: int = 8
     output_bits: int = 16
-    per_channel: bool = True
+    per_channel: bool | None = None
     scale_mode: str = "refined"
     activation_scale: str = "learned"
     overrides: tuple = ()
+    activation_overrides: tuple = ()
+    exclude: tuple = ()
     mean: tuple = (0.0,)
     std: tuple = (1.0,)
 
     def __post_init__(self):
-        texts = [getattr(self, name) for name in ("weights", "first_weights", "last_weights")]
-        for text in texts + [text for _, text in self.overrides]:
-            if not Format.parse(text).signed:
-                raise ValueError(f"weights need a signed format, not {text}: negative ones would be lost")
-        for name in ("activations", "signed_activations", "pooled_activations"):
-            form = Format.parse(getattr(self, name))
-            if not isinstance(form, (ESB, Signed, Unsigned)) or not form.contains(0):
-                raise ValueError(f"{name}: an activation format must contain zero, {form} does not")
-        if Format.parse(self.activations).signed:
+        options = Options(self.per_channel, self.scale_mode)
+        if self.scale_mode not in SCALE_MODES:
+            raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
+        for text in (self.weights, self.first_weights, self.last_weights, *(text for _, text in self.overrides)):
+            weight_quantizer(text, options)
+        for text in (self.activations, self.signed_activations, self.pooled_activations,
+                     *(text for _, text in self.activation_overrides)):
+            activation_quantizer(text)
+        if activation_quantizer(self.activations).form.signed:
             raise ValueError(f"activations follow a ReLU and need an unsigned format, not {self.activations}")
-        if not Format.parse(self.signed_activations).signed:
+        if not activation_quantizer(self.signed_activations).form.signed:
             raise ValueError(f"signed_activations needs a signed format, not {self.signed_activations}")
         if not 2 <= self.input_bits <= 8:
             raise ValueError(f"input_bits must be in 2..8, not {self.input_bits}")
         if self.output_bits not in (16, 32):
             raise ValueError(f"output_bits must be 16 or 32, not {self.output_bits}")
-        if self.scale_mode not in SCALE_MODES:
-            raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
         if self.activation_scale not in ACTIVATION_SCALES:
             raise ValueError(f"activation_scale must be one of {', '.join(ACTIVATION_SCALES)}, "
                              f"not {self.activation_scale!r}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError("mean and std need one entry a channel, and std must be positive")
 
-    def weight_format(self, name: str, first: bool, last: bool) -> Format:
-        """The format of the layer called `name`."""
-        for pattern, text in self.overrides:
-            if fnmatch.fnmatch(name, pattern):
-                return Format.parse(text)
-        return Format.parse(self.first_weights if first else self.last_weights if last else self.weights)
+    def weight_quantizer(self, name: str, first: bool, last: bool) -> WeightQuantizer:
+        """The quantizer of the weights of the layer called `name`."""
+        text = _match(self.overrides, name) or (
+            self.first_weights if first else self.last_weights if last else self.weights)
+        return weight_quantizer(text, Options(self.per_channel, self.scale_mode), f"layer {name}: weight")
+
+    def activation_quantizer(self, text: str, names: tuple) -> ActivationQuantizer:
+        """The quantizer of a stored tensor: `text`, unless an override matches one of its names."""
+        for name in names:
+            text = _match(self.activation_overrides, name) or text
+        return activation_quantizer(text, self.activation_scale, f"activation {names[0]}")
+
+    def excludes(self, name: str) -> bool:
+        """Whether the layer stays real."""
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -86,6 +100,10 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
         fields = json.loads(text)
-        for name in ("overrides", "mean", "std"):
+        for name in ("overrides", "activation_overrides", "exclude", "mean", "std"):
             fields[name] = tuple(tuple(v) if isinstance(v, list) else v for v in fields.get(name, ()))
         return cls(**fields)
+
+
+def _match(overrides: tuple, name: str) -> str | None:
+    return next((text for pattern, text in overrides if fnmatch.fnmatch(name, pattern)), None)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.esb import ESBWeightQuantizer
+from esbflow.quant.base import Quantizer
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     model.train()
     for epoch in range(first, schedule.epochs):
         for module in model.modules():
-            if isinstance(module, ESBWeightQuantizer):
+            if isinstance(module, Quantizer):
                 module.forget()
         random = np.random.default_rng((seed, epoch))
         torch.manual_seed(seed * 1000 + epoch)

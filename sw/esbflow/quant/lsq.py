@@ -1,0 +1,81 @@
+"""Learned step size quantization (LSQ): the scale is a parameter with a gradient of its own.
+
+Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, sections 2.1 and 2.2.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from esbflow.numbers import Format
+from esbflow.quant.base import round_to_levels
+from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows
+
+
+def step_factor(count: int, form: Format) -> float:
+    """What the step's gradient is multiplied with: 1/sqrt(values that share the step * largest level)."""
+    return 1 / math.sqrt(max(1, count) * max(1, form.max))
+
+
+class _Learned(torch.autograd.Function):
+    """Levels times step; to x straight through inside the range, to the step (level - x/step) inside, the end outside."""
+
+    @staticmethod
+    def forward(ctx, x, step, form, factor):
+        ratio = x / step
+        levels = round_to_levels(ratio, form)
+        ctx.save_for_backward(ratio, levels)
+        ctx.form, ctx.factor, ctx.shape = form, factor, step.shape
+        return levels * step
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ratio, levels = ctx.saved_tensors
+        inside = (ratio >= ctx.form.min) & (ratio <= ctx.form.max)
+        to_step = gradient * torch.where(inside, levels - ratio, levels)
+        return gradient * inside, to_step.sum_to_size(ctx.shape) * ctx.factor, None, None
+
+
+def learned_levels(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
+    """x rounded to the form's levels times a learned step (broadcast against x), with LSQ's gradients.
+
+    >>> from esbflow.numbers import Unsigned
+    >>> x, step = torch.tensor([0.6, 9.0], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    >>> learned_levels(x, step, Unsigned(2), 1.0).sum().backward()
+    >>> x.grad.tolist(), round(float(step.grad), 4)
+    ([1.0, 0.0], 3.4)
+    """
+    return _Learned.apply(x, step, form, factor)
+
+
+class LSQWeightQuantizer(WeightQuantizer):
+    """Weights to two's-complement integers (or any symmetric format) times a learned step.
+
+    Starts at 2*mean|w|/sqrt(largest level), as published. Published per tensor; per channel is row-wise. A step below
+    zero counts by its magnitude; a constant row is exact, a row of zeros gives zeros.
+    """
+
+    def __init__(self, form: Format, per_channel: bool = False, name: str = "weight"):
+        super().__init__(form, per_channel, name)
+
+    @torch.no_grad()
+    def prepare(self, w: torch.Tensor) -> None:
+        rows = as_rows(w, self.per_channel)
+        start = 2 * rows.abs().mean(dim=1) / math.sqrt(self.form.max)
+        self.step = nn.Parameter(torch.where(start > 0, start, torch.ones_like(start)))
+
+    def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
+        return exact_scale(rows, self.step.abs().clamp(min=1e-12), self.form)
+
+    def values(self, w: torch.Tensor) -> torch.Tensor:
+        return learned_values(self, w)
+
+
+def learned_values(quantizer: WeightQuantizer, w: torch.Tensor) -> torch.Tensor:
+    """Weights by the learned `step` of a quantizer; its value where a row is constant or zero is the exact one."""
+    with torch.no_grad():
+        held = quantizer.scale(w)
+    step = like_rows(quantizer.step.abs(), w)
+    count = w[0].numel() if quantizer.per_channel else w.numel()
+    return learned_levels(w, held + (step - step.detach()), quantizer.form, step_factor(count, quantizer.form))

@@ -1,0 +1,39 @@
+"""PACT: activations clipped at a learned level.
+
+Source: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks", 2018, section 3.
+"""
+
+import torch
+
+from esbflow.numbers import Unsigned
+from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.base import round_to_levels
+
+
+class PACTActivation(ActivationQuantizer):
+    """min(max(x, 0), clip) on 2**bits levels.
+
+    Parameters
+    ----------
+    bits : 1..16.
+    decay : of the penalty decay * clip**2 / 2, which keeps clips small; published as the weights' decay.
+
+    Gradient: to x straight through inside, to the clip from the values above it. The clip starts where the Gaussian
+    optimum of the first batch puts it.
+    """
+
+    def __init__(self, bits: int, decay: float = 1e-4, name: str = "activation"):
+        super().__init__(Unsigned(bits), "learned", name=name)
+        self.decay = decay
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not self.seen:
+            self.observe(x)
+        clip = self.step.abs().clamp(min=1e-12) * self.form.max
+        clipped = torch.minimum(x.clamp(min=0), clip)
+        step = clip.detach() / self.form.max
+        quantized = round_to_levels(clipped.detach() / step, self.form) * step
+        return clipped + (quantized - clipped).detach()
+
+    def penalty(self) -> torch.Tensor:
+        return self.decay / 2 * (self.step * self.form.max).square().sum()
