@@ -21,6 +21,7 @@ from esbflow.quant.fixed import convert
 from esbflow.quant.recipe import Recipe
 from esbflow.training import api, data, loop
 from esbflow.training.api import load_float_model, load_model, train_network
+from esbflow.training.augment import augmented
 from esbflow.training.data import DataUnavailable, load_images
 from esbflow.training.loop import Schedule, calibrate, evaluate, normalise, train
 from esbflow.training.recipes import RECIPES
@@ -283,12 +284,21 @@ def test_images_move_by_whole_pixels_and_zeros_come_in():
     images = np.arange(1, 26, dtype=np.uint8).reshape(1, 1, 5, 5)
     seen = set()
     for seed in range(60):
-        moved = loop._moved(images, 1, np.random.default_rng(seed))[0, 0]
+        moved = augmented(images, 1, False, np.random.default_rng(seed))[0, 0]
         padded = np.pad(images[0, 0], 1)
         found = [(y, x) for y in range(3) for x in range(3) if np.array_equal(padded[y:y + 5, x:x + 5], moved)]
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) == 9
+
+
+def test_half_of_the_images_are_mirrored_and_none_is_changed_in_place():
+    images = np.arange(200 * 6, dtype=np.uint8).reshape(200, 1, 2, 3)
+    kept = images.copy()
+    mirrored = augmented(images, 0, True, np.random.default_rng(0))
+    turned = [np.array_equal(m, i[..., ::-1]) for m, i in zip(mirrored, images)]
+    assert all(t or np.array_equal(m, i) for t, m, i in zip(turned, mirrored, images))
+    assert 70 < sum(turned) < 130 and np.array_equal(images, kept)
 
 
 def test_scales_and_biases_are_not_pulled_to_zero():

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.base import Quantizer, check_finite
+from esbflow.quant.base import Quantizer, across_ranks, check_finite
 from esbflow.quant.dda import optimal_scale, rectified_scale
-from esbflow.quant.lsq import learned_levels, step_factor
+from esbflow.quant.lsq import learned_levels, learned_range, step_factor
 
 ACTIVATION_SCALES = ("learned", "ema")
 
@@ -44,7 +44,6 @@ class ActivationQuantizer(Quantizer):
         else:
             self.register_buffer("step", value)
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("_zero", torch.zeros(1), persistent=False)
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
@@ -52,7 +51,7 @@ class ActivationQuantizer(Quantizer):
         check_finite(x, self.name)
         unit = optimal_scale(self.form) if self.form.signed else rectified_scale(self.form)
         values = x if self.form.signed else x.clamp(min=0)
-        estimate = values.square().mean().sqrt() * unit
+        estimate = across_ranks(values.square().mean()).sqrt() * unit
         if estimate <= 0:
             return  # nothing was active: keep what there is
         if not self.seen:
@@ -69,12 +68,8 @@ class ActivationQuantizer(Quantizer):
             self.observe(x)
         scale = self.scale(x)
         factor = step_factor(x[0].numel(), self.form) if self.mode == "learned" else 0.0
-        if self.training and isinstance(self.form, (Signed, Unsigned)):
-            # One fused pass each way. It rounds a tie to even where the engine rounds it upwards; no real-valued
-            # activation is a tie but by chance, and in eval mode the engine's rule holds. Its range ends half a
-            # step beyond the last levels.
-            return torch._fake_quantize_learnable_per_tensor_affine(
-                x, scale.reshape(1), self._zero, self.form.min, self.form.max, factor)
+        if isinstance(self.form, (Signed, Unsigned)):
+            return learned_range(x, scale, self.form, factor)
         return learned_levels(x, scale, self.form, factor)
 
     def real_scale(self) -> float:

@@ -51,6 +51,18 @@ def check_finite(x: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
 
 
+def across_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a statistic over the processes of data-parallel training; itself where there is one process.
+
+    Every rank must ask for it at the same step, or all of them wait for ever.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value
+
+
 class Quantizer(nn.Module):
     """Base of all methods, for weights and for activations.
 

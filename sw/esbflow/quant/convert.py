@@ -155,19 +155,39 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
         node.replace_all_uses_with(stored, delete_user_cb=lambda user: user is not stored)
         return stored
 
+    def multiplies(user):
+        return kind_of(user, modules) in ("conv", "linear") and not isinstance(modules.get(user.target), SelectChannels)
+
+    def adds(user):
+        kind = kind_of(user, modules)
+        return (kind in ("add", "avgpool") or isinstance(modules.get(user.target), SelectChannels)
+                or kind == "pass" and any(adds(next_user) for next_user in user.users))
+
     def store(node):
         """Make `node` a stored tensor; returns the node to read."""
         state = pending.pop(node, None)
         if state is None:
             return node
-        if state == "relu":
+        wide = recipe.residual_activations and state == "relu" and any(adds(user) for user in node.users)
+        if wide:
+            text = recipe.residual_activations
+        elif state == "relu":
             text = recipe.activations
         elif node in pooled and not _signed(node, traced):
             text = recipe.pooled_activations
         else:
             text = recipe.signed_activations
         names = (node.name, node.target) if node.op == "call_module" else (node.name,)
-        return insert(node, recipe.activation_quantizer(text, names))
+        readers = [user for user in node.users if multiplies(user)] if wide else []
+        stored = insert(node, recipe.activation_quantizer(text, names))
+        if readers:
+            name = f"{node.name}_low"
+            traced.quantizers[name] = recipe.activation_quantizer(recipe.activations, (name, *names[1:]))
+            with graph.inserting_after(stored):
+                low = graph.call_module(f"quantizers.{name}", (stored,))
+            for reader in readers:
+                reader.replace_input_with(stored, low)
+        return stored
 
     for node in list(graph.nodes):
         kind = kind_of(node, modules)

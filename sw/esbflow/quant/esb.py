@@ -78,6 +78,7 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     def forget(self) -> None:
         """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""
+        super().forget()
         self._held = None
 
     def _closed_form(self, rows: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import check_finite, nearest_level, straight_through
+from esbflow.quant.base import across_ranks, check_finite, nearest_level, straight_through
 from esbflow.quant.weights import WeightQuantizer, as_rows
 
 QUANTILE = 0.6745
@@ -45,6 +45,7 @@ def solve_basis(rows: torch.Tensor, index: torch.Tensor, basis: torch.Tensor, ta
     total = torch.zeros_like(count)
     count.scatter_add_(1, index, torch.ones_like(rows, dtype=torch.float64))
     total.scatter_add_(1, index, rows.double())
+    count, total = across_ranks(count), across_ranks(total)
     table = table.to(rows.device)
     size = rows.shape[1]
     normal = torch.einsum("rc,ci,cj->rij", count, table, table) / size
@@ -134,8 +135,8 @@ class LQActivation(ActivationQuantizer):
         """A step of QEM (fifty at the first batch), then the linear scale nearest to the levels."""
         check_finite(x, self.name)
         flat = x.reshape(-1)
-        sample = flat[::max(1, len(flat) // self.SAMPLE)].clamp(min=0)[None]
-        size = sample.square().mean().sqrt()
+        sample = flat[::max(1, len(flat) // self.SAMPLE)][:self.SAMPLE].clamp(min=0)[None]
+        size = across_ranks(sample.square().mean()).sqrt()
         if size <= 0:
             return
         first = not self.seen

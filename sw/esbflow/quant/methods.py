@@ -1,14 +1,15 @@
 """The methods by name: a text such as "vecq:2" or "sq:twn" -> a quantizer.
 
-A text is a format ("esb4.1", "s8": its levels, with scales of least error) or METHOD or METHOD:ARGUMENTS. It is what recipes,
-checkpoints and the command line hold.
+A text is a format ("esb4.1", "s8": its levels, with scales of least error) or METHOD or METHOD:ARGUMENTS. It is what
+recipes, checkpoints and the command line hold.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.alq import ALQQuantizer
 from esbflow.quant.apot import APoTQuantizer
 from esbflow.quant.binary import BinaryQuantizer
 from esbflow.quant.dorefa import DoReFaActivation, DoReFaQuantizer
@@ -89,6 +90,12 @@ def _srq(arguments, options, name):
     return SRQWeightQuantizer(_bits(arguments, "srq:BITS"), mode, _channels(options, False), name=name)
 
 
+def _alq(arguments, options, name):
+    if len(arguments) > 2:
+        raise ValueError(f"{arguments[2]!r} is no option here")
+    return ALQQuantizer(_bits(arguments, "alq:BITS"), *arguments[1:], name=name)
+
+
 WEIGHT_METHODS = {
     "ul2q": Method("ul2q:BITS[,centred]", "muL2Q", _by_bits(MuL2QQuantizer, False, "centred", "centred")),
     "vecq": Method("vecq:BITS[,norm]", "VecQ", _by_bits(VecQQuantizer, False, "norm", "norm_ratio")),
@@ -101,6 +108,7 @@ WEIGHT_METHODS = {
     "lsq": Method("lsq:FORMAT", "LSQ", _lsq),
     "pot": Method("pot:BITS", "powers of two", _pot),
     "apot": Method("apot:BITS", "APoT", _by_bits(APoTQuantizer, False)),
+    "alq": Method("alq:BITS[,kernel|channel|pixel|sub2]", "ALQ", _alq),
 }
 """Methods for weights, but for SQ, which wraps another: "sq:METHOD", "sq(ramped,softmax):METHOD"."""
 

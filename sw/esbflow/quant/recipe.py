@@ -20,6 +20,9 @@ class Recipe:
     weights, activations : of all layers; activations are those after a ReLU.
     signed_activations : format of stored tensors that no ReLU precedes.
     pooled_activations : format after average pooling.
+    residual_activations : format in which a rectified tensor is stored that an addition or an average pool reads; layers
+        that multiply read it rounded once more, to `activations`. None is `activations` alone. It costs the engine a
+        requantization, and is what published results at 2 and 3 bits do (their shortcuts are real numbers).
     first_weights, last_weights : of the first and the last layer.
     input_bits : of the input's codes, 8 or less.
     output_bits : 16 or 32, of the last layer's integers.
@@ -42,6 +45,7 @@ class Recipe:
     activations: str = "u4"
     signed_activations: str = "s8"
     pooled_activations: str = "u8"
+    residual_activations: str | None = None
     first_weights: str = "s8"
     last_weights: str = "s8"
     input_bits: int = 8
@@ -62,10 +66,11 @@ class Recipe:
         for text in (self.weights, self.first_weights, self.last_weights, *(text for _, text in self.overrides)):
             weight_quantizer(text, options)
         for text in (self.activations, self.signed_activations, self.pooled_activations,
-                     *(text for _, text in self.activation_overrides)):
+                     self.residual_activations or self.activations, *(text for _, text in self.activation_overrides)):
             activation_quantizer(text)
-        if activation_quantizer(self.activations).form.signed:
-            raise ValueError(f"activations follow a ReLU and need an unsigned format, not {self.activations}")
+        for text in (self.activations, self.residual_activations):
+            if text and activation_quantizer(text).form.signed:
+                raise ValueError(f"activations follow a ReLU and need an unsigned format, not {text}")
         if not activation_quantizer(self.signed_activations).form.signed:
             raise ValueError(f"signed_activations needs a signed format, not {self.signed_activations}")
         if not 2 <= self.input_bits <= 8:

@@ -64,6 +64,7 @@ class StochasticQuantizer(WeightQuantizer):
         return self.inner.penalty()
 
     def advance(self, progress: float) -> None:
+        super().advance(progress)
         self.inner.advance(progress)
         if self.schedule == "staged":
             self.ratio = STAGES[min(3, int(4 * progress))]

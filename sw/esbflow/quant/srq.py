@@ -43,7 +43,8 @@ def likeliest_level(x: torch.Tensor, step: torch.Tensor, noise: torch.Tensor, lo
     for offset in range(-window, window + 1):
         level = nearest + offset
         exists = (level >= low) & (level <= high)
-        mass = torch.sigmoid(((level + 0.5) * step - inside) / noise) - torch.sigmoid(((level - 0.5) * step - inside) / noise)
+        above, below = ((level + 0.5) * step - inside) / noise, ((level - 0.5) * step - inside) / noise
+        mass = torch.sigmoid(above) - torch.sigmoid(below)
         mass = mass * exists
         if keep is not None:
             mass = mass * keep(level)
@@ -156,6 +157,7 @@ class SRQWeightQuantizer(WeightQuantizer):
         return likeliest_level(w, step, noise, low, high, keep=keep)
 
     def advance(self, progress: float) -> None:
+        super().advance(progress)
         if self.mode == "learn" and not self.fixed and progress >= 0.7:
             self.fix_bits()
 

@@ -1,15 +1,21 @@
 """What quantizers of weights share: rows of a tensor, and integers for methods whose levels are real numbers.
 
-Two kinds of methods: a *grid* method rounds to a format's integers times a scale and defines `row_scale` or `encode`; a *codebook*
-method has levels of its own and defines `values`. The engine knows integers only, so the levels of the second kind are
-snapped to integers, with one scale an output channel, when the network is exported. Accuracy is measured after that. With
-`snapped` set, the forward pass computes with the snapped values, so that the last epochs train what the engine runs.
+Two kinds of methods: a *grid* method rounds to a format's integers times a scale and defines `row_scale` or `encode`; a
+*codebook* method has levels of its own and defines `values`. The engine knows integers only, so the levels of the second
+kind are snapped to integers, with one scale an output channel, when the network is exported. Accuracy is measured after
+that. In the last part of training (`snapped`) the forward pass computes with the snapped values, so that what is trained
+is what the engine runs.
 """
 
 import torch
 
-from esbflow.numbers import Format, Signed
+from esbflow.numbers import Format
 from esbflow.quant.base import Quantizer, check_finite, round_to_levels, straight_through
+
+SNAP_FROM = 0.6
+"""The part of training after which codebook methods train what the engine runs."""
+SNAP_REFRESH = 64
+"""Training steps for which the scales of snapped weights are kept: the search for them is slow."""
 
 
 def as_rows(w: torch.Tensor, per_channel: bool) -> torch.Tensor:
@@ -93,6 +99,7 @@ class WeightQuantizer(Quantizer):
         self.per_channel = per_channel
         self.name = name
         self.snapped = False
+        self._snap_scale, self._snap_age = None, 0
 
     # -- grid methods ---------------------------------------------------------------------------------------
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
@@ -120,8 +127,20 @@ class WeightQuantizer(Quantizer):
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         if not self.snapped:
             return self.values(w)
-        levels, scale = self.integers(w)
-        return straight_through(w, (levels * scale).to(w.dtype))
+        values = self.values(w)
+        with torch.no_grad():
+            if self._snap_scale is None or self._snap_age >= SNAP_REFRESH or not self.training:
+                self._snap_scale, self._snap_age = self.integers(w)[1].to(w.dtype), 0
+            self._snap_age += 1
+            snapped = round_to_levels(values / self._snap_scale, self.form) * self._snap_scale
+        return straight_through(values, snapped)
+
+    def advance(self, progress: float) -> None:
+        if not self.grid and progress >= SNAP_FROM:
+            self.snapped = True
+
+    def forget(self) -> None:
+        self._snap_scale = None
 
     @torch.no_grad()
     def integers(self, w: torch.Tensor) -> tuple:

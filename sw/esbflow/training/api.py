@@ -1,5 +1,6 @@
 """Train a network by a recipe, from images to integer graph: what `esbflow train` and the demo call."""
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -9,17 +10,13 @@ import torch
 
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
-from esbflow.networks.digits import DigitsNet
-from esbflow.networks.lenet5 import LeNet5
-from esbflow.networks.resnet20 import ResNet20
+from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
-from esbflow.training.data import load_images
+from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
-
-NETWORKS = {"lenet5": LeNet5, "digits": DigitsNet, "resnet20": ResNet20}
 
 
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
@@ -53,13 +50,17 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
     torch.manual_seed(seed)
     model = NETWORKS[recipe.network]()
-    with _Progress("train in real numbers", progress) as report:
-        train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
+    if recipe.start:
+        load_weights(model, recipe.start)
+    else:
+        with _Progress("train in real numbers", progress) as report:
+            train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     save_float_model(model, recipe.network, out / "float.pt")
+    teacher = copy.deepcopy(model).eval() if recipe.low_bit.distill else None
     model = quantize(model, quant)
     with _Progress(f"train with {quant.weights} weights", progress) as report:
-        train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report)
+        train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report, teacher)
     fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     graph = export(model, recipe.network, images.shape[1:])
     graph_top1 = top1(execute(graph, test), test_labels)
@@ -74,6 +75,27 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
+
+
+def load_weights(model, name: str) -> None:
+    """Load the trained weights ESBFLOW_DATA/weights/NAME.npz into a model.
+
+    Raises
+    ------
+    DataUnavailable
+        if they are not there, or do not fit.
+    """
+    folder = data_folder()
+    path = folder / "weights" / f"{name}.npz" if folder else None
+    if path is None or not path.exists():
+        raise DataUnavailable(f"the weights {name} are not at hand; set ESBFLOW_DATA to a folder that holds "
+                              f"weights/{name}.npz")
+    with np.load(path) as arrays:
+        state = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    missing = model.load_state_dict(state, strict=False)
+    lacking = [key for key in missing.missing_keys if "shortcut" not in key]
+    if lacking or missing.unexpected_keys:
+        raise DataUnavailable(f"{path} does not fit {type(model).__name__}: {(lacking + missing.unexpected_keys)[0]}")
 
 
 def top1(outputs: np.ndarray, labels: np.ndarray) -> float:

@@ -8,19 +8,38 @@ from esbflow.training.loop import Schedule
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Train in real numbers with `real`, then quantize by `quant` and train on with `low_bit`."""
+    """Train in real numbers with `real`, then quantize by `quant` and train on with `low_bit`.
+
+    start : name of trained real weights, ESBFLOW_DATA/weights/START.npz, in place of training with `real` (None then).
+    """
 
     network: str
     data: str
-    real: Schedule
+    real: Schedule | None
     low_bit: Schedule
     quant: Recipe = field(default_factory=Recipe)
+    start: str | None = None
 
     def with_epochs(self, epochs: int | None) -> "TrainingRecipe":
         """The same with another number of epochs in each stage."""
         if epochs is None:
             return self
-        return replace(self, real=replace(self.real, epochs=epochs), low_bit=replace(self.low_bit, epochs=epochs))
+        real = self.real and replace(self.real, epochs=epochs)
+        return replace(self, real=real, low_bit=replace(self.low_bit, epochs=epochs))
+
+
+CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""As the public CIFAR-10 ResNets were trained (they are ImageNet's)."""
+
+
+def resnet20(weights: str, activations: str, epochs: int, rate: float = 0.01, residual: str | None = "u8",
+             distill: float = 0.5) -> TrainingRecipe:
+    """ResNet-20 on CIFAR-10 from the public real weights (91.73 %), first and last layer at 8 bits."""
+    return TrainingRecipe(
+        network="resnet20", data="cifar10", real=None, start="resnet20_cifar10",
+        low_bit=Schedule(epochs=epochs, batch=128, rate=rate, shift=4, mirror=True, distill=distill),
+        quant=Recipe(weights=weights, activations=activations, residual_activations=residual, mean=CIFAR10_MEAN,
+                     std=CIFAR10_STD))
 
 
 RECIPES = {
@@ -32,4 +51,7 @@ RECIPES = {
         network="digits", data="digits", real=Schedule(epochs=30, batch=32, rate=0.05, shift=1),
         low_bit=Schedule(epochs=15, batch=32, rate=0.02, shift=1),
         quant=Recipe(weights="esb4.1", activations="u4", first_weights="esb4.1", last_weights="esb4.1")),
+    "resnet20-cifar10-w4a4": resnet20("esb4.1", "u4", 6),
+    "resnet20-cifar10-w3a3": resnet20("esb3.1", "u3", 10, rate=0.02),
+    "resnet20-cifar10-w2a2": resnet20("esb2.0", "u2", 15, rate=0.04),
 }
