@@ -1,0 +1,72 @@
+"""The networks by name: what makes one, the shape of its images and how many classes it tells apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from esbflow.networks.alexnet import AlexNet
+from esbflow.networks.densenet import DenseNet
+from esbflow.networks.digits import DigitsNet
+from esbflow.networks.googlenet import GoogLeNet
+from esbflow.networks.lenet5 import CaffeLeNet, LeNet5
+from esbflow.networks.mobilenet_v2 import MobileNetV2
+from esbflow.networks.resnet import ResNet18, ResNet50
+from esbflow.networks.resnet20 import ResNet, ResNet20
+from esbflow.networks.unet import UNet
+from esbflow.networks.vgg_small import VGGSmall
+
+
+@dataclass(frozen=True)
+class Network:
+    """`make(classes=...)` makes the network; so does calling the entry."""
+
+    make: Callable
+    shape: tuple
+    """(c, h, w) of the images it was published for."""
+    classes: int
+    unused: tuple = ()
+    """Prefixes of tensors that published checkpoints hold and inference does not need."""
+    renamed: tuple = ()
+    """(pattern, replacement) of names in published checkpoints, as re.sub takes them."""
+
+    def __call__(self, **options) -> nn.Module:
+        return self.make(**{"classes": self.classes, **options})
+
+
+def _cifar_resnet(depth: int) -> Network:
+    return Network(lambda classes: ResNet(depth, classes), ResNet.shape, 10)
+
+
+IMAGENET = (3, 224, 224)
+NETWORKS = {
+    "lenet5": Network(LeNet5, LeNet5.shape, 10),
+    "lenet-caffe": Network(CaffeLeNet, CaffeLeNet.shape, 10),
+    "digits": Network(DigitsNet, DigitsNet.shape, 10),
+    "vgg-small": Network(VGGSmall, VGGSmall.shape, 10),
+    "resnet20": Network(ResNet20, ResNet20.shape, 10),
+    "resnet32": _cifar_resnet(32),
+    "resnet56": _cifar_resnet(56),
+    "resnet18": Network(ResNet18, IMAGENET, 1000),
+    "resnet50": Network(ResNet50, IMAGENET, 1000),
+    "mobilenet-v2": Network(MobileNetV2, IMAGENET, 1000),
+    "alexnet": Network(AlexNet, IMAGENET, 1000),
+    "googlenet": Network(GoogLeNet, IMAGENET, 1000, unused=("aux1.", "aux2.")),
+    # The published file is older than the names without a dot (norm.1 for norm1).
+    "densenet121": Network(DenseNet, IMAGENET, 1000,
+                           renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
+    "unet": Network(UNet, UNet.shape, 1),
+}
+
+
+def network(name: str) -> Network:
+    """The entry of a name.
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, listing the known ones.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"no network named {name!r}; known: {', '.join(NETWORKS)}")
+    return NETWORKS[name]
