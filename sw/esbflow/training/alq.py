@@ -1,0 +1,326 @@
+"""ALQ's training: coordinates and sign planes optimized directly for the loss, and the least useful pruned over all layers.
+
+Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020, and its released code
+(zqu1992/ALQ). The loss about the present weights is modelled as g.d + d.h.d/2 with the moments of AMSGrad.
+
+    python -m esbflow.training.alq --out build/alq
+
+trains LeNet-5 on MNIST to 0.4 bits a weight and writes model.pt, graph.npz and metrics.json there.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from esbflow.quant.alq import ALQQuantizer, from_groups
+from esbflow.quant.base import Quantizer
+from esbflow.training import loop
+from esbflow.training.augment import augmented
+
+BETAS = (0.9, 0.999)
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class ALQSchedule:
+    """`rounds` times {basis epochs, coordinate epochs, one pruning epoch}, then `shadow_epochs` with shadow weights.
+
+    Each round prunes to the same fraction of the bits it finds, so that the last ends at `bits` a weight. The rate
+    falls by `decay` an epoch within a round and as a half cosine in the last stage, which starts at `shadow_rate`.
+
+    Raises
+    ------
+    ValueError
+        if a number is out of range, naming it.
+    """
+
+    bits: float = 0.4
+    rounds: int = 4
+    basis_epochs: int = 1
+    coordinate_epochs: int = 1
+    prunings: int = 40  # steps of pruning in a pruning epoch
+    top_k: float = 0.005
+    per_weight: bool = False
+    shadow_epochs: int = 8
+    batch: int = 128
+    rate: float = 1e-3
+    decay: float = 0.8
+    shadow_rate: float = 1e-3
+    shift: int = 1  # pixels by which training images are moved at random
+
+    def __post_init__(self):
+        if not 0 < self.bits <= 8:
+            raise ValueError(f"bits a weight must be in 0..8, not {self.bits}")
+        if not 0 < self.top_k <= 1:
+            raise ValueError(f"top_k is a fraction in 0..1, not {self.top_k}")
+        if min(self.rounds, self.prunings, self.batch) < 1 or min(
+                self.basis_epochs, self.coordinate_epochs, self.shadow_epochs) < 0:
+            raise ValueError("rounds, prunings and batch must be at least 1, and numbers of epochs not negative")
+        if not (self.rate > 0 and self.shadow_rate > 0):
+            raise ValueError(f"the learning rates must be positive, not {self.rate} and {self.shadow_rate}")
+
+    def epochs(self) -> list:
+        """(kind, round, epoch within the round) of each epoch."""
+        kinds = ["basis"] * self.basis_epochs + ["coordinates"] * self.coordinate_epochs + ["prune"]
+        plan = [(kind, r, i) for r in range(self.rounds) for i, kind in enumerate(kinds)]
+        return plan + [("shadow", self.rounds, i) for i in range(self.shadow_epochs)]
+
+
+class AMSGrad:
+    """Running moments of a gradient, and the quadratic model of the loss that they give.
+
+    m and v are the means of the gradient and its square, top the largest v so far. In units of the rate, g is the slope
+    and h the curvature: the loss changes by (g*d + h*d*d/2) / rate when the weights move by d.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        self.m, self.v, self.top = (torch.zeros_like(like, requires_grad=False) for _ in range(3))
+        self.steps = 0
+
+    def update(self, gradient: torch.Tensor) -> None:
+        self.steps += 1
+        self.m.lerp_(gradient, 1 - BETAS[0])
+        self.v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        torch.maximum(self.top, self.v, out=self.top)
+
+    def model(self, rate: float) -> tuple:
+        """(g, h)."""
+        steps = max(1, self.steps)
+        slope = self.m * (rate / (1 - BETAS[0] ** steps))
+        return slope, (self.top.sqrt() + TINY) / math.sqrt(1 - BETAS[1] ** steps)
+
+    def state(self) -> dict:
+        return {"m": self.m, "v": self.v, "top": self.top, "steps": self.steps}
+
+    def load(self, state: dict) -> None:
+        for name in ("m", "v", "top"):
+            getattr(self, name).copy_(state[name])
+        self.steps = state["steps"]
+
+
+class ALQLayer:
+    """A layer with an ALQ quantizer and its moments: of weights (g, n) and of coordinates (g, I)."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer, self.quantizer = layer, layer.weight_quantizer
+        self.of_weights = AMSGrad(self.quantizer.split(layer.weight.detach()))
+        self.of_coordinates = AMSGrad(self.quantizer.coordinates.detach())
+
+    @torch.no_grad()
+    def values(self) -> torch.Tensor:
+        """(g, n)."""
+        return self.quantizer.levels().gather(1, self.quantizer.codes.long())
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Make the layer's weight what it is quantized to: there is no shadow weight."""
+        self.layer.weight.copy_(from_groups(self.values(), self.layer.weight.shape, self.quantizer.grouping))
+
+    @torch.no_grad()
+    def basis_step(self, rate: float) -> None:
+        """Codes to the levels nearest to the model's minimum, then coordinates to the best for these codes."""
+        self.of_weights.update(self.quantizer.split(self.layer.weight.grad))
+        slope, curvature = self.of_weights.model(rate)
+        target = self.values() - slope / curvature
+        self.quantizer.assign(target)
+        # -(B^T H B)^-1 B^T (g - H w) is the fit to w - g/h, weighted by h.
+        self.quantizer.refit(target, curvature)
+
+    @torch.no_grad()
+    def coordinate_step(self, rate: float) -> None:
+        """Coordinates to the model's minimum, codes as they are."""
+        alive = self.quantizer.alive
+        self.of_coordinates.update(self.quantizer.coordinates.grad * alive)
+        slope, curvature = self.of_coordinates.model(rate)
+        self.quantizer.coordinates.sub_(slope / curvature * alive)
+
+    @torch.no_grad()
+    def derive(self) -> None:
+        """The coordinates' moments from the weights': B^T m and the diagonal of B^T diag(v) B."""
+        quantizer, source, made = self.quantizer, self.of_weights, self.of_coordinates
+        sums = torch.zeros(len(quantizer.codes), len(quantizer.signs), device=source.m.device)
+        made.m.copy_(sums.scatter_add(1, quantizer.codes.long(), source.m) @ quantizer.signs * quantizer.alive)
+        made.v.copy_(source.v.sum(dim=1, keepdim=True) * quantizer.alive)
+        made.top.copy_(source.top.sum(dim=1, keepdim=True) * quantizer.alive)
+        made.steps = source.steps
+
+    @torch.no_grad()
+    def costs(self, rate: float) -> torch.Tensor:
+        """(g, I): the model's change of the loss if a coordinate goes; infinite where there is none."""
+        slope, curvature = self.of_coordinates.model(rate)
+        alpha = self.quantizer.coordinates
+        cost = (-slope * alpha + curvature * alpha.square() / 2) / rate
+        return torch.where(self.quantizer.alive, cost, torch.full_like(cost, torch.inf))
+
+
+def average_bits(model: nn.Module) -> float:
+    """Sign bits a weight over all layers with an ALQ quantizer."""
+    quantizers = [m for m in model.modules() if isinstance(m, ALQQuantizer)]
+    return sum(q.average_bits() * q.codes.numel() for q in quantizers) / max(1, sum(q.codes.numel() for q in quantizers))
+
+
+def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight: bool = False,
+          bits: float | None = None) -> int:
+    """Remove the `count` coordinates that the loss needs least, over all layers.
+
+    Parameters
+    ----------
+    layers : ALQLayer objects. count : how many; all, if there are fewer.
+    top_k : from each layer at most this fraction of its coordinates (at least one), unless that leaves too few.
+    per_weight : order by the cost for each bit that goes, else by the cost of a coordinate, as published: groups of
+        different sizes then count alike, and small ones go first.
+    bits : remove no more than brings the average to this.
+
+    Returns how many were removed.
+    """
+    costs, sizes, places, reserve = [], [], [], []
+    for i, layer in enumerate(layers):
+        cost, size = layer.costs(rate).reshape(-1), layer.quantizer.codes.shape[1]
+        index = cost.isfinite().nonzero().reshape(-1)
+        found, order = (cost[index] / (size if per_weight else 1)).sort(stable=True)
+        costs.append(found)
+        sizes.append(torch.full_like(order, size))
+        places.append(torch.stack([torch.full_like(order, i), index[order]], dim=1))
+        reserve.append(torch.arange(len(found)) >= max(1, math.ceil(top_k * len(found))))
+    costs, sizes, places, reserve = (torch.cat(parts) for parts in (costs, sizes, places, reserve))
+    # Candidates first, then the others, each by cost; numpy sorts by several keys, the last one first.
+    order = torch.from_numpy(np.lexsort((costs.numpy(), reserve.numpy())))[:count]
+    if bits is not None:
+        total = sum(layer.quantizer.codes.numel() for layer in layers)
+        room = float(sizes.sum()) - bits * total
+        before = sizes[order].cumsum(0) - sizes[order]
+        order = order[before < room]
+    chosen = places[order]
+    for i, layer in enumerate(layers):
+        planes = torch.zeros_like(layer.quantizer.alive)
+        planes.view(-1)[chosen[chosen[:, 0] == i, 1]] = True
+        layer.quantizer.remove(planes)
+    return len(order)
+
+
+def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: ALQSchedule = ALQSchedule(),
+              mean=(0.0,), std=(1.0,), seed: int = 0, checkpoint: Path | None = None, report=None) -> nn.Module:
+    """Train in place a model that `quantize` made with weights "alq:...", to `schedule.bits` a weight.
+
+    Layers with other weight quantizers train by Adam like biases, batch norms and activation scales. With `checkpoint`,
+    the state after each epoch is written there, and a run that finds one goes on to the same result.
+    `report(done, total, loss)` is called after every step.
+
+    Raises
+    ------
+    ValueError
+        if no layer has an ALQ quantizer, there are no images, or the loss is no longer finite.
+    """
+    run = _Run(model, images, labels, schedule, mean, std, seed, report)
+    plan = schedule.epochs()
+    first = loop._resume(model, run, checkpoint)
+    model.train()
+    for epoch in range(first, len(plan)):
+        run.epoch(epoch, len(plan), *plan[epoch])
+        loop._save(model, run, epoch + 1, checkpoint)
+    for layer in run.layers:
+        layer.quantizer.shadow = True
+        if schedule.shadow_epochs:
+            layer.quantizer.assign(layer.quantizer.split(layer.layer.weight))  # the last step moved the shadow weights
+        layer.quantizer.flip()
+        layer.sync()
+    return model
+
+
+class _Run:
+    """What the epochs of one training share; looks like an optimizer to the checkpoints."""
+
+    def __init__(self, model, images, labels, schedule, mean, std, seed, report):
+        self.layers = [ALQLayer(module) for module in model.modules()
+                       if isinstance(getattr(module, "weight_quantizer", None), ALQQuantizer)]
+        if not self.layers:
+            raise ValueError('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
+        if len(images) == 0:
+            raise ValueError("there are no images to train on")
+        self.model, self.images, self.labels, self.schedule = model, images, labels, schedule
+        self.mean, self.std, self.seed, self.report = mean, std, seed, report
+        self.device = loop.device_of(model)
+        mine = [p for layer in self.layers for p in (layer.layer.weight, layer.quantizer.coordinates)]
+        ids = {id(p) for p in mine}
+        self.others = torch.optim.Adam([p for p in model.parameters() if id(p) not in ids], lr=schedule.rate)
+        self.shadow = torch.optim.Adam(mine, lr=schedule.shadow_rate, amsgrad=True)
+        self.start = average_bits(model)
+
+    def epoch(self, epoch: int, total: int, kind: str, around: int, index: int) -> None:
+        schedule = self.schedule
+        random = np.random.default_rng((self.seed, epoch))
+        torch.manual_seed(self.seed * 1000 + epoch)
+        order = random.permutation(len(self.images))
+        steps = math.ceil(len(order) / schedule.batch)
+        prunings = {math.ceil((i + 1) * steps / schedule.prunings) for i in range(schedule.prunings)}
+        for module in self.model.modules():
+            if isinstance(module, Quantizer):
+                module.forget()
+        for layer in self.layers:
+            layer.quantizer.shadow = kind == "shadow"
+            if index == schedule.basis_epochs and kind in ("coordinates", "prune"):
+                layer.derive()
+        for step in range(steps):
+            chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
+            batch = augmented(self.images[chosen], schedule.shift, False, random)
+            self.model.zero_grad()
+            scores = self.model(loop.normalise(batch, self.mean, self.std).to(self.device))
+            loss = F.cross_entropy(scores, torch.as_tensor(self.labels[chosen], device=self.device))
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
+            loss.backward()
+            self._step(kind, index, step / steps)
+            if kind == "prune" and step + 1 in prunings:
+                self._prune(around + (step + 1) / steps, schedule.rate * schedule.decay ** index)
+            if self.report:
+                self.report(epoch * steps + step + 1, total * steps, float(loss.detach()))
+
+    def _step(self, kind: str, index: int, begun: float) -> None:
+        """One step; `begun` is the part of the epoch that lies behind."""
+        schedule = self.schedule
+        if kind == "shadow":
+            falling = 0.5 * (1 + math.cos(math.pi * (index + begun) / schedule.shadow_epochs))
+            for optimizer in (self.others, self.shadow):
+                _step_at(optimizer, schedule.shadow_rate * falling)
+            return
+        rate = schedule.rate * schedule.decay ** index
+        _step_at(self.others, rate)
+        for layer in self.layers:
+            if kind == "basis":
+                layer.basis_step(rate)
+            else:
+                layer.coordinate_step(rate)
+            layer.sync()
+
+    def _prune(self, rounds: float, rate: float) -> None:
+        """To the bits that belong to this point, `rounds` rounds from the start."""
+        schedule = self.schedule
+        bits = self.start * min(1.0, schedule.bits / self.start) ** (rounds / schedule.rounds)
+        if average_bits(self.model) > bits:
+            prune(self.layers, sum(int(layer.quantizer.alive.sum()) for layer in self.layers), rate, schedule.top_k,
+                  schedule.per_weight, bits)
+        for layer in self.layers:
+            layer.sync()
+
+    def state_dict(self) -> dict:
+        return {"others": self.others.state_dict(), "shadow": self.shadow.state_dict(), "start": self.start,
+                "moments": [[m.state() for m in (layer.of_weights, layer.of_coordinates)] for layer in self.layers]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.others.load_state_dict(state["others"])
+        self.shadow.load_state_dict(state["shadow"])
+        self.start = state["start"]
+        for layer, saved in zip(self.layers, state["moments"], strict=True):
+            layer.of_weights.load(saved[0])
+            layer.of_coordinates.load(saved[1])
+
+
+def _step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
