@@ -1,29 +1,47 @@
-"""esbflow export: a trained model.pt to an integer graph."""
+"""esbflow export: a trained model.pt to an integer graph, or a model to QONNX."""
 
-from esbflow.commands.common import JSON_HELP, show
+from esbflow.commands.common import JSON_HELP, UserError, load_graph, show
 
 
 def add_parser(commands) -> None:
-    parser = commands.add_parser("export", help="export a trained model to an integer graph")
-    parser.add_argument("model", help="model.pt, as `esbflow train` writes it")
-    parser.add_argument("--out", required=True, metavar="FILE.npz")
+    parser = commands.add_parser("export", help="export a trained model to an integer graph or to QONNX")
+    parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for --format qonnx a graph.npz will do too")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument("--format", choices=("graph", "qonnx"), default="graph",
+                        help="graph: the integer graph, .npz (default); qonnx: an .onnx file with Quant and FloatQuant nodes")
+    parser.add_argument("--rounding", choices=("ROUND", "FLOOR"), default="ROUND",
+                        help="of QONNX's Quant nodes: ties to even (default), or half a step added and rounded down")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
 
 def run(arguments) -> None:
-    import torch
-
     from esbflow.graph.bounds import bounds
     from esbflow.graph.file import save
+
+    graph = _graph(arguments)
+    if arguments.format == "qonnx":
+        from esbflow.interchange.qonnx_export import export_qonnx
+
+        path = export_qonnx(graph, arguments.out, arguments.rounding)
+    else:
+        path = save(graph, arguments.out)
+    content = {"out": str(path), "name": graph.name, "nodes": len(graph.nodes),
+               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}}
+    show(arguments, content, lambda c: print(f"{c['out']}: {c['nodes']} nodes, accumulators of "
+                                             f"{max(c['accumulator_bits'].values())} bits"))
+
+
+def _graph(arguments):
+    if str(arguments.model).endswith(".npz"):
+        if arguments.format == "graph":
+            raise UserError(f"{arguments.model} is an integer graph already; --format qonnx writes it as QONNX")
+        return load_graph(arguments.model)
+    import torch
+
     from esbflow.quant.export import export
     from esbflow.training.api import NETWORKS, load_model
 
     model = load_model(arguments.model)
     network = torch.load(arguments.model, weights_only=True)["network"]
-    graph = export(model, network, NETWORKS[network].shape)
-    path = save(graph, arguments.out)
-    content = {"out": str(path), "name": graph.name, "nodes": len(graph.nodes),
-               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}}
-    show(arguments, content, lambda c: print(f"{c['out']}: {c['nodes']} nodes, accumulators of "
-                                             f"{max(c['accumulator_bits'].values())} bits"))
+    return export(model, network, NETWORKS[network].shape)

@@ -1,0 +1,263 @@
+"""Convolutions, linear layers, pools, sums, batch norms and activations of ONNX, as engine layers."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.layers import channels_of
+from esbflow.interchange.onnx_file import attributes, title
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, Stored, shape_of
+from esbflow.numbers import Format, Signed
+
+KNOWN = (Constant, Quantized)
+
+
+# -- weights ----------------------------------------------------------------------------------------------------
+def _weight_format(levels: np.ndarray, where: str) -> Format:
+    for bits in range(2, 9):
+        if Signed(bits).contains(levels).all():
+            return Signed(bits)
+    raise GraphError(f"{where}: its weights less their zero point reach {levels.min()}..{levels.max()}, more than 8 bits; "
+                     "quantize weights symmetrically (WeightSymmetric=True, or int8 weights)")
+
+
+def _weights(node, value, axis: int) -> dict:
+    """Fields of a layer; the output axis comes first."""
+    where = title(node)
+    if isinstance(value, Constant):
+        raise GraphError(f"{where}: its weights are not quantized; quantize them too")
+    if not isinstance(value, Quantized):
+        raise GraphError(f"{where}: its weights are computed at run time; the integer graph needs constants")
+    levels = np.moveaxis(value.levels, axis, 0)
+    scale = np.moveaxis(np.broadcast_to(value.scale, value.levels.shape), axis, 0).reshape(len(levels), -1)
+    scale = scale.astype(np.float64)
+    if (scale != scale[:, :1]).any():
+        raise GraphError(f"{where}: its weights have several scales in an output channel; quantize by output channel or "
+                         "by tensor")
+    return dict(weight=np.ascontiguousarray(levels), weight_format=value.form or _weight_format(levels, where),
+                weight_scale=scale[:, 0].copy())
+
+
+def _bias(node, value, channels: int) -> np.ndarray:
+    if value is None:
+        return np.zeros(channels)
+    if not isinstance(value, KNOWN):
+        raise GraphError(f"{title(node)}: its bias is computed at run time; the integer graph needs a constant")
+    return np.broadcast_to(np.asarray(value.value, np.float64).reshape(-1), (channels,)).copy()
+
+
+def _window(node, options: dict, source: Stored, kernel: tuple, dilation: tuple = (1, 1), any_end: bool = False) -> dict:
+    """kernel, stride and padding of a sliding window; equal padding on both sides or refused, unless `any_end`."""
+    where = title(node)
+    if len(kernel) != 2:
+        raise GraphError(f"{where}: windows of {len(kernel)} axes have no integer form; only those of images have")
+    stride = tuple(options.get("strides", (1, 1)))
+    pads = tuple(options.get("pads", (0, 0, 0, 0)))
+    auto = options.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        need = [max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
+                for size, s, k, d in zip(source.shape[1:], stride, kernel, dilation)]
+        less, more = [n // 2 for n in need], [n - n // 2 for n in need]
+        pads = (*less, *more) if auto == "SAME_UPPER" else (*more, *less)
+    elif auto == "VALID":
+        pads = (0, 0, 0, 0)
+    if pads[:2] != pads[2:] and not any_end:
+        raise GraphError(f"{where}: padding {pads} differs from side to side; use equal padding")
+    return dict(kernel=tuple(kernel), stride=stride, padding=pads[:2])
+
+
+def conv(walk, node, value, weight, bias=None):
+    options, source = attributes(node), walk.builder.stored(value, title(node))
+    fields = _weights(node, weight, 0)
+    dilation = tuple(options.get("dilations", (1, 1)))
+    window = _window(node, options, source, fields["weight"].shape[2:], dilation)
+    del window["kernel"]
+    return Open(ir.Conv2d, node.name, source, dict(fields, **window, dilation=dilation, groups=options.get("group", 1)),
+                walk.shape(node.output[0], node), fields["weight_scale"] * source.scale,
+                _bias(node, bias, len(fields["weight"])))
+
+
+def gemm(walk, node, value, weight, bias=None):
+    options = attributes(node)
+    if options.get("transA", 0):
+        raise GraphError(f"{title(node)}: transA has no integer form; leave it 0")
+    return _linear(walk, node, value, weight, 0 if options.get("transB", 0) else 1, bias, options.get("alpha", 1.0),
+                   options.get("beta", 1.0))
+
+
+def matmul(walk, node, value, weight):
+    return _linear(walk, node, value, weight, 1)
+
+
+def _linear(walk, node, value, weight, axis, bias=None, alpha=1.0, beta=1.0):
+    where = title(node)
+    source = walk.builder.stored(value, where)
+    if len(walk.model.shape(node.input[0], where)) != 2:
+        raise GraphError(f"{where}: it multiplies along the width; only linear layers of (n, features) have an integer "
+                         "form, flatten before it")
+    fields = _weights(node, weight, axis)
+    if fields["weight"].ndim != 2:
+        raise GraphError(f"{where}: weights of {fields['weight'].ndim} axes have no integer form")
+    out = len(fields["weight"])
+    return Open(ir.Linear, node.name, source, fields, (out, 1, 1), alpha * fields["weight_scale"] * source.scale,
+                beta * _bias(node, bias, out))
+
+
+# -- pools ------------------------------------------------------------------------------------------------------
+def max_pool(walk, node, value):
+    options, where = attributes(node), title(node)
+    if len(node.output) > 1 and node.output[1]:
+        raise GraphError(f"{where}: the indices of a max pool have no integer form")
+    if any(d != 1 for d in options.get("dilations", ())):
+        raise GraphError(f"{where}: a dilated max pool has no integer form; use dilation 1")
+    # Padding at the end is never the maximum: the shape of the output says how many windows there are.
+    shape = walk.shape(node.output[0], node)
+    source = replace(value.source, shape=value.out_shape) if isinstance(value, Open) else walk.builder.stored(value, where)
+    window = _window(node, options, source, options["kernel_shape"], any_end=True)
+    for size, out, k, s, p in zip(source.shape[1:], shape[1:], window["kernel"], window["stride"], window["padding"]):
+        if not p < k or not (size + 2 * p - k) // s + 1 <= out <= (size + p - 1) // s + 1:
+            raise GraphError(f"{where}: its padding {tuple(options.get('pads', ()))} leaves out rows or adds empty windows; "
+                             "use equal padding smaller than the kernel")
+    if isinstance(value, Open):
+        return replace(value, pools=(*value.pools, dict(window, shape=shape)))
+    name = walk.builder.unique(node.name or node.output[0])
+    return walk.builder.append(ir.MaxPool2d(name, (source.name,), shape, source.form, source.scale, **window))
+
+
+def average_pool(walk, node, value):
+    options, where = attributes(node), title(node)
+    source = walk.builder.stored(value, where)
+    window = _window(node, options, source, options["kernel_shape"])
+    if options.get("ceil_mode", 0) or any(d != 1 for d in options.get("dilations", ())):
+        raise GraphError(f"{where}: average pooling with ceil_mode or dilation has no integer form; leave them out")
+    if window["padding"] != (0, 0) and not options.get("count_include_pad", 0):
+        raise GraphError(f"{where}: average pooling with padding needs count_include_pad=1")
+    return _average(walk, node, source, window)
+
+
+def global_average_pool(walk, node, value, axes=None):
+    options, source = attributes(node), walk.builder.stored(value, title(node))
+    if node.op_type == "ReduceMean":
+        found = axes.value.tolist() if isinstance(axes, Constant) else options.get("axes", ())
+        if sorted(axis % 4 for axis in found) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
+            raise GraphError(f"{title(node)}: only the mean over height and width has an integer form")
+    return _average(walk, node, source, dict(kernel=source.shape[1:], stride=source.shape[1:], padding=(0, 0)))
+
+
+def _average(walk, node, source, window):
+    channels, count = source.shape[0], window["kernel"][0] * window["kernel"][1]
+    return Open(ir.AvgPool2d, node.name, source, window, walk.shape(node.output[0], node),
+                np.full(channels, source.scale / count), np.zeros(channels))
+
+
+# -- elementwise ------------------------------------------------------------------------------------------------
+def _scaled(layer: Open, factor: np.ndarray, shift: np.ndarray, where: str) -> Open:
+    """factor * y + shift, float64 (c,)."""
+    low, high = layer.low, layer.high
+    if not layer.is_linear:
+        if (shift != 0).any() or (factor <= 0).any() or np.ptp(factor) != 0:
+            raise GraphError(f"{where}: it follows a ReLU, Clip or MaxPool that is not quantized; put a quantizer between")
+        low, high = low * factor[0], high * factor[0]
+    residual = None if layer.residual is None else layer.residual_gain * factor
+    return replace(layer, gain=layer.gain * factor, offset=layer.offset * factor + shift, residual_gain=residual, low=low,
+                   high=high)
+
+
+def _with_constant(walk, node, value, constant, place: int):
+    """Add, Sub, Mul or Div of an activation and a constant; `place` is the activation's among the inputs."""
+    where = title(node)
+    rank = len(walk.model.shape(node.input[place], where))
+    array, kind = np.asarray(constant.value), node.op_type
+    if kind == "Div" and place == 1:
+        raise GraphError(f"{where}: division by an activation has no integer form")
+    numbers = channels_of(array, rank, shape_of(value), where)
+    if isinstance(value, Image):
+        operand = numbers.astype(np.float32)[:, None]
+        function = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}[kind]
+        return replace(value, values=function(value.values, operand) if place == 0 else function(operand, value.values))
+    layer = walk.builder.open(value, where)
+    one, zero = np.ones(len(numbers)), np.zeros(len(numbers))
+    factor = {"Mul": numbers, "Div": 1 / np.where(numbers == 0, np.nan, numbers) if kind == "Div" else one}.get(kind, one)
+    shift = {"Add": numbers, "Sub": -numbers if place == 0 else numbers}.get(kind, zero)
+    if kind == "Sub" and place == 1:
+        factor = -one
+    return _scaled(layer, factor, shift, where)
+
+
+def arithmetic(walk, node, left, right):
+    if isinstance(right, KNOWN):
+        return _with_constant(walk, node, left, right, 0)
+    if isinstance(left, KNOWN):
+        return _with_constant(walk, node, right, left, 1)
+    where = title(node)
+    if node.op_type not in ("Add", "Sub"):
+        raise GraphError(f"{where}: the product or ratio of two activations has no integer form; only sums have")
+    layers = [walk.builder.open(value, where) for value in (left, right)]
+    if node.op_type == "Sub":
+        layers[1] = _scaled(layers[1], -np.ones(len(layers[1].gain)), np.zeros(len(layers[1].gain)), where)
+    return _sum(node, *layers)
+
+
+def _sum(node, first: Open, second: Open) -> Open:
+    where = title(node)
+    if first.is_copy and not second.is_copy:
+        first, second = second, first
+    if (not second.is_copy or not first.is_linear or first.residual is not None
+            or first.node not in (ir.Requantize, ir.Conv2d)):
+        raise GraphError(f"{where}: the engine adds a quantized tensor to a quantized tensor or to a convolution; put a "
+                         "quantizer on both operands")
+    if first.shape != second.shape:
+        raise GraphError(f"{where}: a sum of shapes {first.shape} and {second.shape} has no integer form; only sums "
+                         "of equal shapes have")
+    return replace(first, node=ir.Add if first.node is ir.Requantize else first.node, name=first.name or node.name,
+                   residual=second.source, residual_gain=second.gain, offset=first.offset + second.offset)
+
+
+def batch_norm(walk, node, value, gamma, beta, mean, variance):
+    options, where = attributes(node), title(node)
+    if options.get("training_mode", 0):
+        raise GraphError(f"{where}: it is in training mode; export the model after model.eval()")
+    arrays = [np.asarray(v.value) if isinstance(v, KNOWN) else None for v in (gamma, beta, mean, variance)]
+    if any(array is None for array in arrays):
+        raise GraphError(f"{where}: its parameters are computed at run time; the integer graph needs constants")
+    kind = np.float32 if isinstance(value, Image) else np.float64
+    gamma, beta, mean, variance = (array.astype(kind) for array in arrays)
+    factor = gamma / np.sqrt(variance + kind(options.get("epsilon", 1e-5)))
+    if isinstance(value, Image):
+        return replace(value, values=(value.values - mean[:, None]) * factor[:, None] + beta[:, None])
+    layer = walk.builder.open(value, where)
+    if len(factor) != len(layer.gain):
+        raise GraphError(f"{where}: it has {len(factor)} channels and its input {len(layer.gain)}; put it before the "
+                         "flatten")
+    return _scaled(layer, factor, beta - mean * factor, where)
+
+
+def _clip(walk, node, value, low: float, high: float):
+    if isinstance(value, Joined):
+        return Joined(tuple(_clip(walk, node, part, low, high) for part in value.parts))
+    if isinstance(value, Image):
+        return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
+    if isinstance(value, Stored) and value.form.min * value.scale >= low and value.form.max * value.scale <= high:
+        return value
+    layer = walk.builder.open(value, title(node))
+    return replace(layer, low=float(np.clip(layer.low, low, high)), high=float(np.clip(layer.high, low, high)))
+
+
+def relu(walk, node, value):
+    return _clip(walk, node, value, 0.0, np.inf)
+
+
+def clip(walk, node, value, low=None, high=None):
+    options, ends = attributes(node), []
+    for end, name, default in ((low, "min", -np.inf), (high, "max", np.inf)):
+        if end is not None and not isinstance(end, KNOWN):
+            raise GraphError(f"{title(node)}: its {name} is computed at run time; the integer graph needs a constant")
+        ends.append(options.get(name, default) if end is None else float(np.asarray(end.value).reshape(-1)[0]))
+    return _clip(walk, node, value, *ends)
+
+
+LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "AveragePool": average_pool,
+          "GlobalAveragePool": global_average_pool, "ReduceMean": global_average_pool, "Add": arithmetic, "Sub": arithmetic,
+          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Relu": relu, "Clip": clip}

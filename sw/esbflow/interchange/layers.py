@@ -1,0 +1,180 @@
+"""Builds integer nodes: real gains and offsets become m, n, b and s when a quantizer closes a layer."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.quantization import Quantization, limited
+from esbflow.interchange.values import Image, Joined, Open, Stored
+from esbflow.numbers import Format, Signed
+from esbflow.quant.export import requantizer
+from esbflow.quant.snap import snap_weights
+
+OUTPUT_FORMAT = Signed(32)
+"""Of an output that the model does not quantize."""
+
+class Builder:
+    """The graph so far. Every method that makes a node returns what the graph stores."""
+
+    def __init__(self, name: str):
+        self.graph = ir.Graph(name)
+        self.notes = []
+
+    def append(self, node: ir.Node) -> Stored:
+        self.graph.nodes.append(node)
+        return Stored(node.name, node.shape, node.format, node.scale)
+
+    def unique(self, name: str) -> str:
+        """A name for a node, from that of a node or tensor of the model: /block/conv1/Conv becomes block_conv1."""
+        parts = [part for part in re.split(r"[^0-9A-Za-z]+", name) if part]
+        if len(parts) > 1 and parts[-1] in ("Conv", "Gemm", "MatMul", "Add", "AveragePool", "GlobalAveragePool", "MaxPool"):
+            parts.pop()
+        base = "_".join(parts) or "layer"
+        known = {node.name for node in self.graph.nodes}
+        found, count = base, 2
+        while found in known:
+            found, count = f"{base}_{count}", count + 1
+        return found
+
+    # -- layers ---------------------------------------------------------------------------------------------
+    def open(self, value: Stored | Open, where: str) -> Open:
+        """The layer that `value` belongs to, or a copy of a stored tensor."""
+        if isinstance(value, Open):
+            return value
+        if isinstance(value, Joined):
+            value = self.join(value, where)
+        if not isinstance(value, Stored):
+            raise GraphError(f"{where}: its input is not an activation tensor; only weights and biases may be constants")
+        channels = value.shape[0]
+        return Open(ir.Requantize, "", value, {}, value.shape, np.full(channels, value.scale), np.zeros(channels))
+
+    def stored(self, value, where: str) -> Stored:
+        """`value`, which must be quantized."""
+        if isinstance(value, Joined):
+            value = self.join(value, where)
+        if isinstance(value, Image):
+            raise GraphError(f"{where}: the model's input is not quantized; put a quantizer (QuantIdentity, QuantizeLinear) "
+                             "right after the input")
+        if not isinstance(value, Stored):
+            raise GraphError(f"{where}: its input is not quantized; put a quantizer before it")
+        return value
+
+    def quantize(self, value, rule: Quantization, name: str, where: str) -> Stored:
+        """Close a layer, requantize a tensor, or make the input's table."""
+        if rule.form is None:
+            raise GraphError(rule.reason)
+        if rule.scale.size != 1:
+            raise GraphError(f"{where}: an activation with a scale for each channel has no integer form; use one scale "
+                             "a tensor")
+        if isinstance(value, Image):
+            table = rule.levels(value.values)
+            if isinstance(rule.form, Signed) and rule.form.bits > 8 or rule.form.max > 255:
+                raise GraphError(f"{where}: the input is quantized to {rule.form}; the engine reads at most 8 bits")
+            return self.append(ir.Input(self.unique("input"), (), value.shape, rule.form, rule.step, table=table))
+        if isinstance(value, Joined):
+            parts = tuple(self.quantize(part, rule, f"{name}_{i}", where) for i, part in enumerate(value.parts))
+            return self.join(Joined(parts), where, name)
+        if isinstance(value, Stored) and (value.form, value.scale) == (rule.form, rule.step) and rule.rounding == "nearest":
+            return value
+        layer = self.open(value, where)
+        offset = layer.offset - (0.5 * rule.step if rule.rounding == "floor" else 0.0)  # floor(x) = round(x - 1/2)
+        form = limited(rule.form, layer.low / rule.step, layer.high / rule.step, where)
+        return self.close(replace(layer, offset=offset), name, form, rule.step, where)
+
+    def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
+        """Append the layer's node, and its max pools, with an output of `form` and real `scale`."""
+        inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
+        constants = requantizer(layer.gain / scale, layer.offset / scale,
+                                None if layer.residual is None else layer.residual_gain / scale, where)
+        fields = layer.fields
+        if "weight" in fields:
+            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
+                                           np.ldexp(layer.gain / scale, constants.s))
+            fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
+            constants = replace(constants, m=m)
+        name = self.unique(layer.name or name)
+        first = self.unique(f"{name}_unpooled") if layer.pools else name
+        result = self.append(layer.node(name=first, inputs=inputs, shape=layer.shape, format=form, scale=float(scale),
+                                        requantizer=constants, **fields))
+        for i, pool in enumerate(layer.pools):
+            last = i == len(layer.pools) - 1
+            result = self.append(ir.MaxPool2d(name if last else self.unique(f"{name}_pool{i}"), (result.name,),
+                                              format=form, scale=float(scale), **pool))
+        return result
+
+    def join(self, value: Joined, where: str, name: str | None = None) -> Stored:
+        """One Concat; parts of another format or scale are requantized to those of the part with the largest reach."""
+        parts = [self.stored(part, where) for part in value.parts]
+        largest = max(parts, key=lambda part: part.scale * max(-part.form.min, part.form.max))
+        same = []
+        for part in parts:
+            if (part.form, part.scale) != (largest.form, largest.scale):
+                part = self.close(self.open(part, where), f"{part.name}_joined", largest.form, largest.scale, where)
+            same.append(part)
+        return self.append(ir.Concat(self.unique(name or where), tuple(part.name for part in same), value.shape,
+                                     largest.form, largest.scale))
+
+    def output(self, value, name: str) -> Stored:
+        """The graph's last tensor: as it is stored, or with 32 bits and one scale so that nothing saturates.
+
+        Raises
+        ------
+        GraphError
+            if it is no activation, or ends in a clip.
+        """
+        where = f"output {name!r}"
+        if isinstance(value, Joined):
+            value = self.join(value, where, name)
+        if isinstance(value, Stored):
+            return value
+        if not isinstance(value, Open):
+            raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
+        if value.low > -np.inf or value.high < np.inf:
+            raise GraphError(f"{where}: the model ends in a ReLU or Clip; leave it to the host, or quantize its output")
+        finest, reach = float(np.abs(value.gain).max()), _reach(value)
+        scale = max(finest, reach / (OUTPUT_FORMAT.max * 0.999)) if finest > 0 else max(reach, 1.0) / OUTPUT_FORMAT.max
+        return self.close(value, name, OUTPUT_FORMAT, scale, where)
+
+    def finish(self, output: Stored) -> ir.Graph:
+        """The graph without nodes on which the output does not depend."""
+        needed, kept = {output.name}, []
+        for node in reversed(self.graph.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+                kept.append(node)
+        self.graph.nodes = kept[::-1]
+        return self.graph
+
+
+def _reach(layer: Open) -> float:
+    """The largest magnitude that the layer's real output can have."""
+    source = max(-layer.source.form.min, layer.source.form.max)
+    acc = np.full(len(layer.gain), source)
+    if "weight" in layer.fields:
+        acc = np.abs(layer.fields["weight"]).reshape(len(layer.gain), -1).sum(axis=1) * source
+    elif layer.node is ir.AvgPool2d:
+        acc = acc * layer.fields["kernel"][0] * layer.fields["kernel"][1]
+    reach = np.abs(layer.gain) * acc + np.abs(layer.offset)
+    if layer.residual is not None:
+        reach = reach + np.abs(layer.residual_gain) * max(-layer.residual.form.min, layer.residual.form.max)
+    return float(reach.max())
+
+
+def channels_of(array: np.ndarray, rank: int, shape: tuple, where: str) -> np.ndarray:
+    """float64 (c,) of a constant that is combined with a tensor of `rank` axes and `shape` (c, h, w).
+
+    Raises
+    ------
+    GraphError
+        if it differs from pixel to pixel, or would change the tensor's shape.
+    """
+    array = np.asarray(array, np.float64)
+    sizes = (1,) * (rank - array.ndim) + array.shape
+    if len(sizes) != rank or sizes[0] != 1 or any(size != 1 for size in sizes[2:]) or sizes[1] not in (1, shape[0]):
+        raise GraphError(f"{where}: a constant of shape {array.shape} is not one number, nor one for each of {shape[0]} "
+                         "channels; fold it into the weights, or train without it")
+    return np.broadcast_to(array.reshape(-1), (shape[0],)).copy()
+

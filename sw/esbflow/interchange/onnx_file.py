@@ -1,0 +1,175 @@
+"""Reads ONNX files: whole, of a known version, in float32, with fixed shapes, quantized; or refused by one sentence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, numpy_helper, shape_inference
+
+from esbflow.graph.errors import GraphError
+
+OPSETS = range(9, 25)
+"""Versions of the ONNX operator set whose operators the import knows."""
+
+QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
+QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant")
+OPERATOR_FORMAT = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
+UNSUPPORTED_TYPES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
+
+
+@dataclass(eq=False)
+class Model:
+    """What the import needs of a file. Shapes are those of ONNX, with the batch axis."""
+
+    name: str
+    nodes: list
+    constants: dict  # name -> array
+    input: str
+    output: str
+    shapes: dict  # name -> tuple of ints
+    metadata: dict
+    producer: str
+    opset: int
+    input_is_codes: bool  # uint8: pixels as they are
+
+    def shape(self, tensor: str, where: str) -> tuple:
+        """Raises GraphError if shape inference does not know it."""
+        if tensor not in self.shapes:
+            raise GraphError(f"{where}: the shape of {tensor!r} is not known; run onnx.shape_inference on the model, or "
+                             "export it with fixed shapes")
+        return self.shapes[tensor]
+
+
+def read(path) -> Model:
+    """Read and check a file.
+
+    Raises
+    ------
+    GraphError
+        if it is missing, not whole, not quantized, of a newer version, in another precision, or of unknown shapes.
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load(path)
+        onnx.checker.check_model(without_quantizers(proto))
+    except FileNotFoundError as error:
+        what = path if not path.exists() else f"the weights of {path}, {error.filename or error}"
+        raise GraphError(f"there is no file {what}") from None
+    except IsADirectoryError:
+        raise GraphError(f"{path} is a folder, not an ONNX file") from None
+    except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, RuntimeError, EOFError) as error:
+        _check_version(path, locals().get("proto"))
+        raise GraphError(f"{path} is not a whole ONNX file ({_first_line(error)}); export the model again") from None
+    return from_proto(proto, path)
+
+
+def from_proto(proto: onnx.ModelProto, where) -> Model:
+    """The same for a model in memory; `where` is what sentences call it."""
+    opset = _check_version(where, proto)
+    graph = proto.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise GraphError(f"{where} has {len(inputs)} inputs and {len(graph.output)} outputs; the integer graph has one of "
+                         "each")
+    _check_types(where, graph)
+    _check_quantized(where, graph)
+    return Model(
+        name=Path(str(where)).stem, nodes=list(graph.node), constants=constants, input=inputs[0].name,
+        output=graph.output[0].name, shapes=_shapes(where, proto, inputs[0]),
+        metadata={entry.key: entry.value for entry in proto.metadata_props},
+        producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
+        opset=opset, input_is_codes=inputs[0].type.tensor_type.elem_type == TensorProto.UINT8)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _check_version(where, proto) -> int:
+    if proto is None:
+        return 0
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = versions.get("", versions.get("ai.onnx", 0))
+    if opset and opset not in OPSETS:
+        raise GraphError(f"{where} uses ONNX opset {opset} and the import knows {OPSETS[0]} to {OPSETS[-1]}; export it with "
+                         "opset_version=17, or use onnx.version_converter")
+    return opset
+
+
+def _check_types(where, graph) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = UNSUPPORTED_TYPES.get(value.type.tensor_type.elem_type)
+        if kind:
+            raise GraphError(f"{where}: tensor {value.name!r} is {kind}; export the model in float32")
+    for tensor in graph.initializer:
+        kind = UNSUPPORTED_TYPES.get(tensor.data_type)
+        if kind and tensor.data_type != TensorProto.DOUBLE:
+            raise GraphError(f"{where}: tensor {tensor.name!r} is {kind}; export the model in float32")
+
+
+def _check_quantized(where, graph) -> None:
+    kinds = {node.op_type for node in graph.node}
+    for kind in OPERATOR_FORMAT:
+        if kind in kinds:
+            raise GraphError(f"{where} has {kind} nodes; quantize it with quant_format=QuantFormat.QDQ and static scales")
+    if not kinds & {"QuantizeLinear", "DequantizeLinear", *QONNX_OPERATORS}:
+        raise GraphError(f"{where} is not quantized; quantize it with onnxruntime.quantization.quantize_static, or train it "
+                         "with Brevitas or esbflow, first")
+
+
+def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that onnx itself understands: QONNX's quantizers do not change a shape, so they become Identity."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for node in copy.graph.node:
+        if node.op_type in QONNX_OPERATORS and (node.domain in QONNX_DOMAINS or not node.domain):
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:]
+            del node.attribute[:]
+    return copy
+
+
+def _shapes(where, proto: onnx.ModelProto, image) -> dict:
+    copy = without_quantizers(proto)
+    axes = next(v for v in copy.graph.input if v.name == image.name).type.tensor_type.shape.dim
+    if len(axes) != 4:
+        raise GraphError(f"{where}: its input has {len(axes)} axes; the integer graph takes images (n, channels, "
+                         "height, width)")
+    if not axes[0].HasField("dim_value") or axes[0].dim_value < 1:
+        axes[0].dim_value = 1
+    for axis in axes[1:]:
+        if not axis.HasField("dim_value") or axis.dim_value < 1:
+            raise GraphError(f"{where}: its input has an axis of unknown size {axis.dim_param!r}; only the batch may be "
+                             "dynamic, export it with a fixed height and width")
+    # What the file says of later tensors may hold the batch's name; it is inferred anew.
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
+    except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise GraphError(f"{where}: its shapes do not fit together ({_first_line(error)}); export the model again") from None
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim):
+            shapes[value.name] = tuple(axis.dim_value for axis in kind.shape.dim)
+    return shapes
+
+
+def attributes(node) -> dict:
+    """A node's attributes as Python values; strings, not bytes."""
+    found = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return found
+
+
+def title(node) -> str:
+    """How sentences call a node."""
+    return f"{node.op_type} node {node.name or node.output[0]!r}"
+

@@ -1,0 +1,185 @@
+"""ONNX (QDQ) and QONNX -> the integer graph.
+
+The model is walked once. Quantizers become tensors that the graph stores; what lies between two of them becomes one engine
+layer, y = gain[c]*acc + residual_gain[c]*r + offset[c], whose real coefficients the requantizer takes with 12 bits. So the
+result is not bit for bit what onnxruntime computes in float32: a value may be one step off (docs/interchange.md).
+"""
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.graph.validate import validate
+from esbflow.interchange.layer_nodes import LAYERS
+from esbflow.interchange.layers import Builder
+from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, read, title
+from esbflow.interchange.quantizer_nodes import QUANTIZERS
+from esbflow.interchange.shape_nodes import SHAPES
+from esbflow.interchange.values import Codes, Constant, Image, Quantized
+
+HANDLERS = {**QUANTIZERS, **LAYERS, **SHAPES}
+
+PIXEL_MAX = "esbflow.pixel_max"
+"""Metadata of a model that `esbflow export` wrote: the real input of the brightest pixel."""
+
+FIXES = {
+    "Softmax": "leave it to the host: cut it off, the largest value stays the largest",
+    "LogSoftmax": "leave it to the host: cut it off, the largest value stays the largest",
+    "ArgMax": "leave it to the host: cut it off",
+    "Sigmoid": "use ReLU", "HardSigmoid": "use ReLU", "HardSwish": "use ReLU", "LeakyRelu": "use ReLU", "PRelu": "use ReLU",
+    "Elu": "use ReLU", "Gelu": "use ReLU", "Tanh": "use ReLU, or quantize to one bit", "Pad": "use the layer's own padding",
+    "ConvTranspose": "use Resize and Conv", "GlobalMaxPool": "use MaxPool with the map's size",
+    "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
+    "MultiThreshold": "import the QONNX model as it was before FINN's conversion",
+    "LayerNormalization": "use BatchNormalization",
+}
+
+
+def import_onnx(path, name: str | None = None, mean=0.0, std=1.0, pixel_max: float | None = None) -> ir.Graph:
+    """Read a quantized ONNX or QONNX model.
+
+    Parameters
+    ----------
+    path : of the file.
+    name : of the graph; the file's by default.
+    mean, std : one number, or one a channel. The model's input is (pixel / 255 * pixel_max - mean) / std for a pixel 0..255.
+    pixel_max : 1 by default, or what the file's metadata says. A model with uint8 input takes pixels as they are.
+
+    Returns
+    -------
+    A validated graph. Its `info` has `imported` (producer, opset) and `notes`, a list of sentences on what was left out.
+
+    Raises
+    ------
+    GraphError
+        if the file or something in it has no integer form, naming the node and the nearest fix.
+    """
+    return import_model(read(path), name, mean, std, pixel_max)
+
+
+def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel_max: float | None = None) -> ir.Graph:
+    """The same for a model that was read."""
+    if pixel_max is None:
+        try:
+            pixel_max = float(model.metadata.get(PIXEL_MAX, 1.0))
+        except ValueError:
+            raise GraphError(f"the model's metadata {PIXEL_MAX} is no number; give --pixel-max") from None
+    shape = model.shapes[model.input][1:]
+    walk = Walk(model, name or model.name)
+    walk.values[model.input] = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
+    for node in model.nodes:
+        walk.visit(node)
+    if model.output not in walk.values:
+        raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
+    value = walk.values[model.output]
+    output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
+    graph = walk.builder.finish(output)
+    graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
+    return validate(graph)
+
+
+def _pixels(channels: int, mean, std, pixel_max: float, raw: bool) -> np.ndarray:
+    """float32 (c, 256): the model's input for every value of a pixel."""
+    pixels = np.tile(np.arange(256.0), (channels, 1))
+    if raw:
+        return pixels.astype(np.float32)
+    mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (mean, std))
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels) or not np.isfinite(values).all() or what == "std" and not (values > 0).all():
+            raise GraphError(f"{what} must be one number or {channels}, finite, and a std positive; not {values.tolist()}")
+    if not (np.isfinite(pixel_max) and pixel_max > 0):
+        raise GraphError(f"the brightest pixel's value must be positive and finite, not {pixel_max}")
+    return ((pixels * (pixel_max / 255) - mean[:, None]) / std[:, None]).astype(np.float32)
+
+
+class Walk:
+    """One pass over a model. Handlers get (walk, node, *values of the inputs), None for an input left out."""
+
+    def __init__(self, model: Model, name: str):
+        self.model = model
+        self.builder = Builder(name)
+        self.values = {key: Constant(value) for key, value in model.constants.items()}
+        self.codes_in = model.input_is_codes
+        self.consumers = {}
+        for node in model.nodes:
+            for tensor in node.input:
+                self.consumers.setdefault(tensor, []).append(node)
+
+    def visit(self, node) -> None:
+        if node.op_type == "Constant":
+            self.values[node.output[0]] = Constant(_constant(node))
+            return
+        inputs = []
+        for tensor in node.input:
+            if tensor and tensor not in self.values:
+                raise GraphError(f"{title(node)}: its input {tensor!r} is not computed before it; export the model again")
+            inputs.append(self.values[tensor] if tensor else None)
+        result = self._compute(node, inputs)
+        self.values[node.output[0]] = result
+
+    def _compute(self, node, inputs):
+        if node.op_type == "Shape":
+            return Constant(np.array(self.model.shape(node.input[0], title(node)), np.int64))
+        handler = HANDLERS.get(node.op_type)
+        if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
+            handler = None
+        known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
+        keeps = node.op_type in QUANTIZERS or isinstance(inputs[0] if inputs else None, Quantized) and node.op_type in SHAPES
+        if known and not keeps and not node.domain:
+            return _fold(node, inputs, self.model.opset)
+        if handler is None:
+            raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
+                             f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
+        for value, tensor in zip(inputs, node.input):
+            if isinstance(value, Codes) and node.op_type != "DequantizeLinear":
+                if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
+                    raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
+        try:
+            return handler(self, node, *inputs)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            raise GraphError(f"{title(node)}: it has {len(inputs)} inputs, which is not its number; export the model "
+                             "again") from None
+
+    def shape(self, tensor: str, node) -> tuple:
+        """(c, h, w) of a tensor of the model."""
+        found = self.model.shape(tensor, title(node))
+        if len(found) not in (2, 4):
+            raise GraphError(f"{title(node)}: a tensor of shape {found} has no integer form; only (n, channels, height, "
+                             "width) and (n, features) have")
+        return tuple(found[1:]) + (1,) * (4 - len(found))
+
+    def only_feeds_output(self, node) -> bool:
+        """Whether a QuantizeLinear and its DequantizeLinear stand just before the model's output, and nowhere else."""
+        readers = self.consumers.get(node.output[0], [])
+        return len(readers) == 1 and readers[0].op_type == "DequantizeLinear" and readers[0].output[0] == self.model.output
+
+
+def _constant(node) -> np.ndarray:
+    options = attributes(node)
+    if "value" in options:
+        return onnx.numpy_helper.to_array(options["value"])
+    for name in ("value_float", "value_floats", "value_int", "value_ints"):
+        if name in options:
+            return np.asarray(options[name], np.float32 if "float" in name else np.int64)
+    raise GraphError(f"{title(node)}: only tensors and numbers can be constants")
+
+
+def _fold(node, inputs, opset: int) -> Constant:
+    """The result of a node whose inputs are all known, by the reference implementation of onnx."""
+    arrays = {}
+    for tensor, value in zip(node.input, inputs):
+        if value is not None:
+            array = np.asarray(value.value)
+            arrays[tensor] = array.astype(np.float32) if isinstance(value, Quantized) else array
+    try:
+        known, result = ([onnx.helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
+                         for tensors in (arrays, node.output[:1]))
+        graph = onnx.helper.make_graph([node], "constant", known, result)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        return Constant(np.asarray(ReferenceEvaluator(model).run(None, arrays)[0]))
+    except Exception as error:  # the evaluator raises whatever its implementations raise
+        raise GraphError(f"{title(node)}: its constant cannot be computed ({error}); simplify the model first") from None

@@ -1,0 +1,151 @@
+"""QuantizeLinear and DequantizeLinear of ONNX; Quant, FloatQuant and BipolarQuant of QONNX."""
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.interchange import quantization
+from esbflow.interchange.onnx_file import attributes, title
+from esbflow.interchange.quantization import ROUNDINGS, Quantization
+from esbflow.interchange.values import Codes, Constant, Image, Open, Quantized
+
+CODE_RANGES = {"int2": (-2, 1), "uint2": (0, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
+               "int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1), "int32": (-(1 << 31), (1 << 31) - 1)}
+_OUTPUT_TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22: "int4"}  # numbers of onnx.TensorProto
+
+
+def _known(node, value, what: str) -> np.ndarray:
+    if not isinstance(value, (Constant, Quantized)):
+        raise GraphError(f"{title(node)}: its {what} is computed at run time; the integer graph needs static quantization")
+    return np.asarray(value.value)
+
+
+def _whole(node, value, what: str) -> int:
+    array = _known(node, value, what)
+    if array.size != 1 or float(array.reshape(-1)[0]) != int(array.reshape(-1)[0]):
+        raise GraphError(f"{title(node)}: its {what} must be one whole number")
+    return int(array.reshape(-1)[0])
+
+
+def _apply(walk, node, value, rule: Quantization):
+    if isinstance(value, (Constant, Quantized)):
+        return Quantized(rule.levels(value.value), rule.scale, rule.form)
+    return walk.builder.quantize(value, rule, node.output[0], title(node))
+
+
+def _rounding(node, options: dict) -> str:
+    mode = options.get("rounding_mode", "ROUND").upper()
+    if mode not in ROUNDINGS:
+        raise GraphError(f"{title(node)}: the engine cannot round by {mode}; use rounding_mode ROUND")
+    return ROUNDINGS[mode]
+
+
+# -- QONNX ------------------------------------------------------------------------------------------------------
+def quant(walk, node, value, scale, zero_point, bits):
+    options, where = attributes(node), title(node)
+    bits, scale = _whole(node, bits, "bit width"), _known(node, scale, "scale")
+    zero = _whole(node, zero_point, "zero point")
+    signed, narrow = options.get("signed", 1), options.get("narrow", 0)
+    if not 1 <= bits <= 32:
+        raise GraphError(f"{where}: its bit width must be in 1..32, not {bits}")
+    if bits == 1 and signed:
+        if zero:
+            raise GraphError(f"{where}: a signed bit with zero point {zero} has no integer form; use zero point 0")
+        return _apply(walk, node, value, quantization.bipolar(scale, where))
+    low, high = (-(1 << bits - 1) + narrow, (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1 - narrow)
+    rule = quantization.linear(low, high, scale, where, zero, _rounding(node, options), zero)
+    return _apply(walk, node, value, rule)
+
+
+def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None):
+    options, where = attributes(node), title(node)
+    if not options.get("saturation", 1) or not options.get("has_subnormal", 0):
+        raise GraphError(f"{where}: the engine's floating point saturates and has subnormals; use saturation=1 and "
+                         "has_subnormal=1")
+    if ROUNDINGS.get(options.get("rounding_mode", "ROUND").upper()) != "nearest":
+        raise GraphError(f"{where}: the engine rounds floating point to nearest only; use rounding_mode ROUND")
+    exponent, mantissa = _whole(node, exponent, "exponent width"), _whole(node, mantissa, "mantissa width")
+    limit = None if largest is None else float(_known(node, largest, "largest value").reshape(-1)[0])
+    try:
+        rule = quantization.floating(exponent, mantissa, _whole(node, bias, "exponent bias"), limit,
+                                     _known(node, scale, "scale"), where)
+    except GraphError:
+        raise
+    except ValueError as error:
+        raise GraphError(f"{where}: {exponent} exponent and {mantissa} mantissa bits are no ESB format ({error})") from None
+    return _apply(walk, node, value, rule)
+
+
+def bipolar_quant(walk, node, value, scale):
+    return _apply(walk, node, value, quantization.bipolar(_known(node, scale, "scale"), title(node)))
+
+
+# -- ONNX -------------------------------------------------------------------------------------------------------
+def _along(node, array: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """A vector as an array that broadcasts along `axis` of a tensor of `rank` axes."""
+    if array.size == 1:
+        return array.reshape((1,) * rank)
+    if array.ndim != 1:
+        raise GraphError(f"{title(node)}: scales by blocks have no integer form; quantize by tensor or by channel")
+    return array.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def _codes(node, kind: str) -> tuple:
+    if kind not in CODE_RANGES:
+        raise GraphError(f"{title(node)}: codes of type {kind} have no integer form; quantize to int8 or uint8")
+    return CODE_RANGES[kind]
+
+
+def quantize_linear(walk, node, value, scale, zero_point=None):
+    options, where = attributes(node), title(node)
+    scale = quantization.check_scale(_known(node, scale, "scale"), where)
+    if zero_point is None:
+        kind, zeros = _OUTPUT_TYPES.get(options.get("output_dtype", 0) or 2, "float8"), np.zeros(1, np.int64)
+    else:
+        zeros = _known(node, zero_point, "zero point")
+        kind, zeros = str(zeros.dtype), zeros.astype(np.int64).reshape(-1)
+    low, high = _codes(node, kind)
+    if isinstance(value, (Constant, Quantized)):
+        array = np.asarray(value.value)
+        scale, zeros = (_along(node, v, options.get("axis", 1), array.ndim) for v in (scale, zeros))
+        codes = np.clip(np.rint(np.asarray(array, np.float32) / scale) + zeros, low, high).astype(np.int64)
+        form = quantization.linear(low, high, scale, where, int(zeros.max())).form if np.ptp(zeros) == 0 else None
+        return Codes(Quantized(codes - zeros, scale, form), scale.reshape(-1), int(zeros.reshape(-1)[0]))
+    zero = int(zeros[0])
+    rule = quantization.linear(low, high, scale, where, zero)
+    if rule.form is None and isinstance(value, Open) and walk.only_feeds_output(node):
+        # The host reads 32 bits just as well; nothing has to be rounded to codes that the engine does not have.
+        walk.builder.notes.append(f"{where} is left out: zero point {zero} gives levels {rule.low}..{rule.high}")
+        return Codes(value, scale.reshape(-1), zero)
+    return Codes(_apply(walk, node, value, rule), scale.reshape(-1), zero)
+
+
+def dequantize_linear(walk, node, value, scale, zero_point=None):
+    options, where = attributes(node), title(node)
+    scale = quantization.check_scale(_known(node, scale, "scale"), where)
+    zeros = np.zeros(1) if zero_point is None else _known(node, zero_point, "zero point")
+    zeros = zeros.astype(np.int64).reshape(-1)
+    if isinstance(value, Codes):
+        if not np.array_equal(scale.reshape(-1), value.scale) or zeros[0] != value.zero_point:
+            raise GraphError(f"{where}: its scale or zero point is not that of the QuantizeLinear before it; quantize the "
+                             "model again")
+        return value.value
+    if isinstance(value, Image) and walk.codes_in:
+        rule = quantization.linear(0, 255, scale, where, int(zeros[0]))
+        if rule.form is None:
+            raise GraphError(rule.reason)
+        table = value.values.astype(np.int64) - zeros[0]
+        return walk.builder.append(ir.Input("input", (), value.shape, rule.form, rule.step, table=table))
+    if not isinstance(value, Constant):
+        raise GraphError(f"{where}: its input is neither codes of a QuantizeLinear nor a constant; export the model in "
+                         "QDQ format")
+    low, high = _codes(node, str(value.value.dtype))
+    rank = max(1, value.value.ndim)
+    levels = value.value.astype(np.int64).reshape(value.value.shape or (1,))
+    scale, zeros = (_along(node, v, options.get("axis", 1), rank) for v in (scale, zeros))
+    form = quantization.linear(low, high, scale, where, int(zeros.max())).form if np.ptp(zeros) == 0 else None
+    return Quantized(levels - zeros, scale, form)
+
+
+QUANTIZERS = {"Quant": quant, "IntQuant": quant, "FloatQuant": float_quant, "BipolarQuant": bipolar_quant,
+              "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear}

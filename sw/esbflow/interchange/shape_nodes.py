@@ -1,0 +1,83 @@
+"""Operators of ONNX that move values and do not change them: flatten, concatenate, repeat; and those on constants."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.onnx_file import attributes, title
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, Stored, shape_of
+
+REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
+"""Pairs of coordinate_transformation_mode and nearest_mode with which Resize repeats pixels, for every whole factor."""
+
+
+def reshape(walk, node, value, *others):
+    """Flatten, Reshape, Squeeze, Unsqueeze: (n, c, h, w) to the same or to (n, c*h*w), and back."""
+    if isinstance(value, Quantized):
+        shape = walk.model.shape(node.output[0], title(node))
+        scale = np.broadcast_to(value.scale, value.levels.shape)
+        return Quantized(value.levels.reshape(shape), scale.reshape(shape), value.form)
+    shape, found = shape_of(value), walk.model.shape(node.output[0], title(node))[1:]
+    if tuple(found) not in (tuple(shape), (int(np.prod(shape)),)):
+        raise GraphError(f"{title(node)}: a change of shape from {tuple(shape)} to {tuple(found)} has no integer form; only "
+                         "flatten has")
+    return value
+
+
+def transpose(walk, node, value):
+    if not isinstance(value, Quantized):
+        raise GraphError(f"{title(node)}: axes of activations cannot be swapped; export the model as (n, channels, height, "
+                         "width)")
+    order = attributes(node).get("perm")
+    full = np.broadcast_to(value.scale, value.levels.shape)
+    return Quantized(value.levels.transpose(order), full.transpose(order), value.form)
+
+
+def identity(walk, node, value, *others):
+    """Identity, Dropout of a model in evaluation, Cast."""
+    if node.op_type == "Cast" and isinstance(value, Image):
+        target = attributes(node)["to"]
+        return value if target == 1 else replace(value, values=np.trunc(value.values).astype(np.float32))
+    return value
+
+
+def gather(walk, node, data, indices):
+    """A table of values looked up by pixels; nothing else has an integer form."""
+    if not isinstance(indices, Image) or not isinstance(data, Constant) or data.value.ndim != 1:
+        raise GraphError(f"{title(node)}: only a look-up of the input's pixels in a constant table has an integer form")
+    places = indices.values.astype(np.int64)
+    if places.min() < -len(data.value) or places.max() >= len(data.value):
+        raise GraphError(f"{title(node)}: pixels beyond its table of {len(data.value)} values")
+    return replace(indices, values=data.value[places].astype(np.float32))
+
+
+def concat(walk, node, *values):
+    where = title(node)
+    rank = len(walk.model.shape(node.output[0], where))
+    shapes = [shape_of(value) for value in values if isinstance(value, (Stored, Open, Joined))]
+    if len(shapes) != len(values):
+        raise GraphError(f"{where}: an operand is not quantized, or a constant; quantize all operands")
+    if attributes(node).get("axis", 1) % rank != 1 or rank == 2 and any(shape[1:] != (1, 1) for shape in shapes):
+        raise GraphError(f"{where}: only channels can be joined (axis 1 of (n, channels, height, width))")
+    parts = tuple(part for value in values for part in (value.parts if isinstance(value, Joined) else (value,)))
+    if all(isinstance(part, Stored) for part in parts) and len({(str(part.form), part.scale) for part in parts}) == 1:
+        return walk.builder.join(Joined(parts), where, node.name or node.output[0])
+    return Joined(parts)
+
+
+def resize(walk, node, value, *others):
+    options, source = attributes(node), walk.builder.stored(value, title(node))
+    shape = walk.shape(node.output[0], node)
+    factor = tuple(new // old for new, old in zip(shape[1:], source.shape[1:]))
+    whole = min(factor) >= 1 and shape == (source.shape[0], *(s * f for s, f in zip(source.shape[1:], factor)))
+    rule = (options.get("coordinate_transformation_mode", "half_pixel"), options.get("nearest_mode", "round_prefer_floor"))
+    if not whole or options.get("mode", "nearest") != "nearest" or rule not in REPEATS:
+        raise GraphError(f"{title(node)}: only repeating pixels by whole factors has an integer form (mode nearest)")
+    name = walk.builder.unique(node.name or node.output[0])
+    return walk.builder.append(ir.Upsample(name, (source.name,), shape, source.form, source.scale, factor=factor))
+
+
+SHAPES = {"Flatten": reshape, "Reshape": reshape, "Squeeze": reshape, "Unsqueeze": reshape, "Transpose": transpose,
+          "Identity": identity, "Dropout": identity, "Cast": identity, "Gather": gather, "Concat": concat, "Resize": resize}

@@ -1,0 +1,107 @@
+"""What a tensor of an ONNX model can be while the model is walked."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.numbers import Format
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Known numbers, of whatever shape."""
+
+    value: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Known and quantized: `levels` times `scale`, which broadcasts. `form` is None if the engine has no such format."""
+
+    levels: np.ndarray
+    scale: np.ndarray
+    form: Format | None
+
+    @property
+    def value(self) -> np.ndarray:
+        return self.levels * self.scale.astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The model's input, or an elementwise function of it: float32 (c, 256), a real value for each value of a pixel."""
+
+    values: np.ndarray
+    shape: tuple
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor (c, h, w) that the graph stores."""
+
+    name: str
+    shape: tuple
+    form: Format
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """An engine layer that no quantizer has closed yet: y = clip(gain*acc + residual_gain*r + offset), then max pools.
+
+    gain, offset and residual_gain are float64 (c,); low and high are the clip's ends, real. Max pools come after rounding
+    in the graph; rounding and clipping are monotonic, so that the order makes no difference.
+    """
+
+    node: type
+    name: str
+    source: Stored
+    fields: dict
+    shape: tuple
+    gain: np.ndarray
+    offset: np.ndarray
+    residual: Stored | None = None
+    residual_gain: np.ndarray | None = None
+    low: float = -np.inf
+    high: float = np.inf
+    pools: tuple = ()  # of dicts with kernel, stride, padding, shape
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether nothing but gain and offset has been applied."""
+        return not self.pools and self.low == -np.inf and self.high == np.inf
+
+    @property
+    def out_shape(self) -> tuple:
+        return self.pools[-1]["shape"] if self.pools else self.shape
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a stored tensor, scaled and shifted, and nothing else."""
+        return self.node is ir.Requantize and self.residual is None and self.is_linear
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several tensors, their channels in order, that do not share format and scale yet."""
+
+    parts: tuple
+
+    @property
+    def shape(self) -> tuple:
+        return (sum(shape_of(part)[0] for part in self.parts), *shape_of(self.parts[0])[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Between QuantizeLinear and DequantizeLinear: the tensor, and the scale and zero point it was coded with."""
+
+    value: object
+    scale: np.ndarray
+    zero_point: int
+
+
+def shape_of(value) -> tuple:
+    """(c, h, w) of a tensor."""
+    return value.out_shape if isinstance(value, Open) else value.shape
