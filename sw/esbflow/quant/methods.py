@@ -18,6 +18,7 @@ from esbflow.quant.lqnets import LQActivation, LQWeightQuantizer
 from esbflow.quant.lsq import LSQWeightQuantizer
 from esbflow.quant.pact import PACTActivation
 from esbflow.quant.pot import PowerOfTwoQuantizer
+from esbflow.quant.product import ProductQuantizer
 from esbflow.quant.sq import StochasticQuantizer
 from esbflow.quant.srq import SRQActivation, SRQWeightQuantizer
 from esbflow.quant.twn import TernaryQuantizer
@@ -96,6 +97,13 @@ def _alq(arguments, options, name):
     return ALQQuantizer(_bits(arguments, "alq:BITS"), *arguments[1:], name=name)
 
 
+def _pq(arguments, options, name):
+    if len(arguments) < 2 or not all(a.isdigit() for a in arguments[:2]):
+        raise ValueError("write pq:K,d or pq:K,d,FORMAT, such as pq:256,9,esb4.1")
+    form = Format.parse(",".join(arguments[2:])) if len(arguments) > 2 else None
+    return ProductQuantizer(int(arguments[0]), int(arguments[1]), form, _channels(options, False), name)
+
+
 WEIGHT_METHODS = {
     "ul2q": Method("ul2q:BITS[,centred]", "muL2Q", _by_bits(MuL2QQuantizer, False, "centred", "centred")),
     "vecq": Method("vecq:BITS[,norm]", "VecQ", _by_bits(VecQQuantizer, False, "norm", "norm_ratio")),
@@ -109,6 +117,7 @@ WEIGHT_METHODS = {
     "pot": Method("pot:BITS", "powers of two", _pot),
     "apot": Method("apot:BITS", "APoT", _by_bits(APoTQuantizer, False)),
     "alq": Method("alq:BITS[,kernel|channel|pixel|sub2]", "ALQ", _alq),
+    "pq": Method("pq:K,d[,FORMAT]", "product quantization", _pq),
 }
 """Methods for weights, but for SQ, which wraps another: "sq:METHOD", "sq(ramped,softmax):METHOD"."""
 

@@ -24,6 +24,7 @@ from esbflow.training.augment import augmented
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
+LAST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,15 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
     Parameters
     ----------
     layers : ALQLayer objects. count : how many; all, if there are fewer.
-    top_k : from each layer at most this fraction of its coordinates (at least one), unless that leaves too few.
+    top_k : pass by pass, each layer offers this fraction of its coordinates, its cheapest, and the cheapest of all offers
+        go first. A layer too small to offer one (its coordinates matter to every output) comes after all others.
     per_weight : order by the cost for each bit that goes, else by the cost of a coordinate, as published: groups of
         different sizes then count alike, and small ones go first.
     bits : remove no more than brings the average to this.
 
     Returns how many were removed.
     """
-    costs, sizes, places, reserve = [], [], [], []
+    costs, sizes, places, passes = [], [], [], []
     for i, layer in enumerate(layers):
         cost, size = layer.costs(rate).reshape(-1), layer.quantizer.codes.shape[1]
         index = cost.isfinite().nonzero().reshape(-1)
@@ -186,10 +188,10 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
         costs.append(found)
         sizes.append(torch.full_like(order, size))
         places.append(torch.stack([torch.full_like(order, i), index[order]], dim=1))
-        reserve.append(torch.arange(len(found)) >= max(1, math.ceil(top_k * len(found))))
-    costs, sizes, places, reserve = (torch.cat(parts) for parts in (costs, sizes, places, reserve))
-    # Candidates first, then the others, each by cost; numpy sorts by several keys, the last one first.
-    order = torch.from_numpy(np.lexsort((costs.numpy(), reserve.numpy())))[:count]
+        offer = math.floor(top_k * len(found))
+        passes.append(torch.arange(len(found)) // offer if offer else torch.full_like(order, LAST))
+    costs, sizes, places, passes = (torch.cat(parts).cpu() for parts in (costs, sizes, places, passes))
+    order = torch.from_numpy(np.lexsort((costs.numpy(), passes.numpy())))[:count]  # by pass, then by cost
     if bits is not None:
         total = sum(layer.quantizer.codes.numel() for layer in layers)
         room = float(sizes.sum()) - bits * total

@@ -1,0 +1,216 @@
+"""Product quantization's training: layer by layer, each clustered on inputs of the network quantized so far, by a teacher.
+
+Source: Stock et al., "And the Bit Goes Down: Revisiting the Quantization of Neural Networks", ICLR 2020, sections 3.2 to
+3.4, and its released code (facebookresearch/kill-the-bits). No labels are used.
+
+    python -m esbflow.training.product --out build/pq
+
+trains LeNet-5 on MNIST with 256 codewords a layer and writes model.pt, graph.npz and metrics.json there.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.base import Quantizer
+from esbflow.quant.product import ProductQuantizer
+from esbflow.training import loop
+from esbflow.training.augment import augmented
+
+
+@dataclass(frozen=True)
+class ProductSchedule:
+    """Per layer: k-means on the inputs from `images` images, then `layer_steps` steps; then `epochs` of all jointly.
+
+    The joint rate falls to a tenth after each third of the epochs.
+
+    Raises
+    ------
+    ValueError
+        if a number is out of range, naming it.
+    """
+
+    images: int = 1024
+    iterations: int = 100  # of k-means
+    layer_steps: int = 200
+    layer_rate: float = 0.05
+    epochs: int = 3
+    rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch: int = 128
+    shift: int = 1  # pixels by which training images are moved at random
+
+    def __post_init__(self):
+        if min(self.images, self.iterations, self.batch) < 1 or min(self.layer_steps, self.epochs) < 0:
+            raise ValueError("images, iterations and batch must be at least 1, and numbers of steps and epochs not negative")
+        if not (self.layer_rate > 0 and self.rate > 0):
+            raise ValueError(f"the learning rates must be positive, not {self.layer_rate} and {self.rate}")
+
+
+def gram_of(layer: nn.Module, x: torch.Tensor, size: int) -> torch.Tensor:
+    """X^T X (size, size), float64: inputs x of a layer, unrolled to what each weight of a row meets and cut like its blocks.
+
+    x : (n, c, h, w) for a convolution, (n, features) for a linear layer.
+    """
+    if isinstance(layer, nn.Conv2d):
+        # Channels of all groups count alike: each filter sees those of its own group.
+        x = x.reshape(len(x) * layer.groups, x.shape[1] // layer.groups, *x.shape[2:])
+        x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+    rows = x.reshape(-1, x.shape[-1])
+    blocks = F.pad(rows, (0, -rows.shape[1] % size)).reshape(-1, size)
+    return (blocks.T @ blocks).double()
+
+
+def layers_of(model: nn.Module) -> list:
+    """Layers with a ProductQuantizer, in the order in which they compute."""
+    modules = dict(model.named_modules())
+    names = [node.target for node in model.graph.nodes if node.op == "call_module"] if isinstance(model, fx.GraphModule) \
+        else list(modules)
+    return [modules[name] for name in dict.fromkeys(names)
+            if isinstance(getattr(modules[name], "weight_quantizer", None), ProductQuantizer)]
+
+
+def distillation(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """KL divergence of the teacher's softmax from the student's, both (n, classes) before softmax."""
+    return F.kl_div(scores.log_softmax(dim=1), wanted.log_softmax(dim=1), reduction="batchmean", log_target=True)
+
+
+def train_product(model: nn.Module, teacher: nn.Module, images: np.ndarray, schedule: ProductSchedule = ProductSchedule(),
+                  mean=(0.0,), std=(1.0,), seed: int = 0, checkpoint: Path | None = None, report=None) -> nn.Module:
+    """Train in place a model that `quantize` made with weights "pq:...", towards the answers of `teacher`.
+
+    Parameters
+    ----------
+    teacher : the real-valued model; a copy, as `quantize` shares parameters.
+    images : uint8 (n, c, h, w).
+    checkpoint : the state after each layer and each joint epoch is written there, and a run that finds one goes on to
+        the same result.
+    report : called with (done, total, loss) after every step.
+
+    Raises
+    ------
+    ValueError
+        if no layer has a ProductQuantizer, there are no images, or the loss is no longer finite.
+    """
+    run = _Run(model, teacher, images, schedule, mean, std, seed, report)
+    first = loop._resume(model, run, checkpoint)
+    for unit in range(first, len(run.layers) + schedule.epochs):
+        if unit < len(run.layers):
+            run.layer(unit)
+        else:
+            run.joint(unit)
+        loop._save(model, run, unit + 1, checkpoint)
+    for layer in run.layers:
+        layer.weight_quantizer.waiting = False
+    return model
+
+
+class _Run:
+    """What the stages of one training share."""
+
+    def __init__(self, model, teacher, images, schedule, mean, std, seed, report):
+        self.layers = layers_of(model)
+        if not self.layers:
+            raise ValueError('no layer has a ProductQuantizer; use quantize() with weights such as "pq:256,8"')
+        if len(images) == 0:
+            raise ValueError("there are no images to train on")
+        self.model, self.teacher, self.images, self.schedule = model, teacher.eval(), images, schedule
+        self.mean, self.std, self.seed, self.report = mean, std, seed, report
+        self.device = loop.device_of(model)
+        self.epoch_steps = math.ceil(len(images) / schedule.batch)
+        self.total = len(self.layers) * schedule.layer_steps + schedule.epochs * self.epoch_steps
+        unused = {id(layer.weight) for layer in self.layers}
+        plain = [p for p in model.parameters() if id(p) not in unused and p.dim() < 2]
+        others = [p for p in model.parameters() if id(p) not in unused and p.dim() >= 2]
+        self.optimizer = torch.optim.SGD([{"params": others, "weight_decay": schedule.weight_decay}, {"params": plain}],
+                                         lr=schedule.rate, momentum=schedule.momentum)
+        if not all(m.seen for m in model.modules() if isinstance(m, ActivationQuantizer)):
+            self._wait_from(0)
+            loop.calibrate(model, images[:schedule.images], mean, std)
+
+    def state_dict(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def _wait_from(self, index: int) -> None:
+        """Layers before `index` compute with codewords, the others with their weights."""
+        for i, layer in enumerate(self.layers):
+            layer.weight_quantizer.waiting = i >= index
+        for module in self.model.modules():
+            if isinstance(module, Quantizer):
+                module.forget()
+
+    def layer(self, index: int) -> None:
+        """Cluster a layer by the inputs that the quantized layers before it give, then train its codewords."""
+        layer, schedule = self.layers[index], self.schedule
+        quantizer = layer.weight_quantizer
+        self._wait_from(index)
+        quantizer.fit(layer.weight.detach(), self._gram(layer, quantizer.size), schedule.iterations, self.seed)
+        self._wait_from(index + 1)
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # what follows still has its own weights: its statistics hold
+        optimizer = torch.optim.SGD(list(quantizer.parameters()), lr=schedule.layer_rate, momentum=schedule.momentum,
+                                    weight_decay=schedule.weight_decay)
+        random = np.random.default_rng((self.seed, index))
+        for step in range(schedule.layer_steps):
+            chosen = random.integers(0, len(self.images), schedule.batch)
+            self._step(optimizer, chosen, random, index * schedule.layer_steps + step)
+
+    @torch.no_grad()
+    def _gram(self, layer: nn.Module, size: int) -> torch.Tensor:
+        """Of a layer's inputs, over a sample of the images without labels."""
+        chosen = np.random.default_rng(self.seed).permutation(len(self.images))[:self.schedule.images]
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+
+        def collect(_, inputs):
+            total.add_(gram_of(layer, inputs[0], size))
+
+        hook = layer.register_forward_pre_hook(collect)
+        self.model.eval()
+        try:
+            for i in range(0, len(chosen), self.schedule.batch):
+                batch = self.images[chosen[i:i + self.schedule.batch]]
+                self.model(loop.normalise(batch, self.mean, self.std).to(self.device))
+        finally:
+            hook.remove()
+        return total
+
+    def joint(self, unit: int) -> None:
+        """One epoch of all codewords, biases, batch norms and activation scales together."""
+        schedule, epoch = self.schedule, unit - len(self.layers)
+        self._wait_from(len(self.layers))
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.rate * 0.1 ** (3 * epoch // schedule.epochs)
+        random = np.random.default_rng((self.seed, unit))
+        torch.manual_seed(self.seed * 1000 + unit)
+        order = random.permutation(len(self.images))
+        for step in range(self.epoch_steps):
+            chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
+            self._step(self.optimizer, chosen, random,
+                       len(self.layers) * schedule.layer_steps + epoch * self.epoch_steps + step)
+
+    def _step(self, optimizer, chosen, random, done: int) -> None:
+        batch = augmented(self.images[chosen], self.schedule.shift, False, random)
+        x = loop.normalise(batch, self.mean, self.std).to(self.device)
+        with torch.no_grad():
+            wanted = self.teacher(x)
+        loss = distillation(self.model(x), wanted)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is {loss.item()} in step {done}: training has diverged; lower the rate")
+        self.model.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if self.report:
+            self.report(done + 1, self.total, float(loss.detach()))
