@@ -16,7 +16,10 @@ from esbflow.quant.base import across_ranks, check_finite, nearest_level, straig
 from esbflow.quant.weights import WeightQuantizer, as_rows
 
 QUANTILE = 0.6745
-"""The 0.75 quantile of a normal distribution; bases start from it, as released."""
+"""The 0.75 quantile of a normal distribution; bases of activations start from it, as released."""
+STARTS = (2.0, 1.7, 1.4, 1.2)
+"""Ratios of neighbouring scalars that QEM starts from. It has local optima: from the released 2 alone it ends 5 % above the
+least error on Gaussian weights at 3 and 4 bits."""
 MOMENTUM = 0.9
 RIDGE = 1e-4
 
@@ -63,7 +66,7 @@ class LQWeightQuantizer(WeightQuantizer):
     per_channel : published so; False learns one basis for the layer.
 
     In training the basis moves a tenth of the way to the optimum at each step and is a buffer, not a parameter; it starts
-    at the optimum of the weights at hand, found by iterating. For the engine the levels are snapped to 8-bit integers with
+    at the best of several optima for the weights at hand. For the engine the levels are snapped to 8-bit integers with
     a scale a channel. Gradient: straight through.
     """
 
@@ -79,13 +82,22 @@ class LQWeightQuantizer(WeightQuantizer):
     @torch.no_grad()
     def prepare(self, w: torch.Tensor) -> None:
         rows = as_rows(w, self.per_channel)
-        deviation = rows.square().mean(dim=1).sqrt()
-        # As wide as released, which puts 0.6745 deviations on the sum of the inner planes; QEM does the rest.
-        powers = torch.exp2(torch.arange(self.bits, dtype=w.dtype, device=w.device)) / 2 ** (self.bits - 1)
-        basis = QUANTILE * deviation[:, None] * powers
-        for _ in range(50):
-            basis = self._improved(rows, basis)
-        self.register_buffer("basis", basis)
+        size = rows.square().mean(dim=1, keepdim=True).sqrt()
+        best, least = None, None
+        for ratio in STARTS if self.bits > 1 else STARTS[:1]:
+            powers = ratio ** torch.arange(self.bits, dtype=w.dtype, device=w.device)
+            basis = size * powers / powers.norm()  # sums of independent signs then have the rows' deviation
+            for _ in range(50):
+                basis = self._improved(rows, basis)
+            error = (self._levels(rows, basis) - rows).square().sum(dim=1)
+            better = torch.ones_like(error, dtype=torch.bool) if best is None else error < least
+            best = basis if best is None else torch.where(better[:, None], basis, best)
+            least = error if least is None else torch.where(better, error, least)
+        self.register_buffer("basis", best)
+
+    def _levels(self, rows, basis):
+        index = encode(rows, basis, self.table)
+        return (basis @ self.table.T.to(basis.dtype)).gather(1, index)
 
     def _improved(self, rows, basis):
         index = encode(rows, basis, self.table)

@@ -8,9 +8,10 @@ port forgets the half step on reconstruction, which moves every weight by half a
 import torch
 
 from esbflow.numbers import Signed
+from esbflow.quant.base import check_finite, straight_through
 from esbflow.quant.dda import optimal_scale
 from esbflow.quant.vecq import half_integer_format, round_to_odd
-from esbflow.quant.weights import WeightQuantizer
+from esbflow.quant.weights import WeightQuantizer, as_rows
 
 
 class MuL2QQuantizer(WeightQuantizer):
@@ -50,8 +51,9 @@ class MuL2QQuantizer(WeightQuantizer):
         if not self.centred:
             return super().values(w)
         with torch.no_grad():
-            rows = w.reshape(w.shape[0], -1) if self.per_channel else w.reshape(1, -1)
+            check_finite(w, self.name)
+            rows = as_rows(w, self.per_channel)
             middle = rows.mean(dim=1)
             levels, scale = self._levels(rows, middle)
             quantized = (levels * scale[:, None] + middle[:, None]).reshape(w.shape)
-        return w + (quantized - w).detach()
+        return straight_through(w, quantized)

@@ -52,6 +52,7 @@ def snap_rows(rows: torch.Tensor, form: Format) -> tuple:
 
     Returns (int64 (r, n), scale (r,)) in float64; a row of zeros gets zeros and scale 1.
 
+    >>> from esbflow.numbers import Signed
     >>> snap_rows(torch.tensor([[0.5, -1.5, 1.5]]), Signed(8))
     (tensor([[ 1, -3,  3]]), tensor([0.5000], dtype=torch.float64))
     """
@@ -65,8 +66,8 @@ def snap_rows(rows: torch.Tensor, form: Format) -> tuple:
         levels = round_to_levels(rows / scale[:, None], form)
         scale = project(rows, levels, scale)
         error = (levels * scale[:, None] - rows).square().sum(dim=1)
-        # Far smaller than any error that matters, so that rounding does not prefer larger integers.
-        better = error < least * (1 - 1e-9) - 1e-24 * safe.square()
+        # Larger integers must be better by more than the rounding of float32 weights.
+        better = error < least - 1e-12 * safe.square()
         best = torch.where(better[:, None], levels, best)
         best_scale, least = torch.where(better, scale, best_scale), torch.where(better, error, least)
     best = torch.where(largest[:, None] > 0, best, torch.zeros_like(best))
