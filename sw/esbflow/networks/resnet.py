@@ -58,20 +58,21 @@ class Bottleneck(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """(n, 3, h, w) -> (n, classes), h and w at least 32."""
+    """(n, 3, h, w) -> (n, classes), h and w at least 32. `width` is that of the first stage."""
 
     shape = (3, 224, 224)
 
-    def __init__(self, block: type, blocks: tuple, classes: int = 1000):
+    def __init__(self, block: type, blocks: tuple, classes: int = 1000, width: int = 64):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
         self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        channels = 64
+        channels = width
         for i, count in enumerate(blocks):
-            width, stage = 64 << i, []
+            stage = []
             for k in range(count):
                 stage.append(block(channels, width, 2 if i and not k else 1))
                 channels = width * block.expansion
+            width *= 2
             setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, classes)
@@ -85,12 +86,12 @@ class ImageNetResNet(nn.Module):
 class ResNet18(ImageNetResNet):
     """(n, 3, 224, 224) -> (n, 1000)."""
 
-    def __init__(self, classes: int = 1000):
-        super().__init__(BasicBlock, (2, 2, 2, 2), classes)
+    def __init__(self, classes: int = 1000, width: int = 64):
+        super().__init__(BasicBlock, (2, 2, 2, 2), classes, width)
 
 
 class ResNet50(ImageNetResNet):
     """(n, 3, 224, 224) -> (n, 1000)."""
 
-    def __init__(self, classes: int = 1000):
-        super().__init__(Bottleneck, (3, 4, 6, 3), classes)
+    def __init__(self, classes: int = 1000, width: int = 64):
+        super().__init__(Bottleneck, (3, 4, 6, 3), classes, width)

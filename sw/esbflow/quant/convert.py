@@ -4,89 +4,17 @@ The model is traced by torch.fx. What one engine layer computes in one go (convo
 addition, ReLU) stays real inside; a quantizer is put where the engine stores a tensor.
 """
 
-import operator
-
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from esbflow.graph.errors import GraphError
 from esbflow.numbers import Signed
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels
+from esbflow.quant.limit import limit_step
 from esbflow.quant.recipe import Recipe
-
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-PASS_MODULES = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
-PASS_FUNCTIONS = (torch.flatten, F.dropout)
-PASS_METHODS = ("flatten", "view", "reshape", "contiguous")
-
-
-def kind_of(node: fx.Node, modules: dict) -> str:
-    """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, concat,
-    pass, quantizer, output.
-
-    Raises
-    ------
-    GraphError
-        for an operator that has no integer form here, naming it and the nearest fix.
-    """
-    if node.op in ("placeholder", "output"):
-        return "input" if node.op == "placeholder" else "output"
-    target = modules.get(node.target) if node.op == "call_module" else node.target
-    if node.op == "call_module":
-        for types, kind in (((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d), "norm"),
-                            ((nn.ReLU,), "relu"), ((nn.MaxPool2d,), "maxpool"),
-                            ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"), ((Quantizer,), "quantizer"),
-                            (PASS_MODULES, "pass")):
-            if isinstance(target, types):
-                return kind
-        name = type(target).__name__
-    elif node.op == "call_function":
-        for functions, kind in ((ADDITIONS, "add"), ((F.relu, torch.relu), "relu"),
-                                ((F.max_pool2d, torch.max_pool2d), "maxpool"),
-                                ((F.avg_pool2d, F.adaptive_avg_pool2d), "avgpool"), ((torch.cat,), "concat"),
-                                (PASS_FUNCTIONS, "pass")):
-            if target in functions:
-                return kind
-        if getattr(target, "__name__", "").startswith(("boolean_dispatch", "_max_pool2d", "max_pool2d")):
-            return "maxpool"
-        if target is torch.mean:
-            return "avgpool"
-        name = getattr(target, "__name__", str(target))
-    else:
-        if target in PASS_METHODS:
-            return "pass"
-        for method, kind in (("add", "add"), ("add_", "add"), ("relu", "relu"), ("relu_", "relu"), ("mean", "avgpool")):
-            if target == method:
-                return kind
-        name = str(target)
-    raise GraphError(f"{node.name}: operator {name} has no integer form; use Conv2d, Linear, BatchNorm, ReLU, max or "
-                     "average pooling, addition or concatenation, or run it on the host after the network")
-
-
-class _Tracer(fx.Tracer):
-    """Traces through containers, not into layers that have an integer form of their own."""
-
-    def is_leaf_module(self, module, name):
-        return isinstance(module, (Quantizer, SelectChannels)) or super().is_leaf_module(module, name)
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """fx graph of a model.
-
-    Raises
-    ------
-    GraphError
-        if its forward pass depends on data, which no fixed graph can express.
-    """
-    try:
-        graph = _Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise GraphError(f"{type(model).__name__}: torch.fx cannot trace the forward pass ({error}); "
-                         "remove control flow that depends on data") from None
-    return fx.GraphModule(model, graph)
+from esbflow.quant.trace import check_upsample, clip_limit, kind_of, tensors, trace
 
 
 def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
@@ -108,15 +36,27 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     traced = trace(model)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
-        if kind_of(node, modules) == "add" and (len([a for a in node.args if isinstance(a, fx.Node)]) != 2 or node.kwargs):
+        kind, module = kind_of(node, modules), modules.get(node.target) if node.op == "call_module" else None
+        if kind == "add" and (len([a for a in node.args if isinstance(a, fx.Node)]) != 2 or node.kwargs):
             raise GraphError(f"{node.name}: only the plain sum of two tensors has an integer form; put constants into a "
                              "bias or a batch norm")
+        if kind == "upsample":
+            check_upsample(node, module)
+        _not_in_place(node, module)
     _swap_layers(traced, modules, recipe)
     _insert_quantizers(traced, recipe)
     traced.recipe = recipe
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:
+    """A ReLU or dropout that overwrites its input would overwrite a stored tensor that others read."""
+    if getattr(module, "inplace", False):
+        module.inplace = False
+    if node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
 
 
 def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
@@ -145,6 +85,7 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
     pending = {}  # node -> "open", "added" (has its residual) or "relu"
     pooled = set()
     takes_residual = set()  # open tensors whose layer can add another: convolutions, norms of stored tensors
+    limits = {}  # ReLU node -> where it clips
     traced.quantizers = nn.ModuleDict()
 
     def insert(node, quantizer):
@@ -179,7 +120,7 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             text = recipe.signed_activations
         names = (node.name, node.target) if node.op == "call_module" else (node.name,)
         readers = [user for user in node.users if multiplies(user)] if wide else []
-        stored = insert(node, recipe.activation_quantizer(text, names))
+        stored = insert(node, limit_step(recipe.activation_quantizer(text, names), limits.get(node)))
         if readers:
             name = f"{node.name}_low"
             traced.quantizers[name] = recipe.activation_quantizer(recipe.activations, (name, *names[1:]))
@@ -191,11 +132,10 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
 
     for node in list(graph.nodes):
         kind = kind_of(node, modules)
-        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        for source in sources:
-            if source in pending and len(source.users) > 1:
+        for source in tensors(node):
+            if source in pending and len([user for user in source.users if kind_of(user, modules) != "size"]) > 1:
                 store(source)
-        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        sources = tensors(node)
         if kind == "input":
             largest = max(max(abs((0 - m) / s), abs((1 - m) / s)) for m, s in zip(recipe.mean, recipe.std))
             form = Signed(recipe.input_bits)
@@ -220,7 +160,7 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
             for source in sources:
                 if len(sources) == 1 or source not in takes_residual:  # x + x
                     store(source)
-            sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+            sources = tensors(node)
             # The last producer takes the other operand as its residual.
             for source in sources[:-1] if len(sources) > 1 else []:
                 if any(pending.get(other) == "open" for other in sources[sources.index(source) + 1:]):
@@ -235,12 +175,13 @@ def _insert_quantizers(traced: fx.GraphModule, recipe: Recipe) -> None:
                 store(sources[0])
             pending.pop(sources[0], None)
             pending[node] = "relu"
+            limits[node] = clip_limit(node, modules.get(node.target) if node.op == "call_module" else None)
             if sources[0] in pooled:
                 pooled.add(node)
         elif kind == "concat":
             for source in sources:
                 store(source)
-        elif kind in ("maxpool", "pass"):
+        elif kind in ("maxpool", "upsample", "pass"):
             store(sources[0])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph import ir
@@ -20,9 +20,11 @@ from esbflow.graph.validate import validate
 from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.base import check_finite
-from esbflow.quant.convert import kind_of
+from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.layers import SelectChannels
+from esbflow.quant.pooling import average_window, pair
 from esbflow.quant.snap import snap_weights
+from esbflow.quant.trace import clip_limit, kind_of, options
 
 M_LIMIT = (1 << ir.M_BITS - 1) - 1
 B_LIMIT = (1 << ir.B_BITS - 1) - 1
@@ -51,6 +53,8 @@ class _Open:
     residual: _Stored | None = None
     residual_gain: np.ndarray | None = None
     relu: bool = False
+    limit: float | None = None
+    """Where the ReLU clips."""
 
 
 def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = None) -> ir.Graph:
@@ -136,10 +140,14 @@ class _Exporter:
         self.graph = ir.Graph(name)
         self.shape = tuple(shape)
         self.values = {}
+        self.groups = ConcatGroups(model.graph, self.modules)
+        self.requantized = {}  # (tensor, group) -> tensor in the group's format
 
     def run(self) -> ir.Graph:
         for node in self.model.graph.nodes:
             kind = kind_of(node, self.modules)
+            if kind == "size":
+                continue
             module = self.modules.get(node.target) if node.op == "call_module" else None
             inputs = [self.values[n] for n in node.all_input_nodes if n in self.values]
             self.values[node] = getattr(self, f"_{kind}")(node, module, *inputs)
@@ -153,6 +161,9 @@ class _Exporter:
     def _close(self, layer: _Open, name: str, shape: tuple, form: Format, scale: float) -> _Stored:
         if layer.relu and form.min < 0:
             raise GraphError(f"{name}: a tensor after a ReLU needs an unsigned format, not {form}")
+        if not _clips(layer, form, scale):
+            raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
+                             "quantize(), which keeps the step small enough")
         inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
         constants = requantizer(layer.gain / scale, layer.offset / scale,
                                 None if layer.residual is None else layer.residual_gain / scale, f"layer {layer.name}")
@@ -186,8 +197,11 @@ class _Exporter:
             return self._image(node, module)
         if not isinstance(module, ActivationQuantizer):
             raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
-        layer = self._open(value, node)
-        return self._close(layer, _tensor_name(node), _shape(node), module.form, module.real_scale())
+        layer, form, scale = self._open(value, node), module.form, module.real_scale()
+        group = self.groups.of_store.get(node)
+        if group is not None and _clips(layer, group.form, group.scale):
+            form, scale = group.form, group.scale
+        return self._close(layer, _tensor_name(node), _shape(node), form, scale)
 
     def _image(self, node, module):
         channels, scale = self.shape[0], module.real_scale()
@@ -240,7 +254,7 @@ class _Exporter:
                        residual_gain=None if layer.residual is None else layer.residual_gain * factor)
 
     def _relu(self, node, module, value):
-        return replace(self._open(value, node), relu=True)
+        return replace(self._open(value, node), relu=True, limit=clip_limit(node, module))
 
     def _add(self, node, module, *values):
         if len(values) == 1:
@@ -267,50 +281,55 @@ class _Exporter:
 
     def _maxpool(self, node, module, value):
         source = self._need_stored(value, node)
-        options = _options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
-        if _pair(options["dilation"] or 1) != (1, 1):
+        found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+        if pair(found["dilation"] or 1) != (1, 1):
             raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
-        kernel = _pair(options["kernel_size"])
+        kernel = pair(found["kernel_size"])
         return self._append(ir.MaxPool2d(
             name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
-            kernel=kernel, stride=_pair(options["stride"] or kernel), padding=_pair(options["padding"] or 0)))
+            kernel=kernel, stride=pair(found["stride"] or kernel), padding=pair(found["padding"] or 0)))
 
     def _avgpool(self, node, module, value):
-        source = self._need_stored(value, node)
-        _, height, width = source.shape
-        shape = _shape(node)
-        if isinstance(module, nn.AdaptiveAvgPool2d) or "adaptive" in str(node.target) or "mean" in str(node.target):
-            if shape != (source.shape[0], 1, 1):
-                raise GraphError(f"{node.name}: adaptive pooling has an integer form only to one pixel")
-            kernel, stride, padding = (height, width), (height, width), (0, 0)
-        else:
-            options = _options(node, module, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
-                                              "divisor_override"))
-            kernel = _pair(options["kernel_size"])
-            stride, padding = _pair(options["stride"] or kernel), _pair(options["padding"] or 0)
-            if options["ceil_mode"]:
-                raise GraphError(f"{node.name}: average pooling with ceil_mode has no integer form; use ceil_mode=False")
-            if options["divisor_override"] is not None:
-                raise GraphError(f"{node.name}: average pooling with divisor_override has no integer form; leave it out")
-            if padding != (0, 0) and options["count_include_pad"] is False:
-                raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
+        source, shape = self._need_stored(value, node), _shape(node)
+        kernel, stride, padding = average_window(node, module, source.shape, shape)
+        if kernel is None:
+            return self._open(self._repeated(source, node.name, stride), node)
+        if kernel == stride == (1, 1):
+            return self._open(source, node)
         channels = source.shape[0]
         gain = np.full(channels, source.scale / (kernel[0] * kernel[1]))
         return _Open(ir.AvgPool2d, node.name, source, dict(kernel=kernel, stride=stride, padding=padding), gain,
                      np.zeros(channels))
 
+    def _upsample(self, node, module, value):
+        source, shape = self._need_stored(value, node), _shape(node)
+        if any(b % a for a, b in zip(source.shape, shape)):
+            raise GraphError(f"{node.name}: upsampling from {source.shape[1:]} to {shape[1:]} has no integer form; use "
+                             "whole factors")
+        return self._repeated(source, node.name, tuple(b // a for a, b in zip(source.shape[1:], shape[1:])))
+
+    def _repeated(self, source, name, factor):
+        channels, height, width = source.shape
+        return self._append(ir.Upsample(
+            name=f"{name}_repeated" if name in self.model.quantizers else name, inputs=(source.name,),
+            shape=(channels, height * factor[0], width * factor[1]), format=source.form, scale=source.scale, factor=factor))
+
     def _concat(self, node, module, *values):
-        sources = [self._need_stored(value, node) for value in values]
-        largest = max(sources, key=lambda v: v.scale * max(abs(v.form.min), v.form.max))
-        same = []
-        for source in sources:
-            if (source.form, source.scale) != (largest.form, largest.scale):
+        parts = node.args[0] if node.args else node.kwargs["tensors"]  # in order, where all_input_nodes has each once
+        stored = [self._need_stored(self.values[part], node) for part in parts]
+        group = self.groups.of_concat[node]
+        for source in stored:
+            key = source.name, group
+            if (source.form, source.scale) == (group.form, group.scale):
+                self.requantized[key] = source
+            elif key not in self.requantized:
                 channels = source.shape[0]
                 layer = _Open(ir.Requantize, source.name, source, {}, np.full(channels, source.scale), np.zeros(channels))
-                source = self._close(layer, f"{node.name}_{source.name}", source.shape, largest.form, largest.scale)
-            same.append(source)
-        return self._append(ir.Concat(name=node.name, inputs=tuple(s.name for s in same), shape=_shape(node),
-                                      format=largest.form, scale=largest.scale))
+                self.requantized[key] = self._close(layer, f"{node.name}_{source.name}", source.shape, group.form,
+                                                    group.scale)
+        return self._append(ir.Concat(
+            name=node.name, inputs=tuple(self.requantized[source.name, group].name for source in stored),
+            shape=_shape(node), format=group.form, scale=group.scale))
 
     def _pass(self, node, module, value):
         flat = (int(np.prod(value.shape)), 1, 1) if isinstance(value, _Stored) else None
@@ -363,17 +382,9 @@ def _shape(node: fx.Node) -> tuple:
     return shape + (1,) * (3 - len(shape))
 
 
-def _pair(value) -> tuple:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _options(node: fx.Node, module, names: tuple) -> dict:
-    """A layer's options, from its module or from the call's arguments."""
-    if module is not None:
-        return {name: getattr(module, name, None) for name in names}
-    arguments = dict(zip(names, node.args[1:]))
-    arguments.update({k: v for k, v in node.kwargs.items() if k in names})
-    return {name: arguments.get(name) for name in names}
+def _clips(layer: _Open, form: Format, scale: float) -> bool:
+    """Whether a format's largest level does what the layer's ReLU6 does; true of a ReLU without a limit."""
+    return layer.limit is None or form.max * scale <= layer.limit * (1 + 1e-6)
 
 
 def _numpy(parameter, default: float, channels: int) -> np.ndarray:

@@ -1,0 +1,49 @@
+"""Average pools of torch as windows of the integer graph."""
+
+from torch import fx, nn
+
+from esbflow.graph.errors import GraphError
+from esbflow.quant.trace import options
+
+OPTIONS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+
+def pair(value) -> tuple:
+    """(y, x) of what torch takes as either."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
+    """(kernel, stride, padding) of an average pool from maps of shape `source` (c, h, w) to `shape`.
+
+    An adaptive pool to a larger map, which repeats pixels, has no window: (None, factor, None).
+
+    Raises
+    ------
+    GraphError
+        if it has no integer form.
+    """
+    name = getattr(node.target, "__name__", str(node.target))
+    if module is None and name == "mean":
+        dims = options(node, None, ("dim",))["dim"]
+        if not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
+            raise GraphError(f"{node.name}: a mean has an integer form only over height and width, dim=(2, 3)")
+        return source[1:], source[1:], (0, 0)
+    if isinstance(module, nn.AdaptiveAvgPool2d) or "adaptive" in name:
+        if all(a % b == 0 for a, b in zip(source[1:], shape[1:])):
+            kernel = tuple(a // b for a, b in zip(source[1:], shape[1:]))
+            return kernel, kernel, (0, 0)
+        if all(b % a == 0 for a, b in zip(source[1:], shape[1:])):
+            return None, tuple(b // a for a, b in zip(source[1:], shape[1:])), None
+        sizes = " to ".join("x".join(map(str, size[1:])) for size in (source, shape))
+        raise GraphError(f"{node.name}: adaptive pooling from {sizes} has no integer form; one size must divide the other")
+    found = options(node, module, OPTIONS)
+    kernel = pair(found["kernel_size"])
+    stride, padding = pair(found["stride"] or kernel), pair(found["padding"] or 0)
+    if found["ceil_mode"]:
+        raise GraphError(f"{node.name}: average pooling with ceil_mode has no integer form; use ceil_mode=False")
+    if found["divisor_override"] is not None:
+        raise GraphError(f"{node.name}: average pooling with divisor_override has no integer form; leave it out")
+    if padding != (0, 0) and found["count_include_pad"] is False:
+        raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
+    return kernel, stride, padding

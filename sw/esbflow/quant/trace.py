@@ -1,0 +1,149 @@
+"""What the nodes of a traced model mean to the engine, and which of them have no integer form."""
+
+import operator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from esbflow.graph.errors import GraphError
+from esbflow.quant.base import Quantizer
+from esbflow.quant.layers import SelectChannels
+
+MODULES = (
+    ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d), "norm"),
+    ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d,), "maxpool"), ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"),
+    ((nn.Upsample,), "upsample"), ((Quantizer,), "quantizer"),
+    ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
+FUNCTIONS = (
+    ((operator.add, operator.iadd, torch.add), "add"),
+    ((F.relu, torch.relu, F.relu6, F.hardtanh, torch.clamp, torch.clip), "relu"),
+    ((F.max_pool2d, torch.max_pool2d), "maxpool"), ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
+    ((F.interpolate, F.upsample), "upsample"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
+    ((torch.flatten, torch.squeeze, F.dropout, F.dropout2d), "pass"))
+METHODS = {"add": "add", "add_": "add", "relu": "relu", "relu_": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
+           "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
+STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
+"""Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
+
+_ACTIVATION = "use ReLU or ReLU6, or run it on the host after the network"
+_FIXES = {
+    **dict.fromkeys(("gelu", "silu", "leakyrelu", "leaky_relu", "elu", "selu", "celu", "prelu", "mish", "softplus",
+                     "hardswish", "hardsigmoid", "sigmoid", "tanh"), _ACTIVATION),
+    **dict.fromkeys(("convtranspose2d", "conv_transpose2d"), "use nn.Upsample(mode='nearest') and a Conv2d"),
+    **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
+                    "use BatchNorm2d"),
+    **dict.fromkeys(("adaptivemaxpool2d", "adaptive_max_pool2d"), "use MaxPool2d with a kernel given in numbers"),
+    **dict.fromkeys(("conv1d", "conv3d"), "use Conv2d")}
+_GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the "
+                "host after the network")
+
+
+class _Tracer(fx.Tracer):
+    """Traces through containers, not into layers that have an integer form of their own."""
+
+    def is_leaf_module(self, module, name):
+        return (isinstance(module, (Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
+                or super().is_leaf_module(module, name))
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """fx graph of a model.
+
+    Raises
+    ------
+    GraphError
+        if its forward pass depends on data, which no fixed graph can express.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise GraphError(f"{type(model).__name__}: torch.fx cannot trace the forward pass ({error}); "
+                         "remove control flow that depends on data") from None
+    return fx.GraphModule(model, graph)
+
+
+def kind_of(node: fx.Node, modules: dict) -> str:
+    """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
+    concat, pass, quantizer, size, output.
+
+    Raises
+    ------
+    GraphError
+        for an operator that has no integer form here, naming it and the nearest fix.
+    """
+    if node.op in ("placeholder", "output"):
+        return "input" if node.op == "placeholder" else "output"
+    if is_size(node):
+        return "size"
+    target = modules.get(node.target) if node.op == "call_module" else node.target
+    if node.op == "call_module":
+        name = type(target).__name__
+        kind = next((kind for types, kind in MODULES if isinstance(target, types)), "pass" if name in STOCHASTIC else None)
+    elif node.op == "call_function":
+        name = getattr(target, "__name__", str(target))
+        kind = next((kind for functions, kind in FUNCTIONS if target in functions), None)
+        if name.startswith(("boolean_dispatch", "_max_pool2d", "max_pool2d")):
+            kind = "maxpool"
+    else:
+        name = str(target)
+        kind = METHODS.get(name) if node.op == "call_method" else None
+    if kind is None:
+        raise GraphError(f"{node.name}: operator {name} has no integer form; {_FIXES.get(name.lower(), _GENERAL_FIX)}")
+    return kind
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node is no tensor but a size of one, or computed from sizes only."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    return bool(node.all_input_nodes) and all(is_size(source) for source in node.all_input_nodes)
+
+
+def tensors(node: fx.Node) -> list:
+    """The tensors that a node reads, each once."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr" and not is_size(source)]
+
+
+def options(node: fx.Node, module, names: tuple) -> dict:
+    """A layer's options, from its module or from the call's arguments; None for those left out."""
+    if module is not None:
+        return {name: getattr(module, name, None) for name in names}
+    arguments = dict(zip(names, node.args[1:]))
+    arguments.update({k: v for k, v in node.kwargs.items() if k in names})
+    return {name: arguments.get(name) for name in names}
+
+
+def clip_limit(node: fx.Node, module) -> float | None:
+    """Where a "relu" node cuts off: 6 for ReLU6, a for Hardtanh(0, a) and clamp(0, a), None for a plain ReLU.
+
+    Raises
+    ------
+    GraphError
+        if it does not begin at zero.
+    """
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+    if isinstance(module, nn.ReLU6) or name == "relu6":
+        return 6.0
+    if isinstance(module, nn.Hardtanh) or name == "hardtanh":
+        found = options(node, module, ("min_val", "max_val"))
+        low, high = (default if found[key] is None else found[key] for key, default in (("min_val", -1), ("max_val", 1)))
+    elif name in ("clamp", "clip"):
+        low, high = options(node, module, ("min", "max")).values()
+    else:
+        return None
+    if low != 0 or not (high is None or isinstance(high, int | float) and high > 0):
+        raise GraphError(f"{node.name}: operator {name} from {low} to {high} has no integer form; let it begin at 0, as "
+                         "ReLU and ReLU6 do")
+    return None if high is None else float(high)
+
+
+def check_upsample(node: fx.Node, module) -> None:
+    """GraphError if an "upsample" node does more than repeat pixels."""
+    mode = options(node, module, ("size", "scale_factor", "mode"))["mode"] or "nearest"
+    if mode not in ("nearest", "nearest-exact"):
+        raise GraphError(f"{node.name}: upsampling with mode {mode!r} has no integer form; use mode='nearest'")
