@@ -1,6 +1,8 @@
 """ALQ: its start, what its steps do to the loss' model, pruning, and the way to integers and files."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from esbflow.graph.execute import execute
+from esbflow.graph.file import load
 from esbflow.networks.lenet5 import LeNet5
 from esbflow.quant.alq import ALQQuantizer, from_groups, group_view, solve
 from esbflow.quant.convert import quantize
@@ -15,7 +18,7 @@ from esbflow.quant.export import export
 from esbflow.quant.fixed import convert
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.recipe import Recipe
-from esbflow.training import loop
+from esbflow.training import alq, loop, measured
 from esbflow.training.alq import ALQLayer, ALQSchedule, AMSGrad, average_bits, prune, train_alq
 from esbflow.training.api import load_model, save_model
 from esbflow.training.loop import calibrate
@@ -222,6 +225,24 @@ def test_pruning_removes_exactly_as_many_as_asked(count, top_k, per_weight):
         assert (layer.quantizer.coordinates[~layer.quantizer.alive] == 0).all()
 
 
+def test_a_layer_that_is_too_small_to_offer_a_coordinate_is_spared():
+    large, small = layer_of(weights(40, 60)), layer_of(1e-3 * weights(4, 10, seed=1))
+    for layer in (large, small):
+        layer.of_coordinates.update(torch.ones(layer.quantizer.alive.shape))
+    assert prune([large, small], 100, 1e-3, top_k=0.02) == 100
+    assert small.quantizer.alive.all() and int(large.quantizer.alive.sum()) == 20
+    prune([large, small], 21, 1e-3, top_k=0.02)
+    assert int(small.quantizer.alive.sum()) == 11
+
+
+def test_passes_prune_layers_of_like_size_evenly():
+    cheap, dear = layer_of(1e-3 * weights(40, 60)), layer_of(weights(40, 60, seed=1))
+    for layer in (cheap, dear):
+        layer.of_coordinates.update(torch.ones(layer.quantizer.alive.shape))
+    prune([cheap, dear], 48, 1e-3, top_k=0.05)
+    assert [int(layer.quantizer.alive.sum()) for layer in (cheap, dear)] == [120 - 24, 120 - 24]
+
+
 def test_pruning_takes_the_cheapest_by_the_model():
     layers = [layer_of(weights(8, 60)), layer_of(weights(4, 60, seed=1))]
     for seed, layer in enumerate(layers):
@@ -369,3 +390,25 @@ def test_training_needs_layers_and_images(task, start):
         train_alq(Little(), *task)
     with pytest.raises(ValueError, match="no images"):
         train_alq(start, task[0][:0], task[1][:0])
+
+
+def test_the_command_writes_model_graph_and_record(task, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    data = random.integers(0, 256, (64, 1, 8, 8)).astype(np.uint8), random.integers(0, 10, 64)
+    monkeypatch.setattr(measured, "load_images", lambda name, split: data)
+    short = replace(alq.TRAININGS["lenet5-mnist"], network="digits", quant=RECIPE, real=loop.Schedule(epochs=1, batch=32), low_bit=lambda *a, **k: train_alq(
+        loop.calibrate(a[0], a[2]), a[2], a[3], ALQSchedule(bits=0.5, rounds=1, prunings=2, shadow_epochs=1, batch=32), **k))
+    record = measured.command({"lenet5-mnist": short}, "", ["--out", str(tmp_path / "alq"), "--results", str(tmp_path / "r.json")])
+    assert record == json.loads((tmp_path / "r.json").read_text()) == json.loads((tmp_path / "alq" / "metrics.json").read_text())
+    assert record.keys() == {"method", "network", "data", "weights_bits", "activation_bits", "top1_integer_graph", "top1_float",
+                             "images", "bytes", "seed", "command", "hardware", "minutes"}
+    assert (record["method"], record["activation_bits"], 0.4 < record["weights_bits"] <= 0.5) == ("ALQ", 8, True)
+    assert record["command"] == "python -m esbflow.training.alq --out build/alq"
+    graph, model = load(tmp_path / "alq" / "graph.npz"), load_model(tmp_path / "alq" / "model.pt")
+    answers = execute(graph, data[0])
+    assert np.array_equal(answers, convert(model, (1, 8, 8))(torch.from_numpy(data[0])).numpy().astype(np.int64))
+    assert record["top1_integer_graph"] == pytest.approx(100 * (answers.reshape(64, -1).argmax(1) == data[1]).mean(), abs=0.01)
+    again = measured.command({"lenet5-mnist": short}, "", [
+        "--out", str(tmp_path / "b"), "--float", str(tmp_path / "alq" / "float.pt"), "--seed", "4"])
+    assert again["command"] == "python -m esbflow.training.alq --out build/b --float build/alq/float.pt --seed 4"
+    assert again["top1_float"] == record["top1_float"]

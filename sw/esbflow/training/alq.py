@@ -19,8 +19,11 @@ from torch.nn import functional as F
 
 from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
+from esbflow.quant.recipe import Recipe
 from esbflow.training import loop
 from esbflow.training.augment import augmented
+from esbflow.training.loop import Schedule
+from esbflow.training.measured import Measured, command
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -173,7 +176,7 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
     ----------
     layers : ALQLayer objects. count : how many; all, if there are fewer.
     top_k : pass by pass, each layer offers this fraction of its coordinates, its cheapest, and the cheapest of all offers
-        go first. A layer too small to offer one (its coordinates matter to every output) comes after all others.
+        go first. A layer that was too small from the start to offer one comes after all others.
     per_weight : order by the cost for each bit that goes, else by the cost of a coordinate, as published: groups of
         different sizes then count alike, and small ones go first.
     bits : remove no more than brings the average to this.
@@ -188,8 +191,9 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
         costs.append(found)
         sizes.append(torch.full_like(order, size))
         places.append(torch.stack([torch.full_like(order, i), index[order]], dim=1))
-        offer = math.floor(top_k * len(found))
-        passes.append(torch.arange(len(found)) // offer if offer else torch.full_like(order, LAST))
+        offer = max(1, math.floor(top_k * len(found)))
+        spared = top_k * layer.quantizer.alive.numel() < 1
+        passes.append(torch.full_like(order, LAST) if spared else torch.arange(len(found), device=order.device) // offer)
     costs, sizes, places, passes = (torch.cat(parts).cpu() for parts in (costs, sizes, places, passes))
     order = torch.from_numpy(np.lexsort((costs.numpy(), passes.numpy())))[:count]  # by pass, then by cost
     if bits is not None:
@@ -326,3 +330,19 @@ def _step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+
+
+def _low_bit(model, teacher, images, labels, **options):
+    loop.calibrate(model, images[:1000], options["mean"], options["std"])
+    return train_alq(model, images, labels, ALQSchedule(rounds=2, shadow_epochs=4), **options)
+
+
+TRAININGS = {"lenet5-mnist": Measured(
+    method="ALQ", module="esbflow.training.alq", network="lenet5", data="mnist",
+    real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_low_bit, weight_bits=average_bits,
+    quant=Recipe(weights="alq:2,sub2", first_weights="alq:2,kernel", last_weights="alq:2,channel", activations="u4",
+                 overrides=(("conv*", "alq:2,kernel"),)))}
+"""Groups as published for LeNet-5."""
+
+if __name__ == "__main__":
+    command(TRAININGS, __doc__)

@@ -20,8 +20,11 @@ from torch.nn import functional as F
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.product import ProductQuantizer
+from esbflow.quant.recipe import Recipe
 from esbflow.training import loop
 from esbflow.training.augment import augmented
+from esbflow.training.loop import Schedule
+from esbflow.training.measured import Measured, command
 
 
 @dataclass(frozen=True)
@@ -214,3 +217,30 @@ class _Run:
         optimizer.step()
         if self.report:
             self.report(done + 1, self.total, float(loss.detach()))
+
+
+def _low_bit(model, teacher, images, labels, **options):
+    return train_product(model, teacher, images, ProductSchedule(), **options)
+
+
+def _bits(model: nn.Module) -> float:
+    """Stored bits a weight, codebooks included."""
+    layers = layers_of(model)
+    return sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in layers) / sum(
+        layer.weight.numel() for layer in layers)
+
+
+def _lenet5(form: str, title: str, *arguments: str) -> Measured:
+    return Measured(
+        method=title, module="esbflow.training.product", arguments=arguments, network="lenet5", data="mnist",
+        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_low_bit, weight_bits=_bits,
+        quant=Recipe(weights="pq:256,8" + form, first_weights="pq:256,5" + form, last_weights="pq:256,4" + form,
+                     activations="u4", overrides=(("conv2", "pq:256,5" + form),)))
+
+
+TRAININGS = {"lenet5-mnist": _lenet5("", "And the bit goes down"),
+             "lenet5-mnist-esb": _lenet5(",esb4.1", "And the bit goes down, ESB(4,1) codewords",
+                                     "lenet5-mnist-esb")}
+
+if __name__ == "__main__":
+    command(TRAININGS, __doc__)

@@ -1,0 +1,124 @@
+"""What the commands of methods with a training of their own share: from images to integer graph, and a record of it.
+
+The record is a JSON file whose keys are those of docs/results: method, network, data, weights_bits, activation_bits,
+top1_integer_graph, top1_float, images, bytes, seed, command, hardware, minutes.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esbflow.graph.execute import execute
+from esbflow.graph.file import save
+from esbflow.quant.activation import InputQuantizer
+from esbflow.quant.convert import quantize
+from esbflow.quant.export import export
+from esbflow.quant.recipe import Recipe
+from esbflow.training.api import NETWORKS, load_float_model, save_float_model, save_model, top1
+from esbflow.training.data import load_images
+from esbflow.training.loop import Schedule, evaluate, train
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training that is measured: real numbers first, then `low_bit(model, teacher, images, labels, **options)`.
+
+    low_bit : trains in place; options are mean, std, seed, checkpoint and report.
+    weight_bits : model -> bits a weight as the method counts them.
+    module, arguments : the command that starts it.
+    """
+
+    method: str
+    module: str
+    network: str
+    data: str
+    real: Schedule
+    quant: Recipe
+    low_bit: Callable
+    weight_bits: Callable
+    arguments: tuple = ()
+
+
+def run(what: Measured, out: Path, real: Path | None = None, results: Path | None = None, seed: int = 0,
+        report=print) -> dict:
+    """Train, export, evaluate on all test images; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
+
+    real : float.pt of an earlier run, which saves the first stage. results : where else to write the record. An
+    interrupted run goes on from the checkpoints in `out`, to the same result; its record counts the minutes of the last
+    part only. `report(text)` is called now and then.
+    """
+    quant, began = what.quant, time.process_time()
+    images, labels = load_images(what.data, "train")
+    test, test_labels = load_images(what.data, "test")
+    stages = dict(mean=quant.mean, std=quant.std)
+    out.mkdir(parents=True, exist_ok=True)
+    if real:
+        model = load_float_model(real)
+    else:
+        torch.manual_seed(seed)
+        model = NETWORKS[what.network]()
+        train(model, images, labels, what.real, **stages, seed=seed, checkpoint=out / "real.ckpt",
+              report=_now_and_then("real numbers", report))
+    save_float_model(model, what.network, out / "float.pt")
+    float_top1 = evaluate(model, test, test_labels, **stages)
+    report(f"real numbers: {float_top1:.2f} %")
+    teacher = copy.deepcopy(model)
+    model = quantize(model, quant)
+    what.low_bit(model, teacher, images, labels, **stages, seed=seed + 1, checkpoint=out / "low_bit.ckpt",
+                 report=_now_and_then(what.method, report))
+    model.eval()
+    graph = export(model, what.network, images.shape[1:])
+    layers = [m for m in model.modules() if hasattr(m, "weight_quantizer")]
+    formats = {m.form.bits for m in model.quantizers.values() if not isinstance(m, InputQuantizer)}
+    words = ["python -m", what.module, *what.arguments, "--out", f"build/{out.name}"]
+    words += ["--float", f"build/{real.parent.name}/{real.name}"] if real else []
+    words += ["--seed", str(seed)] if seed else []
+    record = {
+        "method": what.method, "network": what.network, "data": what.data, "weights_bits": round(what.weight_bits(model), 3),
+        "activation_bits": max(formats), "top1_integer_graph": round(top1(execute(graph, test), test_labels), 2),
+        "top1_float": round(float_top1, 2), "images": len(test),
+        "bytes": round(sum(m.weight_quantizer.stored_bits(m.weight) for m in layers) / 8), "seed": seed,
+        "command": " ".join(words), "hardware": f"CPU, {torch.get_num_threads()} threads",
+        "minutes": round((time.process_time() - began) / 60, 1)}
+    graph.info.update(record)
+    save(graph, out / "graph.npz")
+    save_model(model, quant, what.network, out / "model.pt")
+    for path in (out / "metrics.json", results):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, indent=2) + "\n")
+    for name in ("real.ckpt", "low_bit.ckpt"):
+        (out / name).unlink(missing_ok=True)
+    report(json.dumps(record))
+    return record
+
+
+def command(trainings: dict, description: str, arguments: list | None = None) -> dict:
+    """The command line of a method: `trainings` by name, the first is the default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("training", nargs="?", choices=list(trainings), default=next(iter(trainings)))
+    parser.add_argument("--out", type=Path, required=True, help="folder for model, graph and metrics")
+    parser.add_argument("--float", type=Path, dest="real", help="float.pt of an earlier run, instead of training it")
+    parser.add_argument("--results", type=Path, help="write the record there too")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    return run(trainings[given.training], given.out, given.real, given.results, given.seed)
+
+
+def _now_and_then(title: str, report):
+    """Every hundredth step's number and the mean loss since the last."""
+    losses = []
+
+    def step(done, total, loss):
+        losses.append(loss)
+        if done % 100 == 0 or done == total:
+            report(f"{title}: step {done} of {total}, loss {sum(losses) / len(losses):.4f}")
+            losses.clear()
+
+    return step
