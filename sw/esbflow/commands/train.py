@@ -6,9 +6,13 @@ from esbflow.commands.common import JSON_HELP, positive, print_table, show
 def add_parser(commands) -> None:
     parser = commands.add_parser("train", help="train a network by a recipe and export it",
                                  description="Writes model.pt, graph.npz and metrics.json into --out.")
-    parser.add_argument("recipe", help="lenet5-mnist or digits")
+    parser.add_argument("recipe", help="a named recipe, such as lenet5-mnist or resnet20-cifar10-w4a4")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--epochs", type=positive, help="of each stage, instead of the recipe's")
+    parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
+    for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
+        parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
+    parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
@@ -17,11 +21,37 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
-    from esbflow.training.api import train_network
+    from esbflow.training import distributed
+    from esbflow.training.api import named, train_network
 
-    metrics = train_network(arguments.recipe, arguments.out, arguments.epochs, arguments.seed,
-                            train_images=arguments.images, resume=arguments.resume, progress=not arguments.json)
+    distributed.start()
+    recipe = named(arguments.recipe).changed(
+        arguments.rate, weights=arguments.weights, activations=arguments.activations,
+        first_weights=arguments.first_weights, last_weights=arguments.last_weights)
+    metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
+                            resume=arguments.resume, progress=not arguments.json)
+    if arguments.results:
+        _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(
         f"{m['network']} on {m['images']} test images of {m['data']}, {m['seconds']} s", ("computed in", "top-1 %"),
         [("real numbers", f"{m['float_top1']:.2f}"), ("fake quantization", f"{m['fake_quant_top1']:.2f}"),
          ("integers", f"{m['graph_top1']:.2f}")]))
+
+
+def _write_record(arguments, metrics: dict) -> None:
+    from pathlib import Path
+
+    from esbflow.training import record
+
+    words = ["esbflow train", arguments.recipe]
+    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "images", "seed"):
+        if getattr(arguments, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    record.write(Path(arguments.results), {
+        "method": metrics["weights"], "network": metrics["network"], "data": metrics["data"],
+        "weights_bits": metrics["weights_bits"], "activation_bits": metrics["activation_bits"],
+        "top1_integer_graph": round(metrics["graph_top1"], 2),
+        "top1_fake_quantization": round(metrics["fake_quant_top1"], 2),
+        "top1_float": round(metrics["float_top1"], 2), "images": metrics["images"], "bytes": metrics["bytes"],
+        "epochs": metrics["epochs"], "seed": metrics["seed"], "command": " ".join(words), "hardware": record.hardware(),
+        "minutes": round(metrics["seconds"] / 60, 1)})

@@ -14,6 +14,7 @@ from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
+from esbflow.training import record
 from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
@@ -34,11 +35,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     DataUnavailable
         if the data set is not at hand.
     """
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"no recipe named {recipe!r}; known: {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
-    recipe = recipe.with_epochs(epochs)
+    recipe = named(recipe).with_epochs(epochs)
     quant, out = recipe.quant, Path(out)
     images, labels = load_images(recipe.data, "train", train_images)
     test, test_labels = load_images(recipe.data, "test", test_images)
@@ -67,7 +64,10 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
     metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
                "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,
-               "data": recipe.data}
+               "data": recipe.data, "weights": quant.weights, "activations": quant.activations,
+               "epochs": recipe.low_bit.epochs,
+               "weights_bits": record.weights_bits(model), "activation_bits": record.activation_bits(model),
+               "bytes": record.model_bytes(model)}
     graph.info.update(metrics)
     save(graph, out / "graph.npz")
     save_model(model, quant, recipe.network, out / "model.pt")
@@ -96,6 +96,21 @@ def load_weights(model, name: str) -> None:
     lacking = [key for key in missing.missing_keys if "shortcut" not in key]
     if lacking or missing.unexpected_keys:
         raise DataUnavailable(f"{path} does not fit {type(model).__name__}: {(lacking + missing.unexpected_keys)[0]}")
+
+
+def named(recipe: str | TrainingRecipe) -> TrainingRecipe:
+    """The recipe of that name, or itself.
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, naming the known ones.
+    """
+    if isinstance(recipe, TrainingRecipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe named {recipe!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[recipe]
 
 
 def top1(outputs: np.ndarray, labels: np.ndarray) -> float:

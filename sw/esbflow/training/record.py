@@ -1,0 +1,59 @@
+"""What a measured training leaves behind: one JSON file with accuracy, size, command, seed, machine and minutes.
+
+Files of this kind in docs/results/ are what docs/accuracy.md is made of (`python -m esbflow.reports.accuracy`).
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from esbflow.quant.activation import InputQuantizer
+
+KEYS = ("method", "network", "data", "weights_bits", "activation_bits", "top1_integer_graph", "top1_float", "images",
+        "bytes", "seed", "command", "hardware", "minutes")
+
+
+def hardware() -> str:
+    """The machine in words: what the minutes were spent on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all quantized weights as their methods store them: codes, scales, codebooks."""
+    layers = [m for m in model.modules() if hasattr(m, "weight_quantizer")]
+    return round(sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in layers) / 8)
+
+
+def weights_bits(model: torch.nn.Module) -> float:
+    """Bits a weight, codes and scales, over all layers but the first and the last (over all, if there are no others)."""
+    layers = [m for m in model.modules() if hasattr(m, "weight_quantizer")]
+    inner = layers[1:-1] or layers
+    return round(sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in inner)
+                 / sum(layer.weight.numel() for layer in inner), 3)
+
+
+def activation_bits(model: torch.nn.Module) -> int:
+    """Bits of the activations that most layers multiply."""
+    bits = [m.form.bits for m in model.quantizers.values() if not isinstance(m, InputQuantizer)]
+    return min(bits, default=8)
+
+
+def write(path: Path, record: dict) -> None:
+    """Write a record whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        if a key is missing, naming it.
+    """
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise ValueError(f"a record needs {missing[0]!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)

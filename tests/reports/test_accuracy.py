@@ -1,0 +1,39 @@
+"""The ledger and the table of methods are what their commands print."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from esbflow.reports import accuracy, methods_table
+from esbflow.training import record
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_ledger_is_the_one_of_the_records():
+    assert (DOCS / "accuracy.md").read_text() == accuracy.ledger(accuracy.read_results(DOCS / "results"))
+
+
+def test_the_table_of_methods_is_up_to_date():
+    assert (DOCS / "methods.md").read_text() == methods_table.page()
+
+
+def test_a_record_appears_beside_the_published_number(tmp_path):
+    content = dict.fromkeys(record.KEYS, 1) | {"method": "ul2q:2", "network": "lenet5", "data": "mnist", "weights_bits": 2.0,
+                                               "activation_bits": 8, "top1_integer_graph": 99.25, "command": "esbflow train x"}
+    record.write(tmp_path / "results" / "lenet5-ul2q2.json", content)
+    page = accuracy.ledger(accuracy.read_results(tmp_path / "results"))
+    line = next(line for line in page.splitlines() if line.startswith("| muL2Q | LeNet-5 | MNIST | 2/32 "))
+    assert "**99.25** [2/8](results/lenet5-ul2q2.json)" in line
+    other = next(line for line in page.splitlines() if line.startswith("| muL2Q | LeNet-5 | MNIST | 1/32 "))
+    assert "not reproduced" in other
+
+
+def test_bad_records_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a record needs 'network'"):
+        record.write(tmp_path / "x.json", {"method": "esb"})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "broken.json").write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(ValueError, match="broken.json is not JSON"):
+        accuracy.read_results(tmp_path)
