@@ -5,7 +5,7 @@ from esbflow.commands.common import JSON_HELP, UserError, load_graph, show
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("export", help="export a trained model to an integer graph or to QONNX")
-    parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for --format qonnx a graph.npz will do too")
+    parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for qonnx also graph.npz")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--format", choices=("graph", "qonnx"), default="graph",
                         help="graph: the integer graph, .npz (default); qonnx: an .onnx file with Quant and FloatQuant nodes")

@@ -42,7 +42,7 @@ def run(arguments) -> None:
 
 
 def _print(content: dict) -> None:
-    print(f"{content['out']}: {content['nodes']} nodes, accumulators of {max(content['accumulator_bits'].values(), default=0)} "
-          "bits")
+    bits = max(content["accumulator_bits"].values(), default=0)
+    print(f"{content['out']}: {content['nodes']} nodes, accumulators of {bits} bits")
     for note in content["notes"]:
         print(f"note: {note}")

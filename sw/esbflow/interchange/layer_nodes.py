@@ -231,7 +231,7 @@ def batch_norm(walk, node, value, gamma, beta, mean, variance):
     if len(factor) != len(layer.gain):
         raise GraphError(f"{where}: it has {len(factor)} channels and its input {len(layer.gain)}; put it before the "
                          "flatten")
-    return _scaled(layer, factor, beta - mean * factor, where)
+    return _scaled(replace(layer, name=layer.name or node.name), factor, beta - mean * factor, where)
 
 
 def _clip(walk, node, value, low: float, high: float):
@@ -242,7 +242,8 @@ def _clip(walk, node, value, low: float, high: float):
     if isinstance(value, Stored) and value.form.min * value.scale >= low and value.form.max * value.scale <= high:
         return value
     layer = walk.builder.open(value, title(node))
-    return replace(layer, low=float(np.clip(layer.low, low, high)), high=float(np.clip(layer.high, low, high)))
+    ends = (float(np.clip(end, low, high)) for end in (layer.low, layer.high))
+    return replace(layer, name=layer.name or node.name, **dict(zip(("low", "high"), ends)))
 
 
 def relu(walk, node, value):

@@ -9,7 +9,7 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Image, Joined, Open, Stored
-from esbflow.numbers import Format, Signed
+from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.export import requantizer
 from esbflow.quant.snap import snap_weights
 
@@ -77,7 +77,7 @@ class Builder:
         if isinstance(value, Joined):
             parts = tuple(self.quantize(part, rule, f"{name}_{i}", where) for i, part in enumerate(value.parts))
             return self.join(Joined(parts), where, name)
-        if isinstance(value, Stored) and (value.form, value.scale) == (rule.form, rule.step) and rule.rounding == "nearest":
+        if isinstance(value, Stored) and value.scale == rule.step and _holds(rule.form, value.form):
             return value
         layer = self.open(value, where)
         offset = layer.offset - (0.5 * rule.step if rule.rounding == "floor" else 0.0)  # floor(x) = round(x - 1/2)
@@ -147,6 +147,12 @@ class Builder:
                 kept.append(node)
         self.graph.nodes = kept[::-1]
         return self.graph
+
+
+def _holds(outer: Format, inner: Format) -> bool:
+    """Whether every level of `inner` is one of `outer`; False where that is not clear at once."""
+    linear = all(isinstance(form, (Signed, Unsigned)) for form in (inner, outer))
+    return inner == outer or linear and outer.min <= inner.min and inner.max <= outer.max
 
 
 def _reach(layer: Open) -> float:

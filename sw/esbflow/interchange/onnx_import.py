@@ -14,6 +14,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
+from esbflow.interchange.merge import merge_clamps
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, read, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS
 from esbflow.interchange.shape_nodes import SHAPES
@@ -75,7 +76,7 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
         raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
     value = walk.values[model.output]
     output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
-    graph = walk.builder.finish(output)
+    graph = merge_clamps(walk.builder.finish(output))
     graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
     return validate(graph)
 

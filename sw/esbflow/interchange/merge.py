@@ -1,0 +1,44 @@
+"""Takes out clamps that the layer before can do itself.
+
+onnxruntime quantizes before and after a ReLU with one scale. The second time nothing is rounded: the levels are those of the
+first, clamped. So the layer before may have the second format, and no layer of the engine is spent on the clamp.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.numbers import Format, Signed, Unsigned
+
+
+def merge_clamps(graph: ir.Graph) -> ir.Graph:
+    """The same graph with each clamp merged into the node before it, which keeps its name; outputs do not change."""
+    readers = {}
+    for node in graph.nodes:
+        for source in node.inputs:
+            readers[source] = readers.get(source, 0) + 1
+    nodes, renamed = {}, {}
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(renamed.get(source, source) for source in node.inputs))
+        before = nodes.get(node.inputs[0]) if node.inputs else None
+        if before is not None and _is_clamp(node, before) and readers[before.name] == 1:
+            nodes[before.name] = replace(before, format=node.format)
+            renamed[node.name] = before.name
+            readers[before.name] = readers.get(node.name, 0)
+        else:
+            nodes[node.name] = node
+    graph.nodes = list(nodes.values())
+    return graph
+
+
+def _is_clamp(node: ir.Node, before: ir.Node) -> bool:
+    q = node.requantizer if isinstance(node, ir.Requantize) else None
+    return (q is not None and node.scale == before.scale and getattr(before, "requantizer", None) is not None
+            and (q.m == np.left_shift(1, q.s)).all() and not q.b.any() and _within(node.format, before.format))
+
+
+def _within(inner: Format, outer: Format) -> bool:
+    """Whether rounding to `outer` and then to `inner` is rounding to `inner`."""
+    linear = all(isinstance(form, (Signed, Unsigned)) for form in (inner, outer))
+    return linear and outer.min <= inner.min and inner.max <= outer.max

@@ -1,0 +1,96 @@
+"""For the tests of interchange: small ONNX models node by node, and what onnxruntime and qonnx compute of them."""
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.infer_shapes import InferShapes
+
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.interchange.onnx_file import from_proto
+from esbflow.interchange.onnx_import import import_model
+
+QONNX = "qonnx.custom_op.general"
+TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+
+
+class Model:
+    """An ONNX graph that grows; arrays among the inputs become initializers. The input is called "image"."""
+
+    def __init__(self, shape: tuple, kind: str = "float"):
+        self.shape, self.kind = shape, kind
+        self.nodes, self.constants, self.count = [], [], 0
+
+    def constant(self, array) -> str:
+        array = np.asarray(array)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        self.constants.append(numpy_helper.from_array(array, f"constant{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def add(self, operator: str, *inputs, name: str | None = None, domain: str = "", **attributes) -> str:
+        self.count += 1
+        name = name or f"{operator.lower()}{self.count}"
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        self.nodes.append(helper.make_node(operator, names, [f"{name}_result"], name=name, domain=domain, **attributes))
+        return f"{name}_result"
+
+    def quant(self, value, scale, bits: int, signed: int = 1, narrow: int = 0, zero: float = 0.0, rounding: str = "ROUND",
+              **more) -> str:
+        return self.add("Quant", value, np.float32(scale), np.float32(zero), np.float32(bits), domain=QONNX, signed=signed,
+                        narrow=narrow, rounding_mode=rounding, **more)
+
+    def qdq(self, value, scale, zero) -> str:
+        """A pair of QuantizeLinear and DequantizeLinear; `zero` has the type of the codes."""
+        codes = self.add("QuantizeLinear", value, np.float32(scale), zero)
+        return self.add("DequantizeLinear", codes, np.float32(scale), zero)
+
+    def proto(self, output: str, opset: int = 17) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.nodes, "model", [helper.make_tensor_value_info("image", TYPES[self.kind], self.shape)],
+            [helper.make_empty_tensor_value_info(output)], self.constants)
+        graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+        return helper.make_model(graph, ir_version=8, producer_name="test", opset_imports=[
+            helper.make_opsetid("", opset), helper.make_opsetid(QONNX, 2)])
+
+
+def imported(proto: onnx.ModelProto, **options) -> ir.Graph:
+    return import_model(from_proto(proto, "model.onnx"), **options)
+
+
+def run_onnxruntime(proto: onnx.ModelProto, images) -> np.ndarray:
+    """The output for float32 images, or for a dict of all inputs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # Fusions compute in integers that may saturate, which is not what the model says.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, images if isinstance(images, dict) else {session.get_inputs()[0].name: images})[0]
+
+
+def run_qonnx(proto: onnx.ModelProto, images: np.ndarray) -> dict:
+    """Every tensor by name, image after image."""
+    model = ModelWrapper(proto).transform(InferShapes())
+    known = {tensor.name for tensor in proto.graph.initializer}
+    image = next(value.name for value in proto.graph.input if value.name not in known)
+    runs = [execute_onnx(model, {image: images[i:i + 1]}, return_full_exec_context=True) for i in range(len(images))]
+    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]
+            if name not in known and np.ndim(runs[0][name]) in (2, 4)}
+
+
+def compare(graph: ir.Graph, pixels: np.ndarray, expected: np.ndarray) -> tuple:
+    """(largest difference in steps of the output, share of values that differ) from real outputs."""
+    levels = np.rint(expected.astype(np.float64).reshape(len(pixels), *graph.output.shape) / graph.output.scale)
+    difference = np.abs(execute(graph, pixels) - levels)
+    return int(difference.max()), float((difference > 0).mean())
+
+
+def random_pixels(random: np.random.Generator, count: int, *shape: int) -> np.ndarray:
+    return random.integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def real(pixels: np.ndarray) -> np.ndarray:
+    return (pixels / 255).astype(np.float32)

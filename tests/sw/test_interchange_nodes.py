@@ -1,0 +1,301 @@
+"""Single operators of ONNX and QONNX, with scales that are powers of two: the import equals the executors exactly.
+
+Biases keep every sum off the ties, where ONNX rounds to even and the integer graph up; ties have a test of their own.
+"""
+
+import numpy as np
+import pytest
+
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.interchange.onnx_file import GraphError
+from tests.sw.interchange_models import QONNX, Model, compare, imported, random_pixels, real, run_onnxruntime, run_qonnx
+
+INT8 = np.int8(0)
+
+
+def weights(random, *shape):
+    return random.integers(-7, 8, shape).astype(np.int8)
+
+
+def dequantized(m, levels, scale, **options):
+    return m.add("DequantizeLinear", levels, np.float32(scale), np.zeros(np.shape(scale), np.int8), **options)
+
+
+def image_in(m):
+    """The image as codes -64..63 of scale 2**-6, from pixels 0..255 by (pixel - 128) / 128."""
+    return m.qdq("image", 2**-6, INT8)
+
+
+def exact(m, x, *, channels=3, count=8, size=6):
+    """The model that ends in tensor x equals the imported graph on random images; returns the graph."""
+    proto = m.proto(x)
+    graph = imported(proto, pixel_max=255 / 128, mean=1.0)
+    pixels = random_pixels(np.random.default_rng(7), count, channels, size, size)
+    images = ((pixels - 128.0) / 128).astype(np.float32)
+    assert compare(graph, pixels, run_onnxruntime(proto, images)) == (0, 0.0)
+    return graph
+
+
+OFF_TIES = 2**-13  # less than the smallest step of any sum here
+
+
+def conv_layer(m, random, x, out=4, channels=3, kernel=3, scale=2**-4, bias=True, **options):
+    levels = weights(random, out, channels // options.get("group", 1), kernel, kernel)
+    w = dequantized(m, levels, np.full(out, scale, np.float32), axis=0)
+    return m.add("Conv", x, w, *([np.full(out, OFF_TIES, np.float32)] if bias else []), **options)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"pads": [1, 1, 1, 1]}, {"strides": [2, 2]}, {"dilations": [2, 2]}, {"group": 3, "out": 6}, {"auto_pad": "SAME_UPPER"},
+    {"auto_pad": "VALID"}])
+def test_convolutions(options):
+    random, m = np.random.default_rng(1), Model(("n", 3, 6, 6))
+    exact(m, m.qdq(conv_layer(m, random, image_in(m), **options), 2**-3, INT8))
+
+
+def test_per_channel_scales_and_batch_norm():
+    random, m = np.random.default_rng(2), Model(("n", 3, 6, 6))
+    w = dequantized(m, weights(random, 4, 3, 3, 3), np.float32([2**-4, 2**-5, 2**-3, 2**-4]), axis=0)
+    x = m.add("Conv", image_in(m), w)
+    x = m.add("BatchNormalization", x, np.float32([1, 2, -1, 0.5]), np.full(4, OFF_TIES, np.float32), np.zeros(4, np.float32),
+              np.full(4, 4.0, np.float32), epsilon=0.0)
+    exact(m, m.qdq(m.add("Relu", x), 2**-4, np.int8(-128)))
+
+
+@pytest.mark.parametrize("zero, form", [(np.uint8(0), "u8"), (np.int8(-128), "u8"), (np.int8(0), "s8"), (np.uint8(128), "s8")])
+def test_zero_points_become_formats(zero, form):
+    random, m = np.random.default_rng(3), Model(("n", 3, 6, 6))
+    graph = exact(m, m.qdq(conv_layer(m, random, image_in(m)), 2**-3, zero))
+    assert str(graph.output.format) == form
+
+
+def test_weights_with_a_zero_point():
+    random, m = np.random.default_rng(4), Model(("n", 3, 6, 6))
+    codes = random.integers(121, 136, (4, 3, 3, 3)).astype(np.uint8)
+    w = m.add("DequantizeLinear", codes, np.float32(2**-4), np.uint8(128))
+    x = m.add("Conv", image_in(m), w, np.full(4, OFF_TIES, np.float32))
+    assert exact(m, m.qdq(x, 2**-3, INT8)).output.weight.max() == 7
+
+
+def test_relu_and_clip_narrow_the_format():
+    random, m = np.random.default_rng(5), Model(("n", 3, 6, 6))
+    x = m.add("Relu", conv_layer(m, random, image_in(m)))
+    assert str(exact(m, m.qdq(x, 2**-3, INT8)).output.format) == "u7"
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Clip", conv_layer(m, random, image_in(m)), np.float32(0), np.float32(15 * 2**-3))
+    assert str(exact(m, m.qdq(x, 2**-3, np.uint8(0))).output.format) == "u4"
+
+
+def test_a_clamp_costs_no_layer():
+    random, m = np.random.default_rng(5), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, image_in(m), name="conv"), 2**-3, INT8)
+    graph = exact(m, m.qdq(m.add("Relu", x), 2**-3, INT8))
+    assert [node.name for node in graph.nodes] == ["input", "conv"]
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_linear_layers(transposed):
+    random, m = np.random.default_rng(6), Model(("n", 3, 6, 6))
+    shape = (5, 108) if transposed else (108, 5)
+    w = dequantized(m, weights(random, *shape), np.full(5, 2**-4, np.float32), axis=1 - transposed)
+    x = m.add("Flatten", image_in(m), axis=1)
+    exact(m, m.qdq(m.add("Gemm", x, w, np.full(5, OFF_TIES, np.float32), transB=transposed), 2**-2, INT8))
+    if not transposed:
+        m = Model(("n", 3, 6, 6))
+        x = m.add("Reshape", image_in(m), np.int64([0, -1]))
+        x = m.add("MatMul", x, dequantized(m, weights(random, *shape), np.float32(2**-4)))
+        exact(m, m.qdq(m.add("Add", x, np.full(5, OFF_TIES, np.float32)), 2**-2, INT8))
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_shape": [2, 2], "strides": [2, 2]}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [3, 2], "strides": [2, 1], "ceil_mode": 1}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}])
+def test_max_pools_before_and_after_the_quantizer(options):
+    random = np.random.default_rng(8)
+    m = Model(("n", 3, 6, 6))
+    exact(m, m.add("MaxPool", image_in(m), **options))
+    m = Model(("n", 3, 6, 6))
+    x = m.add("MaxPool", m.add("Relu", conv_layer(m, random, image_in(m), pads=[1] * 4)), **options)
+    graph = exact(m, m.qdq(x, 2**-3, np.uint8(0)))
+    assert [type(node) for node in graph.nodes] == [ir.Input, ir.Conv2d, ir.MaxPool2d]
+
+
+def test_average_pools():
+    for operator, options in (("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+                              ("AveragePool", {"kernel_shape": [4, 4], "pads": [1] * 4, "count_include_pad": 1}),
+                              ("GlobalAveragePool", {})):
+        m = Model(("n", 3, 8, 8))
+        x = m.add("Add", m.add(operator, image_in(m), **options), np.float32(2**-11))
+        exact(m, m.qdq(x, 2**-6, INT8), size=8)
+    m = Model(("n", 3, 8, 8))
+    x = m.add("ReduceMean", image_in(m), axes=[2, 3], keepdims=1)
+    exact(m, m.qdq(m.add("Add", x, np.float32(2**-12)), 2**-6, INT8), size=8)
+
+
+def test_sums_of_two_tensors_and_into_a_convolution():
+    random = np.random.default_rng(9)
+    m = Model(("n", 3, 6, 6))
+    x = image_in(m)
+    y = m.qdq(conv_layer(m, random, x, out=3, pads=[1] * 4), 2**-3, INT8)
+    total = m.add("Add", m.add("Sub", y, x), np.float32(2**-8), name="bias")
+    assert type(exact(m, m.qdq(total, 2**-3, INT8)).output) is ir.Add
+    m = Model(("n", 3, 6, 6))
+    x = image_in(m)
+    y = m.add("Add", conv_layer(m, random, x, out=3, pads=[1] * 4), x)
+    graph = exact(m, m.qdq(m.add("Relu", y), 2**-3, np.uint8(0)))
+    assert type(graph.output) is ir.Conv2d and len(graph.output.inputs) == 2
+
+
+def test_concat_of_tensors_with_different_scales():
+    random, m = np.random.default_rng(10), Model(("n", 3, 6, 6))
+    x = image_in(m)
+    y = m.qdq(conv_layer(m, random, x, pads=[1] * 4), 2**-3, INT8)
+    exact(m, m.add("Concat", y, m.qdq(conv_layer(m, random, x, pads=[1] * 4), 2**-3, INT8), axis=1))
+    both = m.add("Concat", y, m.add("Add", x, np.float32(2**-8)), axis=1)
+    graph = exact(m, m.qdq(both, 2**-3, INT8))
+    assert type(graph.output) is ir.Concat
+
+
+def test_upsampling():
+    m = Model(("n", 3, 6, 6))
+    exact(m, m.add("Resize", image_in(m), np.zeros(0, np.float32), np.float32([1, 1, 2, 3]), mode="nearest",
+                   coordinate_transformation_mode="asymmetric", nearest_mode="floor"))
+
+
+def test_a_model_that_takes_codes():
+    random, m = np.random.default_rng(11), Model(("n", 3, 6, 6), kind="uint8")
+    x = m.add("DequantizeLinear", "image", np.float32(2**-6), np.uint8(128))
+    proto = m.proto(m.qdq(conv_layer(m, random, x), 2**-3, INT8))
+    pixels = random_pixels(random, 6, 3, 6, 6)
+    assert compare(imported(proto), pixels, run_onnxruntime(proto, pixels)) == (0, 0.0)
+
+
+def test_constants_are_folded():
+    """Shape, Gather, Concat, Reshape as torch's older exporter writes a flatten; scales as Constant nodes."""
+    random, m = np.random.default_rng(12), Model(("n", 3, 6, 6))
+    x = image_in(m)
+    batch = m.add("Unsqueeze", m.add("Gather", m.add("Shape", x), np.int64(0), axis=0), np.int64([0]))
+    x = m.add("Reshape", x, m.add("Concat", batch, np.int64([-1]), axis=0))
+    w = m.add("Transpose", dequantized(m, weights(random, 5, 108), np.full(5, 2**-4, np.float32), axis=0), perm=[1, 0])
+    exact(m, m.qdq(m.add("Add", m.add("MatMul", x, w), np.float32(OFF_TIES)), 2**-2, INT8))
+
+
+# -- QONNX ------------------------------------------------------------------------------------------------------
+def qonnx_exact(m, x, form):
+    proto = m.proto(x)
+    graph = imported(proto)
+    pixels = random_pixels(np.random.default_rng(7), 4, 3, 6, 6)
+    found = run_qonnx(proto, real(pixels))
+    assert str(graph.output.format) == form
+    levels = np.rint(found[x] / graph.output.scale).reshape(4, *graph.output.shape)
+    assert np.array_equal(levels, execute(graph, pixels))
+
+
+@pytest.mark.parametrize("options, form", [
+    (dict(bits=4), "s4"), (dict(bits=4, narrow=1), "esb4.2"), (dict(bits=4, signed=0), "u4"), (dict(bits=1), "bin"),
+    (dict(bits=4, rounding="FLOOR"), "s4"), (dict(bits=5, signed=0, zero=16), "s5"), (dict(bits=2, narrow=1), "esb2.0")])
+def test_quant(options, form):
+    random, m = np.random.default_rng(13), Model((1, 3, 6, 6))
+    x = m.quant("image", 2**-5, 8)
+    w = m.quant(random.normal(size=(4, 3, 3, 3)), np.full((4, 1, 1, 1), 2**-2, np.float32), 4)
+    x = m.add("Conv", x, w, np.full(4, OFF_TIES, np.float32))
+    qonnx_exact(m, m.quant(x, 2**-1, **options), form)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_float_quant(signed):
+    """e2m1 with a bias of 2 and e3m0, weights and activations."""
+    random, m = np.random.default_rng(14), Model((1, 3, 6, 6))
+
+    def float_quant(x, scale, e, k, bias, largest):
+        return m.add("FloatQuant", x, *np.float32([scale, e, k, bias, largest]), domain=QONNX, has_inf=0, has_nan=0,
+                     has_subnormal=1, saturation=1, rounding_mode="ROUND")
+
+    w = float_quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 3, 0, 1, 2**6)
+    x = m.add("Conv", m.quant("image", 2**-5, 8), w, np.full(4, OFF_TIES, np.float32))
+    x = x if signed else m.add("Relu", x)
+    qonnx_exact(m, float_quant(x, 1.0, 2, 1, 2, 3.0), "esb4.1" if signed else "uesb3.1")
+
+
+def test_bipolar_quant():
+    random, m = np.random.default_rng(15), Model((1, 3, 6, 6))
+    w = m.add("BipolarQuant", random.normal(size=(4, 3, 3, 3)), np.float32(0.25), domain=QONNX)
+    x = m.add("Conv", m.quant("image", 2**-5, 8), w)
+    qonnx_exact(m, m.add("BipolarQuant", x, np.float32(1), domain=QONNX), "bin")
+
+
+def test_ties_go_up_and_not_to_even():
+    m = Model((1, 1, 1, 4))
+    x = m.quant("image", 1.0, 8, signed=0)
+    proto = m.proto(m.quant(m.add("Sub", x, np.float32(2)), 2.0, 4))
+    graph = imported(proto, pixel_max=255)
+    pixels = np.uint8([[[[1, 3, 5, 7]]]])  # -1/2, 1/2, 3/2, 5/2 steps
+    assert execute(graph, pixels).ravel().tolist() == [0, 1, 2, 3]
+    assert run_qonnx(proto, pixels.astype(np.float32))[proto.graph.output[0].name].ravel().tolist() == [0, 0, 4, 4]
+
+
+# -- what has no integer form -----------------------------------------------------------------------------------
+def refused(m, x) -> str:
+    with pytest.raises(GraphError) as caught:
+        imported(m.proto(x))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_operators_without_an_integer_form_are_named_with_a_fix():
+    random = np.random.default_rng(16)
+
+    def after(operator, *inputs, **options):
+        m = Model(("n", 3, 6, 6))
+        x = m.qdq(conv_layer(m, random, image_in(m), pads=[1] * 4), 2**-3, INT8)
+        return refused(m, m.qdq(m.add(operator, x, *inputs, name="odd", **options), 2**-3, INT8))
+
+    assert after("Softmax") == ("Softmax node 'odd': the integer graph has no Softmax; leave it to the host: cut it off, the "
+                                "largest value stays the largest")
+    assert after("LeakyRelu") == "LeakyRelu node 'odd': the integer graph has no LeakyRelu; use ReLU"
+    assert "Transpose node 'odd': axes of activations cannot be swapped" in after("Transpose", perm=[0, 2, 3, 1])
+    assert "a dilated max pool has no integer form" in after("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])
+    assert "needs count_include_pad=1" in after("AveragePool", kernel_shape=[3, 3], pads=[1] * 4)
+    assert "a change of shape from (4, 6, 6) to (8, 3, 6) has no integer form" in after("Reshape", np.int64([0, 8, 3, 6]))
+    assert "a constant of shape (6,) is not one number, nor one for each of 4 channels" in after(
+        "Mul", np.arange(6, dtype=np.float32))
+    assert "only repeating pixels by whole factors" in after(
+        "Resize", np.zeros(0, np.float32), np.float32([1, 1, 2, 2]), mode="linear")
+    assert "Erf node 'odd': the integer graph has no Erf; it has Add, AveragePool" in after("Erf")
+
+
+def test_layers_that_are_not_quantized_are_named():
+    random = np.random.default_rng(17)
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Conv", image_in(m), weights(random, 4, 3, 3, 3).astype(np.float32), name="odd")
+    assert refused(m, m.qdq(x, 1, INT8)) == "Conv node 'odd': its weights are not quantized; quantize them too"
+    m = Model(("n", 3, 6, 6))
+    x = conv_layer(m, random, "image", name="odd")
+    assert "Conv node 'odd': the model's input is not quantized; put a quantizer" in refused(m, m.qdq(x, 1, INT8))
+    m = Model(("n", 3, 6, 6))
+    x = conv_layer(m, random, conv_layer(m, random, image_in(m)), channels=4, kernel=1, name="odd")
+    assert refused(m, m.qdq(x, 1, INT8)) == "Conv node 'odd': its input is not quantized; put a quantizer before it"
+    m = Model(("n", 3, 6, 6))
+    x = image_in(m)
+    total = m.add("Add", conv_layer(m, random, x), conv_layer(m, random, x), name="odd")
+    assert "Add node 'odd': the engine adds a quantized tensor to a quantized tensor" in refused(m, m.qdq(total, 1, INT8))
+
+
+@pytest.mark.parametrize("options, reason", [
+    (dict(bits=4, rounding="CEIL"), "the engine cannot round by CEIL; use rounding_mode ROUND"),
+    (dict(bits=4.5), "its bit width must be one whole number"),
+    (dict(bits=4, zero=3), "its zero point gives the levels -11..4, which the engine does not have"),
+    (dict(bits=40), "its bit width must be in 1..32, not 40")])
+def test_quantizers_without_an_integer_form(options, reason):
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Add", m.quant("image", 2**-5, 8), np.float32(1))
+    x = m.quant(x, 1.0, name="odd", **options)
+    assert f"Quant node 'odd': {reason}" in refused(m, m.add("MaxPool", x, kernel_shape=[2, 2]))
+
+
+def test_an_output_with_an_odd_zero_point_is_left_to_the_host():
+    random, m = np.random.default_rng(18), Model(("n", 3, 6, 6))
+    graph = imported(m.proto(m.qdq(conv_layer(m, random, image_in(m)), 2**-3, np.int8(5))))
+    assert str(graph.output.format) == "s32"
+    assert graph.info["notes"] == ["QuantizeLinear node 'quantizelinear5' is left out: zero point 5 gives levels -133..122"]

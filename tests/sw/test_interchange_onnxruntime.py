@@ -1,0 +1,153 @@
+"""A network trained on scikit-learn's digits and quantized by onnxruntime: the import against what onnxruntime computes.
+
+Differences come from 12-bit multipliers (relative error 2**-12 at most) and from ties. They are bounded here and stated in
+docs/interchange.md.
+"""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from sklearn.datasets import load_digits
+from torch import nn
+
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.interchange.onnx_file import GraphError
+from esbflow.interchange.onnx_import import import_onnx
+from tests.sw.interchange_models import Model, real, run_onnxruntime
+
+
+class Network(nn.Module):
+    """(n, 1, 8, 8) -> (n, 10), with a residual sum and both pools."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.third = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.wide, self.last = nn.Conv2d(8, 24, 3), nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        x = torch.relu(x + self.third(torch.relu(self.second(x))))
+        x = torch.relu(self.wide(nn.functional.max_pool2d(x, 2)))
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = load_digits()
+    return (found.images[:, None] * 255 // 16).astype(np.uint8), found.target
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    """The trained network as float32 ONNX."""
+    torch.manual_seed(0)
+    images, labels = torch.tensor(real(digits[0][:1437])), torch.tensor(digits[1][:1437])
+    network = Network()
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(12):
+        for batch in torch.randperm(1437).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    network.eval()
+    p = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+    m = Model(("n", 1, 8, 8))
+
+    def conv(x, name, **options):
+        return m.add("Conv", x, p[f"{name}.weight"], p[f"{name}.bias"], name=name, **options)
+
+    x = conv("image", "first", pads=[1] * 4)
+    x = m.add("Relu", m.add("BatchNormalization", x, *(p[f"norm.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))))
+    y = m.add("Relu", conv(x, "second", pads=[1] * 4))
+    x = m.add("Relu", m.add("Add", conv(y, "third", pads=[1] * 4), x, name="sum"))
+    x = m.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], name="pool")
+    x = m.add("Flatten", m.add("GlobalAveragePool", m.add("Relu", conv(x, "wide")), name="mean"))
+    return m.proto(m.add("Gemm", x, p["last.weight"], p["last.bias"], transB=1, name="last"))
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, images):
+        self.images = iter(images)
+
+    def get_next(self):
+        image = next(self.images, None)
+        return None if image is None else {"image": image[None]}
+
+
+def quantized(model, digits, folder, symmetric=True, per_channel=True, prepared=True):
+    """Path of the model in QDQ format. Preparing it folds the batch norm into the convolution, as onnxruntime advises."""
+    source, target = folder / "float.onnx", folder / "quantized.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(model), source)
+    if prepared:
+        quant_pre_process(source, source, skip_symbolic_shape=True)
+    quantize_static(source, target, Reader(real(digits[0][:100])), quant_format=QuantFormat.QDQ, per_channel=per_channel,
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+                    extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True})
+    return target
+
+
+@pytest.mark.parametrize("per_channel, prepared", [(True, True), (False, True), (True, False)])
+def test_a_statically_quantized_network_agrees(model, digits, tmp_path, per_channel, prepared):
+    path = quantized(model, digits, tmp_path, per_channel=per_channel, prepared=prepared)
+    graph = import_onnx(path)
+    pixels, labels = digits[0][1437:], digits[1][1437:]
+    expected = run_onnxruntime(onnx.load(path), real(pixels))
+    levels = execute(graph, pixels).reshape(len(pixels), -1)
+    steps = np.abs(levels - np.rint(expected / graph.output.scale))
+    agreement = (levels.argmax(1) == expected.argmax(1)).mean()
+    print(f"output values that differ: {100 * (steps > 0).mean():.2f} %, at most {steps.max():.0f} of 256 steps; same top-1 on "
+          f"{100 * agreement:.2f} % of {len(pixels)} images; top-1 {100 * (levels.argmax(1) == labels).mean():.2f} % and "
+          f"{100 * (expected.argmax(1) == labels).mean():.2f} %")
+    assert agreement >= 0.99
+    assert steps.max() <= 3 and (steps > 0).mean() <= 0.35
+
+
+def test_each_layer_is_at_most_one_step_off(model, digits, tmp_path):
+    """onnxruntime runs each layer on the integers that the graph gives it, so that differences do not add up."""
+    path = quantized(model, digits, tmp_path)
+    graph, proto = import_onnx(path), onnx.load(path)
+    pixels = digits[0][1437:1537]
+    makers = {node.output[0]: node for node in proto.graph.node}
+
+    def tensor_after(name):
+        """Output of the DequantizeLinear that follows a layer and its ReLU; a pool's own output."""
+        tensor = next(node.output[0] for node in proto.graph.node if name in (node.name, node.output[0]))
+        while not isinstance(graph[name], ir.MaxPool2d) and makers[tensor].op_type != "DequantizeLinear":
+            tensor = next(node.output[0] for node in proto.graph.node if tensor in node.input)
+        relu = next((node for node in proto.graph.node if node.op_type == "Relu" and tensor in node.input), None)
+        if relu is None:
+            return tensor
+        return next(n.output[0] for n in proto.graph.node if n.input[0] == f"{relu.output[0]}_QuantizeLinear_Output")
+
+    tensors = execute(graph, pixels, keep=True)
+    whole, checked = onnx.shape_inference.infer_shapes(proto), 0
+    for node in graph.nodes[1:]:
+        inputs = [(graph[source], tensor_after(source) if source != "input" else next(
+            n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in makers))
+            for source in node.inputs]
+        part = onnx.utils.Extractor(whole).extract_model([tensor for _, tensor in inputs], [tensor_after(node.name)])
+        values = {tensor: (tensors[source.name] * source.scale).astype(np.float32) for source, tensor in inputs}
+        expected = np.rint(run_onnxruntime(part, values) / node.scale).reshape(tensors[node.name].shape)
+        difference = np.abs(tensors[node.name] - expected)
+        print(f"{node.name}: {100 * (difference > 0).mean():.2f} % differ, at most {difference.max():.0f}")
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.02
+        checked += 1
+    assert checked >= 7
+
+
+def test_layers_keep_their_names_and_kinds(model, digits, tmp_path):
+    graph = import_onnx(quantized(model, digits, tmp_path))
+    kinds = {node.name: type(node) for node in graph.nodes}
+    assert kinds["second"] is ir.Conv2d and kinds["sum"] is ir.Add and kinds["pool"] is ir.MaxPool2d
+    assert kinds["mean"] is ir.AvgPool2d and kinds["last"] is ir.Linear
+
+
+def test_asymmetric_activations_are_refused_by_name(model, digits, tmp_path):
+    with pytest.raises(GraphError, match=r"QuantizeLinear node '\w+_QuantizeLinear': its zero point gives the levels "
+                                         r"-?\d+..\d+, which the engine does not have; .*ActivationSymmetric=True"):
+        import_onnx(quantized(model, digits, tmp_path, symmetric=False))
