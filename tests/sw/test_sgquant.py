@@ -12,6 +12,7 @@ from esbflow.networks.agnn import AGNN
 from esbflow.networks.gcn import GCN
 from esbflow.networks.message import Topology
 from esbflow.quant import sgquant
+from esbflow.quant.bit_search import select_bits
 from esbflow.quant.layers import QuantLinear
 from esbflow.quant.sgquant import FeatureQuantizer, GraphRecipe, Rows, memory, quantize_graph_network
 
@@ -188,3 +189,52 @@ def test_the_network_that_is_quantized_stays_as_it_was():
 def test_bad_recipes_are_refused_in_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- automatic bit selection ---------------------------------------------------------------------------------------
+SPACE = {"a": (1, 2, 4, 8), "b": (1, 2, 4, 8), "c": ((1, 1), (4, 2), (8, 8)), "d": ("twn", "esb4.1")}
+
+
+def worth(choice):
+    """Accuracy falls where a, c's first bucket or the weights are narrow; b does not matter."""
+    return (80 - 3 * (choice["a"] < 4) - 2 * (choice["c"][0] < 4) - 4 * (choice["d"] == "twn"))
+
+
+def size(choice):
+    return 10 * choice["a"] + 20 * choice["b"] + sum(choice["c"]) + (2 if choice["d"] == "twn" else 4)
+
+
+def test_the_search_finds_the_smallest_good_setting_of_a_known_function():
+    measured = []
+    found = select_bits(SPACE, lambda c: measured.append(c) or worth(c), size, reference=80.0, first=16, rounds=4, each=6)
+    assert found.best.choice == {"a": 4, "b": 1, "c": (4, 2), "d": "esb4.1"} and found.best.memory == 40 + 20 + 6 + 4
+    assert len(measured) == len(found.trials) <= 40 < 4 * 4 * 3 * 2
+    assert len({str(c) for c in measured}) == len(measured)  # none twice
+
+
+def test_the_search_beats_random_settings_in_a_large_space():
+    space = {f"t{i}": (1, 2, 3, 4, 6, 8) for i in range(6)}
+    found = select_bits(space, lambda c: 80 - sum((c[f"t{i}"] < 3) for i in range(3)), lambda c: sum(c.values()), 80.0,
+                        first=24, rounds=6, each=8)
+    assert found.best is not None and found.best.accuracy >= 79.5
+    random_best = min((t.memory for t in found.trials[:24] if t.accuracy >= 79.5), default=1000)
+    assert found.best.memory < random_best and found.best.memory <= 16  # 12 is the least possible
+
+
+def test_the_search_is_repeatable_reports_and_ends_in_small_spaces():
+    seen = []
+    one, two = (select_bits(SPACE, worth, size, 80.0, seed=3, report=lambda *a: seen.append(a)) for _ in range(2))
+    assert one == two and seen[0][0] == 1 and seen[-1][0] <= seen[-1][1]
+    small = select_bits({"a": (2, 4)}, lambda c: 70 + c["a"], lambda c: c["a"], 74.0)
+    assert small.best.choice == {"a": 4} and len(small.trials) == 2
+    assert select_bits({"a": (2,)}, lambda c: 70, lambda c: 1, 74.0).best is None
+    assert select_bits({"a": (2, 4)}, lambda c: 70, lambda c: c["a"], 70.5, drop=0.5).best.choice == {"a": 2}  # the edge counts
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(space={}), "the space of settings is empty"), (dict(space={"a": ()}), "the space of settings is empty"),
+    (dict(first=1), "first must be at least 2"), (dict(drop=-1), "not negative"),
+    (dict(measure=lambda c: math.nan), "is not finite")])
+def test_bad_searches_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        select_bits(**{**dict(space=SPACE, measure=worth, memory=size, reference=80.0), **arguments})

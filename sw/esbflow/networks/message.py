@@ -51,7 +51,7 @@ class Topology:
 
     def add_neighbours(self, x: torch.Tensor) -> torch.Tensor:
         """(nodes, f) -> (nodes, f): the sum over each node and its neighbours; additions only."""
-        return torch.sparse.mm(self._ones, x)
+        return torch.sparse.mm(self._ones.to(x.dtype), x)
 
     def weigh_neighbours(self, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Weights (entries, 1), x (nodes, f) -> (nodes, f): the weighted sum."""

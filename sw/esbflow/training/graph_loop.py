@@ -1,7 +1,4 @@
-"""Train graph networks on citation graphs in real numbers and by SGQuant, and write the results.
-
-    python -m esbflow.training.graphs --data cora --network gcn --seeds 10 --out docs/results
-"""
+"""Training of networks that classify the nodes of one graph, all nodes at once."""
 
 import copy
 from dataclasses import dataclass
@@ -10,18 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from esbflow.networks.agnn import AGNN
-from esbflow.networks.gcn import GCN
 from esbflow.networks.message import Topology
 from esbflow.training.graph_data import GraphData
-
-NETWORKS = {"gcn": GCN, "agnn": AGNN}
 
 
 @dataclass(frozen=True)
 class GraphSchedule:
-    """Adam on the whole graph. The state of the epoch with the best validation accuracy is kept, of equals the one with the
-    least loss.
+    """Adam on the whole graph. Every `every` epochs and at the end the network is validated; the state of the best accuracy
+    is kept, of equals the one with the least loss.
 
     Raises
     ------
@@ -32,17 +25,25 @@ class GraphSchedule:
     epochs: int = 200
     rate: float = 0.01
     weight_decay: float = 5e-4
+    every: int = 1
 
     def __post_init__(self):
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+        if self.epochs < 1 or self.every < 1:
+            raise ValueError(f"epochs and every must be at least 1, not {self.epochs} and {self.every}")
         if not self.rate > 0:
             raise ValueError(f"the learning rate must be positive, not {self.rate}")
 
 
 def train_graph(network: nn.Module, data: GraphData, topology: Topology, schedule: GraphSchedule, seed: int = 0,
-                report=None) -> nn.Module:
-    """Train in place. `report(done, total, loss)` is called after every epoch.
+                report=None, stored: torch.Tensor | None = None, teacher: torch.Tensor | None = None) -> nn.Module:
+    """Train in place.
+
+    Parameters
+    ----------
+    report : called as report(done, total, loss) after every epoch.
+    stored : what network.read() gives, if the caller has it.
+    teacher : probabilities (nodes, classes) that a network of real numbers gives. The loss is then the mean of the labels'
+        on the training nodes and of the cross entropy to these on all nodes, which needs no label.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def train_graph(network: nn.Module, data: GraphData, topology: Topology, schedul
         if the loss is no longer finite.
     """
     torch.manual_seed(seed)
-    x = network.read(torch.from_numpy(data.features), topology)
+    x = network.read(torch.from_numpy(data.features), topology) if stored is None else stored
     labels, train, val = (torch.from_numpy(a) for a in (data.labels, data.train, data.val))
     decayed = network.decayed()
     known = {id(p) for p in decayed}
@@ -60,28 +61,35 @@ def train_graph(network: nn.Module, data: GraphData, topology: Topology, schedul
     best, state = (-1.0, 0.0), None
     for epoch in range(schedule.epochs):
         network.train()
-        loss = F.cross_entropy(network(x, topology)[train], labels[train])
+        scores = network(x, topology)
+        loss = F.cross_entropy(scores[train], labels[train])
+        if teacher is not None:
+            loss = (loss + F.cross_entropy(scores, teacher)) / 2
         if not torch.isfinite(loss):
             raise ValueError("the loss is not finite; use a smaller learning rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if report:
+            report(epoch + 1, schedule.epochs, float(loss.detach()))
+        if (epoch + 1) % schedule.every and epoch + 1 < schedule.epochs:
+            continue
         network.eval()
         with torch.no_grad():
             scores = network(x, topology)[val]
         reached = (float((scores.argmax(dim=1) == labels[val]).float().mean()), -float(F.cross_entropy(scores, labels[val])))
         if reached > best:
             best, state = reached, copy.deepcopy(network.state_dict())
-        if report:
-            report(epoch + 1, schedule.epochs, float(loss.detach()))
     network.load_state_dict(state)
     return network.eval()
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, data: GraphData, topology: Topology, part: str = "test") -> float:
+def accuracy(network: nn.Module, data: GraphData, topology: Topology, part: str = "test",
+             stored: torch.Tensor | None = None) -> float:
     """Top-1 in percent on the nodes of a part of the split, in eval mode."""
     network.eval()
     nodes = getattr(data, part)
-    scores = network(network.read(torch.from_numpy(data.features), topology), topology)
+    stored = network.read(torch.from_numpy(data.features), topology) if stored is None else stored
+    scores = network(stored, topology)
     return 100 * float((scores.argmax(dim=1).numpy()[nodes] == data.labels[nodes]).mean())

@@ -1,0 +1,241 @@
+"""Graph networks on citation graphs: real numbers against SGQuant over several seeds, and the automatic bit selection.
+
+    python -m esbflow.training.graphs --data cora --network gcn --seeds 10 --out docs/results
+    python -m esbflow.training.graphs --data cora --network gcn --seeds 10 --search --out docs/results
+
+Each run writes one JSON file, DIR/sgquant-NETWORK-DATA-SETTING.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from esbflow.graph.file import save
+from esbflow.networks.agnn import AGNN
+from esbflow.networks.gcn import GCN
+from esbflow.networks.message import Topology
+from esbflow.quant.bit_search import select_bits
+from esbflow.quant.graph_export import integer_network
+from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, memory, quantize_graph_network
+from esbflow.training.data import DataUnavailable
+from esbflow.training.graph_data import GRAPHS, GraphData, load_graph_data
+from esbflow.training.graph_loop import GraphSchedule, accuracy, train_graph
+
+NETWORKS = {"gcn": GCN, "agnn": AGNN}
+REAL = GraphSchedule(every=5)
+LOW_BIT = GraphSchedule(epochs=100, every=5)
+SEARCH_SEEDS, SEARCH_EPOCHS = 2, 30
+SEARCH = dict(first=14, rounds=3, each=5, explored=600)
+WIDTHS = (1, 2, 3, 4, (4, 4, 2, 2), (4, 3, 2, 1), 8)
+"""What the search may give a tensor: bits, or bits of the four degree buckets."""
+SEARCH_WEIGHTS = ("twn", "esb3.0", "esb4.1", "s8")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A graph, ready for training."""
+
+    data: GraphData
+    topology: Topology
+    network: str
+    inputs: dict = field(default_factory=dict, repr=False)
+    trained: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, data: str, network: str) -> "Task":
+        """ValueError for unknown names, DataUnavailable if the graph is not at hand."""
+        if network not in NETWORKS:
+            raise ValueError(f"no graph network named {network!r}; known: {', '.join(NETWORKS)}")
+        graph = load_graph_data(data)
+        return cls(graph, Topology(graph.edges, len(graph.labels)), network)
+
+    def stored(self, network):
+        """What network.read() gives, made once for each width of the input; None where the engine's side quantizes it."""
+        if network.engine:
+            return None
+        point = next(iter(network.POINTS))
+        bits = network.quantizers[point].bits if point in network.quantizers else FULL
+        if bits not in self.inputs:
+            self.inputs[bits] = network.read(torch.from_numpy(self.data.features), self.topology)
+        return self.inputs[bits]
+
+    def float_network(self, seed: int, schedule: GraphSchedule = REAL):
+        """A network trained in real numbers, once for each seed and schedule."""
+        if (seed, schedule) not in self.trained:
+            torch.manual_seed(seed)
+            network = NETWORKS[self.network](self.data.features.shape[1], self.data.classes)
+            self.trained[seed, schedule] = train_graph(network, self.data, self.topology, schedule, seed,
+                                                       stored=self.stored(network))
+        return self.trained[seed, schedule]
+
+    def low_bit_network(self, real, recipe: GraphRecipe, seed: int, schedule: GraphSchedule = LOW_BIT):
+        """`real`, quantized and trained on, with the labels and with what `real` says of all nodes."""
+        network = quantize_graph_network(real, recipe)
+        with torch.no_grad():
+            teacher = real.eval()(self.stored(real), self.topology).softmax(dim=1)
+        return train_graph(network, self.data, self.topology, schedule, 1000 + seed, stored=self.stored(network),
+                           teacher=teacher)
+
+    def accuracy(self, network, part: str = "test") -> float:
+        return accuracy(network, self.data, self.topology, part, self.stored(network))
+
+
+def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule = REAL, low_bit: GraphSchedule = LOW_BIT,
+              report=None, export: Path | None = None) -> dict:
+    """Train with seeds 0 .. seeds - 1: accuracies in percent on the test nodes, bytes, and times.
+
+    `report(seed, float, fake, integer)` is called after each. With `export`, the integer graphs of seed 0 are written there.
+
+    Raises
+    ------
+    ValueError
+        if there are no seeds.
+    """
+    if seeds < 1:
+        raise ValueError(f"the number of seeds must be at least 1, not {seeds}")
+    began, rows = time.monotonic(), []
+    for seed in range(seeds):
+        network = task.float_network(seed, real)
+        low = task.low_bit_network(network, recipe, seed, low_bit)
+        integer = integer_network(low, task.topology.nodes)
+        rows.append((task.accuracy(network), task.accuracy(low), task.accuracy(integer)))
+        if report:
+            report(seed, *rows[-1])
+        if export and seed == 0:
+            export.mkdir(parents=True, exist_ok=True)
+            for name, product in integer.engine.items():
+                save(product.graph, export / f"{name}.npz")
+    counted = memory(low, task.topology)
+    rest, rest_float = counted["total"] - counted["input"], counted["total_float"] - counted["input_float"]
+    means, deviations = np.mean(rows, axis=0), np.std(rows, axis=0)
+    result = {"method": "SGQuant", "network": task.network.upper(), "data": task.data.name,
+              "weights_bits": recipe.weights, "activation_bits": _widths(low)}
+    for i, name in enumerate(("float", "fake", "integer")):
+        result[f"accuracy_{name}"] = round(float(means[i]), 2)
+        result[f"std_{name}"] = round(float(deviations[i]), 2)
+    return {**result, "seeds": seeds, "accuracies": [[round(v, 2) for v in row] for row in rows],
+            "bytes": counted["total"], "bytes_float": counted["total_float"],
+            "memory_ratio": round(counted["total_float"] / counted["total"], 2),
+            "bytes_without_input": rest, "memory_ratio_without_input": round(rest_float / rest, 2),
+            "memory": counted, "recipe": dataclasses.asdict(recipe),
+            "minutes": round((time.monotonic() - began) / 60, 2)}
+
+
+def _widths(network) -> str:
+    return ", ".join(f"{name}: {'/'.join(map(str, q.bits)) if isinstance(q.bits, tuple) else q.bits}"
+                     for name, q in network.quantizers.items())
+
+
+def search_space(network: str) -> dict:
+    """What may be chosen: a width for each stored tensor but the input, the ranges, the weights."""
+    points = {name: WIDTHS for name, component in NETWORKS[network].POINTS.items() if component != "input"}
+    return {**points, "ranges": RANGES, "weights": SEARCH_WEIGHTS}
+
+
+def recipe_of(choice: dict) -> GraphRecipe:
+    """The recipe of a point of `search_space`."""
+    widths = tuple((name, bits) for name, bits in choice.items() if name not in ("ranges", "weights"))
+    return GraphRecipe(choice["weights"], overrides=widths, ranges=choice["ranges"])
+
+
+def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, report=None, real: GraphSchedule = REAL,
+           **options) -> tuple:
+    """Automatic bit selection by accuracy on the validation nodes, the mean of some seeds.
+
+    `real` trains the networks of which each setting is a short fine-tuning; `options` are those of `select_bits`.
+
+    Returns
+    -------
+    Found, and the validation accuracy in real numbers.
+    """
+    seeds = seeds or SEARCH_SEEDS
+    networks = [task.float_network(seed, real) for seed in range(seeds)]
+    reference = float(np.mean([task.accuracy(network, "val") for network in networks]))
+    schedule = dataclasses.replace(LOW_BIT, epochs=epochs)
+
+    def measure(choice):
+        return np.mean([task.accuracy(task.low_bit_network(network, recipe_of(choice), seed, schedule), "val")
+                        for seed, network in enumerate(networks)])
+
+    def size(choice):
+        return memory(quantize_graph_network(networks[0], recipe_of(choice)), task.topology)["total"]
+
+    return select_bits(search_space(task.network), measure, size, reference, report=report,
+                       **{**SEARCH, **options}), reference
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+def main(arguments: list | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m esbflow.training.graphs", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="cora", help=f"{' or '.join(GRAPHS)}, from ESBFLOW_DATA/planetoid (default cora)")
+    parser.add_argument("--network", default="gcn", help=f"{' or '.join(NETWORKS)} (default gcn)")
+    parser.add_argument("--seeds", type=int, default=10, help="how many trainings (default 10)")
+    parser.add_argument("--bits", type=int, default=4, help="of all stored features but the input's (default 4)")
+    parser.add_argument("--weights", default="esb4.1", help="a weight format or method (default esb4.1)")
+    parser.add_argument("--ranges", default="node", help=f"{', '.join(RANGES)}: what shares a range (default node)")
+    parser.add_argument("--search", action="store_true", help="select the widths automatically first")
+    parser.add_argument("--epochs", type=int,
+                        help=f"of each stage (default {REAL.epochs} in real numbers, {LOW_BIT.epochs} quantized)")
+    parser.add_argument("--out", metavar="DIR", help="write the result there, as JSON")
+    parser.add_argument("--export", metavar="DIR", help="write the dense products of seed 0 there, as integer graphs")
+    options = parser.parse_args(arguments)
+    try:
+        result = _run(options)
+    except (ValueError, DataUnavailable, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({k: v for k, v in result.items() if k not in ("recipe", "memory", "trials", "accuracies")}, indent=2))
+    return 0
+
+
+def _run(options) -> dict:
+    began = time.monotonic()
+    task = Task.load(options.data, options.network)
+    real, low = (s if options.epochs is None else dataclasses.replace(s, epochs=options.epochs) for s in (REAL, LOW_BIT))
+    recipe, extra, setting = GraphRecipe.uniform(options.bits, options.weights, ranges=options.ranges), {}, "mixed"
+    if options.search:
+        found, reference = search(task, real=real, report=lambda done, total, trial: _say(
+            f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes", began))
+        if found.best is None:
+            raise ValueError("no setting was within 0.5 points of real numbers on the validation nodes")
+        recipe = recipe_of(found.best.choice)
+        extra = {"search": {"reference": reference, "validation": found.best.accuracy, "seeds": SEARCH_SEEDS},
+                 "trials": [dataclasses.asdict(trial) for trial in found.trials]}
+    else:
+        setting = f"{options.bits}bit" + ("" if options.weights == "esb4.1" else f"-{options.weights.replace(':', '')}")
+        setting += "" if options.ranges == "node" else f"-{options.ranges}"
+    result = run_seeds(task, recipe, options.seeds, real, low, lambda seed, *top: _say(
+        f"seed {seed + 1}/{options.seeds}: real {top[0]:.1f}, fake {top[1]:.1f}, integer {top[2]:.1f} %", began),
+        Path(options.export) if options.export else None)
+    words = ["--data", options.data, "--network", options.network, "--seeds", str(options.seeds)]
+    words += ["--search"] if options.search else ["--bits", str(options.bits), "--weights", options.weights,
+                                                  "--ranges", options.ranges]
+    words += [] if options.epochs is None else ["--epochs", str(options.epochs)]
+    result.update(command=" ".join(["python -m esbflow.training.graphs", *words]), **extra,
+                  hardware=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU, torch {torch.__version__}",
+                  minutes=round((time.monotonic() - began) / 60, 2))
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"sgquant-{options.network}-{options.data}-{setting}.json"
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.replace(path)
+    return result
+
+
+def _say(text: str, began: float) -> None:
+    print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
