@@ -8,7 +8,7 @@ def add_parser(commands) -> None:
     parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for qonnx also graph.npz")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--format", choices=("graph", "qonnx"), default="graph",
-                        help="graph: the integer graph, .npz (default); qonnx: an .onnx file with Quant and FloatQuant nodes")
+                        help="graph: the integer graph, .npz (default); qonnx: .onnx with Quant and FloatQuant nodes")
     parser.add_argument("--rounding", choices=("ROUND", "FLOOR"), default="ROUND",
                         help="of QONNX's Quant nodes: ties to even (default), or half a step added and rounded down")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)

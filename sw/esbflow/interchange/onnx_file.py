@@ -129,6 +129,8 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
             node.op_type, node.domain = "Identity", ""
             del node.input[1:]
             del node.attribute[:]
+    for value in copy.graph.output:
+        value.type.tensor_type.shape.SetInParent()  # the checker wants one; it is inferred later
     return copy
 
 
