@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from esbflow.quant.fixed import convert
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.product import ProductQuantizer, clamp_count, cluster, from_blocks, to_blocks
 from esbflow.quant.recipe import Recipe
-from esbflow.training import loop
+from esbflow.training import loop, measured, product
 from esbflow.training.api import load_model, save_model
 from esbflow.training.loop import calibrate
 from esbflow.training.product import ProductSchedule, distillation, gram_of, layers_of, train_product
@@ -349,3 +350,19 @@ def test_training_needs_layers_and_images(task, teacher):
         train_product(copy.deepcopy(teacher), teacher, task[0])
     with pytest.raises(ValueError, match="no images"):
         train_product(quantize(copy.deepcopy(teacher), RECIPE), teacher, task[0][:0])
+
+
+def test_the_command_measures_both_kinds_of_codewords(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "load_images", lambda name, split: (task[0][:64], task[1][:64]))
+    short = {name: replace(training, network="digits", real=loop.Schedule(epochs=1, batch=32),
+                           low_bit=lambda m, t, x, y, **options: train_product(
+                               m, t, x, ProductSchedule(images=32, iterations=3, layer_steps=1, epochs=1, batch=32), **options))
+             for name, training in product.TRAININGS.items()}
+    record = measured.command(short, "", ["lenet5-mnist-esb", "--out", str(tmp_path / "pq"), "--seed", "2"])
+    assert record["command"] == "python -m esbflow.training.product lenet5-mnist-esb --out build/pq --seed 2"
+    model = load_model(tmp_path / "pq" / "model.pt")
+    sizes = [layer.weight.numel() for layer in layers_of(model)]
+    stored = sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in layers_of(model))
+    assert record["bytes"] == round(stored / 8) and record["weights_bits"] == round(stored / sum(sizes), 3)
+    assert all(layer.weight_quantizer.form == ESB(4, 1) for layer in layers_of(model))
+    assert short["lenet5-mnist"].arguments == ()
