@@ -37,9 +37,11 @@ def engine_of(arguments) -> EngineConfig:
 
 
 def load_graph(path):
+    """The integer graph of a file, or of a model of the zoo (zoo:NAME)."""
+    from esbflow import zoo
     from esbflow.graph.file import load
 
-    return load(path)
+    return load(zoo.resolve(path))
 
 
 def load_data(name: str, count: int | None):

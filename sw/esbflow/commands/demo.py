@@ -15,6 +15,7 @@ def add_parser(commands) -> None:
     add_engine(parser)
     parser.add_argument("--out", default="build/demo", metavar="DIR")
     parser.add_argument("--images", type=positive, default=200, help="test images on the compiled RTL (default 200)")
+    parser.add_argument("--zoo", metavar="NAME", help="start from a trained model of `esbflow zoo` instead of training one")
     parser.add_argument("--batch", type=positive, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -23,12 +24,12 @@ def add_parser(commands) -> None:
 
 def run(arguments) -> None:
     content = demo(engine_of(arguments), Path(arguments.out), arguments.images, arguments.batch, arguments.seed,
-                   arguments.json)
+                   arguments.json, arguments.zoo)
     show(arguments, content, print_demo)
 
 
-def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool = False) -> dict:
-    """Do it all; returns what is written to report.json."""
+def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool = False, zoo: str | None = None) -> dict:
+    """Do it all, but for the training if a model of the zoo is named; returns what is written to report.json."""
     from esbflow.commands.run import run_images
     from esbflow.compiler.pipeline import compile_graph
     from esbflow.graph.file import load
@@ -39,7 +40,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
 
     began = time.monotonic()
     say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
-    recipe, metrics = _train(out, seed, quiet, say)
+    data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, say)
     graph = load(out / "graph.npz")
 
     say(f"generate and compile for engine {config.name}")
@@ -52,11 +53,11 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     planned = estimate(graph, config, batch, resources=resources, program=program)
 
     say(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
-    test, labels = load_images(recipe.data, "test", images)
+    test, labels = load_images(data, "test", images)
     with progress_bar("images", len(test), quiet) as update:
         ran = run_images(graph, config, test, labels, "rtl", batch, progress=update)
     content = {**planned, **ran, "layers": planned["layers"], "measured_layers": ran["layers"],
-               **_top1_on(out, recipe, graph, test, labels),
+               **_top1_on(out, graph, test, labels),
                "training": metrics, "demo_seconds": round(time.monotonic() - began, 1)}
     path = out / "report.json"
     temporary = path.with_suffix(".part")
@@ -75,24 +76,38 @@ def _train(out, seed, quiet, say):
     name = "lenet5-mnist"
     try:
         say("train LeNet-5 on MNIST: in real numbers, then with ESB(4,1) weights and 4-bit activations")
-        return RECIPES[name], train_network(name, out, seed=seed, progress=not quiet)
+        return RECIPES[name].data, train_network(name, out, seed=seed, progress=not quiet)
     except DataUnavailable as error:
         say(f"{error}; going on with scikit-learn's 8x8 digits and a smaller network")
-        return RECIPES["digits"], train_network("digits", out, seed=seed, progress=not quiet)
+        return RECIPES["digits"].data, train_network("digits", out, seed=seed, progress=not quiet)
 
 
-def _top1_on(out, recipe, graph, images, labels) -> dict:
-    """Top-1 on the same images: real numbers (kept by training), fake quantization, integer graph, engine."""
+def _from_zoo(name, out) -> tuple:
+    """Put a trained graph where training would have put it; (data set, what its record says)."""
+    from esbflow import zoo
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "graph.npz").write_bytes(zoo.graph_path(name).read_bytes())
+    for stale in ("model.pt", "float.pt"):
+        (out / stale).unlink(missing_ok=True)
+    record = zoo.entries()[name]
+    return record["data"], {"float_top1": record["top1_float"], "fake_quant_top1": record["top1_fake_quantization"],
+                            "graph_top1": record["top1_integer_graph"], "images": record["images"]}
+
+
+def _top1_on(out, graph, images, labels) -> dict:
+    """Top-1 on the same images: real numbers and fake quantization (if the models are there), integer graph."""
     from esbflow.graph.execute import execute
     from esbflow.training.api import load_float_model, load_model, top1
     from esbflow.training.loop import evaluate
 
-    quant = recipe.quant
-    return {
-        "float_top1": evaluate(load_float_model(out / "float.pt"), images, labels, quant.mean, quant.std),
-        "fake_quant_top1": evaluate(load_model(out / "model.pt"), images, labels, quant.mean, quant.std),
-        "graph_top1": top1(execute(graph, images), labels),
-    }
+    found = {"float_top1": None, "fake_quant_top1": None, "graph_top1": top1(execute(graph, images), labels)}
+    if (out / "model.pt").exists():
+        model = load_model(out / "model.pt")
+        scale = model.recipe.mean, model.recipe.std
+        found["float_top1"] = evaluate(load_float_model(out / "float.pt"), images, labels, *scale)
+        found["fake_quant_top1"] = evaluate(model, images, labels, *scale)
+    return found
 
 
 def print_demo(content: dict) -> None:

@@ -16,8 +16,8 @@ def rows(content: dict) -> list:
     """(figure, value, how it is known) for each row, from a demo's report."""
     training = content["training"]
     return [
-        (f"top-1 %, real numbers, {content['images']} images", f"{content['float_top1']:.2f}", "PyTorch"),
-        ("top-1 %, fake quantization", f"{content['fake_quant_top1']:.2f}", "PyTorch"),
+        (f"top-1 %, real numbers, {content['images']} images", _percent(content["float_top1"]), "PyTorch"),
+        ("top-1 %, fake quantization", _percent(content["fake_quant_top1"]), "PyTorch"),
         ("top-1 %, integer graph", f"{content['graph_top1']:.2f}", "NumPy"),
         ("top-1 %, engine", f"{content['top1']:.2f}", "compiled RTL, cycle-accurate"),
         ("output values that differ, RTL from graph", f"{content['mismatches']} of {content['values']:,}", "compared"),
@@ -35,6 +35,10 @@ def rows(content: dict) -> list:
         ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}", "this machine"),
         ("minutes in all", f"{content['demo_seconds'] / 60:.1f}", "this machine"),
     ]
+
+
+def _percent(value: float | None) -> str:
+    return "not at hand" if value is None else f"{value:.2f}"
 
 
 def markdown(content: dict) -> str:

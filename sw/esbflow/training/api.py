@@ -10,6 +10,7 @@ import torch
 
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
+from esbflow.networks.checkpoints import load_checkpoint
 from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
@@ -22,11 +23,12 @@ from esbflow.training.recipes import RECIPES, TrainingRecipe
 
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
-                  progress: bool = True) -> dict:
+                  progress: bool = True, float_model: Path | None = None) -> dict:
     """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
-    `seed`. An interrupted run leaves checkpoints in `out`, from which `resume` goes on.
+    `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. An interrupted run
+    leaves checkpoints in `out`, from which `resume` goes on.
 
     Raises
     ------
@@ -47,7 +49,9 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
     torch.manual_seed(seed)
     model = NETWORKS[recipe.network]()
-    if recipe.start:
+    if float_model:
+        model = load_float_model(float_model)
+    elif recipe.start:
         load_weights(model, recipe.start)
     else:
         with _Progress("train in real numbers", progress) as report:
@@ -83,19 +87,16 @@ def load_weights(model, name: str) -> None:
     Raises
     ------
     DataUnavailable
-        if they are not there, or do not fit.
+        if they are not there.
+    ValueError
+        if they do not fit.
     """
     folder = data_folder()
     path = folder / "weights" / f"{name}.npz" if folder else None
     if path is None or not path.exists():
         raise DataUnavailable(f"the weights {name} are not at hand; set ESBFLOW_DATA to a folder that holds "
                               f"weights/{name}.npz")
-    with np.load(path) as arrays:
-        state = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    missing = model.load_state_dict(state, strict=False)
-    lacking = [key for key in missing.missing_keys if "shortcut" not in key]
-    if lacking or missing.unexpected_keys:
-        raise DataUnavailable(f"{path} does not fit {type(model).__name__}: {(lacking + missing.unexpected_keys)[0]}")
+    load_checkpoint(model, path)
 
 
 def named(recipe: str | TrainingRecipe) -> TrainingRecipe:
