@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export AMARANTH_USE_YOSYS := builtin
 
-.PHONY: demo test setup tools bench lint docs clean bitstream
+.PHONY: demo test setup tools bench bench-train lint docs clean bitstream
 
 demo: setup
 	$(BIN)/esbflow demo --out build/demo
@@ -35,6 +35,13 @@ tools:
 
 bench: setup
 	$(BIN)/python -m sim.benches.benchmarks --out build/bench
+
+# Brevitas is measured beside esbflow, in an environment of its own.
+BREVITAS := build/brevitas
+bench-train: setup
+	test -x $(BREVITAS)/bin/python || $(PYTHON) -m venv $(BREVITAS)
+	$(BREVITAS)/bin/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy 'brevitas>=0.12'
+	PYTHONPATH=sw $(BREVITAS)/bin/python -m esbflow.training.benchmarks --out build/bench/training.json
 
 lint: setup
 	$(BIN)/ruff check sw hw sim tests
