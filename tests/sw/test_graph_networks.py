@@ -15,7 +15,7 @@ from esbflow.graph.execute import execute
 from esbflow.graph.file import load, save
 from esbflow.networks.agnn import AGNN
 from esbflow.networks.gcn import GCN
-from esbflow.networks.message import Topology
+from esbflow.networks.message import SparseRows, Topology
 from esbflow.quant.graph_export import IntegerProduct, integer_network
 from esbflow.quant.sgquant import GraphRecipe, quantize_graph_network
 from esbflow.training import graphs
@@ -113,7 +113,7 @@ def test_a_sparse_and_a_dense_input_give_the_same_scores_and_gradients(network, 
     model = network(40, 3).eval()
     features = torch.from_numpy(data.features)
     results = []
-    for x in (features, features.to_sparse_coo().coalesce()):
+    for x in (features, SparseRows(features)):
         model.zero_grad()
         scores = model(x, topology)
         scores.square().sum().backward()
@@ -339,8 +339,9 @@ def tiny_cora(monkeypatch, tmp_path):
 def test_the_command_writes_results_and_integer_graphs(network, tiny_cora, capsys):
     words = ["--network", network, "--seeds", "2", "--epochs", "4", "--out", str(tiny_cora), "--export", str(tiny_cora / "x")]
     assert graphs.main(words) == 0
-    result = json.loads((tiny_cora / f"sgquant-{network}-cora-4bit.json").read_text())
+    result = json.loads((tiny_cora / f"sgquant-{network}-cora-w4a4.json").read_text())
     assert KEYS <= set(result) and result["seeds"] == 2 and len(result["accuracies"]) == 2
+    assert (result["weights_bits"], result["activation_bits"], result["widths"]["layer1_input"]) == (4, 4, 1)
     assert result["accuracy_integer"] == pytest.approx(result["accuracy_fake"], abs=2)
     assert result["memory_ratio"] == pytest.approx(result["bytes_float"] / result["bytes"], abs=0.01)
     shapes = [load(tiny_cora / "x" / f"{name}.npz").output.shape for name in ("lin1", "lin2")]
@@ -352,7 +353,7 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch):
     monkeypatch.setattr(graphs, "SEARCH", dict(first=4, rounds=1, each=2, explored=20, drop=30))
     monkeypatch.setattr(graphs, "SEARCH_SEEDS", 1)
     assert graphs.main(["--seeds", "1", "--epochs", "4", "--search", "--out", str(tiny_cora)]) == 0
-    result = json.loads((tiny_cora / "sgquant-gcn-cora-mixed.json").read_text())
+    result = json.loads((tiny_cora / "sgquant-gcn-cora-search.json").read_text())
     assert KEYS <= set(result) and len(result["trials"]) == 6
     best = min(t["memory"] for t in result["trials"] if t["accuracy"] >= result["search"]["reference"] - 30)
     assert result["bytes"] == best

@@ -14,7 +14,7 @@ from esbflow.networks.message import Topology
 from esbflow.quant import sgquant
 from esbflow.quant.bit_search import select_bits
 from esbflow.quant.layers import QuantLinear
-from esbflow.quant.sgquant import FeatureQuantizer, GraphRecipe, Rows, memory, quantize_graph_network
+from esbflow.quant.sgquant import FeatureQuantizer, GraphRecipe, Rows, feature_bits, memory, quantize_graph_network
 
 
 def rows_of(degrees) -> Rows:
@@ -153,6 +153,13 @@ def test_memory_of_a_network(network, attention):
     assert low["total"] == pytest.approx(sum(low[k] for k in ("input", "features", "attention", "weights")), abs=2)
     biases = 4 * sum(p.numel() for p in model.parameters() if p.dim() < 2)
     assert low["weights"] == round(50 * 16 / 2 + 16 * 3 / 2 + 2 * (16 + 3) + biases)
+
+
+def test_average_bits_weigh_tensors_by_their_values():
+    model = quantize_graph_network(AGNN(50, 3), GraphRecipe(combination=8, aggregation=(4, 2, 2, 2), attention=1))
+    topology = Topology([(0, 1), (0, 2), (0, 3), (0, 4)], 6)  # node 0 has degree 4: the second bucket
+    values = 3 * 6 * 16 + 2 * (6 + 8)
+    assert feature_bits(model, topology) == round((6 * 16 * 8 + 2 * 16 * (5 * 4 + 2) + 2 * 14) / values, 2)
 
 
 # -- recipes ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What graph networks share: the graph as torch tensors, and places where stored tensors can be quantized."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -65,6 +67,54 @@ class Topology:
         return grown / total[self.target]
 
 
+class SparseRows:
+    """A constant matrix (rows, columns) of few non-zeros, kept by rows and by columns for products both ways."""
+
+    is_sparse = True
+
+    def __init__(self, x: torch.Tensor):
+        row, column = x.nonzero(as_tuple=True)
+        self.shape, self.values = x.shape, x[row, column]
+        self.by_columns = torch.argsort(column, stable=True)
+        self._row, self._column = (_starts(row, x.shape[0]), column), (_starts(column, x.shape[1]), row[self.by_columns])
+        with warnings.catch_warnings():  # torch says once that its compressed rows are young
+            warnings.simplefilter("ignore", UserWarning)
+            self.forward(self.values)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """The matrix with these values at its non-zeros."""
+        return torch.sparse_csr_tensor(*self._row, values, self.shape, check_invariants=False)
+
+    def transposed(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.sparse_csr_tensor(*self._column, values[self.by_columns], self.shape[::-1], check_invariants=False)
+
+    def to_dense(self) -> torch.Tensor:
+        return self.forward(self.values).to_dense()
+
+    def product(self, weight: torch.Tensor, dropout: float) -> torch.Tensor:
+        """X @ weight.T, (rows, out); elements of X are dropped with probability `dropout`."""
+        return _SparseProduct.apply(nn.functional.dropout(self.values, dropout), weight, self)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """torch's own backward pass sorts the non-zeros again at each call."""
+
+    @staticmethod
+    def forward(ctx, values, weight, x):
+        ctx.values, ctx.x = values, x
+        return x.forward(values) @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, (ctx.x.transposed(ctx.values) @ gradient).T, None
+
+
+def _starts(index: torch.Tensor, count: int) -> torch.Tensor:
+    starts = torch.zeros(count + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(index, minlength=count).cumsum(0)
+    return starts
+
+
 class GraphNetwork(nn.Module):
     """Base of networks that classify nodes. Everything is real until `quantize_graph_network` fills `quantizers`.
 
@@ -89,7 +139,7 @@ class GraphNetwork(nn.Module):
         return self.quantizers[point](x, rows) if point in self.quantizers else x
 
     @torch.no_grad()
-    def read(self, features: torch.Tensor, topology: Topology) -> torch.Tensor:
+    def read(self, features: torch.Tensor, topology: Topology) -> torch.Tensor | SparseRows:
         """The input (nodes, f) as `forward` takes it: quantized once, and sparse where that pays.
 
         Raises
@@ -107,9 +157,9 @@ class GraphNetwork(nn.Module):
             return features  # the engine's side quantizes it
         stored = self.store(point, features, topology.rows)
         share = float((stored != 0).float().mean()) if stored.numel() else 1.0
-        return stored.to_sparse_coo().coalesce() if share < SPARSE_BELOW else stored
+        return SparseRows(stored) if share < SPARSE_BELOW else stored
 
-    def combine(self, name: str, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def combine(self, name: str, x: torch.Tensor | SparseRows, rows: Rows) -> torch.Tensor:
         """The dense product `name` of x (nodes, in) -> (nodes, out), with dropout before it in training."""
         if name in self.engine:
             return self.engine[name](x, rows)
@@ -119,11 +169,8 @@ class GraphNetwork(nn.Module):
         layer = getattr(self, name)
         if not x.is_sparse:
             return layer(nn.functional.dropout(x, self.dropout, self.training))
-        if self.training:
-            x = torch.sparse_coo_tensor(x.indices(), nn.functional.dropout(x.values(), self.dropout), x.shape,
-                                        is_coalesced=True, check_invariants=False)
         weight = layer.weight_quantizer(layer.weight) if hasattr(layer, "weight_quantizer") else layer.weight
-        product = torch.sparse.mm(x, weight.T)
+        product = x.product(weight, self.dropout if self.training else 0.0)
         return product if layer.bias is None else product + layer.bias
 
 

@@ -261,3 +261,14 @@ def memory(network: nn.Module, topology) -> dict:
     result["total"] = round(sum(now for now, _ in counted.values()))
     result["total_float"] = round(sum(real for _, real in counted.values()))
     return result
+
+
+def feature_bits(network: nn.Module, topology) -> float:
+    """Bits a value, without ranges, on average over what is stored between input and output, attention included."""
+    bits = values = 0
+    for name, component in network.POINTS.items():
+        if component != "input":
+            rows = topology.edge_rows if component == "attention" else topology.rows
+            bits += int(network.quantizers[name].row_bits(rows).sum()) * network.widths[name]
+            values += len(rows.node) * network.widths[name]
+    return round(bits / values, 2)

@@ -3,7 +3,8 @@
     python -m esbflow.training.graphs --data cora --network gcn --seeds 10 --out docs/results
     python -m esbflow.training.graphs --data cora --network gcn --seeds 10 --search --out docs/results
 
-Each run writes one JSON file, DIR/sgquant-NETWORK-DATA-SETTING.json.
+Each run writes one JSON file, DIR/sgquant-NETWORK-DATA-SETTING.json; the setting is w4a4 (bits of
+weights and of features) or search.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from esbflow.networks.gcn import GCN
 from esbflow.networks.message import Topology
 from esbflow.quant.bit_search import select_bits
 from esbflow.quant.graph_export import integer_network
-from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, memory, quantize_graph_network
+from esbflow.quant.methods import weight_quantizer
+from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
 from esbflow.training.data import DataUnavailable
 from esbflow.training.graph_data import GRAPHS, GraphData, load_graph_data
 from esbflow.training.graph_loop import GraphSchedule, accuracy, train_graph
@@ -116,8 +118,9 @@ def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule =
     counted = memory(low, task.topology)
     rest, rest_float = counted["total"] - counted["input"], counted["total_float"] - counted["input_float"]
     means, deviations = np.mean(rows, axis=0), np.std(rows, axis=0)
-    result = {"method": "SGQuant", "network": task.network.upper(), "data": task.data.name,
-              "weights_bits": recipe.weights, "activation_bits": _widths(low)}
+    result = {"method": "SGQuant", "network": task.network.upper(), "data": task.data.name.capitalize(),
+              "weights_bits": low.lin1.weight_quantizer.form.bits, "activation_bits": feature_bits(low, task.topology),
+              "weights": recipe.weights, "widths": {name: q.bits for name, q in low.quantizers.items()}}
     for i, name in enumerate(("float", "fake", "integer")):
         result[f"accuracy_{name}"] = round(float(means[i]), 2)
         result[f"std_{name}"] = round(float(deviations[i]), 2)
@@ -127,11 +130,6 @@ def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule =
             "bytes_without_input": rest, "memory_ratio_without_input": round(rest_float / rest, 2),
             "memory": counted, "recipe": dataclasses.asdict(recipe),
             "minutes": round((time.monotonic() - began) / 60, 2)}
-
-
-def _widths(network) -> str:
-    return ", ".join(f"{name}: {'/'.join(map(str, q.bits)) if isinstance(q.bits, tuple) else q.bits}"
-                     for name, q in network.quantizers.items())
 
 
 def search_space(network: str) -> dict:
@@ -201,7 +199,7 @@ def _run(options) -> dict:
     began = time.monotonic()
     task = Task.load(options.data, options.network)
     real, low = (s if options.epochs is None else dataclasses.replace(s, epochs=options.epochs) for s in (REAL, LOW_BIT))
-    recipe, extra, setting = GraphRecipe.uniform(options.bits, options.weights, ranges=options.ranges), {}, "mixed"
+    recipe, extra, setting = GraphRecipe.uniform(options.bits, options.weights, ranges=options.ranges), {}, "search"
     if options.search:
         found, reference = search(task, real=real, report=lambda done, total, trial: _say(
             f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes", began))
@@ -211,8 +209,9 @@ def _run(options) -> dict:
         extra = {"search": {"reference": reference, "validation": found.best.accuracy, "seeds": SEARCH_SEEDS},
                  "trials": [dataclasses.asdict(trial) for trial in found.trials]}
     else:
-        setting = f"{options.bits}bit" + ("" if options.weights == "esb4.1" else f"-{options.weights.replace(':', '')}")
-        setting += "" if options.ranges == "node" else f"-{options.ranges}"
+        setting = f"w{weight_quantizer(options.weights).form.bits}a{options.bits}"
+        setting += "".join(f"-{v.replace(':', '')}" for v, usual in ((options.weights, "esb4.1"), (options.ranges, "node"))
+                           if v != usual)
     result = run_seeds(task, recipe, options.seeds, real, low, lambda seed, *top: _say(
         f"seed {seed + 1}/{options.seeds}: real {top[0]:.1f}, fake {top[1]:.1f}, integer {top[2]:.1f} %", began),
         Path(options.export) if options.export else None)
