@@ -2,6 +2,8 @@
 
 Source: Feng et al., "SGQuant", ICTAI 2020, section on auto-bit selection: measure settings drawn at random, fit a regression
 tree from bits to accuracy, explore with it, measure the candidates that it promises with the least memory, and repeat.
+Here half of the candidates are one step down from the smallest good setting: a tree fitted to few measurements promises
+too much at the edge of what it knows.
 """
 
 import itertools
@@ -34,7 +36,8 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
 
     Parameters
     ----------
-    space : name -> its possible values: numbers, tuples of numbers (bits a degree bucket), or anything else.
+    space : name -> its possible values: numbers, tuples of numbers (bits a degree bucket), or anything else; in the
+        order of their memory.
     measure : choice -> accuracy in percent. Expensive.
     memory : choice -> bytes. Cheap.
     reference : accuracy in real numbers.
@@ -113,26 +116,31 @@ class _Search:
         return list(dict.fromkeys(map(tuple, drawn.tolist())))
 
     def _candidates(self, each: int) -> list:
-        """What the tree holds to be good enough, by least memory; where that is too few, what it holds to be best."""
+        """Half: one step down from the smallest good setting, by what the tree says. Half: what the tree holds to be good
+        enough, by least memory; where that is too few, what it holds to be best."""
         from sklearn.tree import DecisionTreeRegressor  # here: only the search needs scikit-learn
 
         known = list(self.trials)
         tree = DecisionTreeRegressor(min_samples_leaf=2, random_state=0)
         tree.fit([self._vector(p) for p in known], [self.trials[p].accuracy for p in known])
         good = [p for p in known if self.trials[p].accuracy >= self.least]
-        near = self._neighbours(min(good, key=self._bytes)) if good else []
+        near = self._smaller(min(good, key=self._bytes)) if good else []
         settings = [p for p in dict.fromkeys(near + self._sample(self.explored)) if p not in self.trials]
         if not settings:
             return []
         promised = dict(zip(settings, tree.predict([self._vector(p) for p in settings])))
-        enough = sorted((p for p in settings if promised[p] >= self.least), key=self._bytes)[:each]
-        others = sorted(set(settings) - set(enough), key=lambda p: (-promised[p], self._bytes(p), p))
-        return enough + others[:each - len(enough)]
 
-    def _neighbours(self, places: tuple) -> list:
-        """Settings that differ in one value."""
-        return [places[:k] + (i,) + places[k + 1:]
-                for k, size in enumerate(self.sizes) for i in range(size) if i != places[k]]
+        def promise(places):
+            return -promised[places], self._bytes(places), places
+
+        steps = sorted((p for p in near if p in promised), key=promise)[:(each + 1) // 2]
+        enough = sorted((p for p in settings if promised[p] >= self.least and p not in steps), key=self._bytes)
+        chosen = steps + enough[:each - len(steps)]
+        return chosen + sorted(set(settings) - set(chosen), key=promise)[:each - len(chosen)]
+
+    def _smaller(self, places: tuple) -> list:
+        """Settings with one value a step smaller."""
+        return [places[:k] + (i - 1,) + places[k + 1:] for k, i in enumerate(places) if i]
 
     def _vector(self, places: tuple) -> list:
         """Numbers for the tree: bits, those of all buckets, or the place of what is no number."""

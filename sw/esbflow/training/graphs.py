@@ -35,8 +35,8 @@ NETWORKS = {"gcn": GCN, "agnn": AGNN}
 REAL = GraphSchedule(every=5)
 LOW_BIT = GraphSchedule(epochs=100, every=5)
 SEARCH_SEEDS, SEARCH_EPOCHS = 2, 30
-SEARCH = dict(first=14, rounds=3, each=5, explored=600)
-WIDTHS = (1, 2, 3, 4, (4, 4, 2, 2), (4, 3, 2, 1), 8)
+SEARCH = dict(first=12, rounds=4, each=4, explored=600)
+WIDTHS = (1, 2, 3, (4, 3, 2, 1), (4, 4, 2, 2), 4, 8)
 """What the search may give a tensor: bits, or bits of the four degree buckets."""
 SEARCH_WEIGHTS = ("twn", "esb3.0", "esb4.1", "s8")
 
@@ -170,6 +170,22 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
                        **{**SEARCH, **options}), reference
 
 
+def table(folder: Path) -> str:
+    """The records of a folder as the Markdown table of docs/graph_networks.md."""
+    lines = ["| data | network | features, weights | real | fake quantization | integer | bytes | "
+             "float32 / bytes | without input |",
+             "|---|---|---|--:|--:|--:|--:|--:|--:|"]
+    for path in sorted(folder.glob("sgquant-*.json"), key=lambda p: (p.stem.split("-")[2::-1], p.stem)):
+        record = json.loads(path.read_text())
+        inner = [bits for name, bits in record["widths"].items() if name != "layer1_input"]
+        words = "/".join(str(b) if isinstance(b, int) else "(" + ",".join(map(str, b)) + ")" for b in inner)
+        words += f" bits a {record['recipe']['ranges']}, {record['weights']}"
+        top = " | ".join(f"{record[f'accuracy_{k}']:.2f} ± {record[f'std_{k}']:.2f}" for k in ("float", "fake", "integer"))
+        lines.append(f"| {record['data']} | {record['network']} | [{words}](results/{path.name}) | {top} | "
+                     f"{record['bytes']:,} | {record['memory_ratio']:.1f} | {record['memory_ratio_without_input']:.1f} |")
+    return "\n".join(lines)
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 def main(arguments: list | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input, with one sentence."""
@@ -185,7 +201,11 @@ def main(arguments: list | None = None) -> int:
                         help=f"of each stage (default {REAL.epochs} in real numbers, {LOW_BIT.epochs} quantized)")
     parser.add_argument("--out", metavar="DIR", help="write the result there, as JSON")
     parser.add_argument("--export", metavar="DIR", help="write the dense products of seed 0 there, as integer graphs")
+    parser.add_argument("--table", metavar="DIR", help="only print the records of DIR as a Markdown table")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(Path(options.table)))
+        return 0
     try:
         result = _run(options)
     except (ValueError, DataUnavailable, OSError) as error:
