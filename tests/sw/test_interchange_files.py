@@ -1,6 +1,7 @@
 """Files that cannot be imported: one sentence, exit code 2, nothing written. And the commands."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +12,8 @@ from esbflow.cli import main
 from esbflow.graph.execute import execute
 from esbflow.graph.file import load, save
 from esbflow.graph.random import random_graph, random_images
+from esbflow.interchange.onnx_file import GraphError
+from esbflow.interchange.onnx_import import import_onnx
 from tests.sw.interchange_models import Model, random_pixels
 
 
@@ -51,6 +54,23 @@ def test_a_truncated_file(refused, tmp_path, keep):
     path = tmp_path / "cut.onnx"
     path.write_bytes(content[:int(keep * len(content)) if isinstance(keep, float) else keep])
     assert refused(path).startswith("FILE is not a whole ONNX file (")
+
+
+def test_damage_anywhere_is_one_sentence(tmp_path):
+    """Bytes changed at random: the model is imported or refused, but never fails in another way."""
+    content = (Path(__file__).parent / "data" / "brevitas_residual.onnx").read_bytes()
+    random, refusals = np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), 3):
+            damaged[place] = random.integers(256)
+        (tmp_path / "damaged.onnx").write_bytes(damaged)
+        try:
+            import_onnx(tmp_path / "damaged.onnx")
+        except GraphError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+    assert refusals > 20
 
 
 def test_no_file_a_folder_an_empty_file_and_another_kind(refused, tmp_path):

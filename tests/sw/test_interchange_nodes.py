@@ -94,6 +94,22 @@ def test_a_clamp_costs_no_layer():
     assert [node.name for node in graph.nodes] == ["input", "conv"]
 
 
+@pytest.mark.parametrize("low, high, form", [(-8, 7, "s4"), (-7, 7, "esb4.2"), (0, 15, "u4")])
+def test_clipped_codes_are_fewer_bits(low, high, form):
+    """Brevitas's QCDQ: QuantizeLinear, Clip, DequantizeLinear."""
+    random, m = np.random.default_rng(19), Model(("n", 3, 6, 6))
+
+    def clipped(x, scale):
+        x = m.add("Clip", m.add("QuantizeLinear", x, np.float32(scale), INT8), np.int8(low), np.int8(high))
+        return m.add("DequantizeLinear", x, np.float32(scale), INT8)
+
+    levels = m.add("Clip", random.integers(-20, 20, (4, 3, 3, 3)).astype(np.int8), np.int8(-7), np.int8(7))
+    x = m.add("Conv", clipped("image", 2**-4), dequantized(m, levels, 2**-4), np.full(4, OFF_TIES, np.float32), name="conv")
+    graph = exact(m, clipped(x, 2**-3))
+    assert [node.name for node in graph.nodes] == ["input", "conv"]
+    assert [str(node.format) for node in graph.nodes] == [form, form]
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_linear_layers(transposed):
     random, m = np.random.default_rng(6), Model(("n", 3, 6, 6))

@@ -53,21 +53,28 @@ def read(path) -> Model:
     try:
         proto = onnx.load(path)
         onnx.checker.check_model(without_quantizers(proto))
+        return from_proto(proto, path)
+    except GraphError:
+        raise
     except FileNotFoundError as error:
         what = path if not path.exists() else f"the weights of {path}, {error.filename or error}"
         raise GraphError(f"there is no file {what}") from None
     except IsADirectoryError:
         raise GraphError(f"{path} is a folder, not an ONNX file") from None
-    except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, RuntimeError, EOFError) as error:
+    except (DecodeError, onnx.checker.ValidationError, ValueError, TypeError, LookupError, AttributeError,
+            RuntimeError, EOFError) as error:
         _check_version(path, locals().get("proto"))
-        raise GraphError(f"{path} is not a whole ONNX file ({_first_line(error)}); export the model again") from None
-    return from_proto(proto, path)
+        raise GraphError(f"{path} is not a whole ONNX file ({first_line(error)}); export the model again") from None
 
 
 def from_proto(proto: onnx.ModelProto, where) -> Model:
     """The same for a model in memory; `where` is what sentences call it."""
     opset = _check_version(where, proto)
     graph = proto.graph
+    for node in graph.node:
+        # protobuf gives bytes where a text is damaged.
+        if not all(isinstance(text, str) for text in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            raise ValueError("a name is no text")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
@@ -83,7 +90,8 @@ def from_proto(proto: onnx.ModelProto, where) -> Model:
         opset=opset, input_is_codes=inputs[0].type.tensor_type.elem_type == TensorProto.UINT8)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says, on one line and not too long."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
 
@@ -153,7 +161,7 @@ def _shapes(where, proto: onnx.ModelProto, image) -> dict:
     try:
         inferred = shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        raise GraphError(f"{where}: its shapes do not fit together ({_first_line(error)}); export the model again") from None
+        raise GraphError(f"{where}: its shapes do not fit together ({first_line(error)}); export the model again") from None
     shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kind = value.type.tensor_type

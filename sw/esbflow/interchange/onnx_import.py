@@ -15,12 +15,15 @@ from esbflow.graph.validate import validate
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
-from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, read, title
-from esbflow.interchange.quantizer_nodes import QUANTIZERS
+from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, read, title
+from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
 
 HANDLERS = {**QUANTIZERS, **LAYERS, **SHAPES}
+
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What handlers raise on a node that onnx's checker lets through, but that has not what its operator needs."""
 
 PIXEL_MAX = "esbflow.pixel_max"
 """Metadata of a model that `esbflow export` wrote: the real input of the brightest pixel."""
@@ -109,18 +112,22 @@ class Walk:
                 self.consumers.setdefault(tensor, []).append(node)
 
     def visit(self, node) -> None:
-        if node.op_type == "Constant":
-            self.values[node.output[0]] = Constant(_constant(node))
-            return
         inputs = []
         for tensor in node.input:
             if tensor and tensor not in self.values:
                 raise GraphError(f"{title(node)}: its input {tensor!r} is not computed before it; export the model again")
             inputs.append(self.values[tensor] if tensor else None)
-        result = self._compute(node, inputs)
-        self.values[node.output[0]] = result
+        try:
+            self.values[node.output[0]] = self._compute(node, inputs)
+        except GraphError:
+            raise
+        except DAMAGE as error:
+            raise GraphError(f"{title(node)}: its inputs or attributes are not those of {node.op_type} "
+                             f"({first_line(error)}); export the model again") from None
 
     def _compute(self, node, inputs):
+        if node.op_type == "Constant":
+            return Constant(_constant(node))
         if node.op_type == "Shape":
             return Constant(np.array(self.model.shape(node.input[0], title(node)), np.int64))
         handler = HANDLERS.get(node.op_type)
@@ -133,17 +140,13 @@ class Walk:
         if handler is None:
             raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
                              f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
+        if node.op_type == "Clip" and isinstance(inputs[0], Codes):
+            handler = clip_codes
         for value, tensor in zip(inputs, node.input):
-            if isinstance(value, Codes) and node.op_type != "DequantizeLinear":
+            if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
                     raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
-        try:
-            return handler(self, node, *inputs)
-        except TypeError as error:
-            if "positional argument" not in str(error):
-                raise
-            raise GraphError(f"{title(node)}: it has {len(inputs)} inputs, which is not its number; export the model "
-                             "again") from None
+        return handler(self, node, *inputs)
 
     def shape(self, tensor: str, node) -> tuple:
         """(c, h, w) of a tensor of the model."""

@@ -147,5 +147,19 @@ def dequantize_linear(walk, node, value, scale, zero_point=None):
     return Quantized(levels - zeros, scale, form)
 
 
+def clip_codes(walk, node, codes, low=None, high=None):
+    """Clip between QuantizeLinear and DequantizeLinear: so Brevitas writes fewer than 8 bits in its QCDQ format."""
+    value, where = codes.value, title(node)
+    known = value.levels if isinstance(value, Quantized) else np.array([value.form.min, value.form.max])
+    first, last = (int(known.min()) if low is None else _whole(node, low, "minimum") - codes.zero_point,
+                   int(known.max()) if high is None else _whole(node, high, "maximum") - codes.zero_point)
+    rule = quantization.linear(first, last, codes.scale, where)
+    if isinstance(value, Quantized):
+        clipped = Quantized(np.clip(value.levels, first, last), value.scale, rule.form)
+    else:
+        clipped = walk.builder.quantize(value, rule, node.output[0], where)
+    return Codes(clipped, codes.scale, codes.zero_point)
+
+
 QUANTIZERS = {"Quant": quant, "IntQuant": quant, "FloatQuant": float_quant, "BipolarQuant": bipolar_quant,
               "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear}
