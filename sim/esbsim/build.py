@@ -22,9 +22,13 @@ TRACE_RUNTIME = ("verilated_vcd_c.cpp",)
 JOBS = max(1, min(2, os.cpu_count() or 1))
 
 VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing", "-Wno-fatal",
-            "-Wno-lint", "-Wno-style", "--prefix", "Vengine", "--output-split", "20000", "--output-split-cfuncs", "5000")
-COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-O2", "-DVL_TIME_CONTEXT", "-pthread", "-w")
-"""-O2: -O1 and -O3 were measured, see docs/simulation.md."""
+            "-Wno-lint", "-Wno-style", "--prefix", "Vengine", "--output-split", "100000", "--output-split-cfuncs", "100000")
+"""Split late: a vector of the C++ compiler cannot cross from one function into the next."""
+COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-DVL_TIME_CONTEXT", "-pthread", "-w")
+FAST = ("-O2", "-ftree-slp-vectorize")
+"""For what runs each cycle. -O1 and -O3 were measured, see docs/simulation.md."""
+SLOW = ("-O0",)
+"""For what runs once: Verilator names these files so, and they are more than half of the code."""
 
 
 def cache_folder() -> Path:
@@ -64,8 +68,8 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
 
 def _key(text: str, top: str, trace: bool) -> str:
     digest = hashlib.sha256()
-    parts = [text, top, str(trace), toolchain.FLATTEN, *VERILATE, *COMPILE, toolchain.verilator()[2],
-             *toolchain.compiler(), *((HERE / name).read_text() for name in HARNESS)]
+    parts = [text, top, str(trace), *VERILATE, *COMPILE, *FAST, *SLOW, Path(toolchain.__file__).read_text(),
+             toolchain.verilator()[2], *toolchain.compiler(), *((HERE / name).read_text() for name in HARNESS)]
     for part in parts:
         digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()[:20]
@@ -105,7 +109,9 @@ def _build(text, top, work, folder, library, trace):
 
     def compile_one(source):
         target = work / (source.name + ".o")
-        toolchain.run_tool([compiler, *COMPILE, *include, *defines, "-c", source, "-o", target], work, "the C++ compiler")
+        level = SLOW if source.stem.endswith("Slow") else FAST
+        toolchain.run_tool([compiler, *COMPILE, *level, *include, *defines, "-c", source, "-o", target], work,
+                           "the C++ compiler")
         return target
 
     runtime = _runtime_objects(folder, root, include, defines, trace)
@@ -121,14 +127,16 @@ def _runtime_objects(folder, root, include, defines, trace):
     """Verilator's own C++ files, compiled once for all designs."""
     _, _, version = toolchain.verilator()
     compiler, compiler_version = toolchain.compiler()
-    key = hashlib.sha256(repr((version, str(root), compiler, compiler_version, COMPILE, trace)).encode()).hexdigest()[:16]
+    ingredients = (version, str(root), compiler, compiler_version, COMPILE, FAST, trace)
+    key = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16]
     objects = []
     for name in RUNTIME + (TRACE_RUNTIME if trace else ()):
         target = folder / f"{Path(name).stem}-{key}.o"
         if not target.exists():
             unfinished = target.with_suffix(f".{os.getpid()}")
-            toolchain.run_tool([compiler, *COMPILE, *include, *defines, "-c", root / "include" / name, "-o", unfinished],
-                               folder, "the C++ compiler")
+            source = root / "include" / name
+            toolchain.run_tool([compiler, *COMPILE, *FAST, *include, *defines, "-c", source, "-o", unfinished], folder,
+                               "the C++ compiler")
             os.replace(unfinished, target)
         objects.append(target)
     return objects

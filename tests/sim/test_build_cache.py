@@ -62,3 +62,19 @@ def test_waves_are_written_on_request(rtlil, tmp_path):
     simulator.close()
     text = (tmp_path / "probe.vcd").read_text()
     assert "ap_clk" in text and "register_8" in text and "#200" in text
+
+
+def test_the_same_signal_of_all_columns_stands_together_and_nothing_else_changes():
+    verilog = "\n".join([
+        "module top(clk, o);", "  input clk;", "  output o;", "  wire o;",
+        "  reg \\c.1.x_0  = 1'h0;", "  reg [3:0] \\c.0.y  = 4'h0;", "  reg \\c.0.x_1  = 1'h0;", "  reg \\c.0.x_0  = 1'h0;",
+        "  reg [3:0] \\m  [7:0];",
+        "  always @(posedge clk)", "    if (!o) \\c.1.x_0  <= 1'h0;", "    else \\c.1.x_0  <= o;",
+        "  always @(posedge clk) begin", "    if (o)", "      \\m [0] <= 4'h3;", "  end",
+        "  always @(posedge clk)", "    \\c.0.x_0  <= o;",
+        "  assign o = \\c.1.x_0 ;", "endmodule"])
+    ordered = toolchain.neighbours_together(verilog)
+    assert sorted(ordered.split("\n")) == sorted(verilog.split("\n"))
+    assert ordered.index("reg \\c.0.x_0") < ordered.index("reg \\c.1.x_0") < ordered.index("reg \\c.0.x_1")
+    assert ordered.index("    \\c.0.x_0  <= o;") < ordered.index("if (!o)") < ordered.index("else \\c.1.x_0")
+    assert "begin\n    if (o)\n      \\m [0] <= 4'h3;\n  end\n" in ordered

@@ -61,31 +61,40 @@ class ShiftAddDot(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         gated = [[] for _ in range(MAGNITUDE_BITS)]
+        zero = 1 << ACTIVATION_BITS - 1  # in offset binary, see _tree
         for r in range(self._rows):
             digit = self.activations.word_select(r, ACTIVATION_BITS)
             weight = self.weights.word_select(r, WEIGHT_BITS)
-            flipped = Signal(signed(ACTIVATION_BITS), name=f"flipped_{r}")
+            flipped = Signal(ACTIVATION_BITS, name=f"flipped_{r}")
             m.d.comb += flipped.eq(digit ^ weight[MAGNITUDE_BITS].replicate(ACTIVATION_BITS))
             for i in range(MAGNITUDE_BITS):
-                gated[i].append(Mux(weight[i], flipped, 0))
+                gated[i].append((Mux(weight[i], flipped, 0) + zero)[:ACTIVATION_BITS])
         planes = [self._tree(m, operands, f"plane{i}") for i, operands in enumerate(gated)]
         low = planes[0] + (planes[1] << 1)
         high = planes[2] + (planes[3] << 1)
-        m.d.sync += self.o.eq(low + (high << 2))
+        joined = Signal(signed(self.dot_bits(self._rows)), reset_less=True)
+        m.d.sync += joined.eq(low + (high << 2))
+        m.d.comb += self.o.eq(joined)
         return m
 
     @staticmethod
     def _tree(m, operands, name):
+        """The signed sum of `operands`, which are offset binary: their top bits are the wrong way round.
+
+        The sum of two such numbers, one bit wider, is offset binary again. So no adder of the tree extends a sign.
+        """
         level = 0
         while len(operands) > 1:
             sums = []
             # Register after every second level, and after the last one.
             registered = level % 2 == 1 or len(operands) == 2
+            zero = 1 << ACTIVATION_BITS + level
             for k in range(0, len(operands), 2):
-                total = Signal(signed(ACTIVATION_BITS + level + 1), name=f"{name}_level{level}_{k // 2}")
+                total = Signal(ACTIVATION_BITS + level + 1, name=f"{name}_level{level}_{k // 2}", init=zero,
+                               reset_less=True)
                 domain = m.d.sync if registered else m.d.comb
                 domain += total.eq(operands[k] + operands[k + 1])
                 sums.append(total)
             operands = sums
             level += 1
-        return operands[0]
+        return (operands[0] ^ zero).as_signed()

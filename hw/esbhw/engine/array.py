@@ -1,6 +1,6 @@
 """The array: one dot product per output channel, with a shadow copy of the weights behind the active one."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -61,17 +61,20 @@ class ShiftAddArray(wiring.Component):
 
         for c in range(config.cols):
             m.submodules[f"column_{c}"] = dot = ShiftAddDot(config.rows)
-            shadow = Signal(unsigned(config.rows * WEIGHT_BITS), name=f"shadow_{c}", reset_less=True)
-            active = Signal(unsigned(config.rows * WEIGHT_BITS), name=f"active_{c}", reset_less=True)
+            active = []
             for r in range(config.rows):
+                # A register a digit, not a row of digits: a processor that simulates this takes bytes, not bit fields.
+                shadow = Signal(WEIGHT_BITS, name=f"shadow_{c}_{r}", reset_less=True)
+                digit = Signal(WEIGHT_BITS, name=f"active_{c}_{r}", reset_less=True)
                 row, k = divmod(c * config.rows + r, self._codes)
                 with m.If(writing & (index == row)):
-                    m.d.sync += shadow.word_select(r, WEIGHT_BITS).eq(decoded[k])
-            with m.If(self.swap):
-                m.d.sync += active.eq(shadow)
+                    m.d.sync += shadow.eq(decoded[k])
+                with m.If(self.swap):
+                    m.d.sync += digit.eq(shadow)
+                active.append(digit)
             m.d.comb += [
                 dot.activations.eq(self.activations),
-                dot.weights.eq(active),
+                dot.weights.eq(Cat(active)),
                 self.dots.word_select(c, self.dot_bits).eq(dot.o),
             ]
         return m
