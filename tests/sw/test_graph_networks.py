@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -384,3 +385,14 @@ def test_cora_in_four_bits_is_as_good_as_in_real_numbers():
     result = graphs.run_seeds(task, GraphRecipe(ranges="node"), 1)
     assert result["accuracy_float"] >= 80 and result["accuracy_integer"] >= result["accuracy_float"] - 1.5
     assert abs(result["accuracy_integer"] - result["accuracy_fake"]) <= 0.2
+
+
+def test_the_page_holds_the_table_of_the_committed_records():
+    docs = Path(__file__).parents[2] / "docs"
+    assert graphs.table(docs / "results") in (docs / "graph_networks.md").read_text()
+    records = [json.loads(path.read_text()) for path in (docs / "results").glob("sgquant-*.json")]
+    assert {(r["network"], r["data"]) for r in records} == {(n, d) for n in ("GCN", "AGNN") for d in ("Cora", "Citeseer")}
+    for record in records:
+        assert KEYS <= set(record) and record["seeds"] == 10 == len(record["accuracies"])
+        if record["weights_bits"] == record["activation_bits"] == 4:
+            assert record["accuracy_integer"] >= record["accuracy_float"] - 0.5
