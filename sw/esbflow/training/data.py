@@ -20,7 +20,7 @@ MNIST_FILES = {
 """File names and MD5 sums of the unpacked files."""
 MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 """The mirror that torchvision uses."""
-DATA_SETS = ("mnist", "digits", "cifar10")
+DATA_SETS = ("mnist", "digits", "cifar10", "imagenet-folder")
 CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
@@ -33,7 +33,8 @@ def load_images(data: str, split: str, count: int | None = None) -> tuple:
 
     Parameters
     ----------
-    data : "mnist", "cifar10", or "digits" (scikit-learn's 8x8 digits, 1,437 to train and 360 to test).
+    data : "mnist", "cifar10", "digits" (scikit-learn's 8x8 digits, 1,437 to train and 360 to test), or "imagenet-folder"
+        (`folders.imagenet_folder`).
     split : "train" or "test".
 
     Raises
@@ -49,6 +50,10 @@ def load_images(data: str, split: str, count: int | None = None) -> tuple:
         raise ValueError(f"split must be train or test, not {split!r}")
     if count is not None and count < 1:
         raise ValueError(f"the number of images must be at least 1, not {count}")
+    if data == "imagenet-folder":
+        from esbflow.training.folders import imagenet_folder  # here: it uses this module
+
+        return imagenet_folder(split, count)
     images, labels = {"mnist": _mnist, "digits": _digits, "cifar10": _cifar10}[data](split)
     return images[:count], labels[:count]
 
@@ -151,13 +156,13 @@ def _digits(split: str) -> tuple:
 
 
 def _cifar10(split: str) -> tuple:
-    folder = data_folder()
-    if folder is None or not (folder / "cifar-10-batches-bin").is_dir():
-        raise DataUnavailable("CIFAR-10 is not at hand; set ESBFLOW_DATA to a folder that holds cifar-10-batches-bin")
+    from esbflow.training.folders import cifar10_folder  # here: it uses this module
+
+    folder = cifar10_folder()
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
     records = []
     for name in names:
-        path = folder / "cifar-10-batches-bin" / name
+        path = folder / name
         content = np.fromfile(path, dtype=np.uint8) if path.exists() else np.zeros(0, np.uint8)
         if content.size != 10_000 * CIFAR_RECORD:
             raise DataUnavailable(f"{path} is missing or damaged: it should have {10_000 * CIFAR_RECORD} bytes")
