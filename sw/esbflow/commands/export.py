@@ -1,6 +1,6 @@
 """esbflow export: a trained model.pt to an integer graph, or a model to QONNX."""
 
-from esbflow.commands.common import JSON_HELP, UserError, load_graph, show
+from esbflow.commands.common import JSON_HELP, load_graph, show
 
 
 def add_parser(commands) -> None:
@@ -33,9 +33,7 @@ def run(arguments) -> None:
 
 
 def _graph(arguments):
-    if str(arguments.model).endswith(".npz"):
-        if arguments.format == "graph":
-            raise UserError(f"{arguments.model} is an integer graph already; --format qonnx writes it as QONNX")
+    if arguments.format == "qonnx" and str(arguments.model).endswith(".npz"):
         return load_graph(arguments.model)
     import torch
 
