@@ -58,7 +58,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
             train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     save_float_model(model, recipe.network, out / "float.pt")
-    teacher = copy.deepcopy(model).eval() if recipe.low_bit.distill else None
+    teacher = _teacher(recipe, model)
     model = quantize(model, quant)
     with _Progress(f"train with {quant.weights} weights", progress) as report:
         train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report, teacher)
@@ -79,6 +79,18 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
+
+
+def _teacher(recipe, model):
+    """What the low-bit stage distils from, or None if it does not."""
+    if not recipe.low_bit.distill:
+        return None
+    if recipe.teacher is None:
+        return copy.deepcopy(model).eval()
+    network, weights = recipe.teacher
+    teacher = NETWORKS[network]()
+    load_weights(teacher, weights)
+    return teacher.eval()
 
 
 def load_weights(model, name: str) -> None:

@@ -21,7 +21,8 @@ class Schedule:
     """One stage of training: SGD with momentum, the learning rate falling as a half cosine to zero.
 
     shift : pixels by which each training image is moved at random. mirror : turn half of them left-right.
-    distill : weight of the loss against a teacher's outputs, beside 1 - distill for the labels.
+    distill : weight of the loss against a teacher's outputs, beside 1 - distill for the labels; both distributions are
+        softened by `temperature` (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2).
 
     Raises
     ------
@@ -37,6 +38,7 @@ class Schedule:
     shift: int = 0
     mirror: bool = False
     distill: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1:
@@ -45,6 +47,8 @@ class Schedule:
             raise ValueError(f"the learning rate must be positive, not {self.rate}")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill must be in 0..1, not {self.distill}")
+        if not self.temperature > 0:
+            raise ValueError(f"the temperature must be positive, not {self.temperature}")
 
 
 def normalise(images, mean, std) -> torch.Tensor:
@@ -80,6 +84,8 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     device = device_of(model)
     steps_per_epoch = math.ceil(len(images) / schedule.batch)
     total = steps_per_epoch * schedule.epochs
+    if teacher is not None:
+        teacher.eval().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(_parameter_groups(model, schedule), lr=schedule.rate, momentum=schedule.momentum,
                                 nesterov=True)
     first = _resume(model, optimizer, checkpoint)
@@ -121,9 +127,12 @@ def _loss(scores, target, schedule, teacher, x) -> torch.Tensor:
     """Cross entropy with the labels, and with the teacher's distribution."""
     loss = F.cross_entropy(scores, target)
     if schedule.distill:
+        heat = schedule.temperature
         with torch.no_grad():
-            wanted = teacher(x).softmax(dim=1)
-        loss = (1 - schedule.distill) * loss + schedule.distill * F.cross_entropy(scores, wanted)
+            wanted = (teacher(x) / heat).softmax(dim=1)
+        # The square keeps the size of the gradient independent of the temperature.
+        soft = F.cross_entropy(scores / heat, wanted) * heat ** 2
+        loss = (1 - schedule.distill) * loss + schedule.distill * soft
     return loss
 
 
