@@ -24,6 +24,9 @@ class Published:
 _UL2Q = "Gong et al., IJCNN 2019, table IV"
 _LQ = "Zhang et al., ECCV 2018, table 4 (not checked)"
 _APOT = "Li et al., ICLR 2020, released checkpoints"
+_A2Q_OWN = "Zhu et al., ICLR 2023 (not checked)"
+_A2Q = "as A2Q quotes it (not checked)"
+_RQ = "Louizos et al., ICLR 2019 (not checked)"
 _ALQ = "Qu et al., CVPR 2020, released code's README"
 _SQ = "Dong et al., BMVC 2017 (not checked)"
 
@@ -31,7 +34,7 @@ PUBLISHED = (
     *(Published("muL2Q", "LeNet-5", "MNIST", f"{bits}/32", top1, 99.10, _UL2Q, f"lenet5-ul2q{bits}")
       for bits, top1 in ((1, 99.06), (2, 99.12), (4, 99.12), (8, 99.16))),
     Published("ALQ", "LeNet-5", "MNIST", "0.40/32", 99.1, None, _ALQ, "lenet5-alq"),
-    *(Published("RQ", "LeNet-5", "MNIST", f"{bits}/{bits}", top1, None, "Louizos et al., ICLR 2019 (not checked)", f"lenet5-srq{bits}")
+    *(Published("RQ", "LeNet-5", "MNIST", f"{bits}/{bits}", top1, None, _RQ, f"lenet5-srq{bits}")
       for bits, top1 in ((8, 99.45), (4, 99.42), (2, 99.24))),
     Published("Brevitas", "LFC", "MNIST", "1/1", 98.88, None, "Brevitas' README", ""),
     *(Published("APoT", "ResNet-20", "CIFAR-10", f"{bits}/{bits}", top1, 92.96, _APOT, f"resnet20-apot{bits}")
@@ -53,8 +56,8 @@ PUBLISHED = (
                                        ("TWN", "2/32", 92.36, "twn"), ("SQ-TWN", "2/32", 93.80, "sq-twn"))),
     *(Published("Brevitas", "CNV", "CIFAR-10", bits, top1, None, "Brevitas' README", "")
       for bits, top1 in (("1/1", 84.22), ("1/2", 87.80), ("2/2", 89.03))),
-    *(Published("Degree-Quant", "GCN", data, "4/4", top1, real, "as A2Q quotes it (not checked)", f"sgquant-gcn-{data.lower()}-w4a4")
+    *(Published("Degree-Quant", "GCN", data, "4/4", top1, real, _A2Q, f"sgquant-gcn-{data.lower()}-w4a4")
       for data, top1, real in (("Cora", 78.3, 81.5), ("Citeseer", 66.9, 70.3))),
-    *(Published("A2Q", "GCN", data, bits, top1, real, "Zhu et al., ICLR 2023 (not checked)", f"sgquant-gcn-{data.lower()}-search")
+    *(Published("A2Q", "GCN", data, bits, top1, real, _A2Q_OWN, f"sgquant-gcn-{data.lower()}-search")
       for data, bits, top1, real in (("Cora", "1.70", 80.9, 81.5), ("Citeseer", "1.87", 70.6, 70.3))),
 )

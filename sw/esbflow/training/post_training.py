@@ -68,7 +68,8 @@ def _batches(images, recipe):
 @contextmanager
 def _watched(modules: dict, watch):
     """Call watch(name, module, inputs, output) at each forward pass of the modules."""
-    hooks = [module.register_forward_hook(lambda m, i, o, name=name: watch(name, m, i, o)) for name, module in modules.items()]
+    hooks = [module.register_forward_hook(lambda m, i, o, name=name: watch(name, m, i, o))
+             for name, module in modules.items()]
     try:
         yield
     finally:

@@ -1,0 +1,97 @@
+"""esbflow inspect: formats, scales, errors, saturation and accumulators of each layer."""
+
+from pathlib import Path
+
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, print_table, show
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "inspect", help="what quantization has done to each layer",
+        description="MODEL is a model.pt (real weights are known: SQNR and how scales were chosen are shown), a graph.npz "
+                    "or zoo:NAME. With --formats BITS no model is needed: formats are compared.")
+    parser.add_argument("model", nargs="?", help="model.pt, graph.npz or zoo:NAME")
+    parser.add_argument("--html", metavar="FILE", help="write histograms with the levels drawn in")
+    parser.add_argument("--formats", type=int, metavar="BITS",
+                        help="list every ESB format of up to so many bits: error, multiplier, shift, accumulator, LUTs")
+    add_engine(parser)
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    if arguments.formats:
+        _formats(arguments)
+        return
+    if not arguments.model:
+        raise ValueError("give a model to inspect, or --formats BITS")
+    from esbflow.reports.inspection import inspect, warnings
+
+    graph, model = _open(arguments.model)
+    entries = inspect(graph, model, engine_of(arguments).accumulator_width)
+    if arguments.html:
+        _write_html(Path(arguments.html), graph, entries, model)
+    plain = [{key: value for key, value in e.items() if key not in ("integers", "form")} for e in entries]
+    show(arguments, {"model": graph.name, "layers": plain, "warnings": warnings(entries)},
+         lambda content: _print(graph, entries, content))
+
+
+def _open(name):
+    if not str(name).endswith(".pt"):
+        return load_graph(name), None
+    import torch
+
+    from esbflow.quant.export import export
+    from esbflow.training.api import NETWORKS, load_model
+
+    model = load_model(name)
+    network = torch.load(name, weights_only=True)["network"]
+    return export(model, network, NETWORKS[network].shape), model
+
+
+def _print(graph, entries, content) -> None:
+    from esbflow.reports.inspection import histogram_line
+
+    def decibels(value):
+        return "" if value is None else f"{value:.1f}"
+
+    print_table(
+        f"{graph.name}: weights, and what they meet",
+        ("layer", "weights", "in -> out", "scale", "by", "SQNR dB", "Gaussian", "at ends %", "acc bits", "headroom",
+         "levels"),
+        [(e["name"], e["weights"] if len(e["weights"]) < 12 else f"{e['form'].codes} levels",
+          f"{e['input']} -> {e['output']}",
+          f"{e['scale_least']:.3g}..{e['scale_greatest']:.3g}", e["chosen_by"] or "", decibels(e["sqnr_db"]),
+          decibels(e["gaussian_db"]), f"{100 * e['saturation']:.1f}", e["accumulator_bits"], e["headroom_bits"],
+          histogram_line(e["integers"], e["form"])) for e in entries])
+    for sentence in content["warnings"]:
+        print(sentence)
+
+
+def _write_html(path: Path, graph, entries, model) -> None:
+    from html import escape
+
+    from esbflow.reports import plots
+
+    layers = [(e["name"], e["integers"], e["form"], None) for e in entries]
+    rows = "".join(f"<tr><td>{escape(e['name'])}</td><td>{escape(e['weights'][:24])}</td><td>{e['chosen_by'] or ''}</td>"
+                   f"<td>{'' if e['sqnr_db'] is None else format(e['sqnr_db'], '.1f')}</td>"
+                   f"<td>{100 * e['saturation']:.1f}</td><td>{e['accumulator_bits']}</td></tr>" for e in entries)
+    page = (f"<!doctype html><meta charset='utf-8'><title>{escape(graph.name)}</title><h1>{escape(graph.name)}</h1>"
+            "<table border='1' cellpadding='4'><tr><th>layer<th>weights<th>scale by<th>SQNR dB<th>at ends %"
+            f"<th>accumulator bits</tr>{rows}</table>{plots.weight_histograms(layers)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(page)
+    temporary.replace(path)
+
+
+def _formats(arguments) -> None:
+    from esbflow.reports.formats import list_formats
+
+    show(arguments, {"formats": list_formats(arguments.formats)}, lambda content: print_table(
+        f"ESB(b, k) up to {arguments.formats} bits: weights against 4-bit activations, 576 products a sum",
+        ("format", "levels", "MSE, Gaussian", "SQNR dB", "Laplace", "multiplier", "shift", "largest product",
+         "accumulator bits", "LUT, formula", "best"),
+        [(f["format"], f["levels"], f"{f['gaussian']:.4e}", f"{f['sqnr_db']:.2f}", f"{f['laplace']:.4e}", f["multiplier"],
+          f["shift"], f["largest_product"], f["accumulator_bits"], f["lut"], f["best"]) for f in content["formats"]]))
