@@ -12,6 +12,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
+    parser.add_argument("--post-training", type=positive, metavar="IMAGES",
+                        help="do not train at low bits: calibrate and correct with so many images, without labels")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
@@ -29,7 +31,7 @@ def run(arguments) -> None:
         arguments.rate, weights=arguments.weights, activations=arguments.activations,
         first_weights=arguments.first_weights, last_weights=arguments.last_weights)
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
-                            resume=arguments.resume, progress=not arguments.json)
+                            resume=arguments.resume, progress=not arguments.json, post_training=arguments.post_training)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(
@@ -44,7 +46,8 @@ def _write_record(arguments, metrics: dict) -> None:
     from esbflow.training import record
 
     words = ["esbflow train", arguments.recipe]
-    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "images", "seed"):
+    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "post_training", "images",
+                 "seed"):
         if getattr(arguments, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     record.write(Path(arguments.results), {

@@ -50,6 +50,7 @@ class ESBWeightQuantizer(WeightQuantizer):
         self.refresh = refresh
         self._age = 0
         self._held = None
+        self._state = None
 
     @torch.no_grad()
     def prepare(self, w: torch.Tensor) -> None:
@@ -58,11 +59,14 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
-        if self.scale_mode == "refined" and self.training and self._held is not None and self._age < self.refresh:
+        # In eval mode the scale holds as long as the weights stay the same tensor, unwritten.
+        state = (w.data_ptr(), w._version)
+        kept = self._age < self.refresh if self.training else self._state == state
+        if self.scale_mode == "refined" and self._held is not None and kept:
             self._age += 1
             return self._held
         scale = super().scale(w)
-        self._held, self._age = scale, 1
+        self._held, self._age, self._state = scale, 1, state
         return scale
 
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
@@ -79,7 +83,7 @@ class ESBWeightQuantizer(WeightQuantizer):
     def forget(self) -> None:
         """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""
         super().forget()
-        self._held = None
+        self._held = self._state = None
 
     def _closed_form(self, rows: torch.Tensor) -> torch.Tensor:
         unit = optimal_scale(self.form, "laplace" if self.scale_mode == "laplace" else "gaussian")

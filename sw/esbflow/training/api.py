@@ -18,17 +18,19 @@ from esbflow.quant.recipe import Recipe
 from esbflow.training import record
 from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
+from esbflow.training.post_training import post_train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
 
 
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
-                  progress: bool = True, float_model: Path | None = None) -> dict:
+                  progress: bool = True, float_model: Path | None = None, post_training: int | None = None) -> dict:
     """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
-    `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. An interrupted run
-    leaves checkpoints in `out`, from which `resume` goes on.
+    `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. With `post_training`
+    the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels. An
+    interrupted run leaves checkpoints in `out`, from which `resume` goes on.
 
     Raises
     ------
@@ -58,10 +60,13 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
             train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     save_float_model(model, recipe.network, out / "float.pt")
-    teacher = _teacher(recipe, model)
-    model = quantize(model, quant)
-    with _Progress(f"train with {quant.weights} weights", progress) as report:
-        train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report, teacher)
+    if post_training:
+        model = post_train(model, quant, images[:post_training], report=print if progress else None)
+    else:
+        teacher = _teacher(recipe, model)
+        model = quantize(model, quant)
+        with _Progress(f"train with {quant.weights} weights", progress) as report:
+            train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report, teacher)
     fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     graph = export(model, recipe.network, images.shape[1:])
     graph_top1 = top1(execute(graph, test), test_labels)
@@ -69,7 +74,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
                "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,
                "data": recipe.data, "weights": quant.weights, "activations": quant.activations,
-               "epochs": recipe.low_bit.epochs,
+               "epochs": 0 if post_training else recipe.low_bit.epochs,
                "weights_bits": record.weights_bits(model), "activation_bits": record.activation_bits(model),
                "bytes": record.model_bytes(model)}
     graph.info.update(metrics)
