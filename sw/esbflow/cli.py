@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from esbflow.commands import compile as compile_command
-from esbflow.commands import demo, doctor, estimate, export, import_onnx, inspect, report, rtl, run, train, zoo
+from esbflow.commands import demo, doctor, estimate, export, import_onnx, inspect, report, rtl, run, search, train, zoo
 from esbflow.commands.common import UserError
 
-COMMANDS = (doctor, train, export, import_onnx, inspect, rtl, compile_command, estimate, run, report, zoo, demo)
+COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, compile_command, estimate, run, report, zoo, demo)
 
 
 class _Parser(argparse.ArgumentParser):

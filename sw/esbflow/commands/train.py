@@ -12,6 +12,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
+    parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
@@ -29,7 +30,8 @@ def run(arguments) -> None:
     distributed.start()
     recipe = named(arguments.recipe).changed(
         arguments.rate, weights=arguments.weights, activations=arguments.activations,
-        first_weights=arguments.first_weights, last_weights=arguments.last_weights)
+        first_weights=arguments.first_weights, last_weights=arguments.last_weights,
+        overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, post_training=arguments.post_training)
     if arguments.results:
@@ -40,14 +42,28 @@ def run(arguments) -> None:
          ("integers", f"{m['graph_top1']:.2f}")]))
 
 
+def _overrides(path: str | None) -> tuple | None:
+    """{layer: weights} of a JSON file as a recipe has it."""
+    if path is None:
+        return None
+    import json
+    from pathlib import Path
+
+    try:
+        content = json.loads(Path(path).read_text())
+        return tuple((str(name), str(text)) for name, text in content.get("weights", content).items())
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON object of layers and weights ({error}); `esbflow search` writes one") from None
+
+
 def _write_record(arguments, metrics: dict) -> None:
     from pathlib import Path
 
     from esbflow.training import record
 
     words = ["esbflow train", arguments.recipe]
-    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "post_training", "images",
-                 "seed"):
+    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "overrides", "post_training",
+                 "images", "seed"):
         if getattr(arguments, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     record.write(Path(arguments.results), {
