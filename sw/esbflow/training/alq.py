@@ -176,7 +176,7 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
     ----------
     layers : ALQLayer objects. count : how many; all, if there are fewer.
     top_k : pass by pass, each layer offers this fraction of its coordinates, its cheapest, and the cheapest of all offers
-        go first. A layer that was too small from the start to offer one comes after all others.
+        go first. Layers with too few to offer one come after all others, and are not told apart there.
     per_weight : order by the cost for each bit that goes, else by the cost of a coordinate, as published: groups of
         different sizes then count alike, and small ones go first.
     bits : remove no more than brings the average to this.
@@ -191,9 +191,8 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
         costs.append(found)
         sizes.append(torch.full_like(order, size))
         places.append(torch.stack([torch.full_like(order, i), index[order]], dim=1))
-        offer = max(1, math.floor(top_k * len(found)))
-        spared = top_k * layer.quantizer.alive.numel() < 1
-        passes.append(torch.full_like(order, LAST) if spared else torch.arange(len(found), device=order.device) // offer)
+        offer = math.floor(top_k * len(found))
+        passes.append(torch.arange(len(found), device=order.device) // offer if offer else torch.full_like(order, LAST))
     costs, sizes, places, passes = (torch.cat(parts).cpu() for parts in (costs, sizes, places, passes))
     order = torch.from_numpy(np.lexsort((costs.numpy(), passes.numpy())))[:count]  # by pass, then by cost
     if bits is not None:

@@ -50,10 +50,12 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
     """Train, export, evaluate on all test images; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     real : float.pt of an earlier run, which saves the first stage. results : where else to write the record. An
-    interrupted run goes on from the checkpoints in `out`, to the same result; its record counts the minutes of the last
-    part only. `report(text)` is called now and then.
+    interrupted run goes on from the checkpoints in `out`, to the same result; the minutes in its record are None, as
+    those before are not known. They are processor time. `report(text)` is called now and then.
     """
     quant, began = what.quant, time.process_time()
+    checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
+    resumed = any(path.exists() for path in checkpoints)
     images, labels = load_images(what.data, "train")
     test, test_labels = load_images(what.data, "test")
     stages = dict(mean=quant.mean, std=quant.std)
@@ -63,14 +65,14 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
     else:
         torch.manual_seed(seed)
         model = NETWORKS[what.network]()
-        train(model, images, labels, what.real, **stages, seed=seed, checkpoint=out / "real.ckpt",
+        train(model, images, labels, what.real, **stages, seed=seed, checkpoint=checkpoints[0],
               report=_now_and_then("real numbers", report))
     save_float_model(model, what.network, out / "float.pt")
     float_top1 = evaluate(model, test, test_labels, **stages)
     report(f"real numbers: {float_top1:.2f} %")
     teacher = copy.deepcopy(model)
     model = quantize(model, quant)
-    what.low_bit(model, teacher, images, labels, **stages, seed=seed + 1, checkpoint=out / "low_bit.ckpt",
+    what.low_bit(model, teacher, images, labels, **stages, seed=seed + 1, checkpoint=checkpoints[1],
                  report=_now_and_then(what.method, report))
     model.eval()
     graph = export(model, what.network, images.shape[1:])
@@ -85,7 +87,7 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
         "top1_float": round(float_top1, 2), "images": len(test),
         "bytes": round(sum(m.weight_quantizer.stored_bits(m.weight) for m in layers) / 8), "seed": seed,
         "command": " ".join(words), "hardware": f"CPU, {torch.get_num_threads()} threads",
-        "minutes": round((time.process_time() - began) / 60, 1)}
+        "minutes": None if resumed else round((time.process_time() - began) / 60, 1)}
     graph.info.update(record)
     save(graph, out / "graph.npz")
     save_model(model, quant, what.network, out / "model.pt")
@@ -93,8 +95,8 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record, indent=2) + "\n")
-    for name in ("real.ckpt", "low_bit.ckpt"):
-        (out / name).unlink(missing_ok=True)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
     report(json.dumps(record))
     return record
 
