@@ -33,7 +33,7 @@ _SQ = "Dong et al., BMVC 2017 (not checked)"
 PUBLISHED = (
     *(Published("muL2Q", "LeNet-5", "MNIST", f"{bits}/32", top1, 99.10, _UL2Q, f"lenet5-ul2q{bits}")
       for bits, top1 in ((1, 99.06), (2, 99.12), (4, 99.12), (8, 99.16))),
-    Published("ALQ", "LeNet-5", "MNIST", "0.40/32", 99.1, None, _ALQ, "lenet5-alq"),
+    Published("ALQ", "LeNet-5", "MNIST", "0.40/32", 99.1, None, _ALQ, "alq-lenet5-mnist"),
     *(Published("RQ", "LeNet-5", "MNIST", f"{bits}/{bits}", top1, None, _RQ, f"lenet5-srq{bits}")
       for bits, top1 in ((8, 99.45), (4, 99.42), (2, 99.24))),
     Published("Brevitas", "LFC", "MNIST", "1/1", 98.88, None, "Brevitas' README", ""),

@@ -6,7 +6,6 @@ what `esbflow train` wrote and RECORD what its --results wrote.
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -42,7 +41,3 @@ def add(name: str, folder: Path, record: Path) -> None:
     """Take a trained graph into the zoo."""
     shutil.copyfile(folder / "graph.npz", FOLDER / f"{name}.npz")
     shutil.copyfile(record, FOLDER / f"{name}.json")
-
-
-if __name__ == "__main__":
-    add(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
