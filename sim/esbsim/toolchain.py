@@ -43,7 +43,8 @@ def run_tool(arguments: list, cwd: Path, what: str, env: dict | None = None) -> 
 def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
     """Verilog of one flat module from RTLIL text (`amaranth.back.rtlil.convert`).
 
-    One flat module simulates about three times as fast as a hierarchy; see also `neighbours_together`. `keep_names` keeps all signals, for waves.
+    One flat module simulates about three times as fast as a hierarchy; see also `neighbours_together`. `keep_names` keeps
+    all signals, for waves.
 
     Raises
     ------

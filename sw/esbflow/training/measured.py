@@ -1,7 +1,6 @@
 """What the commands of methods with a training of their own share: from images to integer graph, and a record of it.
 
-The record is a JSON file whose keys are those of docs/results: method, network, data, weights_bits, activation_bits,
-top1_integer_graph, top1_float, images, bytes, seed, command, hardware, minutes.
+The record is a file as record.py writes them.
 """
 
 import argparse
@@ -16,10 +15,10 @@ import torch
 
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
-from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
+from esbflow.training import record
 from esbflow.training.api import NETWORKS, load_float_model, save_float_model, save_model, top1
 from esbflow.training.data import load_images
 from esbflow.training.loop import Schedule, evaluate, train
@@ -76,29 +75,26 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
                  report=_now_and_then(what.method, report))
     model.eval()
     graph = export(model, what.network, images.shape[1:])
-    layers = [m for m in model.modules() if hasattr(m, "weight_quantizer")]
-    formats = {m.form.bits for m in model.quantizers.values() if not isinstance(m, InputQuantizer)}
     words = ["python -m", what.module, *what.arguments, "--out", f"build/{out.name}"]
     words += ["--float", f"build/{real.parent.name}/{real.name}"] if real else []
     words += ["--seed", str(seed)] if seed else []
-    record = {
+    result = {
         "method": what.method, "network": what.network, "data": what.data, "weights_bits": round(what.weight_bits(model), 3),
-        "activation_bits": max(formats), "top1_integer_graph": round(top1(execute(graph, test), test_labels), 2),
+        "activation_bits": record.activation_bits(model),
+        "top1_integer_graph": round(top1(execute(graph, test), test_labels), 2),
         "top1_float": round(float_top1, 2), "images": len(test),
-        "bytes": round(sum(m.weight_quantizer.stored_bits(m.weight) for m in layers) / 8), "seed": seed,
-        "command": " ".join(words), "hardware": f"CPU, {torch.get_num_threads()} threads",
+        "bytes": record.model_bytes(model), "seed": seed, "command": " ".join(words), "hardware": record.hardware(),
         "minutes": None if resumed else round((time.process_time() - began) / 60, 1)}
-    graph.info.update(record)
+    graph.info.update(result)
     save(graph, out / "graph.npz")
     save_model(model, quant, what.network, out / "model.pt")
     for path in (out / "metrics.json", results):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=2) + "\n")
+            record.write(path, result)
     for path in checkpoints:
         path.unlink(missing_ok=True)
-    report(json.dumps(record))
-    return record
+    report(json.dumps(result))
+    return result
 
 
 def command(trainings: dict, description: str, arguments: list | None = None) -> dict:
