@@ -1,5 +1,6 @@
 """Data sets, the training loop, and what recipes reach."""
 
+import copy
 import gzip
 import hashlib
 import json
@@ -17,6 +18,7 @@ from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
 from esbflow.networks.resnet20 import ResNet20
 from esbflow.quant.convert import quantize
+from esbflow.quant.export import export
 from esbflow.quant.fixed import convert
 from esbflow.quant.recipe import Recipe
 from esbflow.training import api, data, loop
@@ -383,6 +385,33 @@ def test_a_killed_training_resumes_to_the_same_graph(save_number, tmp_path, monk
 def test_an_unknown_recipe_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^no recipe named 'lenet'; known: lenet5-mnist, digits, "):
         train_network("lenet", tmp_path)
+
+
+def test_a_compiled_model_computes_and_trains_the_same():
+    torch.manual_seed(0)
+    one = quantize(DigitsNet(), Recipe())
+    images, labels = load_images("digits", "train", 64)
+    calibrate(one, images)
+    two = copy.deepcopy(one)
+    x = loop.normalise(images, (0.0,), (1.0,))
+    compiled = torch.compile(two.train(), backend="aot_eager", fullgraph=True)
+    left, right = one.train()(x), compiled(x)
+    assert torch.allclose(left, right, atol=1e-6)
+    for out in (left, right):
+        torch.nn.functional.cross_entropy(out, torch.as_tensor(labels)).backward()
+    assert all(torch.allclose(p.grad, q.grad, atol=1e-5) for p, q in zip(one.parameters(), two.parameters()))
+
+
+def test_mixed_precision_trains_and_exports():
+    images, labels = load_images("digits", "train")
+    torch.manual_seed(0)
+    model = train(DigitsNet(), images, labels, Schedule(epochs=6, batch=32, rate=0.05), precision="bfloat16")
+    model = train(quantize(model, Recipe()), images, labels, Schedule(epochs=3, batch=32, rate=0.02), precision="bfloat16")
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    test, answers = load_images("digits", "test")
+    assert (execute(export(model, shape=(1, 8, 8)), test).reshape(len(test), -1).argmax(1) == answers).mean() > 0.93
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, not 'int4'"):
+        train(model, images, labels, Schedule(), precision="int4")
 
 
 # -- MNIST --------------------------------------------------------------------------------------------------------

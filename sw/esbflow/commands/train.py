@@ -12,6 +12,10 @@ def add_parser(commands) -> None:
     parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
+    parser.add_argument("--device", help="cpu, cuda, ...; where to train (default cpu)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
+                        help="bfloat16: mixed precision, which helps on GPUs")
+    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
@@ -33,7 +37,8 @@ def run(arguments) -> None:
         first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
-                            resume=arguments.resume, progress=not arguments.json, post_training=arguments.post_training)
+                            resume=arguments.resume, progress=not arguments.json, post_training=arguments.post_training,
+                            device=arguments.device, precision=arguments.precision, compiled=arguments.compile)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(

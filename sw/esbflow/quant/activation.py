@@ -44,6 +44,13 @@ class ActivationQuantizer(Quantizer):
         else:
             self.register_buffer("step", value)
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+        self._ready = False
+
+    def _has_scale(self) -> bool:
+        """Whether a batch was seen, without asking the tensor again: that stops a GPU and a compiler."""
+        if not self._ready:
+            self._ready = bool(self.seen)
+        return self._ready
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
@@ -57,6 +64,7 @@ class ActivationQuantizer(Quantizer):
         if not self.seen:
             self.step.copy_(estimate)
             self.seen.fill_(True)
+            self._ready = True
         elif self.mode == "ema":
             self.step.mul_(self.momentum).add_(estimate * (1 - self.momentum))
 
@@ -64,7 +72,7 @@ class ActivationQuantizer(Quantizer):
         return self.step.abs().clamp(min=1e-12)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and (self.mode == "ema" or not self.seen):
+        if self.training and (self.mode == "ema" or not self._has_scale()):
             self.observe(x)
         scale = self.scale(x)
         factor = step_factor(x[0].numel(), self.form) if self.mode == "learned" else 0.0

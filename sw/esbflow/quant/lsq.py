@@ -69,7 +69,7 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def learned_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
     """`learned_levels` for Signed and Unsigned formats with one step () for the whole tensor, faster on a CPU."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():  # fused there anyhow
         return learned_levels(x, step, form, factor)
     return _LearnedRange.apply(x, step, form.min, form.max, factor)
 

@@ -27,7 +27,7 @@ class PACTActivation(ActivationQuantizer):
         self.decay = decay
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and not self.seen:
+        if self.training and not self._has_scale():
             self.observe(x)
         clip = self.step.abs().clamp(min=1e-12) * self.form.max
         clipped = torch.minimum(x.clamp(min=0), clip)

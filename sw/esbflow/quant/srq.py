@@ -206,7 +206,7 @@ class SRQActivation(ActivationQuantizer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        if not self.seen:
+        if not self._has_scale():
             self.observe(x)
         step = self.step.abs().clamp(min=1e-12)
         noise = self.noise_ratio.abs().clamp(min=1 / 20) * step.detach()

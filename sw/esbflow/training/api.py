@@ -24,7 +24,8 @@ from esbflow.training.recipes import RECIPES, TrainingRecipe
 
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
-                  progress: bool = True, float_model: Path | None = None, post_training: int | None = None) -> dict:
+                  progress: bool = True, float_model: Path | None = None, post_training: int | None = None,
+                  device: str | None = None, precision: str = "float32", compiled: bool = False) -> dict:
     """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
@@ -51,22 +52,26 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
     torch.manual_seed(seed)
     model = NETWORKS[recipe.network]()
+    how = dict(precision=precision, compiled=compiled)
     if float_model:
-        model = load_float_model(float_model)
+        model = load_float_model(float_model).to(device)
     elif recipe.start:
         load_weights(model, recipe.start)
+        model.to(device)
     else:
         with _Progress("train in real numbers", progress) as report:
-            train(model, images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report)
+            train(model.to(device), images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report, **how)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
-    save_float_model(model, recipe.network, out / "float.pt")
+    save_float_model(model.cpu(), recipe.network, out / "float.pt")
     if post_training:
         model = post_train(model, quant, images[:post_training], report=print if progress else None)
     else:
         teacher = _teacher(recipe, model)
         model = quantize(model, quant)
         with _Progress(f"train with {quant.weights} weights", progress) as report:
-            train(model, images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1], report, teacher)
+            train(model.to(device), images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1],
+                  report, teacher, **how)
+    model.cpu()
     fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     graph = export(model, recipe.network, images.shape[1:])
     graph_top1 = top1(execute(graph, test), test_labels)
