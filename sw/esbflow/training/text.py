@@ -7,6 +7,7 @@ Each run writes one JSON file, DIR/text-DATA-wBITS.json (with -METHOD for anothe
 """
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -36,17 +37,18 @@ class TextRecipe:
     filters: int
     real: TextSchedule
     low_bit: TextSchedule
-    dim: int = 64
+    dim: int
 
 
 RECIPES = {
-    "imdb": TextRecipe(10_000, 200, 64, TextSchedule(epochs=4), TextSchedule(epochs=3, rate=5e-4)),
-    "thucnews": TextRecipe(3_000, 32, 100, TextSchedule(epochs=10), TextSchedule(epochs=8, rate=5e-4)),
+    "imdb": TextRecipe(10_000, 200, 48, TextSchedule(epochs=4), TextSchedule(epochs=2), dim=32),
+    "thucnews": TextRecipe(3_000, 32, 100, TextSchedule(epochs=10), TextSchedule(epochs=8, rate=5e-4), dim=64),
 }
 
 
 def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int = 0, epochs: int | None = None,
-        sentences: int | None = None, out: Path | None = None, floats: Path | None = None, report=None) -> dict:
+        sentences: int | None = None, out: Path | None = None, floats: Path | None = None, control: bool = False,
+        report=None) -> dict:
     """Train, quantize, train on, export, execute; returns the record.
 
     Parameters
@@ -56,6 +58,8 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     epochs : of each stage, in place of the recipe's. sentences : of each part of the split, evenly taken, for trials.
     out : a folder for graph.npz (the integer graph) and host.npz (vocabulary and bytes of the embedding).
     floats : file of the network in real numbers; it is read if it is there and written if not.
+    control : train the network in real numbers on with the schedule of the low-bit stage too, which tells what is due to the
+        longer training: "top1_float_trained_on" of the record.
 
     Raises
     ------
@@ -86,11 +90,15 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
             torch.save(model.state_dict(), floats)
     float_top1 = text_accuracy(model, test, test_labels)
     say(f"real numbers: {float_top1:.2f} %")
+    extra = {}
+    if control:
+        longer = train_text(copy.deepcopy(model), train, labels, recipe.low_bit, seed + 1, _stage(say, "real numbers on"))
+        extra["top1_float_trained_on"] = round(text_accuracy(longer, test, test_labels), 2)
     model.sentence = quantize_sentences(model.embedding.weight, model.sentence, quant)
     train_text(model, train, labels, recipe.low_bit, seed + 1, _stage(say, f"{weights} weights"))
     fake_top1 = text_accuracy(model, test, test_labels)
-    graph, host = export(model.sentence, f"text-{data}", (recipe.dim, recipe.length, 1)), SentenceInput.of(
-        model.embedding.weight, model.sentence)
+    graph = export(model.sentence, f"text-{data}", (recipe.dim, recipe.length, 1))
+    host = SentenceInput.of(model.embedding.weight, model.sentence)
     graph_top1 = graph_accuracy(graph, host, test, test_labels)
     say(f"integer graph: {graph_top1:.2f} %, fake quantization {fake_top1:.2f} %")
     if out:
@@ -101,10 +109,10 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
         "method": weights, "network": "text-cnn", "data": data, "weights_bits": record.weights_bits(model),
         "activations": activations, "activation_bits": record.activation_bits(model.sentence),
         "top1_integer_graph": round(graph_top1, 2), "top1_fake_quantization": round(fake_top1, 2),
-        "top1_float": round(float_top1, 2), "images": len(test), "bytes": record.model_bytes(model),
+        "top1_float": round(float_top1, 2), **extra, "images": len(test), "bytes": record.model_bytes(model),
         "bytes_embedding": host.bytes_.size, "vocabulary": len(vocabulary), "length": recipe.length, "dim": recipe.dim,
         "filters": recipe.filters, "epochs_float": recipe.real.epochs, "epochs": recipe.low_bit.epochs, "seed": seed,
-        "command": _command(data, weights, activations, seed, epochs, sentences), "hardware": record.hardware(),
+        "command": _command(data, weights, activations, seed, epochs, sentences, control), "hardware": record.hardware(),
         "minutes": round((time.monotonic() - began) / 60, 1)}
 
 
@@ -133,11 +141,12 @@ def _stage(say, title: str):
     return report
 
 
-def _command(data, weights, activations, seed, epochs, sentences) -> str:
+def _command(data, weights, activations, seed, epochs, sentences, control) -> str:
     words = ["python -m esbflow.training.text", "--data", data, "--weights", weights, "--activations", activations]
     words += ["--seed", str(seed)] if seed else []
     words += ["--epochs", str(epochs)] if epochs is not None else []
     words += ["--sentences", str(sentences)] if sentences is not None else []
+    words += ["--control"] if control else []
     return " ".join(words)
 
 
@@ -148,6 +157,20 @@ def record_name(result: dict) -> str:
     bits = method[3:].partition(".")[0] if esb else options.partition(",")[0]
     name = f"text-{result['data']}-w{bits}" + ("" if esb else f"-{method}")
     return name + ("" if result["activations"] == "u4" else f"-{result['activations'].replace(':', '')}")
+
+
+def table(folder: Path) -> str:
+    """The records of a folder as the Markdown table of docs/text.md."""
+    lines = ["| data | weights, activations | real | real, trained on | fake quantization | integer graph | "
+             "bytes of weights | of the embedding |",
+             "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for path in sorted(folder.glob("text-*.json")):
+        result = json.loads(path.read_text())
+        lines.append(f"| {result['data']} | [{result['method']}, {result['activations']}](results/{path.name}) | "
+                     f"{result['top1_float']:.2f} | {result.get('top1_float_trained_on', '')} | "
+                     f"{result['top1_fake_quantization']:.2f} | "
+                     f"{result['top1_integer_graph']:.2f} | {result['bytes']:,} | {result['bytes_embedding']:,} |")
+    return "\n".join(lines)
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -162,13 +185,19 @@ def main(arguments: list | None = None) -> int:
     parser.add_argument("--sentences", type=int, help="only so many of each part, for a trial")
     parser.add_argument("--floats", type=Path, metavar="FILE", help="the network in real numbers: read if it is there, "
                         "written if not, so that several methods start from the same")
+    parser.add_argument("--control", action="store_true", help="train the network in real numbers on as long as the "
+                        "low-bit one, to compare")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz and host.npz there")
+    parser.add_argument("--table", type=Path, metavar="DIR", help="only print the records of DIR as a Markdown table")
     given, began = parser.parse_args(arguments), time.monotonic()
+    if given.table:
+        print(table(given.table))
+        return 0
     try:
         result = run(given.data, given.weights, given.activations, given.seed, given.epochs, given.sentences, given.export,
-                     given.floats, lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr,
-                                                      flush=True))
+                     given.floats, given.control,
+                     lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True))
         if given.out:
             record.write(given.out / f"{record_name(result)}.json", result)
     except (ValueError, DataUnavailable, OSError) as error:
