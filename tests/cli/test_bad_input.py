@@ -89,7 +89,7 @@ def test_labels_must_be_as_many_as_images(refused, model, graph, tmp_path):
 
 def test_an_unknown_data_set_lists_the_known_ones(refused, model):
     assert refused("run", model, "--data", "faces") == (
-        "esbflow run: no data set named 'faces'; known: mnist, digits, cifar10")
+        "esbflow run: no data set named 'faces'; known: mnist, digits, cifar10, imagenet-folder")
 
 
 def test_without_mnist_it_says_where_to_put_it(refused, model, monkeypatch, tmp_path):
