@@ -1,10 +1,10 @@
 """esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
 
-import json
 import time
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show
+from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
@@ -59,10 +59,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     content = {**planned, **ran, "layers": planned["layers"], "measured_layers": ran["layers"],
                **_top1_on(out, graph, test, labels),
                "training": metrics, "demo_seconds": round(time.monotonic() - began, 1)}
-    path = out / "report.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    path = write_json(out / "report.json", content)
     write_report(content, graph, out / "report.html", model=out / "model.pt")
     say(f"wrote {path} and {out / 'report.html'}")
     return content

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, print_table, show
+from esbflow.files import write_whole
 
 
 def add_parser(commands) -> None:
@@ -81,9 +82,7 @@ def _write_html(path: Path, graph, entries, model) -> None:
             "<table border='1' cellpadding='4'><tr><th>layer<th>weights<th>scale by<th>SQNR dB<th>at ends %"
             f"<th>accumulator bits</tr>{rows}</table>{plots.weight_histograms(layers)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page)
-    temporary.replace(path)
+    write_whole(path, page)
 
 
 def _formats(arguments) -> None:

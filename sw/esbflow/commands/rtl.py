@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, print_table, resources_of, show
+from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
@@ -17,7 +18,6 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
-    import json
 
     from esbhw import generate
 
@@ -28,9 +28,7 @@ def run(arguments) -> None:
         resources = resources_of(config, arguments.json)
         content["resources"] = resources.to_dict()
         path = Path(arguments.out) / "resources.json"
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(content["resources"], indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, content["resources"])
         content["files"].append(str(path))
     show(arguments, content, _print)
 

@@ -1,9 +1,9 @@
 """esbflow search: the weights of each layer that lose least under a budget of engine cycles or bytes."""
 
-import json
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, show
+from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
@@ -48,15 +48,10 @@ def run(arguments) -> None:
     content = {"recipe": arguments.recipe, "engine": engine_of(arguments).name, "of": arguments.of, "budget": budget,
                "weights": choice.weights, "cycles": choice.point.cycles, "bytes": choice.point.bytes,
                "loss": choice.point.loss, "finest": vars(search.base)}
-    _write(Path(arguments.out), content)
+    path = Path(arguments.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
     show(arguments, content, lambda c: print_table(
         f"{c['cycles']:,} cycles an image, {c['bytes']:,} bytes, loss {c['loss']:.4f} (all at the finest: "
         f"{search.base.cycles:,}, {search.base.bytes:,}, {search.base.loss:.4f})", ("layer", "weights"),
         list(c["weights"].items())))
-
-
-def _write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

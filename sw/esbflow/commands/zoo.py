@@ -1,6 +1,7 @@
 """esbflow zoo: the trained models that ship with esbflow."""
 
 from esbflow.commands.common import JSON_HELP, print_table, show
+from esbflow.files import write_whole
 
 
 def add_parser(commands) -> None:
@@ -32,7 +33,5 @@ def _copied(arguments) -> dict:
     from esbflow import zoo
 
     source, target = zoo.graph_path(arguments.name), Path(arguments.out or f"{arguments.name}.npz")
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
+    write_whole(target, source.read_bytes())
     return {"file": str(target), **zoo.entries()[arguments.name]}

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from esbflow.files import write_whole
 from esbflow.reports.published import PUBLISHED
 
 HEAD = """# Accuracy
@@ -90,9 +91,7 @@ def _link(name: str) -> str:
 def main(arguments: list) -> None:
     """Write the page into the folder that the only argument names."""
     docs = Path(arguments[0] if arguments else "docs")
-    page, temporary = docs / "accuracy.md", docs / "accuracy.md.part"
-    temporary.write_text(ledger(read_results(docs / "results")))
-    temporary.replace(page)
+    write_whole(docs / "accuracy.md", ledger(read_results(docs / "results")))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from esbflow.files import write_whole
 from esbflow.graph import ir
 from esbflow.reports import plots
 from esbflow.reports.page import PAGE
@@ -41,10 +42,7 @@ def write_report(report: dict, graph: ir.Graph, path, model=None) -> Path:
         blocks=[*blocks.items(), ("whole engine", report["resources"])] if blocks else [])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page)
-    temporary.replace(path)
-    return path
+    return write_whole(path, page)
 
 
 def weight_layers(graph: ir.Graph, model=None) -> list:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from esbflow.compiler.digits import split_weights
+from esbflow.files import write_whole
 from esbflow.quant.methods import weight_quantizer
 
 TEXTS = ("esb2.0", "esb3.1", "esb3.0", "esb4.1", "esb4.2", "esb4.0", "esb5.2", "esb6.3", "esb8.5", "s4", "s8",
@@ -55,10 +56,7 @@ def page() -> str:
 
 def main(arguments: list) -> None:
     """Write the page into the folder that the only argument names."""
-    path = Path(arguments[0] if arguments else "docs") / "methods.md"
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page())
-    temporary.replace(path)
+    write_whole(Path(arguments[0] if arguments else "docs") / "methods.md", page())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Train a network by a recipe, from images to integer graph: what `esbflow train` and the demo call."""
 
 import copy
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from esbflow.files import write_json
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
 from esbflow.networks.checkpoints import load_checkpoint
@@ -85,7 +85,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     graph.info.update(metrics)
     save(graph, out / "graph.npz")
     save_model(model, quant, recipe.network, out / "model.pt")
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
@@ -181,12 +181,6 @@ def load_float_model(path):
     model = NETWORKS[saved["network"]]()
     model.load_state_dict(saved["state"])
     return model.eval()
-
-
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
 
 
 class _Progress:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.files import write_json
 from esbflow.graph.file import save
 from esbflow.networks.agnn import AGNN
 from esbflow.networks.gcn import GCN
@@ -246,9 +247,7 @@ def _run(options) -> dict:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"sgquant-{options.network}-{options.data}-{setting}.json"
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, result)
     return result
 
 

@@ -3,12 +3,12 @@
 Files of this kind in docs/results/ are what docs/accuracy.md is made of (`python -m esbflow.reports.accuracy`).
 """
 
-import json
 import platform
 from pathlib import Path
 
 import torch
 
+from esbflow.files import write_json
 from esbflow.quant.activation import InputQuantizer
 
 KEYS = ("method", "network", "data", "weights_bits", "activation_bits", "top1_integer_graph", "top1_float", "images",
@@ -54,6 +54,4 @@ def write(path: Path, record: dict) -> None:
     if missing:
         raise ValueError(f"a record needs {missing[0]!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, record)
