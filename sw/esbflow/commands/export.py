@@ -35,11 +35,6 @@ def run(arguments) -> None:
 def _graph(arguments):
     if arguments.format == "qonnx" and str(arguments.model).endswith(".npz"):
         return load_graph(arguments.model)
-    import torch
+    from esbflow.training.api import export_model
 
-    from esbflow.quant.export import export
-    from esbflow.training.api import NETWORKS, load_model
-
-    model = load_model(arguments.model)
-    network = torch.load(arguments.model, weights_only=True)["network"]
-    return export(model, network, NETWORKS[network].shape)
+    return export_model(arguments.model)[0]

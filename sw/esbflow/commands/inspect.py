@@ -40,14 +40,9 @@ def run(arguments) -> None:
 def _open(name):
     if not str(name).endswith(".pt"):
         return load_graph(name), None
-    import torch
+    from esbflow.training.api import export_model
 
-    from esbflow.quant.export import export
-    from esbflow.training.api import NETWORKS, load_model
-
-    model = load_model(name)
-    network = torch.load(name, weights_only=True)["network"]
-    return export(model, network, NETWORKS[network].shape), model
+    return export_model(name)
 
 
 def _print(graph, entries, content) -> None:

@@ -71,11 +71,4 @@ def _write_record(arguments, metrics: dict) -> None:
                  "images", "seed"):
         if getattr(arguments, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    record.write(Path(arguments.results), {
-        "method": metrics["weights"], "network": metrics["network"], "data": metrics["data"],
-        "weights_bits": metrics["weights_bits"], "activation_bits": metrics["activation_bits"],
-        "top1_integer_graph": round(metrics["graph_top1"], 2),
-        "top1_fake_quantization": round(metrics["fake_quant_top1"], 2),
-        "top1_float": round(metrics["float_top1"], 2), "images": metrics["images"], "bytes": metrics["bytes"],
-        "epochs": metrics["epochs"], "seed": metrics["seed"], "command": " ".join(words), "hardware": record.hardware(),
-        "minutes": round(metrics["seconds"] / 60, 1)})
+    record.write(Path(arguments.results), record.of_training(metrics, " ".join(words), metrics["seconds"] / 60))

@@ -167,6 +167,13 @@ def load_model(path):
     return model.eval()
 
 
+def export_model(path) -> tuple:
+    """(integer graph, quantized model) of a file that `save_model` wrote; raises what `load_model` and `export` raise."""
+    model = load_model(path)
+    network = torch.load(path, weights_only=True)["network"]
+    return export(model, network, NETWORKS[network].shape), model
+
+
 def save_float_model(model, network: str, path: Path) -> None:
     """The real-valued model's state, as it was before quantization."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,17 @@ def activation_bits(model: torch.nn.Module) -> int:
     return min(bits, default=8)
 
 
+def of_training(metrics: dict, command: str, minutes: float) -> dict:
+    """The record of what `train_network` returned."""
+    return {"method": metrics["weights"], "network": metrics["network"], "data": metrics["data"],
+            "weights_bits": metrics["weights_bits"], "activations": metrics["activations"],
+            "activation_bits": metrics["activation_bits"], "top1_integer_graph": round(metrics["graph_top1"], 2),
+            "top1_fake_quantization": round(metrics["fake_quant_top1"], 2),
+            "top1_float": round(metrics["float_top1"], 2), "images": metrics["images"], "bytes": metrics["bytes"],
+            "epochs": metrics["epochs"], "seed": metrics["seed"], "command": command, "hardware": hardware(),
+            "minutes": round(minutes, 1)}
+
+
 def write(path: Path, record: dict) -> None:
     """Write a record whole or not at all.
 

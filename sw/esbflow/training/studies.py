@@ -99,14 +99,8 @@ def _measured(name, study, run, out, seed, progress) -> dict:
                             float_model=float_model if float_model.exists() else None)
     if not float_model.exists():
         (folder / "float.pt").replace(float_model)
-    return {
-        "method": run.weights, "network": metrics["network"], "data": metrics["data"],
-        "weights_bits": metrics["weights_bits"], "activations": run.activations,
-        "activation_bits": metrics["activation_bits"], "top1_integer_graph": round(metrics["graph_top1"], 2),
-        "top1_fake_quantization": round(metrics["fake_quant_top1"], 2), "top1_float": round(metrics["float_top1"], 2),
-        "images": metrics["images"], "bytes": metrics["bytes"], "epochs": metrics["epochs"], "seed": seed,
-        "command": f"python -m esbflow.training.studies {name} --only {run.name}", "hardware": record.hardware(),
-        "minutes": round((time.monotonic() - began) / 60, 1)}
+    command = f"python -m esbflow.training.studies {name} --only {run.name}"
+    return record.of_training(metrics, command, (time.monotonic() - began) / 60)
 
 
 def main(arguments: list | None = None) -> None:
