@@ -10,8 +10,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Image, Joined, Open, Stored
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.export import requantizer
-from esbflow.quant.snap import snap_weights
+from esbflow.quant.export import closing_fields
 
 OUTPUT_FORMAT = Signed(32)
 """Of an output that the model does not quantize."""
@@ -86,19 +85,10 @@ class Builder:
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
         """Append the layer's node, and its max pools, with an output of `form` and real `scale`."""
-        inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
-        constants = requantizer(layer.gain / scale, layer.offset / scale,
-                                None if layer.residual is None else layer.residual_gain / scale, where)
-        fields = layer.fields
-        if "weight" in fields:
-            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
-                                           np.ldexp(layer.gain / scale, constants.s))
-            fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
-            constants = replace(constants, m=m)
+        fields = closing_fields(layer, scale, where)
         name = self.unique(layer.name or name)
         first = self.unique(f"{name}_unpooled") if layer.pools else name
-        result = self.append(layer.node(name=first, inputs=inputs, shape=layer.shape, format=form, scale=float(scale),
-                                        requantizer=constants, **fields))
+        result = self.append(layer.node(name=first, shape=layer.shape, format=form, scale=float(scale), **fields))
         for i, pool in enumerate(layer.pools):
             last = i == len(layer.pools) - 1
             result = self.append(ir.MaxPool2d(name if last else self.unique(f"{name}_pool{i}"), (result.name,),

@@ -132,6 +132,24 @@ def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Re
     return ir.Requantizer(m=m, b=b, s=s, n=n)
 
 
+def closing_fields(layer, scale: float, where: str) -> dict:
+    """Inputs, requantizer and weights of an open layer's node, once the real `scale` of its output is known.
+
+    layer : has source, residual (or None), fields, and float64 (c,) gain, offset and residual_gain. With weights, these
+    are moved to a scale that m expresses exactly (snap.py). Raises what `requantizer` raises.
+    """
+    constants = requantizer(layer.gain / scale, layer.offset / scale,
+                            None if layer.residual is None else layer.residual_gain / scale, where)
+    fields = layer.fields
+    if "weight" in fields:
+        weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
+                                       np.ldexp(layer.gain / scale, constants.s))
+        fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
+        constants = replace(constants, m=m)
+    inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
+    return dict(fields, inputs=inputs, requantizer=constants)
+
+
 class _Exporter:
     def __init__(self, model, name, recipe, shape):
         self.model = model
@@ -164,17 +182,8 @@ class _Exporter:
         if not _clips(layer, form, scale):
             raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
                              "quantize(), which keeps the step small enough")
-        inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
-        constants = requantizer(layer.gain / scale, layer.offset / scale,
-                                None if layer.residual is None else layer.residual_gain / scale, f"layer {layer.name}")
-        fields = layer.fields
-        if "weight" in fields:
-            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
-                                           np.ldexp(layer.gain / scale, constants.s))
-            fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
-            constants = replace(constants, m=m)
-        return self._append(layer.node(name=name, inputs=inputs, shape=shape, format=form, scale=float(scale),
-                                       requantizer=constants, **fields))
+        return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
+                                       **closing_fields(layer, scale, f"layer {layer.name}")))
 
     def _need_stored(self, value, node) -> _Stored:
         if not isinstance(value, _Stored):
