@@ -277,17 +277,6 @@ class Little(nn.Module):
 RECIPE = Recipe(weights="alq:3,pixel", first_weights="alq:3,kernel", last_weights="alq:3,sub2", activations="u8")
 
 
-@pytest.fixture(scope="module")
-def task():
-    """Images of 8x8 whose class is the row pair and half that is bright: enough to see training work."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 8, 512)
-    images = random.integers(0, 60, (512, 1, 8, 8))
-    for image, label in zip(images, labels):
-        image[0, label // 2 * 2:label // 2 * 2 + 2, label % 2 * 4:label % 2 * 4 + 4] += 120
-    return images.astype(np.uint8), labels.astype(np.int64)
-
-
 @pytest.fixture
 def start(task):
     model = Little()

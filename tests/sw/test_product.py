@@ -246,17 +246,6 @@ SCHEDULE = ProductSchedule(images=128, iterations=20, layer_steps=20, epochs=3, 
 
 
 @pytest.fixture(scope="module")
-def task():
-    """Images of 8x8 whose class is the row pair and half that is bright: enough to see training work."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 8, 512)
-    images = random.integers(0, 60, (512, 1, 8, 8))
-    for image, label in zip(images, labels):
-        image[0, label // 2 * 2:label // 2 * 2 + 2, label % 2 * 4:label % 2 * 4 + 4] += 120
-    return images.astype(np.uint8), labels.astype(np.int64)
-
-
-@pytest.fixture(scope="module")
 def teacher(task):
     model = Little()
     return loop.train(model, *task, loop.Schedule(epochs=8, batch=32, rate=0.05))
