@@ -30,6 +30,19 @@ def test_a_record_appears_beside_the_published_number(tmp_path):
     assert "not reproduced" in other
 
 
+def test_saliency_has_a_section_of_its_own():
+    result = {"method": "vecq:2", "weights_bits": 2.1, "activation_bits": 8, "bytes": 1234, "bytes_float": 56789, "minutes": 3,
+              "command": "python -m x"}
+    for i, suffix in enumerate(("_integer_graph", "_float")):
+        result |= {name + suffix: 0.5 + i / 4 for name in accuracy.SALIENCY_MEASURES}
+    page = accuracy.ledger({"saliency-unet-vecq2-u8": result})
+    head, _, section = page.partition("## Saliency")
+    assert "vecq2" not in head
+    assert "| vecq:2 | 2.1/8 | integers | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 1,234 |" in section
+    assert "| vecq:2 | 2.1/8 | FP32 | 0.7500 | 0.7500 | 0.7500 | 0.7500 | 56,789 |" in section and "fake" not in section
+    assert "## Saliency" not in accuracy.ledger({})
+
+
 def test_bad_records_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a record needs 'network'"):
         record.write(tmp_path / "x.json", {"method": "esb"})

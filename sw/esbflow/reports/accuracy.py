@@ -17,6 +17,10 @@ and minutes of its run. Accuracy is that of the **integer graph**, after all wei
 multiplies, on all test images unless a record says how many. Bytes are those of the weights as the method stores them.
 """
 
+SALIENCY_MEASURES = ("mae", "max_f", "s_measure", "e_measure")
+SALIENCY_KINDS = {"integers": "_integer_graph", "fake": "_fake_quantization", "FP32": "_float",
+                  "FP32, trained as long": "_float_trained_on"}
+
 
 def read_results(folder: Path) -> dict:
     """{file name without .json: record} of all records.
@@ -67,7 +71,24 @@ def ledger(results: dict) -> str:
                    f"{_bits(record)} | {_spread(record)} | {_percent(fake)} | {_percent(float_of(record))} | "
                    f"{f'{size:,}' if isinstance(size, (int, float)) else ''} | {minutes if minutes is not None else ''} | "
                    f"`{record['command']}` |")
-    return "\n".join([HEAD, "## Published numbers", "", *rows, "", "## All records", "", *own, ""])
+    return "\n".join([HEAD, "## Published numbers", "", *rows, "", "## All records", "", *own, "", *_saliency(results)])
+
+
+def _saliency(results: dict) -> list:
+    """Lines of the section with the records that are no accuracies; none without such records."""
+    lines = []
+    for name, record in results.items():
+        for kind, suffix in SALIENCY_KINDS.items():
+            if "mae" + suffix in record:
+                values = " | ".join(f"{record[measure + suffix]:.4f}" for measure in SALIENCY_MEASURES)
+                size = record["bytes_float" if suffix.startswith("_float") else "bytes"]
+                lines.append(f"| [{name}]({_link(name)}) | {record['method']} | {_bits(record)} | {kind} | {values} | "
+                             f"{size:,} | {record['minutes']} | `{record['command']}` |")
+    head = ["## Saliency", "", "By the definitions of PySODMetrics, on the test part of the split (docs/saliency.md). MAE is "
+            "an error; of the others more is better.", "",
+            "| record | method | W/A bits | in | MAE | max F | S | max E | bytes | minutes | command |",
+            "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|"]
+    return [*head, *lines, ""] if lines else []
 
 
 def _bits(record: dict) -> str:

@@ -19,3 +19,11 @@ def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Ge
         turned = random.random(len(images)) < 0.5
         images[turned] = images[turned][..., ::-1]
     return images
+
+
+def augmented_pair(images: np.ndarray, labels: np.ndarray, shift: int, mirror: bool, random: np.random.Generator) -> tuple:
+    """(images, labels) after `augmented`: labels (n,) stay as they are, masks (n, 1, h, w) go with their images."""
+    if labels.ndim == 1:
+        return augmented(images, shift, mirror, random), labels
+    both = augmented(np.concatenate([images, labels], axis=1), shift, mirror, random)
+    return both[:, :images.shape[1]], both[:, images.shape[1]:]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.training import distributed
-from esbflow.training.augment import augmented
+from esbflow.training.augment import augmented_pair
+from esbflow.training.losses import task_loss, teacher_loss
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -71,6 +71,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     """Train in place, on the device where the model is. With `checkpoint`, the state after each epoch is written there,
     and a run that finds one goes on.
 
+    images uint8 (n, c, h, w); labels int64 (n,), or uint8 masks (n, 1, h, w) that are moved and turned as their images are.
     `report(done, total, loss)` is called after every step. The order of images depends on the seed and the epoch only,
     so that a resumed run sees what an unbroken one would have seen. In a process group every rank takes its part of each
     batch (see distributed.py). `precision` "bfloat16" runs layers in mixed precision (parameters stay float32), `compiled`
@@ -113,9 +114,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             for quantizer in quantizers:
                 quantizer.advance(done / total)
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
-            batch = augmented(images[chosen], schedule.shift, schedule.mirror, random)
-            batch, target = distributed.share(batch), torch.as_tensor(distributed.share(labels[chosen]), device=device)
-            x = normalise(batch, mean, std).to(device, memory_format=torch.channels_last)
+            batch, target = augmented_pair(images[chosen], labels[chosen], schedule.shift, schedule.mirror, random)
+            x = normalise(distributed.share(batch), mean, std).to(device, memory_format=torch.channels_last)
+            target = _target(distributed.share(target)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 scores = parallel(x)
             loss = _loss(scores.float(), target, schedule, teacher, x) + _penalty(quantizers)
@@ -133,15 +134,18 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     return model
 
 
+def _target(labels: np.ndarray) -> torch.Tensor:
+    """int64 labels as they are, uint8 masks as parts of one."""
+    return torch.from_numpy(np.array(labels)) if labels.ndim == 1 else torch.from_numpy(np.array(labels)).float() / 255
+
+
 def _loss(scores, target, schedule, teacher, x) -> torch.Tensor:
-    """Cross entropy with the labels, and with the teacher's distribution."""
-    loss = F.cross_entropy(scores, target)
+    """The task's loss, mixed with the distance from the teacher's outputs."""
+    loss = task_loss(scores, target)
     if schedule.distill:
-        heat = schedule.temperature
         with torch.no_grad():
-            wanted = (teacher(x) / heat).softmax(dim=1)
-        # The square keeps the size of the gradient independent of the temperature.
-        soft = F.cross_entropy(scores / heat, wanted) * heat ** 2
+            wanted = teacher(x)
+        soft = teacher_loss(scores, wanted, schedule.temperature)
         loss = (1 - schedule.distill) * loss + schedule.distill * soft
     return loss
 
