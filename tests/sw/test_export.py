@@ -23,7 +23,8 @@ from esbflow.networks.lenet5 import LeNet5
 from esbflow.networks.resnet20 import ResNet20
 from esbflow.numbers import Signed
 from esbflow.quant.convert import quantize
-from esbflow.quant.export import export, requantizer
+from esbflow.quant.engine_layer import requantizer
+from esbflow.quant.export import export
 from esbflow.quant.fixed import IntegerModule, convert
 from esbflow.quant.recipe import Recipe
 from esbflow.training.api import load_model, save_model

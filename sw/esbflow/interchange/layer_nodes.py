@@ -8,8 +8,9 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, Stored, shape_of
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
 from esbflow.numbers import Format, Signed
+from esbflow.quant.engine_layer import Stored
 
 KNOWN = (Constant, Quantized)
 
@@ -75,8 +76,8 @@ def conv(walk, node, value, weight, bias=None):
     window = _window(node, options, source, fields["weight"].shape[2:], dilation)
     del window["kernel"]
     return Open(ir.Conv2d, node.name, source, dict(fields, **window, dilation=dilation, groups=options.get("group", 1)),
-                walk.shape(node.output[0], node), fields["weight_scale"] * source.scale,
-                _bias(node, bias, len(fields["weight"])))
+                fields["weight_scale"] * source.scale, _bias(node, bias, len(fields["weight"])),
+                shape=walk.shape(node.output[0], node))
 
 
 def gemm(walk, node, value, weight, bias=None):
@@ -101,8 +102,8 @@ def _linear(walk, node, value, weight, axis, bias=None, alpha=1.0, beta=1.0):
     if fields["weight"].ndim != 2:
         raise GraphError(f"{where}: weights of {fields['weight'].ndim} axes have no integer form")
     out = len(fields["weight"])
-    return Open(ir.Linear, node.name, source, fields, (out, 1, 1), alpha * fields["weight_scale"] * source.scale,
-                beta * _bias(node, bias, out))
+    return Open(ir.Linear, node.name, source, fields, alpha * fields["weight_scale"] * source.scale,
+                beta * _bias(node, bias, out), shape=(out, 1, 1))
 
 
 # -- pools ------------------------------------------------------------------------------------------------------
@@ -148,8 +149,8 @@ def global_average_pool(walk, node, value, axes=None):
 
 def _average(walk, node, source, window):
     channels, count = source.shape[0], window["kernel"][0] * window["kernel"][1]
-    return Open(ir.AvgPool2d, node.name, source, window, walk.shape(node.output[0], node),
-                np.full(channels, source.scale / count), np.zeros(channels))
+    return Open(ir.AvgPool2d, node.name, source, window, np.full(channels, source.scale / count), np.zeros(channels),
+                shape=walk.shape(node.output[0], node))
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------
@@ -160,9 +161,7 @@ def _scaled(layer: Open, factor: np.ndarray, shift: np.ndarray, where: str) -> O
         if (shift != 0).any() or (factor <= 0).any() or np.ptp(factor) != 0:
             raise GraphError(f"{where}: it follows a ReLU, Clip or MaxPool that is not quantized; put a quantizer between")
         low, high = low * factor[0], high * factor[0]
-    residual = None if layer.residual is None else layer.residual_gain * factor
-    return replace(layer, gain=layer.gain * factor, offset=layer.offset * factor + shift, residual_gain=residual, low=low,
-                   high=high)
+    return replace(layer.affine(factor, shift), low=low, high=high)
 
 
 def _with_constant(walk, node, value, constant, place: int):

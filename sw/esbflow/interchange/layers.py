@@ -8,9 +8,9 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.quantization import Quantization, limited
-from esbflow.interchange.values import Image, Joined, Open, Stored
+from esbflow.interchange.values import Image, Joined, Open
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.export import closing_fields
+from esbflow.quant.engine_layer import Stored
 
 OUTPUT_FORMAT = Signed(32)
 """Of an output that the model does not quantize."""
@@ -47,8 +47,7 @@ class Builder:
             value = self.join(value, where)
         if not isinstance(value, Stored):
             raise GraphError(f"{where}: its input is not an activation tensor; only weights and biases may be constants")
-        channels = value.shape[0]
-        return Open(ir.Requantize, "", value, {}, value.shape, np.full(channels, value.scale), np.zeros(channels))
+        return Open.copy_of(value, shape=value.shape)
 
     def stored(self, value, where: str) -> Stored:
         """`value`, which must be quantized."""
@@ -85,7 +84,7 @@ class Builder:
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
         """Append the layer's node, and its max pools, with an output of `form` and real `scale`."""
-        fields = closing_fields(layer, scale, where)
+        fields = layer.closed(scale, where)
         name = self.unique(layer.name or name)
         first = self.unique(f"{name}_unpooled") if layer.pools else name
         result = self.append(layer.node(name=first, shape=layer.shape, format=form, scale=float(scale), **fields))
@@ -124,9 +123,7 @@ class Builder:
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
         if value.low > -np.inf or value.high < np.inf:
             raise GraphError(f"{where}: the model ends in a ReLU or Clip; leave it to the host, or quantize its output")
-        finest, reach = float(np.abs(value.gain).max()), _reach(value)
-        scale = max(finest, reach / (OUTPUT_FORMAT.max * 0.999)) if finest > 0 else max(reach, 1.0) / OUTPUT_FORMAT.max
-        return self.close(value, name, OUTPUT_FORMAT, scale, where)
+        return self.close(value, name, OUTPUT_FORMAT, value.output_scale(OUTPUT_FORMAT), where)
 
     def finish(self, output: Stored) -> ir.Graph:
         """The graph without nodes on which the output does not depend."""
@@ -143,20 +140,6 @@ def _holds(outer: Format, inner: Format) -> bool:
     """Whether every level of `inner` is one of `outer`; False where that is not clear at once."""
     linear = all(isinstance(form, (Signed, Unsigned)) for form in (inner, outer))
     return inner == outer or linear and outer.min <= inner.min and inner.max <= outer.max
-
-
-def _reach(layer: Open) -> float:
-    """The largest magnitude that the layer's real output can have."""
-    source = max(-layer.source.form.min, layer.source.form.max)
-    acc = np.full(len(layer.gain), source)
-    if "weight" in layer.fields:
-        acc = np.abs(layer.fields["weight"]).reshape(len(layer.gain), -1).sum(axis=1) * source
-    elif layer.node is ir.AvgPool2d:
-        acc = acc * layer.fields["kernel"][0] * layer.fields["kernel"][1]
-    reach = np.abs(layer.gain) * acc + np.abs(layer.offset)
-    if layer.residual is not None:
-        reach = reach + np.abs(layer.residual_gain) * max(-layer.residual.form.min, layer.residual.form.max)
-    return float(reach.max())
 
 
 def channels_of(array: np.ndarray, rank: int, shape: tuple, where: str) -> np.ndarray:

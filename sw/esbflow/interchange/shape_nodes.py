@@ -7,7 +7,8 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, Stored, shape_of
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.quant.engine_layer import Stored
 
 REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
 """Pairs of coordinate_transformation_mode and nearest_mode with which Resize repeats pixels, for every whole factor."""

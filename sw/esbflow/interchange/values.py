@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.numbers import Format
+from esbflow.quant.engine_layer import OpenLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,32 +38,13 @@ class Image:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """A tensor (c, h, w) that the graph stores."""
+class Open(OpenLayer):
+    """An open layer whose output of `shape` is clipped to low..high, real, and then goes through max pools.
 
-    name: str
-    shape: tuple
-    form: Format
-    scale: float
-
-
-@dataclass(frozen=True, eq=False)
-class Open:
-    """An engine layer that no quantizer has closed yet: y = clip(gain*acc + residual_gain*r + offset), then max pools.
-
-    gain, offset and residual_gain are float64 (c,); low and high are the clip's ends, real. Max pools come after rounding
-    in the graph; rounding and clipping are monotonic, so that the order makes no difference.
+    Max pools come after rounding in the graph; rounding and clipping are monotonic, so that the order makes no difference.
     """
 
-    node: type
-    name: str
-    source: Stored
-    fields: dict
-    shape: tuple
-    gain: np.ndarray
-    offset: np.ndarray
-    residual: Stored | None = None
-    residual_gain: np.ndarray | None = None
+    shape: tuple = ()
     low: float = -np.inf
     high: float = np.inf
     pools: tuple = ()  # of dicts with kernel, stride, padding, shape

@@ -21,40 +21,18 @@ from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
+from esbflow.quant.engine_layer import OpenLayer, Stored
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
-from esbflow.quant.snap import snap_weights
 from esbflow.quant.trace import clip_limit, kind_of, options
 
-M_LIMIT = (1 << ir.M_BITS - 1) - 1
-B_LIMIT = (1 << ir.B_BITS - 1) - 1
-
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
-    """A tensor that the graph stores. `shape` is (c, h, w)."""
+class _Open(OpenLayer):
+    """An open layer, and whether a ReLU follows; `limit` is where that clips."""
 
-    name: str
-    shape: tuple
-    form: Format
-    scale: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Open:
-    """An engine layer that no quantizer has closed yet: the node's class and fields, and real coefficients (c,)."""
-
-    node: type
-    name: str
-    source: _Stored
-    fields: dict
-    gain: np.ndarray
-    offset: np.ndarray
-    residual: _Stored | None = None
-    residual_gain: np.ndarray | None = None
     relu: bool = False
     limit: float | None = None
-    """Where the ReLU clips."""
 
 
 def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = None) -> ir.Graph:
@@ -101,55 +79,6 @@ def _propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
         raise GraphError(f"the network does not take images of shape {tuple(shape)}: {cause}") from None
 
 
-def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
-    """Integers with (acc*m + r*n + b) / 2**s as near to gain*acc + residual_gain*r + offset as the widths allow.
-
-    All in output steps, float64 (c,). s is the largest shift in 0..40 with which m, n and b fit their widths.
-
-    Raises
-    ------
-    GraphError
-        if a gain is beyond 2047 or an offset beyond 2**39 even with s = 0.
-
-    >>> q = requantizer(np.array([0.125]), np.array([3.0]))
-    >>> int(q.m[0]), int(q.b[0]), int(q.s[0])
-    (1024, 24576, 13)
-    """
-    gain, offset = np.asarray(gain, np.float64), np.asarray(offset, np.float64)
-    residual_gain = np.zeros_like(gain) if residual_gain is None else np.asarray(residual_gain, np.float64)
-    if not (np.isfinite(gain).all() and np.isfinite(offset).all() and np.isfinite(residual_gain).all()):
-        raise GraphError(f"{where}: a scale or bias is not finite; the model has diverged, or a batch norm has no variance")
-    tiny = 1e-300
-    widest = np.maximum(np.abs(gain), np.abs(residual_gain))
-    room = np.minimum(np.log2(M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
-                      np.log2(B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
-    if room.min() < 0:
-        raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
-                         "not fit the requantizer; its output scale is far too small")
-    s = np.clip(np.floor(room), 0, ir.S_MAX).astype(np.int64)
-    # ldexp is exact; what is left is one rounding of each constant.
-    m, n, b = (np.floor(np.ldexp(v, s) + 0.5).astype(np.int64) for v in (gain, residual_gain, offset))
-    return ir.Requantizer(m=m, b=b, s=s, n=n)
-
-
-def closing_fields(layer, scale: float, where: str) -> dict:
-    """Inputs, requantizer and weights of an open layer's node, once the real `scale` of its output is known.
-
-    layer : has source, residual (or None), fields, and float64 (c,) gain, offset and residual_gain. With weights, these
-    are moved to a scale that m expresses exactly (snap.py). Raises what `requantizer` raises.
-    """
-    constants = requantizer(layer.gain / scale, layer.offset / scale,
-                            None if layer.residual is None else layer.residual_gain / scale, where)
-    fields = layer.fields
-    if "weight" in fields:
-        weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
-                                       np.ldexp(layer.gain / scale, constants.s))
-        fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
-        constants = replace(constants, m=m)
-    inputs = (layer.source.name,) + ((layer.residual.name,) if layer.residual else ())
-    return dict(fields, inputs=inputs, requantizer=constants)
-
-
 class _Exporter:
     def __init__(self, model, name, recipe, shape):
         self.model = model
@@ -172,30 +101,27 @@ class _Exporter:
         return self.graph
 
     # -- closing a layer ------------------------------------------------------------------------------------
-    def _append(self, node: ir.Node) -> _Stored:
+    def _append(self, node: ir.Node) -> Stored:
         self.graph.nodes.append(node)
-        return _Stored(node.name, node.shape, node.format, node.scale)
+        return Stored(node.name, node.shape, node.format, node.scale)
 
-    def _close(self, layer: _Open, name: str, shape: tuple, form: Format, scale: float) -> _Stored:
+    def _close(self, layer: _Open, name: str, shape: tuple, form: Format, scale: float) -> Stored:
         if layer.relu and form.min < 0:
             raise GraphError(f"{name}: a tensor after a ReLU needs an unsigned format, not {form}")
         if not _clips(layer, form, scale):
             raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
                              "quantize(), which keeps the step small enough")
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
-                                       **closing_fields(layer, scale, f"layer {layer.name}")))
+                                       **layer.closed(scale, f"layer {layer.name}")))
 
-    def _need_stored(self, value, node) -> _Stored:
-        if not isinstance(value, _Stored):
+    def _need_stored(self, value, node) -> Stored:
+        if not isinstance(value, Stored):
             raise GraphError(f"{node.name}: its input is not quantized; use quantize() to put quantizers in")
         return value
 
     def _open(self, value, node) -> _Open:
         """The layer that `value` belongs to, or a new Requantize of a stored tensor."""
-        if isinstance(value, _Open):
-            return value
-        channels = value.shape[0]
-        return _Open(ir.Requantize, node.name, value, {}, np.full(channels, value.scale), np.zeros(channels))
+        return value if isinstance(value, _Open) else _Open.copy_of(value, node.name)
 
     # -- one method a kind ----------------------------------------------------------------------------------
     def _input(self, node, module):
@@ -259,8 +185,7 @@ class _Exporter:
         deviation = (module.running_var.double() + module.eps).sqrt().cpu().numpy()
         factor = _numpy(module.weight, 1, len(deviation)) / deviation
         shift = _numpy(module.bias, 0, len(deviation)) - module.running_mean.double().cpu().numpy() * factor
-        return replace(layer, gain=layer.gain * factor, offset=layer.offset * factor + shift,
-                       residual_gain=None if layer.residual is None else layer.residual_gain * factor)
+        return layer.affine(factor, shift)
 
     def _relu(self, node, module, value):
         return replace(self._open(value, node), relu=True, limit=clip_limit(node, module))
@@ -271,13 +196,12 @@ class _Exporter:
         if len(values) != 2:
             raise GraphError(f"{node.name}: only the sum of two tensors has an integer form")
         layers = [v for v in values if isinstance(v, _Open)]
-        stored = [v for v in values if isinstance(v, _Stored)]
+        stored = [v for v in values if isinstance(v, Stored)]
         if len(layers) == 1 and layers[0].residual is None and not layers[0].relu:
             layer, other = layers[0], stored[0]
         elif len(layers) == 0:
             first, other = stored
-            channels = first.shape[0]
-            layer = _Open(ir.Add, node.name, first, {}, np.full(channels, first.scale), np.zeros(channels))
+            layer = replace(_Open.copy_of(first, node.name), node=ir.Add)
         else:
             raise GraphError(f"{node.name}: an operand of the sum is not quantized; use quantize()")
         if _shape(node) != other.shape:
@@ -332,16 +256,14 @@ class _Exporter:
             if (source.form, source.scale) == (group.form, group.scale):
                 self.requantized[key] = source
             elif key not in self.requantized:
-                channels = source.shape[0]
-                layer = _Open(ir.Requantize, source.name, source, {}, np.full(channels, source.scale), np.zeros(channels))
-                self.requantized[key] = self._close(layer, f"{node.name}_{source.name}", source.shape, group.form,
-                                                    group.scale)
+                self.requantized[key] = self._close(_Open.copy_of(source, source.name), f"{node.name}_{source.name}",
+                                                    source.shape, group.form, group.scale)
         return self._append(ir.Concat(
             name=node.name, inputs=tuple(self.requantized[source.name, group].name for source in stored),
             shape=_shape(node), format=group.form, scale=group.scale))
 
     def _pass(self, node, module, value):
-        flat = (int(np.prod(value.shape)), 1, 1) if isinstance(value, _Stored) else None
+        flat = (int(np.prod(value.shape)), 1, 1) if isinstance(value, Stored) else None
         if flat and _shape(node) not in (tuple(value.shape), flat):
             raise GraphError(f"{node.name}: a change of shape from {tuple(value.shape)} to {_shape(node)} has no integer "
                              "form; only flatten has")
@@ -351,35 +273,16 @@ class _Exporter:
         if len(values) != 1:
             raise GraphError(f"the network has {len(values)} outputs; the integer graph has one")
         value = values[0]
-        if isinstance(value, _Stored):
+        if isinstance(value, Stored):
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
             return value
         if value.relu:
             raise GraphError("the network ends in a ReLU: leave it to the host, or quantize its output")
-        # One scale for all channels, so that the largest integer is the largest real value; no output can saturate.
+        # One scale for all channels, so that the largest integer is the largest real value.
         form = Signed(self.recipe.output_bits)
-        reach = _reach(value)
-        finest = float(np.abs(value.gain).max())
-        scale = max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
         last = node.all_input_nodes[0]
-        return self._close(value, _tensor_name(last), _shape(last), form, scale)
-
-
-def _reach(layer: _Open) -> float:
-    """The largest magnitude that the layer's real output can have."""
-    source = layer.source.form
-    if layer.node in (ir.Conv2d, ir.Linear):
-        weight = layer.fields["weight"].reshape(len(layer.gain), -1)
-        acc = np.abs(weight).sum(axis=1) * max(abs(source.min), source.max)
-    elif layer.node is ir.AvgPool2d:
-        acc = np.full(len(layer.gain), layer.fields["kernel"][0] * layer.fields["kernel"][1] * max(-source.min, source.max))
-    else:
-        acc = np.full(len(layer.gain), max(-source.min, source.max))
-    reach = np.abs(layer.gain) * acc + np.abs(layer.offset)
-    if layer.residual is not None:
-        reach = reach + np.abs(layer.residual_gain) * max(-layer.residual.form.min, layer.residual.form.max)
-    return float(reach.max())
+        return self._close(value, _tensor_name(last), _shape(last), form, value.output_scale(form))
 
 
 def _tensor_name(node: fx.Node) -> str:

@@ -84,8 +84,8 @@ def _saliency(results: dict) -> list:
                 size = record["bytes_float" if suffix.startswith("_float") else "bytes"]
                 lines.append(f"| [{name}]({_link(name)}) | {record['method']} | {_bits(record)} | {kind} | {values} | "
                              f"{size:,} | {record['minutes']} | `{record['command']}` |")
-    head = ["## Saliency", "", "By the definitions of PySODMetrics, on the test part of the split (docs/saliency.md). MAE is "
-            "an error; of the others more is better.", "",
+    head = ["## Saliency", "", "By the definitions of PySODMetrics, on the test part of the split (docs/saliency.md). MAE "
+            "is an error; of the others more is better.", "",
             "| record | method | W/A bits | in | MAE | max F | S | max E | bytes | minutes | command |",
             "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|"]
     return [*head, *lines, ""] if lines else []

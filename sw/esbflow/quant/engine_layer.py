@@ -1,0 +1,126 @@
+"""One engine layer before and after it is closed: real coefficients first, then the integers m, n, b and s.
+
+The exporter of torch models and the importer of ONNX models collect what surrounds a convolution (batch norm, bias,
+residual) in an `OpenLayer` and close it here, so that both round alike.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.numbers import Format
+from esbflow.quant.snap import snap_weights
+
+M_LIMIT = (1 << ir.M_BITS - 1) - 1
+B_LIMIT = (1 << ir.B_BITS - 1) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor that the graph stores. `shape` is (c, h, w), `scale` the real size of one step."""
+
+    name: str
+    shape: tuple
+    form: Format
+    scale: float
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of its integers."""
+        return max(-self.form.min, self.form.max)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenLayer:
+    """An engine layer that no quantizer has closed yet: y = gain*acc + residual_gain*r + offset, real, per channel.
+
+    node : class of the graph's node to be. source : what acc sums over. fields : the node's, weights among them.
+    gain, offset, residual_gain : float64 (c,).
+    """
+
+    node: type
+    name: str
+    source: Stored
+    fields: dict
+    gain: np.ndarray
+    offset: np.ndarray
+    residual: Stored | None = None
+    residual_gain: np.ndarray | None = None
+
+    @classmethod
+    def copy_of(cls, stored: Stored, name: str = "", **more) -> "OpenLayer":
+        """A Requantize that has changed nothing yet."""
+        channels = stored.shape[0]
+        return cls(ir.Requantize, name, stored, {}, np.full(channels, stored.scale), np.zeros(channels), **more)
+
+    def affine(self, factor: np.ndarray, shift: np.ndarray) -> "OpenLayer":
+        """factor * y + shift, float64 (c,)."""
+        return replace(self, gain=self.gain * factor, offset=self.offset * factor + shift,
+                       residual_gain=None if self.residual is None else self.residual_gain * factor)
+
+    def reach(self) -> float:
+        """The largest magnitude that y can have."""
+        if "weight" in self.fields:
+            terms = np.abs(self.fields["weight"].reshape(len(self.gain), -1)).sum(axis=1)
+        elif self.node is ir.AvgPool2d:
+            terms = np.full(len(self.gain), self.fields["kernel"][0] * self.fields["kernel"][1])
+        else:
+            terms = np.ones(len(self.gain))
+        reach = np.abs(self.gain) * terms * self.source.largest + np.abs(self.offset)
+        if self.residual is not None:
+            reach = reach + np.abs(self.residual_gain) * self.residual.largest
+        return float(reach.max())
+
+    def output_scale(self, form: Format) -> float:
+        """The scale of a network's last layer: the finest that acc has, or a coarser one with which nothing saturates."""
+        finest, reach = float(np.abs(self.gain).max()), self.reach()
+        return max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
+
+    def closed(self, scale: float, where: str) -> dict:
+        """Inputs, requantizer and weights of the node, once the real `scale` of its output is known.
+
+        Weights are moved to a scale that m expresses exactly (snap.py). Raises what `requantizer` raises.
+        """
+        constants = requantizer(self.gain / scale, self.offset / scale,
+                                None if self.residual is None else self.residual_gain / scale, where)
+        fields = self.fields
+        if "weight" in fields:
+            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
+                                           np.ldexp(self.gain / scale, constants.s))
+            fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
+            constants = replace(constants, m=m)
+        inputs = (self.source.name,) + ((self.residual.name,) if self.residual else ())
+        return dict(fields, inputs=inputs, requantizer=constants)
+
+
+def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
+    """Integers with (acc*m + r*n + b) / 2**s as near to gain*acc + residual_gain*r + offset as the widths allow.
+
+    All in output steps, float64 (c,). s is the largest shift in 0..40 with which m, n and b fit their widths.
+
+    Raises
+    ------
+    GraphError
+        if a gain is beyond 2047 or an offset beyond 2**39 even with s = 0.
+
+    >>> q = requantizer(np.array([0.125]), np.array([3.0]))
+    >>> int(q.m[0]), int(q.b[0]), int(q.s[0])
+    (1024, 24576, 13)
+    """
+    gain, offset = np.asarray(gain, np.float64), np.asarray(offset, np.float64)
+    residual_gain = np.zeros_like(gain) if residual_gain is None else np.asarray(residual_gain, np.float64)
+    if not (np.isfinite(gain).all() and np.isfinite(offset).all() and np.isfinite(residual_gain).all()):
+        raise GraphError(f"{where}: a scale or bias is not finite; the model has diverged, or a batch norm has no variance")
+    tiny = 1e-300
+    widest = np.maximum(np.abs(gain), np.abs(residual_gain))
+    room = np.minimum(np.log2(M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
+                      np.log2(B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
+    if room.min() < 0:
+        raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
+                         "not fit the requantizer; its output scale is far too small")
+    s = np.clip(np.floor(room), 0, ir.S_MAX).astype(np.int64)
+    # ldexp is exact; what is left is one rounding of each constant.
+    m, n, b = (np.floor(np.ldexp(v, s) + 0.5).astype(np.int64) for v in (gain, residual_gain, offset))
+    return ir.Requantizer(m=m, b=b, s=s, n=n)
