@@ -1,6 +1,5 @@
 """From an EngineConfig to RTL: `engine.v` and `engine.json`."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from amaranth.back import verilog as back_verilog  # noqa: E402
 
 from esbflow import registers  # noqa: E402
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig  # noqa: E402
+from esbflow.files import write_json, write_whole
 from esbhw.engine.engine import Engine  # noqa: E402
 
 TOP = "esb_engine"
@@ -42,12 +42,4 @@ def manifest(config: EngineConfig) -> dict:
 def write(config: EngineConfig, folder: Path) -> list:
     """Write engine.v and engine.json into `folder` (made if missing). Returns the paths."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in (("engine.v", verilog(config)), ("engine.json", json.dumps(manifest(config), indent=2) + "\n")):
-        path = folder / name
-        temporary = path.with_suffix(path.suffix + ".part")
-        temporary.write_text(text)
-        temporary.replace(path)
-        paths.append(path)
-    return paths
+    return [write_whole(folder / "engine.v", verilog(config)), write_json(folder / "engine.json", manifest(config))]

@@ -15,6 +15,7 @@ import numpy as np
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.numbers import ESB, Unsigned
@@ -99,12 +100,7 @@ def main() -> int:
     content["reached"] = (all(row["utilization"] >= row["target"] and row["cycles"] == row["model_cycles"]
                               and row["mismatches"] == 0 for row in content["utilization"])
                           and content["speed"]["ratio"] >= SPEED_RATIO)
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "bench.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(Path(arguments.out) / "bench.json", content)
     print(json.dumps(content, indent=2))
     return 0 if content["reached"] else 1
 

@@ -1,20 +1,36 @@
 """Files that are there are whole: written under a temporary name, then renamed."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: str | Path, content: str | bytes) -> Path:
-    """Write text or bytes; until the last byte is on disk the file is called PATH.part. The folder must exist."""
+@contextmanager
+def whole(path: str | Path):
+    """The name PATH.part to write to, which becomes PATH if the block ends well and is removed if not.
+
+    Missing folders are made.
+    """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    if isinstance(content, bytes):
-        temporary.write_bytes(content)
-    else:
-        temporary.write_text(content)
-    return temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> Path:
+    """Write text or bytes, by `whole`."""
+    with whole(path) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content)
+    return Path(path)
 
 
 def write_json(path: str | Path, content: dict) -> Path:
-    """Write a JSON object, indented, by `write_whole`."""
+    """Write a JSON object, indented, by `whole`."""
     return write_whole(path, json.dumps(content, indent=2) + "\n")

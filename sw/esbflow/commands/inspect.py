@@ -76,7 +76,6 @@ def _write_html(path: Path, graph, entries, model) -> None:
     page = (f"<!doctype html><meta charset='utf-8'><title>{escape(graph.name)}</title><h1>{escape(graph.name)}</h1>"
             "<table border='1' cellpadding='4'><tr><th>layer<th>weights<th>scale by<th>SQNR dB<th>at ends %"
             f"<th>accumulator bits</tr>{rows}</table>{plots.weight_histograms(layers)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
 
 

@@ -49,7 +49,6 @@ def run(arguments) -> None:
                "weights": choice.weights, "cycles": choice.point.cycles, "bytes": choice.point.bytes,
                "loss": choice.point.loss, "finest": vars(search.base)}
     path = Path(arguments.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     show(arguments, content, lambda c: print_table(
         f"{c['cycles']:,} cycles an image, {c['bytes']:,} bytes, loss {c['loss']:.4f} (all at the finest: "

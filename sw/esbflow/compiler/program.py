@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.engine_config import EngineConfig
+from esbflow.files import whole
 
 FORMAT = "esbflow program"
 VERSION = 1
@@ -32,18 +33,14 @@ class Program:
         return [int.from_bytes(row.tobytes(), "little") for row in self.instructions.astype("<u8")]
 
     def save(self, path) -> Path:
-        """Write to a temporary name, then rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
+        """Write the file, whole or not at all."""
         meta = np.frombuffer(json.dumps(self.meta).encode(), dtype=np.uint8)
-        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, array in (("meta", meta), ("instructions", self.instructions), ("weights", self.weights),
                                 ("table", self.table)):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
-        temporary.replace(path)
-        return path
+        return Path(path)
 
 
 def instruction_array(words: list) -> np.ndarray:

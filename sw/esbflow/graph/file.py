@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.files import whole
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
@@ -52,14 +53,8 @@ def save(graph: ir.Graph, path) -> Path:
         nodes.append(entry)
     meta = {"format": FORMAT, "version": VERSION, "name": graph.name, "info": graph.info, "nodes": nodes}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
     return path
 
 

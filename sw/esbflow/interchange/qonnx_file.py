@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from esbflow.files import write_whole
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import without_quantizers
 from esbflow.numbers import ESB, Binary, Format, Signed, Unsigned
@@ -89,13 +90,5 @@ class Writer:
 
 
 def write(model: onnx.ModelProto, path) -> Path:
-    """Write a model under a temporary name and rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(model.SerializeToString())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """Write a model, whole or not at all."""
+    return write_whole(path, model.SerializeToString())

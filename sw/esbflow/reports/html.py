@@ -41,7 +41,6 @@ def write_report(report: dict, graph: ir.Graph, path, model=None) -> Path:
         resources=Markup(plots.resource_split(blocks)) if blocks else "",
         blocks=[*blocks.items(), ("whole engine", report["resources"])] if blocks else [])
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return write_whole(path, page)
 
 

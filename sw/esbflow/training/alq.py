@@ -24,6 +24,7 @@ from esbflow.training import loop
 from esbflow.training.augment import augmented
 from esbflow.training.loop import Schedule
 from esbflow.training.measured import Measured, command
+from esbflow.training.recipes import CIFAR10_MEAN, CIFAR10_STD
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -56,6 +57,7 @@ class ALQSchedule:
     decay: float = 0.8
     shadow_rate: float = 1e-3
     shift: int = 1  # pixels by which training images are moved at random
+    mirror: bool = False  # turn half of them left-right
 
     def __post_init__(self):
         if not 0 < self.bits <= 8:
@@ -272,7 +274,7 @@ class _Run:
                 layer.derive()
         for step in range(steps):
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
-            batch = augmented(self.images[chosen], schedule.shift, False, random)
+            batch = augmented(self.images[chosen], schedule.shift, schedule.mirror, random)
             self.model.zero_grad()
             scores = self.model(loop.normalise(batch, self.mean, self.std).to(self.device))
             loss = F.cross_entropy(scores, torch.as_tensor(self.labels[chosen], device=self.device))
@@ -331,17 +333,30 @@ def _step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
     optimizer.step()
 
 
-def _low_bit(model, teacher, images, labels, **options):
-    loop.calibrate(model, images[:1000], options["mean"], options["std"])
-    return train_alq(model, images, labels, ALQSchedule(rounds=2, shadow_epochs=4), **options)
+def _by(schedule: ALQSchedule):
+    def low_bit(model, teacher, images, labels, **options):
+        loop.calibrate(model, images[:1000], options["mean"], options["std"])
+        return train_alq(model, images, labels, schedule, **options)
+
+    return low_bit
 
 
-TRAININGS = {"lenet5-mnist": Measured(
-    method="ALQ", module="esbflow.training.alq", network="lenet5", data="mnist",
-    real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_low_bit, weight_bits=average_bits,
-    quant=Recipe(weights="alq:2,sub2", first_weights="alq:2,kernel", last_weights="alq:2,channel", activations="u4",
-                 overrides=(("conv*", "alq:2,kernel"),)))}
-"""Groups as published for LeNet-5."""
+TRAININGS = {
+    # Groups as published for LeNet-5.
+    "lenet5-mnist": Measured(
+        method="ALQ", module="esbflow.training.alq", network="lenet5", data="mnist",
+        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_by(ALQSchedule(rounds=2, shadow_epochs=4)),
+        weight_bits=average_bits,
+        quant=Recipe(weights="alq:2,sub2", first_weights="alq:2,kernel", last_weights="alq:2,channel", activations="u4",
+                     overrides=(("conv*", "alq:2,kernel"),))),
+    # Three epochs: four planes a channel, pruned to 3.5 bits a weight over all layers.
+    "resnet20-cifar10": Measured(
+        method="ALQ", module="esbflow.training.alq", arguments=("resnet20-cifar10",), network="resnet20", data="cifar10",
+        start="resnet20_cifar10", low_bit=_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True)),
+        weight_bits=average_bits,
+        quant=Recipe(weights="alq:4,channel", activations="u4", residual_activations="u8", mean=CIFAR10_MEAN,
+                     std=CIFAR10_STD)),
+}
 
 if __name__ == "__main__":
     command(TRAININGS, __doc__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from esbflow.files import write_json
+from esbflow.files import whole, write_json
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
 from esbflow.networks.checkpoints import load_checkpoint
@@ -143,9 +143,8 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def save_model(model, quant: Recipe, network: str, path: Path) -> None:
     """The quantized model's state and what rebuilds it."""
-    temporary = path.with_name(path.name + ".part")
-    torch.save({"state": model.state_dict(), "recipe": quant.to_json(), "network": network}, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        torch.save({"state": model.state_dict(), "recipe": quant.to_json(), "network": network}, temporary)
 
 
 def load_model(path):
@@ -176,10 +175,8 @@ def export_model(path) -> tuple:
 
 def save_float_model(model, network: str, path: Path) -> None:
     """The real-valued model's state, as it was before quantization."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    torch.save({"state": model.state_dict(), "network": network}, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        torch.save({"state": model.state_dict(), "network": network}, temporary)
 
 
 def load_float_model(path):

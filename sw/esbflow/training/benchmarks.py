@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.files import write_json
 from esbflow.networks.resnet20 import ResNet20
 from esbflow.quant.convert import quantize
 from esbflow.quant.layers import SelectChannels
@@ -113,8 +114,7 @@ def main(arguments: list | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     given = parser.parse_args(arguments)
     result = measure(given.batch, given.rounds, given.threads, given.device, given.compile)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(given.out, result)
     print(json.dumps(result, indent=2))
     return 0 if result["reached"] else 1
 

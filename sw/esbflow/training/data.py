@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.files import write_whole
+
 MNIST_FILES = {
     ("train", "images"): ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
     ("train", "labels"): ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
@@ -113,10 +115,7 @@ def _download(name: str, digest: str, folder: Path) -> bytes:
             f"MNIST is not under {where / 'MNIST' / 'raw' if where else 'ESBFLOW_DATA (not set)'} and cannot be downloaded "
             f"({error}); set ESBFLOW_DATA to a folder that holds MNIST/raw") from None
     content = _checked(_unpacked(content, name + ".gz"), digest, url)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (name + ".part")
-    temporary.write_bytes(content)
-    temporary.replace(folder / name)
+    write_whole(folder / name, content)
     return content
 
 

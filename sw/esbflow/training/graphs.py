@@ -244,10 +244,7 @@ def _run(options) -> dict:
                   hardware=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU, torch {torch.__version__}",
                   minutes=round((time.monotonic() - began) / 60, 2))
     if options.out:
-        folder = Path(options.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"sgquant-{options.network}-{options.data}-{setting}.json"
-        write_json(path, result)
+        write_json(Path(options.out) / f"sgquant-{options.network}-{options.data}-{setting}.json", result)
     return result
 
 

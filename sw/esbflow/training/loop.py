@@ -1,7 +1,6 @@
 """The training loop: seeded, with checkpoints from which an interrupted run goes on to the same result."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.files import whole
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.training import distributed
@@ -165,10 +165,8 @@ def _parameter_groups(model, schedule):
 def _save(model, optimizer, epoch, checkpoint) -> None:
     if checkpoint is None or not distributed.is_first():
         return
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_name(checkpoint.name + ".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, temporary)
-    os.replace(temporary, checkpoint)
+    with whole(checkpoint) as temporary:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, temporary)
 
 
 def _resume(model, optimizer, checkpoint) -> int:

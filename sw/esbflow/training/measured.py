@@ -19,7 +19,7 @@ from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.training import record
-from esbflow.training.api import NETWORKS, load_float_model, save_float_model, save_model, top1
+from esbflow.training.api import NETWORKS, load_float_model, load_weights, save_float_model, save_model, top1
 from esbflow.training.data import load_images
 from esbflow.training.loop import Schedule, evaluate, train
 
@@ -28,6 +28,7 @@ from esbflow.training.loop import Schedule, evaluate, train
 class Measured:
     """A training that is measured: real numbers first, then `low_bit(model, teacher, images, labels, **options)`.
 
+    real : the schedule of the first stage, or None with `start`, the name of trained weights under ESBFLOW_DATA/weights.
     low_bit : trains in place; options are mean, std, seed, checkpoint and report.
     weight_bits : model -> bits a weight as the method counts them.
     module, arguments : the command that starts it.
@@ -37,10 +38,11 @@ class Measured:
     module: str
     network: str
     data: str
-    real: Schedule
     quant: Recipe
     low_bit: Callable
     weight_bits: Callable
+    real: Schedule | None = None
+    start: str | None = None
     arguments: tuple = ()
 
 
@@ -64,6 +66,9 @@ def run(what: Measured, out: Path, real: Path | None = None, results: Path | Non
     else:
         torch.manual_seed(seed)
         model = NETWORKS[what.network]()
+    if not real and what.start:
+        load_weights(model, what.start)
+    elif not real:
         train(model, images, labels, what.real, **stages, seed=seed, checkpoint=checkpoints[0],
               report=_now_and_then("real numbers", report))
     save_float_model(model, what.network, out / "float.pt")

@@ -25,6 +25,7 @@ from esbflow.training import loop
 from esbflow.training.augment import augmented
 from esbflow.training.loop import Schedule
 from esbflow.training.measured import Measured, command
+from esbflow.training.recipes import CIFAR10_MEAN, CIFAR10_STD
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ProductSchedule:
     weight_decay: float = 1e-4
     batch: int = 128
     shift: int = 1  # pixels by which training images are moved at random
+    mirror: bool = False  # turn half of them left-right
 
     def __post_init__(self):
         if min(self.images, self.iterations, self.batch) < 1 or min(self.layer_steps, self.epochs) < 0:
@@ -205,7 +207,7 @@ class _Run:
                        len(self.layers) * schedule.layer_steps + epoch * self.epoch_steps + step)
 
     def _step(self, optimizer, chosen, random, done: int) -> None:
-        batch = augmented(self.images[chosen], self.schedule.shift, False, random)
+        batch = augmented(self.images[chosen], self.schedule.shift, self.schedule.mirror, random)
         x = loop.normalise(batch, self.mean, self.std).to(self.device)
         with torch.no_grad():
             wanted = self.teacher(x)
@@ -219,8 +221,11 @@ class _Run:
             self.report(done + 1, self.total, float(loss.detach()))
 
 
-def _low_bit(model, teacher, images, labels, **options):
-    return train_product(model, teacher, images, ProductSchedule(), **options)
+def _by(schedule: ProductSchedule):
+    def low_bit(model, teacher, images, labels, **options):
+        return train_product(model, teacher, images, schedule, **options)
+
+    return low_bit
 
 
 def _bits(model: nn.Module) -> float:
@@ -233,14 +238,21 @@ def _bits(model: nn.Module) -> float:
 def _lenet5(form: str, title: str, *arguments: str) -> Measured:
     return Measured(
         method=title, module="esbflow.training.product", arguments=arguments, network="lenet5", data="mnist",
-        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_low_bit, weight_bits=_bits,
+        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_by(ProductSchedule()), weight_bits=_bits,
         quant=Recipe(weights="pq:256,8" + form, first_weights="pq:256,5" + form, last_weights="pq:256,4" + form,
                      activations="u4", overrides=(("conv2", "pq:256,5" + form),)))
 
 
 TRAININGS = {"lenet5-mnist": _lenet5("", "And the bit goes down"),
              "lenet5-mnist-esb": _lenet5(",esb4.1", "And the bit goes down, ESB(4,1) codewords",
-                                     "lenet5-mnist-esb")}
+                                     "lenet5-mnist-esb"),
+             # 18 layers of 20 steps are about an epoch, two epochs of all follow. A block is a kernel.
+             "resnet20-cifar10": Measured(
+                 method="And the bit goes down", module="esbflow.training.product", arguments=("resnet20-cifar10",),
+                 network="resnet20", data="cifar10", start="resnet20_cifar10",
+                 low_bit=_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True)), weight_bits=_bits,
+                 quant=Recipe(weights="pq:256,9", activations="u4", residual_activations="u8", mean=CIFAR10_MEAN,
+                              std=CIFAR10_STD))}
 
 if __name__ == "__main__":
     command(TRAININGS, __doc__)

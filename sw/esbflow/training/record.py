@@ -64,5 +64,4 @@ def write(path: Path, record: dict) -> None:
     missing = [key for key in KEYS if key not in record]
     if missing:
         raise ValueError(f"a record needs {missing[0]!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)

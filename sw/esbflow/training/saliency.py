@@ -31,8 +31,8 @@ from esbflow.training.saliency_measures import graph_maps, measure, network_maps
 
 NETWORK = "unet"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REAL = Schedule(epochs=60, batch=16, rate=0.05, shift=8, mirror=True, weight_decay=5e-4)
-LOW_BIT = Schedule(epochs=15, batch=16, rate=0.02, shift=8, mirror=True, weight_decay=5e-4, distill=0.5)
+REAL = Schedule(epochs=50, batch=16, rate=0.05, shift=8, mirror=True, weight_decay=5e-4)
+LOW_BIT = Schedule(epochs=10, batch=16, rate=0.02, shift=8, mirror=True, weight_decay=5e-4, distill=0.5)
 
 
 def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs: int | None = None,
@@ -151,7 +151,6 @@ def main(arguments: list | None = None) -> int:
                      given.control, lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr,
                                                        flush=True))
         if given.out:
-            given.out.mkdir(parents=True, exist_ok=True)
             write_json(given.out / f"{record_name(result)}.json", result)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

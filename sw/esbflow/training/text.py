@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.files import whole
 from esbflow.graph.file import save
 from esbflow.networks.text_cnn import TextCNN
 from esbflow.quant.export import export
@@ -86,8 +87,8 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     else:
         train_text(model, train, labels, recipe.real, seed, _stage(say, "real numbers"))
         if floats:
-            floats.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), floats)
+            with whole(floats) as temporary:
+                torch.save(model.state_dict(), temporary)
     float_top1 = text_accuracy(model, test, test_labels)
     say(f"real numbers: {float_top1:.2f} %")
     extra = {}
