@@ -61,6 +61,6 @@ RECIPES = {
         low_bit=Schedule(epochs=15, batch=32, rate=0.02, shift=1),
         quant=Recipe(weights="esb4.1", activations="u4", first_weights="esb4.1", last_weights="esb4.1")),
     "resnet20-cifar10-w4a4": resnet20("esb4.1", "u4", 15, 0.03),
-    "resnet20-cifar10-w3a3": resnet20("esb3.1", "u3", 15, 0.03),
-    "resnet20-cifar10-w2a2": resnet20("esb2.0", "u2", 15, 0.04),
+    "resnet20-cifar10-w3a3": resnet20("esb3.1", "u3", 12, 0.01),
+    "resnet20-cifar10-w2a2": resnet20("esb2.0", "u2", 15, 0.01),
 }

@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all."""
+
+import json
+
+import pytest
+
+from esbflow.files import whole, write_json, write_whole
+
+
+def test_a_file_appears_when_its_block_ends_and_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.bin"
+    with whole(path) as temporary:
+        temporary.write_bytes(b"12")
+        assert not path.exists()
+    assert path.read_bytes() == b"12" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
+    assert write_whole(path, "text") == path and path.read_text() == "text"
+    assert json.loads(write_json(path, {"a": [1]}).read_text()) == {"a": [1]}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_there_stays_when_writing_fails(tmp_path, error):
+    path = write_whole(tmp_path / "a.txt", "old")
+    with pytest.raises(error):
+        with whole(path) as temporary:
+            temporary.write_text("half")
+            raise error
+    with pytest.raises(TypeError):
+        write_json(path, {"a": {1, 2}})
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
