@@ -1,6 +1,5 @@
 """ALQ: its start, what its steps do to the loss' model, pruning, and the way to integers and files."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -18,10 +17,11 @@ from esbflow.quant.export import export
 from esbflow.quant.fixed import convert
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.recipe import Recipe
-from esbflow.training import alq, loop, measured
+from esbflow.training import api, loop
 from esbflow.training.alq import ALQLayer, ALQSchedule, AMSGrad, average_bits, prune, train_alq
 from esbflow.training.api import load_model, save_model
 from esbflow.training.loop import calibrate
+from esbflow.training.recipes import RECIPES
 
 
 def weights(*shape, seed=0):
@@ -379,23 +379,21 @@ def test_training_needs_layers_and_images(task, start):
         train_alq(start, task[0][:0], task[1][:0])
 
 
-def test_the_command_writes_model_graph_and_record(task, tmp_path, monkeypatch):
+def test_a_recipe_trains_writes_model_and_graph_and_counts_signs(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     data = random.integers(0, 256, (64, 1, 8, 8)).astype(np.uint8), random.integers(0, 10, 64)
-    monkeypatch.setattr(measured, "load_images", lambda name, split: data)
-    short = replace(alq.TRAININGS["lenet5-mnist"], network="digits", quant=RECIPE, real=loop.Schedule(epochs=1, batch=32), low_bit=lambda *a, **k: train_alq(
-        loop.calibrate(a[0], a[2]), a[2], a[3], ALQSchedule(bits=0.5, rounds=1, prunings=2, shadow_epochs=1, batch=32), **k))
-    record = measured.command({"lenet5-mnist": short}, "", ["--out", str(tmp_path / "alq"), "--results", str(tmp_path / "r.json")])
-    assert record == json.loads((tmp_path / "r.json").read_text()) == json.loads((tmp_path / "alq" / "metrics.json").read_text())
-    assert record.keys() == {"method", "network", "data", "weights_bits", "activation_bits", "top1_integer_graph", "top1_float",
-                             "images", "bytes", "seed", "command", "hardware", "minutes"}
-    assert (record["method"], record["activation_bits"], 0.4 < record["weights_bits"] <= 0.5) == ("ALQ", 8, True)
-    assert record["command"] == "python -m esbflow.training.alq --out build/alq"
+    monkeypatch.setattr(api, "load_images", lambda name, split, count: data)
+    recipe = replace(RECIPES["lenet5-mnist-alq"], network="digits", quant=RECIPE, real=loop.Schedule(epochs=1, batch=32),
+                     low_bit=ALQSchedule(bits=0.5, rounds=1, prunings=2, shadow_epochs=1, batch=32))
+    metrics = api.train_network(recipe, tmp_path / "alq", progress=False)
+    assert metrics["epochs"] == 4 and 0.4 < metrics["weights_bits"] <= 0.5 and metrics["activation_bits"] == 8
     graph, model = load(tmp_path / "alq" / "graph.npz"), load_model(tmp_path / "alq" / "model.pt")
+    assert metrics["weights_bits"] == pytest.approx(average_bits(model), abs=1e-3)
     answers = execute(graph, data[0])
     assert np.array_equal(answers, convert(model, (1, 8, 8))(torch.from_numpy(data[0])).numpy().astype(np.int64))
-    assert record["top1_integer_graph"] == pytest.approx(100 * (answers.reshape(64, -1).argmax(1) == data[1]).mean(), abs=0.01)
-    again = measured.command({"lenet5-mnist": short}, "", [
-        "--out", str(tmp_path / "b"), "--float", str(tmp_path / "alq" / "float.pt"), "--seed", "4"])
-    assert again["command"] == "python -m esbflow.training.alq --out build/b --float build/alq/float.pt --seed 4"
-    assert again["top1_float"] == record["top1_float"]
+    assert metrics["graph_top1"] == pytest.approx(100 * (answers.reshape(64, -1).argmax(1) == data[1]).mean(), abs=0.01)
+    again = api.train_network(recipe, tmp_path / "b", seed=4, progress=False, float_model=tmp_path / "alq" / "float.pt")
+    assert again["float_top1"] == metrics["float_top1"]
+    with pytest.raises(ValueError, match="training of ALQ runs in one process in float32, uncompiled"):
+        api.train_network(recipe, tmp_path / "c", progress=False, compiled=True, float_model=tmp_path / "alq" / "float.pt")
+    assert recipe.with_epochs(3).low_bit.shadow_epochs == 3

@@ -18,10 +18,11 @@ from esbflow.quant.fixed import convert
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.product import ProductQuantizer, clamp_count, cluster, from_blocks, to_blocks
 from esbflow.quant.recipe import Recipe
-from esbflow.training import loop, measured, product
+from esbflow.training import api, loop
 from esbflow.training.api import load_model, save_model
 from esbflow.training.loop import calibrate
 from esbflow.training.product import ProductSchedule, distillation, gram_of, layers_of, train_product
+from esbflow.training.recipes import RECIPES
 
 
 def weights(*shape, seed=0):
@@ -341,17 +342,16 @@ def test_training_needs_layers_and_images(task, teacher):
         train_product(quantize(copy.deepcopy(teacher), RECIPE), teacher, task[0][:0])
 
 
-def test_the_command_measures_both_kinds_of_codewords(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "load_images", lambda name, split: (task[0][:64], task[1][:64]))
-    short = {name: replace(training, network="digits", real=loop.Schedule(epochs=1, batch=32),
-                           low_bit=lambda m, t, x, y, **options: train_product(
-                               m, t, x, ProductSchedule(images=32, iterations=3, layer_steps=1, epochs=1, batch=32), **options))
-             for name, training in product.TRAININGS.items()}
-    record = measured.command(short, "", ["lenet5-mnist-esb", "--out", str(tmp_path / "pq"), "--seed", "2"])
-    assert record["command"] == "python -m esbflow.training.product lenet5-mnist-esb --out build/pq --seed 2"
+@pytest.mark.parametrize("name", ["lenet5-mnist-pq", "lenet5-mnist-pq-esb"])
+def test_recipes_train_both_kinds_of_codewords(name, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "load_images", lambda name, split, count: (task[0][:64], task[1][:64]))
+    recipe = replace(RECIPES[name], network="digits", real=loop.Schedule(epochs=1, batch=32),
+                     low_bit=ProductSchedule(images=32, iterations=3, layer_steps=1, epochs=1, batch=32))
+    metrics = api.train_network(recipe, tmp_path / "pq", seed=2, progress=False)
     model = load_model(tmp_path / "pq" / "model.pt")
     sizes = [layer.weight.numel() for layer in layers_of(model)]
     stored = sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in layers_of(model))
-    assert record["bytes"] == round(stored / 8) and record["weights_bits"] == round(stored / sum(sizes), 3)
-    assert all(layer.weight_quantizer.form == ESB(4, 1) for layer in layers_of(model))
-    assert short["lenet5-mnist"].arguments == ()
+    assert metrics["bytes"] == round(stored / 8) and metrics["weights_bits"] == round(stored / sum(sizes), 3)
+    assert all((layer.weight_quantizer.form == ESB(4, 1)) == name.endswith("esb") for layer in layers_of(model))
+    with pytest.raises(ValueError, match="product quantization runs in one process in float32"):
+        api.train_network(recipe, tmp_path / "b", progress=False, precision="bfloat16")

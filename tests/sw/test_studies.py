@@ -4,8 +4,13 @@ import json
 
 import pytest
 
+from esbflow.networks.registry import NETWORKS
+from esbflow.quant.convert import quantize
 from esbflow.quant.methods import activation_quantizer, weight_quantizer
 from esbflow.training import record, studies
+from esbflow.training.alq import ALQSchedule
+from esbflow.training.product import ProductSchedule
+from esbflow.training.recipes import RECIPES
 from esbflow.training.studies import STUDIES, Run, Study, carry_out, recipe_of
 
 
@@ -43,3 +48,14 @@ def test_the_command_line(monkeypatch, tmp_path, capsys):
     studies.main(["lenet5", "--only", "vecq2", "--out", str(tmp_path), "--seed", "3"])
     assert seen[0][0] == "lenet5" and seen[0][3:] == ("vecq2", 3)
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_its_network(name):
+    recipe = RECIPES[name]
+    model = quantize(NETWORKS[recipe.network](), recipe.quant)
+    assert record.weights_bits(model) > 0 and (recipe.real is None) == (recipe.start is not None)
+    assert isinstance(recipe.low_bit.epochs, int) and recipe.with_epochs(2) != recipe.with_epochs(4)
+    kinds = {type(module.weight_quantizer).__name__ for module in model.modules() if hasattr(module, "weight_quantizer")}
+    own = {ALQSchedule: "ALQQuantizer", ProductSchedule: "ProductQuantizer"}.get(type(recipe.low_bit))
+    assert own in {*kinds, None}, "a training of its own needs layers of its method"

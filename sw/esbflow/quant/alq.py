@@ -206,6 +206,12 @@ class ALQQuantizer(WeightQuantizer):
         """Sign bits a weight."""
         return float(self.alive.sum()) / len(self.alive)
 
+    spreads = True
+
+    def counted_bits(self, w: torch.Tensor) -> float:
+        """Signs only."""
+        return self.average_bits() * w.numel()
+
     def stored_bits(self, w: torch.Tensor) -> float:
         """As published: the signs, and for each group 4 bits for its number of planes and 32 for each coordinate."""
         return float(self.alive.sum()) * (self.codes.shape[1] + 32) + 4 * len(self.alive)

@@ -276,6 +276,8 @@ class ProductQuantizer(WeightQuantizer):
             levels = levels * like_rows(torch.where(self.gains < 0, -1, 1), w)
         return levels, like_rows(scale.abs(), w)
 
+    spreads = True
+
     def stored_bits(self, w: torch.Tensor) -> float:
         """Assignments of log2 K bits; codewords of 16 bits a weight as published, or of the format's; scales of 16."""
         count = len(self.codebook)

@@ -153,6 +153,13 @@ class WeightQuantizer(Quantizer):
             levels, scale = snap_rows(self.values(w).reshape(w.shape[0], -1), self.form)
         return levels.reshape(w.shape).to(torch.int64), like_rows(scale, w)
 
+    spreads = False
+    """Whether the method gives a network bits as a whole, so that only their mean over all layers says something."""
+
+    def counted_bits(self, w: torch.Tensor) -> float:
+        """Bits of w as papers of the method count them; `stored_bits` unless they leave something out."""
+        return self.stored_bits(w)
+
     def stored_bits(self, w: torch.Tensor) -> float:
         """Bits that the method needs to store w: codes, and scales of 16 bits (one a row)."""
         return w.numel() * self.form.bits + 16 * (w.shape[0] if self.per_channel else 1)

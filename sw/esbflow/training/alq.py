@@ -3,13 +3,13 @@
 Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020, and its released code
 (zqu1992/ALQ). The loss about the present weights is modelled as g.d + d.h.d/2 with the moments of AMSGrad.
 
-    python -m esbflow.training.alq --out build/alq
+    esbflow train lenet5-mnist-alq --out build/alq
 
-trains LeNet-5 on MNIST to 0.4 bits a weight and writes model.pt, graph.npz and metrics.json there.
+trains LeNet-5 on MNIST to 0.4 bits a weight.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,9 @@ from torch.nn import functional as F
 
 from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
-from esbflow.quant.recipe import Recipe
 from esbflow.training import loop
 from esbflow.training.augment import augmented
-from esbflow.training.loop import Schedule
-from esbflow.training.measured import Measured, command
-from esbflow.training.recipes import CIFAR10_MEAN, CIFAR10_STD
+from esbflow.training.distributed import plain
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -70,7 +67,31 @@ class ALQSchedule:
         if not (self.rate > 0 and self.shadow_rate > 0):
             raise ValueError(f"the learning rates must be positive, not {self.rate} and {self.shadow_rate}")
 
-    def epochs(self) -> list:
+    needs_teacher = False
+
+    @property
+    def epochs(self) -> int:
+        """In all."""
+        return len(self.plan())
+
+    def with_epochs(self, epochs: int) -> "ALQSchedule":
+        """The same with so many epochs with shadow weights at the end."""
+        return replace(self, shadow_epochs=epochs)
+
+    def carry_out(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, teacher=None, precision="float32",
+                  compiled=False, **options) -> nn.Module:
+        """Calibrate on 1,000 images and train by `train_alq`, whose options these are.
+
+        Raises
+        ------
+        ValueError
+            if mixed precision or compilation is asked for.
+        """
+        plain("ALQ", precision, compiled)
+        loop.calibrate(model, images[:1000], options["mean"], options["std"])
+        return train_alq(model, images, labels, self, **options)
+
+    def plan(self) -> list:
         """(kind, round, epoch within the round) of each epoch."""
         kinds = ["basis"] * self.basis_epochs + ["coordinates"] * self.coordinate_epochs + ["prune"]
         plan = [(kind, r, i) for r in range(self.rounds) for i, kind in enumerate(kinds)]
@@ -224,7 +245,7 @@ def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule
         if no layer has an ALQ quantizer, there are no images, or the loss is no longer finite.
     """
     run = _Run(model, images, labels, schedule, mean, std, seed, report)
-    plan = schedule.epochs()
+    plan = schedule.plan()
     first = loop._resume(model, run, checkpoint)
     model.train()
     for epoch in range(first, len(plan)):
@@ -331,32 +352,3 @@ def _step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-
-
-def _by(schedule: ALQSchedule):
-    def low_bit(model, teacher, images, labels, **options):
-        loop.calibrate(model, images[:1000], options["mean"], options["std"])
-        return train_alq(model, images, labels, schedule, **options)
-
-    return low_bit
-
-
-TRAININGS = {
-    # Groups as published for LeNet-5.
-    "lenet5-mnist": Measured(
-        method="ALQ", module="esbflow.training.alq", network="lenet5", data="mnist",
-        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_by(ALQSchedule(rounds=2, shadow_epochs=4)),
-        weight_bits=average_bits,
-        quant=Recipe(weights="alq:2,sub2", first_weights="alq:2,kernel", last_weights="alq:2,channel", activations="u4",
-                     overrides=(("conv*", "alq:2,kernel"),))),
-    # Three epochs: four planes a channel, pruned to 3.5 bits a weight over all layers.
-    "resnet20-cifar10": Measured(
-        method="ALQ", module="esbflow.training.alq", arguments=("resnet20-cifar10",), network="resnet20", data="cifar10",
-        start="resnet20_cifar10", low_bit=_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True)),
-        weight_bits=average_bits,
-        quant=Recipe(weights="alq:4,channel", activations="u4", residual_activations="u8", mean=CIFAR10_MEAN,
-                     std=CIFAR10_STD)),
-}
-
-if __name__ == "__main__":
-    command(TRAININGS, __doc__)

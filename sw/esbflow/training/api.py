@@ -69,8 +69,8 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         teacher = _teacher(recipe, model)
         model = quantize(model, quant)
         with _Progress(f"train with {quant.weights} weights", progress) as report:
-            train(model.to(device), images, labels, recipe.low_bit, quant.mean, quant.std, seed + 1, checkpoints[1],
-                  report, teacher, **how)
+            recipe.low_bit.carry_out(model.to(device), images, labels, mean=quant.mean, std=quant.std, seed=seed + 1,
+                                     checkpoint=checkpoints[1], report=report, teacher=teacher, **how)
     model.cpu()
     fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     graph = export(model, recipe.network, images.shape[1:])
@@ -93,7 +93,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
 def _teacher(recipe, model):
     """What the low-bit stage distils from, or None if it does not."""
-    if not recipe.low_bit.distill:
+    if not recipe.low_bit.needs_teacher:
         return None
     if recipe.teacher is None:
         return copy.deepcopy(model).eval()

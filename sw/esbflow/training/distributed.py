@@ -24,6 +24,13 @@ def active() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def plain(what: str, precision: str, compiled: bool) -> None:
+    """Refuse, with ValueError, what a training of its own kind has not: ranks, mixed precision, torch.compile."""
+    if active() or precision != "float32" or compiled:
+        raise ValueError(f"the training of {what} runs in one process in float32, uncompiled; leave torchrun, --precision "
+                         "and --compile away")
+
+
 def is_first() -> bool:
     """Whether this process writes files and prints."""
     return not active() or distributed.get_rank() == 0

@@ -1,7 +1,7 @@
 """The training loop: seeded, with checkpoints from which an interrupted run goes on to the same result."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,19 @@ class Schedule:
     mirror: bool = False
     distill: float = 0.0
     temperature: float = 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `carry_out` reads its teacher."""
+        return self.distill > 0
+
+    def carry_out(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, **options) -> nn.Module:
+        """Train by this schedule; `options` are those of `train`. Schedules of other methods have the same four members."""
+        return train(model, images, labels, self, **options)
+
+    def with_epochs(self, epochs: int) -> "Schedule":
+        """The same with another number of epochs."""
+        return replace(self, epochs=epochs)
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1:

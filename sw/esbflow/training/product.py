@@ -3,13 +3,13 @@
 Source: Stock et al., "And the Bit Goes Down: Revisiting the Quantization of Neural Networks", ICLR 2020, sections 3.2 to
 3.4, and its released code (facebookresearch/kill-the-bits). No labels are used.
 
-    python -m esbflow.training.product --out build/pq
+    esbflow train lenet5-mnist-pq --out build/pq
 
-trains LeNet-5 on MNIST with 256 codewords a layer and writes model.pt, graph.npz and metrics.json there.
+trains LeNet-5 on MNIST with 256 codewords a layer.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,9 @@ from torch.nn import functional as F
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.product import ProductQuantizer
-from esbflow.quant.recipe import Recipe
 from esbflow.training import loop
 from esbflow.training.augment import augmented
-from esbflow.training.loop import Schedule
-from esbflow.training.measured import Measured, command
-from esbflow.training.recipes import CIFAR10_MEAN, CIFAR10_STD
+from esbflow.training.distributed import plain
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,24 @@ class ProductSchedule:
     batch: int = 128
     shift: int = 1  # pixels by which training images are moved at random
     mirror: bool = False  # turn half of them left-right
+
+    needs_teacher = True
+
+    def with_epochs(self, epochs: int) -> "ProductSchedule":
+        """The same with so many joint epochs."""
+        return replace(self, epochs=epochs)
+
+    def carry_out(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, teacher: nn.Module,
+                  precision="float32", compiled=False, **options) -> nn.Module:
+        """Train by `train_product`, whose options these are; labels are not read.
+
+        Raises
+        ------
+        ValueError
+            if mixed precision or compilation is asked for.
+        """
+        plain("product quantization", precision, compiled)
+        return train_product(model, teacher, images, self, **options)
 
     def __post_init__(self):
         if min(self.images, self.iterations, self.batch) < 1 or min(self.layer_steps, self.epochs) < 0:
@@ -219,40 +234,3 @@ class _Run:
         optimizer.step()
         if self.report:
             self.report(done + 1, self.total, float(loss.detach()))
-
-
-def _by(schedule: ProductSchedule):
-    def low_bit(model, teacher, images, labels, **options):
-        return train_product(model, teacher, images, schedule, **options)
-
-    return low_bit
-
-
-def _bits(model: nn.Module) -> float:
-    """Stored bits a weight, codebooks included."""
-    layers = layers_of(model)
-    return sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in layers) / sum(
-        layer.weight.numel() for layer in layers)
-
-
-def _lenet5(form: str, title: str, *arguments: str) -> Measured:
-    return Measured(
-        method=title, module="esbflow.training.product", arguments=arguments, network="lenet5", data="mnist",
-        real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=_by(ProductSchedule()), weight_bits=_bits,
-        quant=Recipe(weights="pq:256,8" + form, first_weights="pq:256,5" + form, last_weights="pq:256,4" + form,
-                     activations="u4", overrides=(("conv2", "pq:256,5" + form),)))
-
-
-TRAININGS = {"lenet5-mnist": _lenet5("", "And the bit goes down"),
-             "lenet5-mnist-esb": _lenet5(",esb4.1", "And the bit goes down, ESB(4,1) codewords",
-                                     "lenet5-mnist-esb"),
-             # 18 layers of 20 steps are about an epoch, two epochs of all follow. A block is a kernel.
-             "resnet20-cifar10": Measured(
-                 method="And the bit goes down", module="esbflow.training.product", arguments=("resnet20-cifar10",),
-                 network="resnet20", data="cifar10", start="resnet20_cifar10",
-                 low_bit=_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True)), weight_bits=_bits,
-                 quant=Recipe(weights="pq:256,9", activations="u4", residual_activations="u8", mean=CIFAR10_MEAN,
-                              std=CIFAR10_STD))}
-
-if __name__ == "__main__":
-    command(TRAININGS, __doc__)

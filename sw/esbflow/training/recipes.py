@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from esbflow.quant.recipe import Recipe
+from esbflow.training.alq import ALQSchedule
 from esbflow.training.loop import Schedule
+from esbflow.training.product import ProductSchedule
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class TrainingRecipe:
     network: str
     data: str
     real: Schedule | None
-    low_bit: Schedule
+    low_bit: Schedule | ALQSchedule | ProductSchedule
     quant: Recipe = field(default_factory=Recipe)
     start: str | None = None
     teacher: tuple | None = None
@@ -27,7 +29,7 @@ class TrainingRecipe:
         if epochs is None:
             return self
         real = self.real and replace(self.real, epochs=epochs)
-        return replace(self, real=real, low_bit=replace(self.low_bit, epochs=epochs))
+        return replace(self, real=real, low_bit=self.low_bit.with_epochs(epochs))
 
     def changed(self, rate: float | None = None, **quant) -> "TrainingRecipe":
         """The same with another learning rate of the low-bit stage, and other fields of `quant` (None leaves one)."""
@@ -51,7 +53,37 @@ def resnet20(weights: str, activations: str, epochs: int, rate: float, residual:
                      std=CIFAR10_STD))
 
 
+def alq_lenet5() -> TrainingRecipe:
+    """To 0.4 bits a weight, with the groups that were published for LeNet-5."""
+    return TrainingRecipe(
+        network="lenet5", data="mnist", real=Schedule(epochs=3, batch=64, rate=0.03, shift=1),
+        low_bit=ALQSchedule(rounds=2, shadow_epochs=4),
+        quant=Recipe(weights="alq:2,sub2", first_weights="alq:2,kernel", last_weights="alq:2,channel", activations="u4",
+                     overrides=(("conv*", "alq:2,kernel"),)))
+
+
+def pq_lenet5(form: str = "") -> TrainingRecipe:
+    """256 codewords a layer, of real numbers or of a format (",esb4.1")."""
+    return TrainingRecipe(
+        network="lenet5", data="mnist", real=Schedule(epochs=3, batch=64, rate=0.03, shift=1), low_bit=ProductSchedule(),
+        quant=Recipe(weights="pq:256,8" + form, first_weights="pq:256,5" + form, last_weights="pq:256,4" + form,
+                     activations="u4", overrides=(("conv2", "pq:256,5" + form),)))
+
+
+def resnet20_by(low_bit, weights: str) -> TrainingRecipe:
+    """ResNet-20 with 4-bit activations by a method with a training of its own, in about three epochs."""
+    like = resnet20(weights, "u4", 1, 0.01)
+    return replace(like, low_bit=low_bit, teacher=None)
+
+
 RECIPES = {
+    "lenet5-mnist-alq": alq_lenet5(),
+    "lenet5-mnist-pq": pq_lenet5(),
+    "lenet5-mnist-pq-esb": pq_lenet5(",esb4.1"),
+    # Four planes a channel, pruned to 3.5 bits a weight over all layers.
+    "resnet20-cifar10-alq": resnet20_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True), "alq:4,channel"),
+    # 18 layers of 20 steps are about an epoch. A block is a kernel.
+    "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,9"),
     "lenet5-mnist": TrainingRecipe(
         network="lenet5", data="mnist", real=Schedule(epochs=2, batch=64, rate=0.03, shift=1),
         low_bit=Schedule(epochs=1, batch=64, rate=0.01, shift=1),

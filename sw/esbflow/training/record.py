@@ -29,11 +29,15 @@ def model_bytes(model: torch.nn.Module) -> int:
 
 
 def weights_bits(model: torch.nn.Module) -> float:
-    """Bits a weight, codes and scales, over all layers but the first and the last (over all, if there are no others)."""
+    """Bits a weight over all layers but the first and the last (over all, if there are no others).
+
+    Methods that spread their bits over a network are counted as published: over all their layers, and ALQ without what
+    is stored beside the signs.
+    """
     layers = [m for m in model.modules() if hasattr(m, "weight_quantizer")]
-    inner = layers[1:-1] or layers
-    return round(sum(layer.weight_quantizer.stored_bits(layer.weight) for layer in inner)
-                 / sum(layer.weight.numel() for layer in inner), 3)
+    counted = [layer for layer in layers if layer.weight_quantizer.spreads] or layers[1:-1] or layers
+    return round(sum(layer.weight_quantizer.counted_bits(layer.weight) for layer in counted)
+                 / sum(layer.weight.numel() for layer in counted), 3)
 
 
 def activation_bits(model: torch.nn.Module) -> int:
