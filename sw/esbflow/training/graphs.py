@@ -28,9 +28,9 @@ from esbflow.quant.bit_search import select_bits
 from esbflow.quant.graph_export import integer_network
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
-from esbflow.training.data import DataUnavailable
 from esbflow.training.graph_data import GRAPHS, GraphData, load_graph_data
 from esbflow.training.graph_loop import GraphSchedule, accuracy, train_graph
+from esbflow.training.study_command import carry_out, command_line
 
 NETWORKS = {"gcn": GCN, "agnn": AGNN}
 REAL = GraphSchedule(every=5)
@@ -207,23 +207,17 @@ def main(arguments: list | None = None) -> int:
     if options.table:
         print(table(Path(options.table)))
         return 0
-    try:
-        result = _run(options)
-    except (ValueError, DataUnavailable, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({k: v for k, v in result.items() if k not in ("recipe", "memory", "trials", "accuracies")}, indent=2))
-    return 0
+    return carry_out(lambda say: _run(options, say), hidden=("recipe", "memory", "trials", "accuracies"))
 
 
-def _run(options) -> dict:
+def _run(options, say) -> dict:
     began = time.monotonic()
     task = Task.load(options.data, options.network)
     real, low = (s if options.epochs is None else dataclasses.replace(s, epochs=options.epochs) for s in (REAL, LOW_BIT))
     recipe, extra, setting = GraphRecipe.uniform(options.bits, options.weights, ranges=options.ranges), {}, "search"
     if options.search:
-        found, reference = search(task, real=real, report=lambda done, total, trial: _say(
-            f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes", began))
+        found, reference = search(task, real=real, report=lambda done, total, trial: say(
+            f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes"))
         if found.best is None:
             raise ValueError("no setting was within 0.5 points of real numbers on the validation nodes")
         recipe = recipe_of(found.best.choice)
@@ -233,23 +227,17 @@ def _run(options) -> dict:
         setting = f"w{weight_quantizer(options.weights).form.bits}a{options.bits}"
         setting += "".join(f"-{v.replace(':', '')}" for v, usual in ((options.weights, "esb4.1"), (options.ranges, "node"))
                            if v != usual)
-    result = run_seeds(task, recipe, options.seeds, real, low, lambda seed, *top: _say(
-        f"seed {seed + 1}/{options.seeds}: real {top[0]:.1f}, fake {top[1]:.1f}, integer {top[2]:.1f} %", began),
+    result = run_seeds(task, recipe, options.seeds, real, low, lambda seed, *top: say(
+        f"seed {seed + 1}/{options.seeds}: real {top[0]:.1f}, fake {top[1]:.1f}, integer {top[2]:.1f} %"),
         Path(options.export) if options.export else None)
-    words = ["--data", options.data, "--network", options.network, "--seeds", str(options.seeds)]
-    words += ["--search"] if options.search else ["--bits", str(options.bits), "--weights", options.weights,
-                                                  "--ranges", options.ranges]
-    words += [] if options.epochs is None else ["--epochs", str(options.epochs)]
-    result.update(command=" ".join(["python -m esbflow.training.graphs", *words]), **extra,
+    shown = dict(search=True) if options.search else dict(bits=options.bits, weights=options.weights, ranges=options.ranges)
+    result.update(command=command_line("graphs", data=options.data, network=options.network, seeds=options.seeds, **shown,
+                                       epochs=options.epochs), **extra,
                   hardware=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU, torch {torch.__version__}",
                   minutes=round((time.monotonic() - began) / 60, 2))
     if options.out:
         write_json(Path(options.out) / f"sgquant-{options.network}-{options.data}-{setting}.json", result)
     return result
-
-
-def _say(text: str, began: float) -> None:
-    print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Each run writes one JSON file, DIR/saliency-unet-METHOD-ACTIVATIONS.json.
 
 import argparse
 import copy
-import json
 import re
 import sys
 import time
@@ -28,6 +27,7 @@ from esbflow.training.api import load_float_model, save_float_model
 from esbflow.training.loop import Schedule, train
 from esbflow.training.saliency_data import load_saliency
 from esbflow.training.saliency_measures import graph_maps, measure, network_maps
+from esbflow.training.study_command import carry_out, command_line, steps
 
 NETWORK = "unet"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,7 +68,7 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
     def stage(model, title, schedule, offset, teacher=None):
         checkpoints.append(out / f"{len(checkpoints)}.ckpt" if out else None)
         return train(model, images, masks, schedule, **normal, seed=seed + offset, checkpoint=checkpoints[-1],
-                     teacher=teacher, report=_stage(report, title))
+                     teacher=teacher, report=steps(report, title))
 
     torch.manual_seed(seed)
     if floats and floats.exists():
@@ -96,28 +96,14 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
         **_named(graph_measures, "_integer_graph"), **_named(fake_measures, "_fake_quantization"),
         **_named(float_measures, "_float"), **extra, "images": len(test), "bytes": record.model_bytes(model),
         "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()), "epochs_float": real.epochs,
-        "epochs": low_bit.epochs, "seed": seed, "command": _command(weights, activations, seed, epochs, pictures, control),
+        "epochs": low_bit.epochs, "seed": seed, "command": command_line(
+            "saliency", weights=weights, activations=activations, seed=seed, epochs=epochs, pictures=pictures,
+            control=control),
         "hardware": record.hardware(), "minutes": round((time.monotonic() - began) / 60, 1)}
 
 
 def _named(measures: dict, suffix: str) -> dict:
     return {name + suffix: round(value, 4) for name, value in measures.items()}
-
-
-def _stage(say, title: str):
-    def report(done, total, loss):
-        if say and (done % 50 == 0 or done == total):
-            say(f"{title}: step {done}/{total}, loss {loss:.3f}")
-    return report
-
-
-def _command(weights, activations, seed, epochs, pictures, control) -> str:
-    words = ["python -m esbflow.training.saliency", "--weights", weights, "--activations", activations]
-    words += ["--seed", str(seed)] if seed else []
-    words += ["--epochs", str(epochs)] if epochs is not None else []
-    words += ["--pictures", str(pictures)] if pictures is not None else []
-    words += ["--control"] if control else []
-    return " ".join(words)
 
 
 def record_name(result: dict) -> str:
@@ -145,18 +131,16 @@ def main(arguments: list | None = None) -> int:
                         "low-bit one, to compare")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz there, and checkpoints on the way")
-    given, began = parser.parse_args(arguments), time.monotonic()
-    try:
+    given = parser.parse_args(arguments)
+
+    def measured(say):
         result = run(given.weights, given.activations, given.seed, given.epochs, given.pictures, given.export, given.floats,
-                     given.control, lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr,
-                                                       flush=True))
+                     given.control, say)
         if given.out:
             write_json(given.out / f"{record_name(result)}.json", result)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result, indent=2))
-    return 0
+        return result
+
+    return carry_out(measured)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def measure(maps: np.ndarray, masks: np.ndarray) -> dict:
     ------
     ValueError
         if there are no pictures, or not as many maps as masks.
-    RuntimeError
+    ModuleNotFoundError
         if PySODMetrics is not installed.
     """
     if len(maps) == 0 or len(maps) != len(masks):
@@ -58,7 +58,7 @@ def measure(maps: np.ndarray, masks: np.ndarray) -> dict:
     try:
         from py_sod_metrics import MAE, Emeasure, FmeasureHandler, FmeasureV2, Smeasure
     except ImportError:
-        raise RuntimeError("saliency is measured with PySODMetrics; install esbflow[saliency]") from None
+        raise ModuleNotFoundError("saliency is measured with PySODMetrics; install esbflow[saliency]") from None
     f_measure = FmeasureV2({"fm": FmeasureHandler(beta=0.3, with_dynamic=True, with_adaptive=False)})
     mae, s_measure, e_measure = MAE(), Smeasure(alpha=0.5), Emeasure()
     for found, mask in zip(maps, masks[:, 0]):

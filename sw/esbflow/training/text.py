@@ -24,7 +24,7 @@ from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, quantize_sentences
 from esbflow.training import record
-from esbflow.training.data import DataUnavailable
+from esbflow.training.study_command import carry_out, command_line, steps
 from esbflow.training.text_data import Vocabulary, load_text, text_source
 from esbflow.training.text_loop import TextSchedule, graph_accuracy, text_accuracy, train_text
 
@@ -85,7 +85,7 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     if floats and floats.exists():
         _load(model, floats)
     else:
-        train_text(model, train, labels, recipe.real, seed, _stage(say, "real numbers"))
+        train_text(model, train, labels, recipe.real, seed, steps(say, "real numbers"))
         if floats:
             with whole(floats) as temporary:
                 torch.save(model.state_dict(), temporary)
@@ -93,10 +93,10 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     say(f"real numbers: {float_top1:.2f} %")
     extra = {}
     if control:
-        longer = train_text(copy.deepcopy(model), train, labels, recipe.low_bit, seed + 1, _stage(say, "real numbers on"))
+        longer = train_text(copy.deepcopy(model), train, labels, recipe.low_bit, seed + 1, steps(say, "real numbers on"))
         extra["top1_float_trained_on"] = round(text_accuracy(longer, test, test_labels), 2)
     model.sentence = quantize_sentences(model.embedding.weight, model.sentence, quant)
-    train_text(model, train, labels, recipe.low_bit, seed + 1, _stage(say, f"{weights} weights"))
+    train_text(model, train, labels, recipe.low_bit, seed + 1, steps(say, f"{weights} weights"))
     fake_top1 = text_accuracy(model, test, test_labels)
     graph = export(model.sentence, f"text-{data}", (recipe.dim, recipe.length, 1))
     host = SentenceInput.of(model.embedding.weight, model.sentence)
@@ -113,7 +113,9 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
         "top1_float": round(float_top1, 2), **extra, "images": len(test), "bytes": record.model_bytes(model),
         "bytes_embedding": host.bytes_.size, "vocabulary": len(vocabulary), "length": recipe.length, "dim": recipe.dim,
         "filters": recipe.filters, "epochs_float": recipe.real.epochs, "epochs": recipe.low_bit.epochs, "seed": seed,
-        "command": _command(data, weights, activations, seed, epochs, sentences, control), "hardware": record.hardware(),
+        "command": command_line(
+            "text", data=data, weights=weights, activations=activations, seed=seed, epochs=epochs, sentences=sentences,
+            control=control), "hardware": record.hardware(),
         "minutes": round((time.monotonic() - began) / 60, 1)}
 
 
@@ -133,22 +135,6 @@ def _load(model, path: Path) -> None:
         model.load_state_dict(torch.load(path, weights_only=True))
     except Exception as error:  # whatever torch raises on a damaged file
         raise ValueError(f"{path} does not hold this network ({error}); remove it to train again") from None
-
-
-def _stage(say, title: str):
-    def report(done, total, loss):
-        if done % 50 == 0 or done == total:
-            say(f"{title}: step {done}/{total}, loss {loss:.3f}")
-    return report
-
-
-def _command(data, weights, activations, seed, epochs, sentences, control) -> str:
-    words = ["python -m esbflow.training.text", "--data", data, "--weights", weights, "--activations", activations]
-    words += ["--seed", str(seed)] if seed else []
-    words += ["--epochs", str(epochs)] if epochs is not None else []
-    words += ["--sentences", str(sentences)] if sentences is not None else []
-    words += ["--control"] if control else []
-    return " ".join(words)
 
 
 def record_name(result: dict) -> str:
@@ -191,21 +177,19 @@ def main(arguments: list | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz and host.npz there")
     parser.add_argument("--table", type=Path, metavar="DIR", help="only print the records of DIR as a Markdown table")
-    given, began = parser.parse_args(arguments), time.monotonic()
+    given = parser.parse_args(arguments)
     if given.table:
         print(table(given.table))
         return 0
-    try:
+
+    def measured(say):
         result = run(given.data, given.weights, given.activations, given.seed, given.epochs, given.sentences, given.export,
-                     given.floats, given.control,
-                     lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True))
+                     given.floats, given.control, say)
         if given.out:
             record.write(given.out / f"{record_name(result)}.json", result)
-    except (ValueError, DataUnavailable, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result, indent=2))
-    return 0
+        return result
+
+    return carry_out(measured)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What the commands that measure one kind of network share: times on stderr, records as JSON, one sentence for bad input.
+
+    python -m esbflow.training.text, .saliency, .graphs
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from esbflow.training.data import DataUnavailable
+
+
+def carry_out(run: Callable, hidden: tuple = ()) -> int:
+    """Call `run(say)` and print the record it returns, but for the entries `hidden`.
+
+    `say(text)` writes a line with the seconds since the start to stderr. Returns the exit code: 0, or 2 after one sentence
+    if the input was bad.
+    """
+    began = time.monotonic()
+    try:
+        result = run(lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True))
+    except (ValueError, DataUnavailable, ModuleNotFoundError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({name: value for name, value in result.items() if name not in hidden}, indent=2))
+    return 0
+
+
+def steps(say: Callable | None, title: str, every: int = 50) -> Callable:
+    """A training loop's `report` that says the loss every so many steps and at the last; silent without `say`."""
+    def report(done, total, loss):
+        if say and (done % every == 0 or done == total):
+            say(f"{title}: step {done}/{total}, loss {loss:.3f}")
+    return report
+
+
+def command_line(module: str, **options) -> str:
+    """The command that a record names: options that are None, False or 0 are left out, True has no value.
+
+    >>> command_line("text", data="imdb", seed=0, epochs=3, control=True)
+    'python -m esbflow.training.text --data imdb --epochs 3 --control'
+    """
+    words = [f"python -m esbflow.training.{module}"]
+    for name, value in options.items():
+        if value not in (None, False, 0):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return " ".join(words)
