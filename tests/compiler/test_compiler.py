@@ -1,8 +1,6 @@
 """The compiler: exact splitting, layout, tiles and tokens, and whole programs on a machine in plain NumPy."""
 
 import dataclasses
-import doctest
-import importlib
 import itertools
 import json
 from dataclasses import replace
@@ -77,13 +75,6 @@ def plans_of(graph, config, batch=1, fold=True):
     finally:
         pipeline.emit = original
     return kept
-
-
-@pytest.mark.parametrize("module", ["compiler.digits", "compiler.layout", "compiler.lower", "instructions",
-                                    "engine_config", "runtime.layout"])
-def test_documentation_examples_print_what_they_say(module):
-    names = {"np": np, "Unsigned": Unsigned, "ESB": ESB, "Signed": Signed}
-    assert doctest.testmod(importlib.import_module(f"esbflow.{module}"), extraglobs=names).failed == 0
 
 
 # -- whole programs -----------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """All methods through one base class: edge cases, gradients, and the way to the integer graph, with every value compared."""
 
-import doctest
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import nn
 
 from esbflow.graph.execute import execute
 from esbflow.numbers import ESB, Signed, Unsigned
-from esbflow.quant import apot, lsq, methods, srq, vecq, weights
+from esbflow.quant import lsq
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.fixed import IntegerModule
@@ -37,11 +36,6 @@ def make(text, w, **options):
 
 def gaussian(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("module", [apot, lsq, methods, srq, vecq, weights])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # -- one tensor ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Number formats against their definition, an outside truth (ml_dtypes) and exact fractions."""
 
-import doctest
 from fractions import Fraction
 
 import ml_dtypes
@@ -9,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esbflow import numbers
 from esbflow.numbers import ESB, Binary, Codebook, Format, Signed, Unsigned, pack, unpack
 
 ALL_ESB = [ESB(b, k, signed) for signed in (True, False) for b in range(1 + signed, 9)
@@ -21,10 +19,6 @@ formats = st.sampled_from(SMALL)
 
 def nearest_by_search(format, x: Fraction) -> int:
     return max((-abs(x - int(level)), int(level)) for level in format.levels)[1]
-
-
-def test_documentation_examples_print_what_they_say():
-    assert doctest.testmod(numbers).failed == 0
 
 
 @pytest.mark.parametrize("format", ALL_ESB, ids=str)

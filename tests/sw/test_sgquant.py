@@ -1,6 +1,5 @@
 """SGQuant: the feature quantizer on exact values and extremes, memory to the bit, recipes, the automatic bit selection."""
 
-import doctest
 import math
 
 import pytest
@@ -24,10 +23,6 @@ def rows_of(degrees) -> Rows:
 
 def features(nodes: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(nodes, width, generator=torch.Generator().manual_seed(seed))
-
-
-def test_doctests():
-    assert doctest.testmod(sgquant).failed == 0
 
 
 # -- codes --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Weights whose scale makes the requantizer's multiplier an integer."""
 
-import doctest
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import nn
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.numbers import ESB, Binary, Codebook, Signed
-from esbflow.quant import snap
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
@@ -20,10 +18,6 @@ from esbflow.quant.snap import snap_weights
 from esbflow.training.loop import calibrate, normalise
 
 FORMATS = [ESB(4, 1), ESB(8, 5), ESB(3, 0), Signed(4), Signed(8), Binary(), Codebook((-3, -1, 1, 3))]
-
-
-def test_documentation_examples_print_what_they_say():
-    assert doctest.testmod(snap).failed == 0
 
 
 @given(st.sampled_from(FORMATS), st.lists(st.floats(-2047.4, 2047.4), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
