@@ -357,6 +357,21 @@ def test_what_training_writes_agrees_with_its_metrics(digits):
     check(graph, 28)
 
 
+def test_training_starts_from_an_earlier_network_in_real_numbers(digits, tmp_path):
+    start = digits[0] / "float.pt"
+    metrics = train_network("digits", tmp_path / "again", epochs=1, progress=False, float_model=start)
+    assert metrics["float_top1"] == digits[1]["float_top1"] and metrics["epochs"] == 1
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(start.read_bytes()[:1000])
+    for path, text in ((tmp_path / "none.pt", "there is no file .*none.pt"),
+                       (damaged, "damaged.pt is not a network in real numbers"),
+                       (digits[0] / "graph.npz", "graph.npz is not a network in real numbers")):
+        with pytest.raises(ValueError, match=text):
+            load_float_model(path)
+    with pytest.raises(ValueError, match="float.pt holds digits, and lenet5 is to be trained"):
+        load_float_model(start, "lenet5")
+
+
 @pytest.mark.parametrize("save_number", [1, 3])
 def test_a_killed_training_resumes_to_the_same_graph(save_number, tmp_path, monkeypatch):
     """Killed in the real stage (first checkpoint) or in the low-bit stage (third)."""

@@ -19,6 +19,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
+    parser.add_argument("--float", dest="float_model", metavar="FILE",
+                        help="the float.pt of an earlier run, in place of training in real numbers")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,8 +39,9 @@ def run(arguments) -> None:
         first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
-                            resume=arguments.resume, progress=not arguments.json, post_training=arguments.post_training,
-                            device=arguments.device, precision=arguments.precision, compiled=arguments.compile)
+                            resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
+                            post_training=arguments.post_training, device=arguments.device, precision=arguments.precision,
+                            compiled=arguments.compile)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(
@@ -67,8 +70,8 @@ def _write_record(arguments, metrics: dict) -> None:
     from esbflow.training import record
 
     words = ["esbflow train", arguments.recipe]
-    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "overrides", "post_training",
-                 "images", "seed"):
+    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "overrides", "float_model",
+                 "post_training", "images", "seed"):
         if getattr(arguments, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+            words += [f"--{name.removesuffix('_model').replace('_', '-')}", str(getattr(arguments, name))]
     record.write(Path(arguments.results), record.of_training(metrics, " ".join(words), metrics["seconds"] / 60))

@@ -54,7 +54,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     model = NETWORKS[recipe.network]()
     how = dict(precision=precision, compiled=compiled)
     if float_model:
-        model = load_float_model(float_model).to(device)
+        model = load_float_model(float_model, recipe.network).to(device)
     elif recipe.start:
         load_weights(model, recipe.start)
         model.to(device)
@@ -179,11 +179,24 @@ def save_float_model(model, network: str, path: Path) -> None:
         torch.save({"state": model.state_dict(), "network": network}, temporary)
 
 
-def load_float_model(path):
-    """The model that `save_float_model` wrote, in eval mode."""
-    saved = torch.load(path, weights_only=True)
-    model = NETWORKS[saved["network"]]()
-    model.load_state_dict(saved["state"])
+def load_float_model(path, network: str | None = None):
+    """The model that `save_float_model` wrote, in eval mode.
+
+    Raises
+    ------
+    ValueError
+        if the file is not such a model, or of another network than `network`.
+    """
+    try:
+        saved = torch.load(path, weights_only=True)
+        model = NETWORKS[saved["network"]]()
+        model.load_state_dict(saved["state"])
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; `esbflow train` writes float.pt into its folder") from None
+    except Exception as error:  # whatever torch raises on a damaged file
+        raise ValueError(f"{path} is not a network in real numbers that `esbflow train` wrote ({error})") from None
+    if network not in (None, saved["network"]):
+        raise ValueError(f"{path} holds {saved['network']}, and {network} is to be trained")
     return model.eval()
 
 

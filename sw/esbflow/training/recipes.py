@@ -78,13 +78,6 @@ def resnet20_by(low_bit, weights: str) -> TrainingRecipe:
 
 
 RECIPES = {
-    "lenet5-mnist-alq": alq_lenet5(),
-    "lenet5-mnist-pq": pq_lenet5(),
-    "lenet5-mnist-pq-esb": pq_lenet5(",esb4.1"),
-    # Four planes a channel, pruned to 3.5 bits a weight over all layers.
-    "resnet20-cifar10-alq": resnet20_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True), "alq:4,channel"),
-    # 18 layers of 20 steps are about an epoch. A block is a kernel.
-    "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,9"),
     "lenet5-mnist": TrainingRecipe(
         network="lenet5", data="mnist", real=Schedule(epochs=2, batch=64, rate=0.03, shift=1),
         low_bit=Schedule(epochs=1, batch=64, rate=0.01, shift=1),
@@ -96,4 +89,11 @@ RECIPES = {
     "resnet20-cifar10-w4a4": resnet20("esb4.1", "u4", 15, 0.03),
     "resnet20-cifar10-w3a3": resnet20("esb3.1", "u3", 12, 0.01),
     "resnet20-cifar10-w2a2": resnet20("esb2.0", "u2", 15, 0.01),
+    "lenet5-mnist-alq": alq_lenet5(),
+    "lenet5-mnist-pq": pq_lenet5(),
+    "lenet5-mnist-pq-esb": pq_lenet5(",esb4.1"),
+    # Four planes a channel, pruned to 3.5 bits a weight over all layers.
+    "resnet20-cifar10-alq": resnet20_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True), "alq:4,channel"),
+    # 18 layers of 20 steps are about an epoch. A block is a kernel.
+    "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,9"),
 }

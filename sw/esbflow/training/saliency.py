@@ -72,7 +72,7 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
 
     torch.manual_seed(seed)
     if floats and floats.exists():
-        model = load_float_model(floats)
+        model = load_float_model(floats, NETWORK)
     else:
         model = stage(NETWORKS[NETWORK](), "real numbers", real, 0)
         if floats:
