@@ -1,6 +1,7 @@
 """The search for weights under a budget: costs are the compiler's, the budget holds, sensitive layers stay fine."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from esbflow.cli import main
+from esbflow.commands import search as search_command
 from esbflow.engine_config import ENGINES
 from esbflow.graph.file import load
 from esbflow.networks.digits import DigitsNet
@@ -114,6 +116,16 @@ def test_the_command_writes_what_train_takes(tmp_path, capsys, monkeypatch):
     assert "the budget must be positive" in capsys.readouterr().err
     assert main(["search", "digits", "--budget", "1", "--out", str(out)]) == 2
     assert "give a trained network with --float" in capsys.readouterr().err
+    sizes = {"tiny4x4": 100, "small8x16": 200}
+    monkeypatch.setattr(search_command, "resources_of", lambda config, quiet: SimpleNamespace(lut=sizes[config.name]))
+    for luts, expected in ((150, "tiny4x4"), (250, "small8x16")):
+        assert main(["search", "digits", "--budget", "1", "--out", str(out), "--luts", str(luts), "--engines",
+                     "small8x16 tiny4x4", *common]) == 0
+        assert json.loads(capsys.readouterr().out)["engine"] == expected
+    for options, text in ((["--luts", "50"], "no engine has 50 LUTs or fewer; the smallest, tiny4x4, has 100"),
+                          (["--luts", "5", "--engines", " "], "--engines names no engine")):
+        assert main(["search", "digits", "--budget", "1", "--out", str(out), "--engines", "tiny4x4", *options, *common]) == 2
+        assert text in capsys.readouterr().err
     out.write_text("[")
     assert main(["train", "digits", "--overrides", str(out), "--out", str(tmp_path / "run")]) == 2
     assert "is no JSON object of layers and weights" in capsys.readouterr().err

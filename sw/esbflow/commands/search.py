@@ -1,8 +1,6 @@
 """esbflow search: the weights of each layer that lose least under a budget of engine cycles or bytes."""
 
-from pathlib import Path
-
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, show
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, resources_of, show
 from esbflow.files import write_json
 
 
@@ -20,6 +18,10 @@ def add_parser(commands) -> None:
     parser.add_argument("--images", type=positive, default=300, help="training images to measure on (default 300)")
     parser.add_argument("--out", required=True, metavar="FILE")
     add_engine(parser)
+    parser.add_argument("--luts", type=positive, metavar="N",
+                        help="instead of --engine: the engine that needs fewest cycles among those of at most N LUTs")
+    parser.add_argument("--engines", default="tiny4x4 small8x16 base16x16", metavar="NAMES",
+                        help="what --luts chooses from, names or paths of engine.json; each is synthesized once")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -31,7 +33,7 @@ def run(arguments) -> None:
 
     recipe = named(arguments.recipe)
     if arguments.float_model:
-        model = load_float_model(arguments.float_model)
+        model = load_float_model(arguments.float_model, recipe.network)
     elif recipe.start:
         model = NETWORKS[recipe.network]()
         load_weights(model, recipe.start)
@@ -40,17 +42,38 @@ def run(arguments) -> None:
     if arguments.budget <= 0:
         raise ValueError(f"the budget must be positive, not {arguments.budget:g}")
     images, labels = load_images(recipe.data, "train", arguments.images)
-    search = BitSearch(model.eval(), recipe.quant, images, labels, engine_of(arguments),
+    config = _within_luts(arguments, model, recipe.quant, images) if arguments.luts else engine_of(arguments)
+    search = BitSearch(model.eval(), recipe.quant, images, labels, config,
                        tuple(arguments.candidates.split()), None if arguments.json else print)
     finest = getattr(search.base, arguments.of)
     budget = arguments.budget * finest if arguments.budget <= 1 else arguments.budget
     choice = search.within(budget, arguments.of)
-    content = {"recipe": arguments.recipe, "engine": engine_of(arguments).name, "of": arguments.of, "budget": budget,
+    content = {"recipe": arguments.recipe, "engine": config.name, "of": arguments.of, "budget": budget,
                "weights": choice.weights, "cycles": choice.point.cycles, "bytes": choice.point.bytes,
                "loss": choice.point.loss, "finest": vars(search.base)}
-    path = Path(arguments.out)
-    write_json(path, content)
+    write_json(arguments.out, content)
     show(arguments, content, lambda c: print_table(
         f"{c['cycles']:,} cycles an image, {c['bytes']:,} bytes, loss {c['loss']:.4f} (all at the finest: "
         f"{search.base.cycles:,}, {search.base.bytes:,}, {search.base.loss:.4f})", ("layer", "weights"),
         list(c["weights"].items())))
+
+
+def _within_luts(arguments, model, recipe, images):
+    """The engine that --luts leaves, by open synthesis and the cycles of the network as the recipe has it."""
+    import copy
+
+    from esbflow.engine_config import engine
+    from esbflow.quant.convert import quantize
+    from esbflow.quant.export import export
+    from esbflow.training.layer_bits import engine_within
+    from esbflow.training.loop import calibrate
+
+    configs = {name: engine(name) for name in arguments.engines.split()}
+    if not configs:
+        raise ValueError("--engines names no engine to choose from")
+    sizes = {name: (config, resources_of(config, arguments.json).lut) for name, config in configs.items()}
+    low = calibrate(quantize(copy.deepcopy(model).eval(), recipe), images, recipe.mean, recipe.std)
+    name = engine_within(export(low, "search", images.shape[1:]), sizes, arguments.luts)
+    if not arguments.json:
+        print(f"{name}: {sizes[name][1]:,} LUTs by open synthesis")
+    return configs[name]
