@@ -215,7 +215,13 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
     for name in ("REAL", "LOW_BIT"):
         monkeypatch.setattr(saliency, name, replace(getattr(saliency, name), epochs=2))
     arguments = ["--weights", "twn", "--control", "--floats", str(tmp_path / "float.pt")]
-    assert saliency.main([*arguments, "--out", str(tmp_path / "one"), "--export", str(tmp_path / "a")]) == 0
+    assert saliency.main([*arguments, "--out", str(tmp_path / "one"), "--export", str(tmp_path / "a"),
+                          "--draw", str(tmp_path / "sheet.png")]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        test, test_masks = small("test", None)
+        assert sheet.size == (4 * 16, 4 * 16)
+        assert np.array_equal(np.asarray(sheet)[:16, 16:32].transpose(2, 0, 1), test[1])
+        assert np.array_equal(np.asarray(sheet)[16:32, 32:48, 0], test_masks[2, 0])
     path = tmp_path / "one" / "saliency-unet-twn-u8.json"
     one = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out) == one and one["images"] == 4 and one["bytes"] * 8 < one["bytes_float"]
@@ -228,11 +234,11 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(saliency, "export", killed)
         with pytest.raises(KeyboardInterrupt):
-            saliency.main([*arguments, "--export", str(tmp_path / "b")])
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["0.ckpt", "1.ckpt"]
+            saliency.main([*arguments[:-1], str(tmp_path / "b.pt"), "--export", str(tmp_path / "b")])
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["control.ckpt", "low_bit.ckpt", "real.ckpt"]
     steps = []
-    again = saliency.run("twn", control=True, floats=tmp_path / "float.pt", out=tmp_path / "b", report=steps.append)
-    assert steps == [], "both stages were done"
+    again = saliency.run("twn", control=True, floats=tmp_path / "b.pt", out=tmp_path / "b", report=steps.append)
+    assert steps == [], "all stages were done"
     assert {k: v for k, v in again.items() if k != "minutes"} == {k: v for k, v in one.items() if k != "minutes"}
 
 

@@ -14,9 +14,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from esbflow.files import write_json
+from esbflow.files import whole, write_json
 from esbflow.graph.file import save
 from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
@@ -30,6 +31,7 @@ from esbflow.training.saliency_measures import graph_maps, measure, network_maps
 from esbflow.training.study_command import carry_out, command_line, steps
 
 NETWORK = "unet"
+SHOWN = 8  # pictures of a drawing
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REAL = Schedule(epochs=50, batch=16, rate=0.05, shift=8, mirror=True, weight_decay=5e-4)
 LOW_BIT = Schedule(epochs=10, batch=16, rate=0.02, shift=8, mirror=True, weight_decay=5e-4, distill=0.5)
@@ -37,7 +39,7 @@ LOW_BIT = Schedule(epochs=10, batch=16, rate=0.02, shift=8, mirror=True, weight_
 
 def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs: int | None = None,
         pictures: int | None = None, out: Path | None = None, floats: Path | None = None, control: bool = False,
-        report=None) -> dict:
+        report=None, draw: Path | None = None) -> dict:
     """Train, quantize, train on with the network in real numbers as teacher, export, execute; returns the record.
 
     Parameters
@@ -48,6 +50,7 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
     floats : file of the network in real numbers; it is read if it is there and written if not.
     control : train the network in real numbers on with the schedule of the low-bit stage too, which tells what is due to the
         longer training: measures with "_float_trained_on" in the record.
+    draw : file for the first few pictures of the test part, their masks, and the maps in real numbers and in integers.
 
     Raises
     ------
@@ -63,39 +66,38 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
     test, test_masks = load_saliency("test", pictures)
     normal = dict(mean=MEAN, std=STD)
 
-    checkpoints = []
-
-    def stage(model, title, schedule, offset, teacher=None):
-        checkpoints.append(out / f"{len(checkpoints)}.ckpt" if out else None)
-        return train(model, images, masks, schedule, **normal, seed=seed + offset, checkpoint=checkpoints[-1],
-                     teacher=teacher, report=steps(report, title))
+    def stage(model, name, title, schedule, offset, teacher=None):
+        return train(model, images, masks, schedule, **normal, seed=seed + offset, teacher=teacher,
+                     checkpoint=out / f"{name}.ckpt" if out else None, report=steps(report, title))
 
     torch.manual_seed(seed)
     if floats and floats.exists():
         model = load_float_model(floats, NETWORK)
     else:
-        model = stage(NETWORKS[NETWORK](), "real numbers", real, 0)
+        model = stage(NETWORKS[NETWORK](), "real", "real numbers", real, 0)
         if floats:
             save_float_model(model, NETWORK, floats)
-    float_measures = measure(network_maps(model, test, **normal), test_masks)
+    float_maps = network_maps(model, test, **normal)
     teacher, extra = copy.deepcopy(model).eval(), {}
     if control:
-        longer = stage(copy.deepcopy(model), "real numbers trained on", low_bit, 1, teacher)
+        longer = stage(copy.deepcopy(model), "control", "real numbers trained on", low_bit, 1, teacher)
         extra = _named(measure(network_maps(longer, test, **normal), test_masks), "_float_trained_on")
-    model = stage(quantize(model, quant), f"{weights} weights", low_bit, 1, teacher)
+    model = stage(quantize(model, quant), "low_bit", f"{weights} weights", low_bit, 1, teacher)
     fake_measures = measure(network_maps(model, test, **normal), test_masks)
     graph = export(model, NETWORK, images.shape[1:])
     if out:
         save(graph, out / "graph.npz")
-    graph_measures = measure(graph_maps(graph, test), test_masks)
-    for path in filter(None, checkpoints):
-        path.unlink(missing_ok=True)
+        for name in ("real", "control", "low_bit"):
+            (out / f"{name}.ckpt").unlink(missing_ok=True)
+    maps = graph_maps(graph, test)
+    if draw:
+        draw_sheet(draw, test[:SHOWN], test_masks[:SHOWN, 0], float_maps[:SHOWN], maps[:SHOWN])
     return {
         "method": weights, "network": NETWORK, "data": "ecssd", "weights_bits": record.weights_bits(model),
         "activations": activations, "activation_bits": record.activation_bits(model),
-        **_named(graph_measures, "_integer_graph"), **_named(fake_measures, "_fake_quantization"),
-        **_named(float_measures, "_float"), **extra, "images": len(test), "bytes": record.model_bytes(model),
-        "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()), "epochs_float": real.epochs,
+        **_named(measure(maps, test_masks), "_integer_graph"), **_named(fake_measures, "_fake_quantization"),
+        **_named(measure(float_maps, test_masks), "_float"), **extra, "images": len(test),
+        "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()), "epochs_float": real.epochs,
         "epochs": low_bit.epochs, "seed": seed, "command": command_line(
             "saliency", weights=weights, activations=activations, seed=seed, epochs=epochs, pictures=pictures,
             control=control),
@@ -104,6 +106,16 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
 
 def _named(measures: dict, suffix: str) -> dict:
     return {name + suffix: round(value, 4) for name, value in measures.items()}
+
+
+def draw_sheet(path: Path, images: np.ndarray, *gray: np.ndarray) -> None:
+    """A PNG with a column a picture: images uint8 (n, 3, h, w) on top, below it each of `gray`, uint8 (n, h, w)."""
+    from PIL import Image
+
+    rows = [images.transpose(0, 2, 3, 1), *(np.repeat(maps[..., None], 3, axis=3) for maps in gray)]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    with whole(path) as temporary:
+        Image.fromarray(sheet).save(temporary, "png")
 
 
 def record_name(result: dict) -> str:
@@ -131,11 +143,12 @@ def main(arguments: list | None = None) -> int:
                         "low-bit one, to compare")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz there, and checkpoints on the way")
+    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="draw a few pictures, masks and maps")
     given = parser.parse_args(arguments)
 
     def measured(say):
         result = run(given.weights, given.activations, given.seed, given.epochs, given.pictures, given.export, given.floats,
-                     given.control, say)
+                     given.control, say, given.draw)
         if given.out:
             write_json(given.out / f"{record_name(result)}.json", result)
         return result
