@@ -97,8 +97,8 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
         "activations": activations, "activation_bits": record.activation_bits(model),
         **_named(measure(maps, test_masks), "_integer_graph"), **_named(fake_measures, "_fake_quantization"),
         **_named(measure(float_maps, test_masks), "_float"), **extra, "images": len(test),
-        "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()), "epochs_float": real.epochs,
-        "epochs": low_bit.epochs, "seed": seed, "command": command_line(
+        "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()),
+        "epochs_float": real.epochs, "epochs": low_bit.epochs, "seed": seed, "command": command_line(
             "saliency", weights=weights, activations=activations, seed=seed, epochs=epochs, pictures=pictures,
             control=control),
         "hardware": record.hardware(), "minutes": round((time.monotonic() - began) / 60, 1)}
