@@ -350,14 +350,58 @@ def test_the_command_writes_results_and_integer_graphs(network, tiny_cora, capsy
     assert json.loads(capsys.readouterr().out)["network"] == network.upper()
 
 
-def test_the_command_searches_bits(tiny_cora, monkeypatch):
-    monkeypatch.setattr(graphs, "SEARCH", dict(first=4, rounds=1, each=2, explored=20, drop=30))
+def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "SEARCH", dict(first=4, rounds=1, each=2, explored=20))
     monkeypatch.setattr(graphs, "SEARCH_SEEDS", 1)
-    assert graphs.main(["--seeds", "1", "--epochs", "4", "--search", "--out", str(tiny_cora)]) == 0
+    asked = []
+    monkeypatch.setattr(graphs.SecondLook, "__call__", lambda self, choice: asked.append(choice) or True)
+    words = ["--seeds", "1", "--epochs", "4", "--search", "--drop", "30", "--out", str(tiny_cora)]
+    assert graphs.main(words) == 0
     result = json.loads((tiny_cora / "sgquant-gcn-cora-search.json").read_text())
     assert KEYS <= set(result) and len(result["trials"]) == 6
     best = min(t["memory"] for t in result["trials"] if t["accuracy"] >= result["search"]["reference"] - 30)
-    assert result["bytes"] == best
+    assert result["bytes"] == best and len(asked) == 1 and result["search"]["refused"] == 0
+    assert result["command"].endswith("--seeds 1 --search --drop 30.0 --epochs 4")
+    monkeypatch.setattr(graphs.SecondLook, "__call__", lambda self, choice: False)
+    (tiny_cora / "sgquant-gcn-cora-search.json").unlink()
+    assert graphs.main(words) == 2
+    assert "and not in trainings with other seeds" in capsys.readouterr().err
+    assert not (tiny_cora / "sgquant-gcn-cora-search.json").exists()
+
+
+def test_a_second_look_uses_other_seeds_and_judges_by_nodes_that_chose_nothing(tiny_cora, monkeypatch):
+    task = graphs.Task.load("cora", "gcn")
+    short = GraphSchedule(epochs=3)
+    look = graphs.SecondLook(task, 2, 0.5, short, short, seeds=3)
+    for half in look.tasks:
+        assert not set(half.data.val) & set(half.data.test) and not set(half.data.test) & set(task.data.test)
+        assert set(half.data.val) | set(half.data.test) == set(task.data.val)
+        assert set(half.data.test) <= set(look.tasks[0].data.val) or half is look.tasks[0]
+    seen, scores = [], {}
+
+    def accuracy(self, network, part="test"):
+        assert part == "test"
+        return scores[id(network)]
+
+    def float_network(self, seed, schedule):
+        seen.append((seed, look.tasks.index(self), schedule))
+        network = object()
+        scores[id(network)], keep[id(network)] = 80.0, network
+        return network
+
+    def low_bit_network(self, real, recipe, seed, schedule):
+        network = object()
+        scores[id(network)], keep[id(network)] = 80.0 - losses[seed], network
+        return network
+
+    keep = {}
+    for function in (accuracy, float_network, low_bit_network):
+        monkeypatch.setattr(graphs.Task, function.__name__, function)
+    choice = {"layer1_product": 4, "layer2_input": 4, "layer2_product": 4, "ranges": "node", "weights": "esb4.1"}
+    losses = {2: 1.5, 3: 0.0, 4: 0.0}
+    assert look(choice) and seen == [(2, 0, short), (3, 1, short), (4, 0, short)]  # 0.5 on the mean: the edge counts
+    losses[4] = 0.01
+    assert not look(choice)
 
 
 @pytest.mark.parametrize("words, message", [

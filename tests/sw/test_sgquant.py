@@ -233,6 +233,22 @@ def test_the_search_is_repeatable_reports_and_ends_in_small_spaces():
     assert select_bits({"a": (2, 4)}, lambda c: 70, lambda c: c["a"], 70.5, drop=0.5).best.choice == {"a": 2}  # the edge counts
 
 
+def test_a_second_look_is_asked_from_the_smallest_on_until_it_agrees():
+    space, real = {"a": (1, 2, 3, 4, 6, 8)}, {1: 79.6, 2: 79.9, 3: 79.7, 4: 80.1, 6: 80.0, 8: 80.2}
+    asked = []
+
+    def confirm(choice):
+        asked.append(choice["a"])
+        return choice["a"] >= 6
+
+    found = select_bits(space, lambda c: real[c["a"]], lambda c: c["a"], 80.0, confirm=confirm)
+    assert asked == [1, 2, 4, 8] and found.best.choice == {"a": 8}  # 3 and 6 measured no better than smaller ones refused
+    assert [t.choice["a"] for t in found.refused] == [1, 2, 4]
+    assert select_bits(space, lambda c: real[c["a"]], lambda c: c["a"], 80.0, confirm=lambda c: False).best is None
+    asked.clear()
+    assert select_bits(space, lambda c: 70, lambda c: c["a"], 80.0, confirm=confirm).best is None and asked == []
+
+
 @pytest.mark.parametrize("arguments, message", [
     (dict(space={}), "the space of settings is empty"), (dict(space={"a": ()}), "the space of settings is empty"),
     (dict(first=1), "first must be at least 2"), (dict(drop=-1), "not negative"),

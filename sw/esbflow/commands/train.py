@@ -21,6 +21,8 @@ def add_parser(commands) -> None:
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
     parser.add_argument("--float", dest="float_model", metavar="FILE",
                         help="the float.pt of an earlier run, in place of training in real numbers")
+    parser.add_argument("--teacher-cache", metavar="FILE",
+                        help="keep there what the teacher says; later runs on the same batches need not ask it again")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,7 +43,7 @@ def run(arguments) -> None:
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
                             post_training=arguments.post_training, device=arguments.device, precision=arguments.precision,
-                            compiled=arguments.compile)
+                            compiled=arguments.compile, teacher_cache=arguments.teacher_cache)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(

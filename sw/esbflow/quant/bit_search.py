@@ -3,7 +3,8 @@
 Source: Feng et al., "SGQuant", ICTAI 2020, section on auto-bit selection: measure settings drawn at random, fit a regression
 tree from bits to accuracy, explore with it, measure the candidates that it promises with the least memory, and repeat.
 Here half of the candidates are one step down from the smallest good setting: a tree fitted to few measurements promises
-too much at the edge of what it knows.
+too much at the edge of what it knows. And the smallest of many noisy measurements flatters itself, so that a second,
+independent one can be asked before a setting is taken.
 """
 
 import itertools
@@ -24,14 +25,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """`best` is the smallest trial within the allowed drop, or None; `trials` are all, in the order of measuring."""
+    """`best` is the smallest trial within the allowed drop that was confirmed, or None; `trials` are all, in the order of
+    measuring; `refused` are those that were not confirmed."""
 
     best: Trial | None
     trials: tuple
+    refused: tuple = ()
 
 
 def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.5, first: int = 16, rounds: int = 3,
-                each: int = 6, explored: int = 2000, seed: int = 0, report=None) -> Found:
+                each: int = 6, explored: int = 2000, seed: int = 0, report=None, confirm=None) -> Found:
     """Search a space of settings.
 
     Parameters
@@ -46,6 +49,8 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
     rounds, each : how often the tree is fitted, and how many of its candidates are then measured.
     explored : how many settings the tree looks at in a round; all, where there are no more.
     report : called as report(done, total, trial) after each measurement.
+    confirm : choice -> whether a second look agrees that the setting is good enough. Asked at the end, of the smallest good
+        trial first, then of larger ones that measured better than all that were refused.
 
     Raises
     ------
@@ -56,7 +61,9 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
         raise ValueError("the space of settings is empty")
     if first < 2 or rounds < 0 or each < 1 or explored < 1 or drop < 0:
         raise ValueError("first must be at least 2, each and explored at least 1, rounds and drop not negative")
-    return _Search(space, measure, memory, reference - drop, explored, report, seed).run(first, rounds, each)
+    searched = _Search(space, measure, memory, reference - drop, explored, report, seed)
+    searched.run(first, rounds, each)
+    return searched.found(confirm or (lambda choice: True))
 
 
 class _Search:
@@ -70,7 +77,7 @@ class _Search:
         self.random = np.random.default_rng(seed)
         self.trials, self.bytes = {}, {}
 
-    def run(self, first: int, rounds: int, each: int) -> Found:
+    def run(self, first: int, rounds: int, each: int) -> None:
         self.total = min(self.count, first + rounds * each)
         drawn = self._sample(max(first, self.explored))
         self._measure([self._widest()])
@@ -80,9 +87,19 @@ class _Search:
             if not candidates:
                 break
             self._measure(candidates)
+
+    def found(self, confirm) -> Found:
+        """The smallest confirmed trial."""
         good = [trial for trial in self.trials.values() if trial.accuracy >= self.least]
-        best = min(good, key=lambda t: (t.memory, -t.accuracy)) if good else None
-        return Found(best, tuple(self.trials.values()))
+        refused, best = [], None
+        for trial in sorted(good, key=lambda t: (t.memory, -t.accuracy)):
+            if any(trial.accuracy <= other.accuracy for other in refused):
+                continue
+            if confirm(trial.choice):
+                best = trial
+                break
+            refused.append(trial)
+        return Found(best, tuple(self.trials.values()), tuple(refused))
 
     def _choice(self, places: tuple) -> dict:
         return {name: values[i] for (name, values), i in zip(self.space.items(), places)}

@@ -4,7 +4,7 @@
     python -m esbflow.training.studies resnet20 --only vecq4 --results docs/results
 
 A run whose record is there is skipped, an interrupted one goes on from its last epoch, and all runs of a study share the
-network that was trained in real numbers.
+network that was trained in real numbers and the answers of their teacher.
 """
 
 import argparse
@@ -96,7 +96,8 @@ def _measured(name, study, run, out, seed, progress) -> dict:
     recipe = recipe_of(study, run)
     float_model = out / f"{name}-float.pt"
     metrics = train_network(recipe, folder, seed=seed, resume=True, progress=progress,
-                            float_model=float_model if float_model.exists() else None)
+                            float_model=float_model if float_model.exists() else None,
+                            teacher_cache=out / f"{name}-teacher.sqlite")
     if not float_model.exists():
         (folder / "float.pt").replace(float_model)
     command = f"python -m esbflow.training.studies {name} --only {run.name}"
