@@ -247,7 +247,7 @@ def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule
     run = _Run(model, images, labels, schedule, mean, std, seed, report)
     plan = schedule.plan()
     first = loop._resume(model, run, checkpoint)
-    model.train()
+    model.to(memory_format=torch.channels_last).train()
     for epoch in range(first, len(plan)):
         run.epoch(epoch, len(plan), *plan[epoch])
         loop._save(model, run, epoch + 1, checkpoint)
@@ -297,7 +297,8 @@ class _Run:
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
             batch = augmented(self.images[chosen], schedule.shift, schedule.mirror, random)
             self.model.zero_grad()
-            scores = self.model(loop.normalise(batch, self.mean, self.std).to(self.device))
+            x = loop.normalise(batch, self.mean, self.std).to(self.device, memory_format=torch.channels_last)
+            scores = self.model(x)
             loss = F.cross_entropy(scores, torch.as_tensor(self.labels[chosen], device=self.device))
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")

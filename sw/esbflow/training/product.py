@@ -121,6 +121,8 @@ def train_product(model: nn.Module, teacher: nn.Module, images: np.ndarray, sche
     """
     run = _Run(model, teacher, images, schedule, mean, std, seed, report)
     first = loop._resume(model, run, checkpoint)
+    for network in (model, teacher):
+        network.to(memory_format=torch.channels_last)  # as in loop.py
     for unit in range(first, len(run.layers) + schedule.epochs):
         if unit < len(run.layers):
             run.layer(unit)
@@ -223,7 +225,7 @@ class _Run:
 
     def _step(self, optimizer, chosen, random, done: int) -> None:
         batch = augmented(self.images[chosen], self.schedule.shift, self.schedule.mirror, random)
-        x = loop.normalise(batch, self.mean, self.std).to(self.device)
+        x = loop.normalise(batch, self.mean, self.std).to(self.device, memory_format=torch.channels_last)
         with torch.no_grad():
             wanted = self.teacher(x)
         loss = distillation(self.model(x), wanted)
