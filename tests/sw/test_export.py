@@ -460,3 +460,19 @@ def test_max_pools_with_padding_and_ceil_mode_export_exactly(kernel, stride, pad
     expected = F.max_pool2d(torch.from_numpy(stored.astype(np.float64)), kernel, stride, padding, ceil_mode=ceil_mode)
     assert (stored < 0).any() and np.array_equal(pooled, expected.numpy())
     assert np.array_equal(convert(model, (1, 9, 8))(torch.from_numpy(images)).numpy(), values[graph.output.name])
+
+
+@pytest.mark.parametrize("options, padding", [
+    (dict(kernel_size=3, padding="same"), (1, 1)), (dict(kernel_size=(1, 5), padding="same", dilation=(3, 2)), (0, 4)),
+    (dict(kernel_size=2, padding="same", dilation=2), (1, 1)), (dict(kernel_size=(3, 2), padding="valid", stride=2), (0, 0))])
+def test_padding_in_words_is_turned_into_numbers(options, padding):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, **options))
+    images = np.random.default_rng(0).integers(0, 256, (6, 2, 9, 7), dtype=np.uint8)
+    quantized = calibrate(quantize(model, Recipe(first_weights="s8", last_weights="s8")), images).eval()
+    graph = export(quantized, "words", (2, 9, 7))
+    assert [node.padding for node in graph.nodes if hasattr(node, "dilation")] == [padding]
+    x = torch.from_numpy(images).float() / 255
+    assert execute(graph, images).shape == tuple(model(x).shape)
+    with torch.no_grad():
+        assert torch.allclose(quantized(x), model(x), atol=0.05)

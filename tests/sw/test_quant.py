@@ -526,10 +526,10 @@ def test_a_tensor_may_be_added_to_itself():
 @pytest.mark.parametrize("options, text", [
     (dict(padding=1, padding_mode="circular"), r"padding \(1, 1\), mode 'circular'"),
     (dict(padding=1, padding_mode="reflect"), r"padding \(1, 1\), mode 'reflect'"),
-    (dict(padding="same"), r"padding 'same', mode 'zeros'")])
-def test_padding_other_than_zeros_in_numbers_is_refused(options, text):
-    with pytest.raises(GraphError, match=rf"^0: {text} has no integer form; use zero padding given in numbers$"):
-        quantize(nn.Sequential(nn.Conv2d(1, 2, 3, **options)))
+    (dict(padding="same", kernel_size=(3, 2)), r"padding 'same', mode 'zeros'")])
+def test_padding_other_than_as_many_zeros_on_both_sides_is_refused(options, text):
+    with pytest.raises(GraphError, match=rf"^0: {text} has no integer form; use as many zeros on both sides$"):
+        quantize(nn.Sequential(nn.Conv2d(1, 2, **{"kernel_size": 3, **options})))
 
 
 class DependsOnData(nn.Module):

@@ -11,7 +11,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.numbers import Signed
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import Quantizer
-from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels
+from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.limit import limit_step
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import check_upsample, clip_limit, kind_of, tensors, trace
@@ -69,9 +69,9 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
         module = modules[name]
         if isinstance(module, (QuantConv2d, QuantLinear)):
             continue
-        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or padding_in_numbers(module) is None):
             raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; use "
-                             "zero padding given in numbers")
+                             "as many zeros on both sides")
         if recipe.excludes(name):
             continue
         quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1)

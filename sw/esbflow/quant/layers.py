@@ -7,6 +7,20 @@ from torch.nn import functional as F
 from esbflow.quant.base import Quantizer
 
 
+def padding_in_numbers(conv: nn.Conv2d) -> tuple | None:
+    """(rows, columns) of zeros on each side, also for "same" and "valid"; None where the sides would differ.
+
+    >>> padding_in_numbers(nn.Conv2d(1, 1, (3, 5), padding="same", dilation=(1, 2)))
+    (1, 4)
+    """
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding != "same":
+        return tuple(conv.padding)
+    spans = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
+    return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
+
+
 class QuantConv2d(nn.Conv2d):
     """nn.Conv2d with a weight quantizer; bias stays real until export."""
 
@@ -15,8 +29,8 @@ class QuantConv2d(nn.Conv2d):
     @classmethod
     def from_float(cls, conv: nn.Conv2d, quantizer: Quantizer) -> "QuantConv2d":
         """Share the parameters of `conv`."""
-        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                    conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
+        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding_in_numbers(conv),
+                    conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
         layer.weight, layer.bias = conv.weight, conv.bias
         layer.weight_quantizer = quantizer
         quantizer.prepare(layer.weight)
