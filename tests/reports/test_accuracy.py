@@ -30,6 +30,21 @@ def test_a_record_appears_beside_the_published_number(tmp_path):
     assert "not reproduced" in other
 
 
+def test_our_best_esb_of_as_many_bits_stands_in_every_row():
+    def esb(top1, bits, activations, **other):
+        return {"method": "esb3.1", "network": "resnet20", "data": "cifar10", "weights_bits": bits, "minutes": 1,
+                "activation_bits": activations, "top1_integer_graph": top1, "command": "x", **other}
+
+    page = accuracy.ledger({"worse": esb(90.9, 3.04, 3), "best": esb(91.2, 3.04, 3), "other-net": esb(99, 3.0, 3, network="vgg"),
+                            "other-method": esb(99, 3.0, 3, method="lsq:s3"), "four": esb(99, 4.04, 3),
+                            "no-accuracy": {"method": "esb3.1"}})
+    lines = {tuple(cell.strip() for cell in line.split("|")[1:5]): line.split("|")[9].strip() for line in page.splitlines()
+             if line.startswith("| ")}
+    assert lines["APoT", "ResNet-20", "CIFAR-10", "3/3"] == "[91.20](results/best.json)"
+    assert lines["LQ-Nets", "ResNet-20", "CIFAR-10", "3/3"] == "[91.20](results/best.json)"
+    assert lines["APoT", "ResNet-20", "CIFAR-10", "4/4"] == lines["LQ-Nets", "VGG-small", "CIFAR-10", "3/3"] == ""
+
+
 def test_saliency_has_a_section_of_its_own():
     result = {"method": "vecq:2", "weights_bits": 2.1, "activation_bits": 8, "bytes": 1234, "bytes_float": 56789, "minutes": 3,
               "command": "python -m x"}
