@@ -82,7 +82,7 @@ def _esb(entry, results: dict) -> str:
     found = [(accuracy_of(record), name) for name, record in results.items()
              if accuracy_of(record) is not None and record["method"].startswith("esb")
              and (record["network"], record["data"], _whole_bits(record)) == wanted]
-    return "[{:.2f}]({})".format(max(found)[0], _link(max(found)[1])) if found else ""
+    return f"[{max(found)[0]:.2f}]({_link(max(found)[1])})" if found else ""
 
 
 def _whole_bits(record: dict) -> str:
