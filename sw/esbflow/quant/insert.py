@@ -1,0 +1,164 @@
+"""Where quantizers go: behind every tensor that the engine stores.
+
+What one engine layer computes in one go (a convolution or linear layer, batch norm, the addition of one residual, ReLU)
+stays real inside. Going through a traced model in order, a tensor that a layer is still working on is `Open`; it is closed,
+by a quantizer, when something reads it that the same layer cannot compute.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from esbflow.numbers import Signed
+from esbflow.quant.activation import InputQuantizer
+from esbflow.quant.base import Quantizer
+from esbflow.quant.layers import SelectChannels
+from esbflow.quant.limit import limit_step
+from esbflow.quant.recipe import Recipe
+from esbflow.quant.trace import clip_limit, kind_of, tensors
+
+
+@dataclass(frozen=True)
+class Open:
+    """What an engine layer has computed so far.
+
+    state : "sums" of products or of pixels, "added" when a residual has come in, "relu" at the end.
+    takes_residual : whether the layer can still add another tensor: convolutions, norms of stored tensors.
+    pooled : by average, which keeps the range and the sign of what it reads.
+    limit : where its ReLU clips, or None.
+    """
+
+    state: str
+    takes_residual: bool = False
+    pooled: bool = False
+    limit: float | None = None
+
+
+class QuantizerInsertion:
+    """Inserts the quantizers of a recipe into a traced model, whose layers have been swapped; `traced.quantizers` holds
+    them by the name of the tensor."""
+
+    def __init__(self, traced: fx.GraphModule, recipe: Recipe):
+        self.traced, self.recipe = traced, recipe
+        self.graph, self.modules = traced.graph, dict(traced.named_modules())
+        self.open = {}  # node -> Open
+        traced.quantizers = nn.ModuleDict()
+
+    def run(self) -> None:
+        """Once."""
+        readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
+                   "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
+                   "upsample": self._moved, "pass": self._moved}
+        for node in list(self.graph.nodes):
+            for source in tensors(node):
+                if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
+                    self._store(source)
+            read = readers.get(self._kind(node))
+            if read:
+                read(node)
+
+    # -- what each kind of node does to the layer that it belongs to ---------------------------------------------------
+    def _input(self, node: fx.Node) -> None:
+        recipe = self.recipe
+        largest = max(max(abs((0 - m) / s), abs((1 - m) / s)) for m, s in zip(recipe.mean, recipe.std))
+        form = Signed(recipe.input_bits)
+        self._insert(node, node.name, InputQuantizer(form, largest / form.max))
+
+    def _conv(self, node: fx.Node) -> None:
+        self._moved(node)
+        if not isinstance(self.modules.get(node.target), SelectChannels):
+            self.open[node] = Open("sums", takes_residual=self._kind(node) == "conv")
+
+    def _avgpool(self, node: fx.Node) -> None:
+        self._moved(node)
+        self.open[node] = Open("sums", pooled=True)
+
+    def _norm(self, node: fx.Node) -> None:
+        source = tensors(node)[0]
+        if self._state(source) != "sums":
+            self._store(source)
+        before = self.open.pop(source, None)
+        self.open[node] = Open("sums", takes_residual=before is None or before.takes_residual)
+
+    def _add(self, node: fx.Node) -> None:
+        sources = tensors(node)
+        for source in sources:
+            if len(sources) == 1 or source in self.open and not self.open[source].takes_residual:  # the first: x + x
+                self._store(source)
+        # The last producer takes the other operand as its residual.
+        if [self._state(source) for source in tensors(node)] == ["sums", "sums"]:
+            self._store(tensors(node)[0])
+        for source in tensors(node):
+            if self._state(source) != "sums":
+                self._store(source)
+        self.open.pop(next((source for source in tensors(node) if source in self.open), None), None)
+        self.open[node] = Open("added")
+
+    def _relu(self, node: fx.Node) -> None:
+        source = tensors(node)[0]
+        if self._state(source) == "relu":
+            self._store(source)
+        self.open.pop(source, None)
+        module = self.modules.get(node.target) if node.op == "call_module" else None
+        self.open[node] = Open("relu", limit=clip_limit(node, module))
+
+    def _moved(self, node: fx.Node) -> None:
+        """Reads stored tensors only."""
+        for source in tensors(node):
+            self._store(source)
+
+    # -- closing a layer -----------------------------------------------------------------------------------------------
+    def _store(self, node: fx.Node) -> None:
+        """Put a quantizer behind an open tensor, and a second one behind that where what multiplies reads fewer bits than
+        what adds."""
+        layer = self.open.pop(node, None)
+        if layer is None:
+            return
+        names = (node.name, node.target) if node.op == "call_module" else (node.name,)
+        wide = self.recipe.residual_activations and layer.state == "relu" and any(map(self._adds, node.users))
+        multipliers = [user for user in node.users if self._multiplies(user)] if wide else []
+        quantizer = self.recipe.activation_quantizer(self._format(node, layer, wide), names)
+        stored = self._insert(node, node.name, limit_step(quantizer, layer.limit))
+        if multipliers:
+            name = f"{node.name}_low"
+            low = self.recipe.activation_quantizer(self.recipe.activations, (name, *names[1:]))
+            self._insert(stored, name, low, multipliers)
+
+    def _format(self, node: fx.Node, layer: Open, wide: bool) -> str:
+        recipe = self.recipe
+        if wide:
+            return recipe.residual_activations
+        if layer.state == "relu":
+            return recipe.activations
+        return recipe.pooled_activations if layer.pooled and not self._signed(node) else recipe.signed_activations
+
+    def _insert(self, node: fx.Node, name: str, quantizer: Quantizer, readers: list | None = None) -> fx.Node:
+        """The node of a quantizer behind `node`, which `readers` (all, if None) read in its place."""
+        self.traced.quantizers[name] = quantizer
+        with self.graph.inserting_after(node):
+            stored = self.graph.call_module(f"quantizers.{name}", (node,))
+        for reader in [user for user in node.users if user is not stored] if readers is None else readers:
+            reader.replace_input_with(node, stored)
+        return stored
+
+    # -- what is asked of nodes ----------------------------------------------------------------------------------------
+    def _kind(self, node: fx.Node) -> str | None:
+        return kind_of(node, self.modules)
+
+    def _state(self, node: fx.Node) -> str | None:
+        """Of an open tensor; None of a stored one."""
+        return self.open[node].state if node in self.open else None
+
+    def _multiplies(self, user: fx.Node) -> bool:
+        return self._kind(user) in ("conv", "linear") and not isinstance(self.modules.get(user.target), SelectChannels)
+
+    def _adds(self, user: fx.Node) -> bool:
+        kind = self._kind(user)
+        return (kind in ("add", "avgpool") or isinstance(self.modules.get(user.target), SelectChannels)
+                or kind == "pass" and any(map(self._adds, user.users)))
+
+    def _signed(self, node: fx.Node) -> bool:
+        """Whether what reaches a node was stored in a format with negative levels."""
+        if node.op == "call_module" and isinstance(self.traced.get_submodule(node.target), Quantizer):
+            return self.traced.get_submodule(node.target).form.signed
+        return any(map(self._signed, node.all_input_nodes))
