@@ -398,9 +398,11 @@ def test_a_second_look_uses_other_seeds_and_judges_by_nodes_that_chose_nothing(t
     for function in (accuracy, float_network, low_bit_network):
         monkeypatch.setattr(graphs.Task, function.__name__, function)
     choice = {"layer1_product": 4, "layer2_input": 4, "layer2_product": 4, "ranges": "node", "weights": "esb4.1"}
-    losses = {2: 1.5, 3: 0.0, 4: 0.0}
-    assert look(choice) and seen == [(2, 0, short), (3, 1, short), (4, 0, short)]  # 0.5 on the mean: the edge counts
-    losses[4] = 0.01
+    losses = {2: 0.5, 3: 0.5, 4: 0.5}
+    assert look(choice) and seen == [(2, 0, short), (3, 1, short), (4, 0, short)]  # the edge counts
+    losses = {2: 0.75, 3: 0.0, 4: 0.0}  # a mean of 0.25 and a standard error of 0.25
+    assert look(choice)
+    losses[2] = 0.76
     assert not look(choice)
 
 
