@@ -241,10 +241,18 @@ def test_a_second_look_is_asked_from_the_smallest_on_until_it_agrees():
         asked.append(choice["a"])
         return choice["a"] >= 6
 
-    found = select_bits(space, lambda c: real[c["a"]], lambda c: c["a"], 80.0, confirm=confirm)
+    def search(confirm):
+        asked.clear()
+        return select_bits(space, lambda c: real[c["a"]], lambda c: c["a"], 80.0, confirm=confirm)
+
+    found = search(confirm)
     assert asked == [1, 2, 4, 8] and found.best.choice == {"a": 8}  # 3 and 6 measured no better than smaller ones refused
     assert [t.choice["a"] for t in found.refused] == [1, 2, 4]
-    assert select_bits(space, lambda c: real[c["a"]], lambda c: c["a"], 80.0, confirm=lambda c: False).best is None
+    real[8] = 79.9
+    found = search(confirm)  # now 8 did not either: those above 4 are asked after all
+    assert asked == [1, 2, 4, 6] and found.best.choice == {"a": 6}
+    found = search(lambda choice: False)
+    assert found.best is None and [t.choice["a"] for t in found.refused] == [1, 2, 4, 6, 8]
     asked.clear()
     assert select_bits(space, lambda c: 70, lambda c: c["a"], 80.0, confirm=confirm).best is None and asked == []
 

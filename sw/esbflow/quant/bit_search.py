@@ -50,7 +50,7 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
     explored : how many settings the tree looks at in a round; all, where there are no more.
     report : called as report(done, total, trial) after each measurement.
     confirm : choice -> whether a second look agrees that the setting is good enough. Asked at the end, of the smallest good
-        trial first, then of larger ones that measured better than all that were refused.
+        trial first, then of larger ones that measured better than all that were refused, then of the other larger ones.
 
     Raises
     ------
@@ -89,16 +89,23 @@ class _Search:
             self._measure(candidates)
 
     def found(self, confirm) -> Found:
-        """The smallest confirmed trial."""
-        good = [trial for trial in self.trials.values() if trial.accuracy >= self.least]
-        refused, best = [], None
-        for trial in sorted(good, key=lambda t: (t.memory, -t.accuracy)):
+        """The smallest confirmed trial. One that measured no better than a smaller one that was refused is asked last."""
+        good = sorted((t for t in self.trials.values() if t.accuracy >= self.least), key=lambda t: (t.memory, -t.accuracy))
+        refused, later = [], []
+
+        def asked(trial):
+            agreed = confirm(trial.choice)
+            if not agreed:
+                refused.append(trial)
+            return agreed
+
+        for trial in good:
             if any(trial.accuracy <= other.accuracy for other in refused):
-                continue
-            if confirm(trial.choice):
-                best = trial
-                break
-            refused.append(trial)
+                later.append(trial)
+            elif asked(trial):
+                return Found(trial, tuple(self.trials.values()), tuple(refused))
+        largest = max((trial.memory for trial in refused), default=0)
+        best = next((trial for trial in later if trial.memory > largest and asked(trial)), None)
         return Found(best, tuple(self.trials.values()), tuple(refused))
 
     def _choice(self, places: tuple) -> dict:
