@@ -233,6 +233,12 @@ def test_the_search_is_repeatable_reports_and_ends_in_small_spaces():
     assert select_bits({"a": (2, 4)}, lambda c: 70, lambda c: c["a"], 70.5, drop=0.5).best.choice == {"a": 2}  # the edge counts
 
 
+def test_known_settings_are_measured_first():
+    known = ({"a": 4, "b": 4, "c": (4, 2), "d": "esb4.1"}, {"a": 8, "b": 8, "c": (8, 8), "d": "esb4.1"})  # and the widest
+    found = select_bits(SPACE, worth, size, 80.0, first=3, rounds=0, known=known)
+    assert [trial.choice for trial in found.trials[:2]] == [known[1], known[0]] and len(found.trials) == 3
+
+
 def test_a_second_look_is_asked_from_the_smallest_on_until_it_agrees():
     space, real = {"a": (1, 2, 3, 4, 6, 8)}, {1: 79.6, 2: 79.9, 3: 79.7, 4: 80.1, 6: 80.0, 8: 80.2}
     asked = []
@@ -259,7 +265,8 @@ def test_a_second_look_is_asked_from_the_smallest_on_until_it_agrees():
 
 @pytest.mark.parametrize("arguments, message", [
     (dict(space={}), "the space of settings is empty"), (dict(space={"a": ()}), "the space of settings is empty"),
-    (dict(first=1), "first must be at least 2"), (dict(drop=-1), "not negative"),
+    (dict(known=({"a": 1},)), "is not one of the space"),
+    (dict(known=({"a": 3, "b": 1, "c": (1, 1), "d": "twn"},)), "is not one of the space"), (dict(first=1), "first must be at least 2"), (dict(drop=-1), "not negative"),
     (dict(measure=lambda c: math.nan), "is not finite")])
 def test_bad_searches_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

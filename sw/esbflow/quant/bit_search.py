@@ -34,7 +34,7 @@ class Found:
 
 
 def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.5, first: int = 16, rounds: int = 3,
-                each: int = 6, explored: int = 2000, seed: int = 0, report=None, confirm=None) -> Found:
+                each: int = 6, explored: int = 2000, seed: int = 0, report=None, confirm=None, known: tuple = ()) -> Found:
     """Search a space of settings.
 
     Parameters
@@ -45,7 +45,7 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
     memory : choice -> bytes. Cheap.
     reference : accuracy in real numbers.
     drop : how much less is allowed.
-    first : settings drawn at random, of which one is the widest.
+    first : settings measured at the start: the widest, those `known` to be worth it, and others drawn at random.
     rounds, each : how often the tree is fitted, and how many of its candidates are then measured.
     explored : how many settings the tree looks at in a round; all, where there are no more.
     report : called as report(done, total, trial) after each measurement.
@@ -55,14 +55,14 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
     Raises
     ------
     ValueError
-        if the space is empty, a number is out of range, or an accuracy is not finite.
+        if the space is empty, a number is out of range, a known setting is not in the space, or an accuracy is not finite.
     """
     if not space or any(len(values) == 0 for values in space.values()):
         raise ValueError("the space of settings is empty")
     if first < 2 or rounds < 0 or each < 1 or explored < 1 or drop < 0:
         raise ValueError("first must be at least 2, each and explored at least 1, rounds and drop not negative")
     searched = _Search(space, measure, memory, reference - drop, explored, report, seed)
-    searched.run(first, rounds, each)
+    searched.run(first, rounds, each, known)
     return searched.found(confirm or (lambda choice: True))
 
 
@@ -77,11 +77,11 @@ class _Search:
         self.random = np.random.default_rng(seed)
         self.trials, self.bytes = {}, {}
 
-    def run(self, first: int, rounds: int, each: int) -> None:
+    def run(self, first: int, rounds: int, each: int, known: tuple = ()) -> None:
         self.total = min(self.count, first + rounds * each)
+        begun = [self._widest(), *(self._places(choice) for choice in known)]
         drawn = self._sample(max(first, self.explored))
-        self._measure([self._widest()])
-        self._measure([places for places in drawn if places not in self.trials][:first - 1])
+        self._measure(list(dict.fromkeys([*begun, *drawn]))[:first])
         for _ in range(rounds):
             candidates = self._candidates(each)
             if not candidates:
@@ -110,6 +110,11 @@ class _Search:
 
     def _choice(self, places: tuple) -> dict:
         return {name: values[i] for (name, values), i in zip(self.space.items(), places)}
+
+    def _places(self, choice: dict) -> tuple:
+        if set(choice) != set(self.space) or any(choice[name] not in values for name, values in self.space.items()):
+            raise ValueError(f"the known setting {choice} is not one of the space")
+        return tuple(values.index(choice[name]) for name, values in self.space.items())
 
     def _bytes(self, places: tuple) -> float:
         if places not in self.bytes:

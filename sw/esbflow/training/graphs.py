@@ -39,10 +39,12 @@ SEARCH_SEEDS, SEARCH_EPOCHS = 2, 30
 CONFIRM_SEEDS = 8
 DROP = 0.5
 """Points that a setting may cost."""
-SEARCH = dict(first=12, rounds=4, each=4, explored=600)
+SEARCH = dict(first=16, rounds=4, each=4, explored=600)
 WIDTHS = (1, 2, 3, (4, 3, 2, 1), (4, 4, 2, 2), 4, 8)
 """What the search may give a tensor: bits, or bits of the four degree buckets."""
 SEARCH_WEIGHTS = ("twn", "esb3.0", "esb4.1", "s8")
+UNIFORM = tuple((bits, weights) for bits in (2, 3, 4) for weights in ("esb3.0", "esb4.1"))
+"""Bits of all tensors, and weights, that the search measures first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +173,9 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
     def size(choice):
         return memory(quantize_graph_network(networks[0], recipe_of(choice)), task.topology)["total"]
 
-    return select_bits(search_space(task.network), measure, size, reference, drop, report=report,
+    space = search_space(task.network)
+    known = tuple({**dict.fromkeys(space, bits), "ranges": "node", "weights": weights} for bits, weights in UNIFORM)
+    return select_bits(space, measure, size, reference, drop, report=report, known=known,
                        confirm=SecondLook(task, seeds, drop, real, low_bit), **{**SEARCH, **options}), reference
 
 
