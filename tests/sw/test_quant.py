@@ -264,6 +264,19 @@ def test_a_refined_scale_is_searched_again_after_its_refresh_in_training_and_alw
     assert torch.allclose(quantizer.scale(4 * w), 4 * first)
 
 
+def test_in_eval_mode_the_scale_of_a_tensor_let_go_is_not_another_tensors():
+    quantizer = ESBWeightQuantizer(ESB(4, 1)).eval()
+    w = weights(2, 30)
+    first = quantizer.scale(w)
+    for power in range(1, 50):                  # each temporary may come to lie where the one before lay
+        factor = 2.0 ** (power % 9 - 4)
+        assert torch.allclose(quantizer.scale(factor * w), factor * first)
+    assert torch.equal(quantizer.scale(w[:1]), first[:1])
+    w.mul_(2)
+    assert torch.allclose(quantizer.scale(w), 2 * first)
+    assert quantizer.scale(w) is quantizer.scale(w)
+
+
 def test_scaling_weights_by_a_power_of_two_scales_what_they_become():
     w = weights(4, 30)
     for mode in ("closed_form", "refined", "pow2"):

@@ -59,15 +59,21 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
-        # In eval mode the scale holds as long as the weights stay the same tensor, unwritten.
-        state = (w.data_ptr(), w._version)
-        kept = self._age < self.refresh if self.training else self._state == state
+        kept = self._age < self.refresh if self.training else self._same_weights(w)
         if self.scale_mode == "refined" and self._held is not None and kept:
             self._age += 1
             return self._held
         scale = super().scale(w)
-        self._held, self._age, self._state = scale, 1, state
+        # The tensor itself is kept, not its address alone: memory let go is soon another tensor's, at the same version.
+        self._held, self._age, self._state = scale, 1, (w.detach(), w._version)
         return scale
+
+    def _same_weights(self, w: torch.Tensor) -> bool:
+        """In eval mode the scale holds as long as the weights stay the same tensor, unwritten."""
+        if self._state is None:
+            return False
+        seen, version = self._state
+        return seen.data_ptr() == w.data_ptr() and seen.shape == w.shape and version == w._version
 
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
         if self.scale_mode == "learned":
