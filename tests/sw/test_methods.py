@@ -273,6 +273,31 @@ def test_the_gradient_of_srq_is_that_of_the_mean_level():
     assert torch.allclose(x.grad, y.grad) and torch.allclose(noise.grad, t.grad)
 
 
+@pytest.mark.parametrize("text", ["lsq:s4", "srq:2", "srq:4", "srq:4,drop", "srq:8,learn", "apot:4"])
+def test_the_step_of_a_large_layer_does_not_leap(text):
+    """What one SGD step at rate 0.01 does to a learned step, whose gradient sums that of every weight."""
+    torch.manual_seed(0)
+    w = gaussian(64, 2304, seed=3).requires_grad_()
+    quantizer = make(text, w.detach())
+    (quantizer(w) * torch.randn_like(w)).sum().backward()
+    steps = {name: p for name, p in quantizer.named_parameters() if p.grad is not None and p.dim() < 2 and "gate" not in name}
+    assert steps
+    for name, p in steps.items():
+        assert (0.01 * p.grad.abs() < 0.1 * p.detach().abs()).all(), name
+
+
+@pytest.mark.parametrize("text", ["u4", "srq:4", "pact:4"])
+def test_the_step_of_a_large_activation_does_not_leap(text):
+    x = gaussian(4, 64, 32, 32, seed=3)
+    quantizer = activation_quantizer(text).train()
+    quantizer.observe(x)
+    (quantizer(x) * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    steps = [p for p in quantizer.parameters() if p.grad is not None]
+    assert steps
+    for p in steps:
+        assert 0.01 * p.grad.abs() < 0.2 * p.detach().abs()
+
+
 def test_dropping_no_bits_is_plain_srq_and_dropping_all_leaves_two():
     w = gaussian(3, 50)
     plain, drop = make("srq:4", w), make("srq:4,drop", w)
@@ -322,7 +347,7 @@ def test_pact_learns_its_clip_from_what_it_clips():
     assert y.tolist() == [[0, 0, 2, 3, 3]]
     y.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]))
     assert x.grad.tolist() == [[0, 2, 3, 0, 0]]
-    assert quantizer.step.grad.item() == pytest.approx(3 * (4 + 5))  # the clip is three steps
+    assert quantizer.step.grad.item() == pytest.approx((4 + 5) / 3)  # a third of the clip's: the clip is three steps
     assert quantizer.penalty().item() == pytest.approx(1e-4 / 2 * 9)
 
 

@@ -8,6 +8,7 @@ import torch
 from esbflow.numbers import Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import round_to_levels
+from esbflow.quant.lsq import damped
 
 
 class PACTActivation(ActivationQuantizer):
@@ -18,8 +19,9 @@ class PACTActivation(ActivationQuantizer):
     bits : 1..16.
     decay : of the penalty decay * clip**2 / 2, which keeps clips small; published as the weights' decay.
 
-    Gradient: to x straight through inside, to the clip from the values above it. The clip starts where the Gaussian
-    optimum of the first batch puts it.
+    Gradient: to x straight through inside, to the clip from the values above it. The parameter is the step, clip / (2**bits
+    - 1); its gradient is such that SGD moves the clip as it would if that were the parameter, as published. The clip starts
+    where the Gaussian optimum of the first batch puts it.
     """
 
     def __init__(self, bits: int, decay: float = 1e-4, name: str = "activation"):
@@ -29,11 +31,14 @@ class PACTActivation(ActivationQuantizer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and not self._has_scale():
             self.observe(x)
-        clip = self.step.abs().clamp(min=1e-12) * self.form.max
+        clip = self._clip()
         clipped = torch.minimum(x.clamp(min=0), clip)
         step = clip.detach() / self.form.max
         quantized = round_to_levels(clipped.detach() / step, self.form) * step
         return clipped + (quantized - clipped).detach()
 
     def penalty(self) -> torch.Tensor:
-        return self.decay / 2 * (self.step * self.form.max).square().sum()
+        return self.decay / 2 * self._clip().square().sum()
+
+    def _clip(self) -> torch.Tensor:
+        return damped(self.step.abs().clamp(min=1e-12), 1 / self.form.max ** 2) * self.form.max

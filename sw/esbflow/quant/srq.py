@@ -16,6 +16,7 @@ from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import check_finite, round_to_levels
 from esbflow.quant.dda import optimal_scale
+from esbflow.quant.lsq import damped, step_factor
 from esbflow.quant.weights import WeightQuantizer, as_rows, like_rows
 
 STRETCH, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -100,6 +101,9 @@ class SRQWeightQuantizer(WeightQuantizer):
     penalty_rate : of "learn", per weight and bit, times `cost`; the loss gets penalty_rate * cost * expected bits.
     per_channel : one step a row instead of one for the layer.
 
+    The gradients to step and noise are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all weights, and
+    without it training does not begin.
+
     `cost` says how dear a bit of this layer is, relative to the others (set by `weigh_bits`).
     """
 
@@ -145,8 +149,9 @@ class SRQWeightQuantizer(WeightQuantizer):
         check_finite(w.detach(), self.name)
         if not self.training:
             return super().values(w)
-        step = like_rows(self.step.abs().clamp(min=1e-12), w)
-        noise = torch.maximum(like_rows(self.noise.abs(), w), step.detach() / 20)
+        factor = step_factor(w.numel() // len(self.step), self.form)
+        step = like_rows(damped(self.step.abs().clamp(min=1e-12), factor), w)
+        noise = torch.maximum(like_rows(damped(self.noise.abs(), factor), w), step.detach() / 20)
         low, high = self._range()
         keep = None
         if not self.fixed:
@@ -208,6 +213,7 @@ class SRQActivation(ActivationQuantizer):
             return super().forward(x)
         if not self._has_scale():
             self.observe(x)
-        step = self.step.abs().clamp(min=1e-12)
-        noise = self.noise_ratio.abs().clamp(min=1 / 20) * step.detach()
+        factor = step_factor(x[0].numel(), self.form)
+        step = damped(self.step.abs().clamp(min=1e-12), factor)
+        noise = damped(self.noise_ratio.abs().clamp(min=1 / 20), factor) * step.detach()
         return likeliest_level(x, step, noise, 0, self.form.max, window=1)
