@@ -400,10 +400,21 @@ def test_a_second_look_uses_other_seeds_and_judges_by_nodes_that_chose_nothing(t
     choice = {"layer1_product": 4, "layer2_input": 4, "layer2_product": 4, "ranges": "node", "weights": "esb4.1"}
     losses = {2: 0.5, 3: 0.5, 4: 0.5}
     assert look(choice) and seen == [(2, 0, short), (3, 1, short), (4, 0, short)]  # the edge counts
-    losses = {2: 0.75, 3: 0.0, 4: 0.0}  # a mean of 0.25 and a standard error of 0.25
+    losses = {2: 0.7, 3: 0.0, 4: 0.0}  # a mean of 0.233 and a standard error of 0.233
+    seen.clear()
+    assert look(choice) and len(seen) == 3
+    losses = {2: 1.0, 3: 0.6, 4: 0.8}  # 0.8 and 0.115
+    seen.clear()
+    assert not look(choice) and len(seen) == 3
+    losses = {2: 0.9, 3: 0.0, 4: 0.1, 5: 0.2, 6: 0.1, 7: 0.3}  # 0.333 and 0.285, then 0.267 and 0.135
+    seen.clear()
+    assert look(choice) and [seed for seed, *_ in seen] == [2, 3, 4, 5, 6, 7]
+    look.most = 4
+    losses = {2: 0.0, 3: 0.0, 4: 0.9, 5: 0.9, 6: 0.0, 7: 1.3}  # 0.3 and 0.3, then 0.517 and 0.242: the mean decides
+    seen.clear()
+    assert not look(choice) and len(seen) == 6
+    losses[7] = 1.1  # 0.483 and 0.219
     assert look(choice)
-    losses[2] = 0.76
-    assert not look(choice)
 
 
 @pytest.mark.parametrize("words, message", [

@@ -37,6 +37,7 @@ REAL = GraphSchedule(every=5)
 LOW_BIT = GraphSchedule(epochs=100, every=5)
 SEARCH_SEEDS, SEARCH_EPOCHS = 2, 30
 CONFIRM_SEEDS = 8
+CONFIRM_MOST = 32
 DROP = 0.5
 """Points that a setting may cost."""
 SEARCH = dict(first=16, rounds=4, each=4, explored=600)
@@ -180,29 +181,38 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
 
 
 class SecondLook:
-    """Whether a setting costs at most `drop` points, by the mean of full trainings with seeds that the search has not used
-    and one standard error of that mean.
+    """Whether a setting costs at most `drop` points, by full trainings with seeds that the search has not used.
 
     An accuracy by which the best epoch was chosen, and then the best of many settings, promises too much. So half of the
     validation nodes choose the epoch and the other half judge, the halves taking turns. The test nodes are not looked at.
+
+    After each `seeds` trainings: yes if the mean loss and its standard error are at most `drop`, no if the mean less its
+    standard error is above; between them `seeds` more are asked, and after `most` the mean decides.
     """
 
     def __init__(self, task: Task, first_seed: int, drop: float, real: GraphSchedule, low_bit: GraphSchedule,
-                 seeds: int = CONFIRM_SEEDS):
+                 seeds: int = CONFIRM_SEEDS, most: int = CONFIRM_MOST):
         val = np.random.default_rng(0).permutation(task.data.val)
         one, two = np.sort(val[::2]), np.sort(val[1::2])
         self.tasks = [dataclasses.replace(task, data=dataclasses.replace(task.data, val=chooses, test=judges), trained={})
                       for chooses, judges in ((one, two), (two, one))]
-        self.seeds, self.drop, self.real, self.low_bit = range(first_seed, first_seed + seeds), drop, real, low_bit
+        self.first_seed, self.seeds, self.most = first_seed, seeds, most
+        self.drop, self.real, self.low_bit = drop, real, low_bit
 
     def __call__(self, choice: dict) -> bool:
         lost = []
-        for seed in self.seeds:
-            task = self.tasks[seed % 2]
-            network = task.float_network(seed, self.real)
-            low = task.low_bit_network(network, recipe_of(choice), seed, self.low_bit)
-            lost.append(task.accuracy(network) - task.accuracy(low))
-        return float(np.mean(lost) + np.std(lost, ddof=1) / len(lost) ** 0.5) <= self.drop
+        while len(lost) < self.most:
+            lost += [self.loss(choice, self.first_seed + len(lost) + i) for i in range(self.seeds)]
+            mean, error = float(np.mean(lost)), float(np.std(lost, ddof=1)) / len(lost) ** 0.5
+            if abs(mean - self.drop) >= error:
+                break
+        return mean <= self.drop
+
+    def loss(self, choice: dict, seed: int) -> float:
+        """Points that the setting costs on the nodes that judge."""
+        task = self.tasks[seed % 2]
+        network = task.float_network(seed, self.real)
+        return task.accuracy(network) - task.accuracy(task.low_bit_network(network, recipe_of(choice), seed, self.low_bit))
 
 
 def table(folder: Path) -> str:
