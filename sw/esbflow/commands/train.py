@@ -1,6 +1,7 @@
 """esbflow train: from images to an integer graph by a named recipe."""
 
 from esbflow.commands.common import JSON_HELP, positive, print_table, show
+from esbflow.engine_config import DEFAULT_ENGINE
 
 
 def add_parser(commands) -> None:
@@ -23,6 +24,8 @@ def add_parser(commands) -> None:
                         help="the float.pt of an earlier run, in place of training in real numbers")
     parser.add_argument("--teacher-cache", metavar="FILE",
                         help="keep there what the teacher says; later runs on the same batches need not ask it again")
+    parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
+                        help=f"whose cycles learned bits cost (srq:8,learn; default {DEFAULT_ENGINE})")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
@@ -43,7 +46,7 @@ def run(arguments) -> None:
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
                             post_training=arguments.post_training, device=arguments.device, precision=arguments.precision,
-                            compiled=arguments.compile, teacher_cache=arguments.teacher_cache)
+                            compiled=arguments.compile, teacher_cache=arguments.teacher_cache, engine=arguments.engine)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(
@@ -76,4 +79,6 @@ def _write_record(arguments, metrics: dict) -> None:
                  "post_training", "images", "seed"):
         if getattr(arguments, name):
             words += [f"--{name.removesuffix('_model').replace('_', '-')}", str(getattr(arguments, name))]
+    if arguments.engine != DEFAULT_ENGINE:
+        words += ["--engine", arguments.engine]
     record.write(Path(arguments.results), record.of_training(metrics, " ".join(words), metrics["seconds"] / 60))

@@ -44,6 +44,8 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     name : of the graph.
     shape : (c, h, w) of the input images.
 
+    `info["modules"]` of the graph says which module of the model each node with weights was.
+
     Raises
     ------
     GraphError
@@ -89,6 +91,7 @@ class _Exporter:
         self.values = {}
         self.groups = ConcatGroups(model.graph, self.modules)
         self.requantized = {}  # (tensor, group) -> tensor in the group's format
+        self.weighted = {}  # node of the trace -> its module, for layers with weights
 
     def run(self) -> ir.Graph:
         for node in self.model.graph.nodes:
@@ -111,6 +114,8 @@ class _Exporter:
         if not _clips(layer, form, scale):
             raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
                              "quantize(), which keeps the step small enough")
+        if layer.name in self.weighted:
+            self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
                                        **layer.closed(scale, f"layer {layer.name}")))
 
@@ -175,6 +180,7 @@ class _Exporter:
         bias = np.zeros(out) if module.bias is None else module.bias.detach().double().cpu().numpy()
         fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
                       weight_scale=scale)
+        self.weighted[node.name] = node.target
         return _Open(cls, node.name, source, fields, scale * source.scale, bias)
 
     def _norm(self, node, module, value):

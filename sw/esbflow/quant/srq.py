@@ -104,7 +104,8 @@ class SRQWeightQuantizer(WeightQuantizer):
     The gradients to step and noise are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all weights, and
     without it training does not begin.
 
-    `cost` says how dear a bit of this layer is, relative to the others (set by `weigh_bits`).
+    `cost` says how dear a bit of this layer is, relative to the others (`weigh_bits` sets it; training by a recipe
+    takes the cycles of an engine, training/bit_costs.py).
     """
 
     def __init__(self, bits: int, mode: str = "fixed", per_channel: bool = False, keep_rate: float = 0.8,
@@ -196,9 +197,15 @@ def weigh_bits(model: nn.Module, costs: dict) -> None:
     found = {name: module.weight_quantizer for name, module in model.named_modules()
              if isinstance(getattr(module, "weight_quantizer", None), SRQWeightQuantizer)}
     known = [costs[name] for name in found if name in costs]
+    mean = sum(known) / len(known) if any(known) else 1.0
     for name, quantizer in found.items():
         if name in costs:
-            quantizer.cost = costs[name] * len(known) / sum(known)
+            quantizer.cost = costs[name] / mean
+
+
+def learns_bits(model: nn.Module) -> bool:
+    """Whether some quantizer of the model learns its bit-width."""
+    return any(isinstance(module, SRQWeightQuantizer) and module.mode == "learn" for module in model.modules())
 
 
 class SRQActivation(ActivationQuantizer):

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.compiler.errors import CompileError
+from esbflow.engine_config import DEFAULT_ENGINE
+from esbflow.engine_config import engine as named_engine
 from esbflow.files import whole, write_json
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
@@ -15,7 +18,9 @@ from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
+from esbflow.quant.srq import learns_bits, weigh_bits
 from esbflow.training import record
+from esbflow.training.bit_costs import pass_cycles
 from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
 from esbflow.training.post_training import post_train
@@ -27,14 +32,15 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
                   progress: bool = True, float_model: Path | None = None, post_training: int | None = None,
                   device: str | None = None, precision: str = "float32", compiled: bool = False,
-                  teacher_cache: Path | None = None) -> dict:
+                  teacher_cache: Path | None = None, engine: str = DEFAULT_ENGINE) -> dict:
     """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
     `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. With `post_training`
     the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels. An
     interrupted run leaves checkpoints in `out`, from which `resume` goes on. `teacher_cache` is a file for what the teacher
-    says, so that later runs need not ask it again (see teacher_cache.py).
+    says, so that later runs need not ask it again (see teacher_cache.py). Learned bits cost what they cost on `engine`
+    (see bit_costs.py).
 
     Raises
     ------
@@ -72,7 +78,10 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         teacher = _teacher(recipe, model)
         if teacher is not None and teacher_cache:
             teacher = CachedTeacher(teacher, teacher_cache)
-        model = quantize(model, quant)
+        low = quantize(copy.deepcopy(model), quant)
+        if learns_bits(low):
+            weigh_bits(low, _bit_costs(model, quant, images, engine))
+        model = low
         with _Progress(f"train with {quant.weights} weights", progress) as report:
             recipe.low_bit.carry_out(model.to(device), images, labels, mean=quant.mean, std=quant.std, seed=seed + 1,
                                      checkpoint=checkpoints[1], report=report, teacher=teacher, **how)
@@ -94,6 +103,14 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
+
+
+def _bit_costs(model, quant, images, engine) -> dict:
+    """`pass_cycles`, or nothing, which leaves all layers alike, for a network that the compiler does not take."""
+    try:
+        return pass_cycles(model, quant, images, named_engine(engine))
+    except CompileError:
+        return {}
 
 
 def _teacher(recipe, model):
