@@ -1,6 +1,7 @@
 """Every command with --json: the fields that others read, and files that are whole."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -106,10 +107,12 @@ def test_train_and_export_agree(esbflow, tmp_path):
            for path in (tmp_path / "graph.npz", tmp_path / "again.npz")]
     assert run[0]["top1"] == run[1]["top1"]
     again = esbflow("train", "digits", "--out", tmp_path / "again", "--epochs", 1, "--images", 64, "--float", tmp_path / "float.pt",
-                    "--weights", "twn", "--results", tmp_path / "record.json")
+                    "--weights", "sq(ramped,linear):twn", "--engine", "tiny4x4", "--results", tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
-    assert again["float_top1"] == content["float_top1"] and record["method"] == "twn"
-    assert record["command"] == f"esbflow train digits --epochs 1 --weights twn --float {tmp_path / 'float.pt'} --images 64"
+    assert again["float_top1"] == content["float_top1"] and record["method"] == "sq(ramped,linear):twn"
+    assert shlex.split(record["command"]) == [
+        "esbflow", "train", "digits", "--epochs", "1", "--weights", "sq(ramped,linear):twn", "--float",
+        str(tmp_path / "float.pt"), "--images", "64", "--engine", "tiny4x4"]
 
 
 def test_doctor_says_what_to_do(esbflow):

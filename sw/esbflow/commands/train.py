@@ -70,15 +70,16 @@ def _overrides(path: str | None) -> tuple | None:
 
 
 def _write_record(arguments, metrics: dict) -> None:
+    import shlex
     from pathlib import Path
 
     from esbflow.training import record
 
-    words = ["esbflow train", arguments.recipe]
+    words = ["esbflow", "train", arguments.recipe]
     for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "overrides", "float_model",
                  "post_training", "images", "seed"):
         if getattr(arguments, name):
             words += [f"--{name.removesuffix('_model').replace('_', '-')}", str(getattr(arguments, name))]
     if arguments.engine != DEFAULT_ENGINE:
         words += ["--engine", arguments.engine]
-    record.write(Path(arguments.results), record.of_training(metrics, " ".join(words), metrics["seconds"] / 60))
+    record.write(Path(arguments.results), record.of_training(metrics, shlex.join(words), metrics["seconds"] / 60))

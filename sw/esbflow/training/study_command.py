@@ -4,6 +4,7 @@
 """
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -40,9 +41,11 @@ def command_line(module: str, **options) -> str:
 
     >>> command_line("text", data="imdb", seed=0, epochs=3, control=True)
     'python -m esbflow.training.text --data imdb --epochs 3 --control'
+    >>> command_line("text", weights="sq(ramped,linear):twn")  # as a shell takes it
+    "python -m esbflow.training.text --weights 'sq(ramped,linear):twn'"
     """
     words = [f"python -m esbflow.training.{module}"]
     for name, value in options.items():
         if value not in (None, False, 0):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
     return " ".join(words)
