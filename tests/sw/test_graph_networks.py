@@ -354,7 +354,7 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
     monkeypatch.setattr(graphs, "SEARCH", dict(first=4, rounds=1, each=2, explored=20))
     monkeypatch.setattr(graphs, "SEARCH_SEEDS", 1)
     asked = []
-    monkeypatch.setattr(graphs.SecondLook, "__call__", lambda self, choice: asked.append(choice) or True)
+    monkeypatch.setattr(graphs.SecondLook, "cost", lambda self, choice: asked.append(choice) or (29.5, 1.0))
     words = ["--seeds", "1", "--epochs", "4", "--search", "--drop", "30", "--out", str(tiny_cora)]
     assert graphs.main(words) == 0
     result = json.loads((tiny_cora / "sgquant-gcn-cora-search.json").read_text())
@@ -362,7 +362,7 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
     best = min(t["memory"] for t in result["trials"] if t["accuracy"] >= result["search"]["reference"] - 30)
     assert result["bytes"] == best and len(asked) == 1 and result["search"]["refused"] == 0
     assert result["command"].endswith("--seeds 1 --search --drop 30.0 --epochs 4")
-    monkeypatch.setattr(graphs.SecondLook, "__call__", lambda self, choice: False)
+    monkeypatch.setattr(graphs.SecondLook, "cost", lambda self, choice: (30.5, 1.0))
     (tiny_cora / "sgquant-gcn-cora-search.json").unlink()
     assert graphs.main(words) == 2
     assert "and not in trainings with other seeds" in capsys.readouterr().err
@@ -398,23 +398,14 @@ def test_a_second_look_uses_other_seeds_and_judges_by_nodes_that_chose_nothing(t
     for function in (accuracy, float_network, low_bit_network):
         monkeypatch.setattr(graphs.Task, function.__name__, function)
     choice = {"layer1_product": 4, "layer2_input": 4, "layer2_product": 4, "ranges": "node", "weights": "esb4.1"}
-    losses = {2: 0.5, 3: 0.5, 4: 0.5}
-    assert look(choice) and seen == [(2, 0, short), (3, 1, short), (4, 0, short)]  # the edge counts
-    losses = {2: 0.7, 3: 0.0, 4: 0.0}  # a mean of 0.233 and a standard error of 0.233
-    seen.clear()
-    assert look(choice) and len(seen) == 3
-    losses = {2: 1.0, 3: 0.6, 4: 0.8}  # 0.8 and 0.115
-    seen.clear()
-    assert not look(choice) and len(seen) == 3
-    losses = {2: 0.9, 3: 0.0, 4: 0.1, 5: 0.2, 6: 0.1, 7: 0.3}  # 0.333 and 0.285, then 0.267 and 0.135
-    seen.clear()
-    assert look(choice) and [seed for seed, *_ in seen] == [2, 3, 4, 5, 6, 7]
-    look.most = 4
-    losses = {2: 0.0, 3: 0.0, 4: 0.9, 5: 0.9, 6: 0.0, 7: 1.3}  # 0.3 and 0.3, then 0.517 and 0.242: the mean decides
-    seen.clear()
-    assert not look(choice) and len(seen) == 6
-    losses[7] = 1.1  # 0.483 and 0.219
-    assert look(choice)
+    for most, lost, mean, error in (
+            (32, [0.5, 0.5, 0.5], 0.5, 0), (32, [0.7, 0, 0], 0.7 / 3, 0.7 / 3), (32, [1.0, 0.6, 0.8], 0.8, 0.2 / 3 ** 0.5),
+            (32, [0.9, 0, 0.1, 0.2, 0.1, 0.3], 1.6 / 6, 0.1333),  # 0.33 and 0.28 after three: three more
+            (4, [0, 0, 0.9, 0.9, 0, 1.3], 3.1 / 6, 0.2386)):      # still unclear, and there are `most`
+        look.most, losses = most, dict(enumerate(lost, start=2))
+        seen.clear()
+        assert look.cost(choice) == (pytest.approx(mean), pytest.approx(error, abs=1e-4))
+        assert seen == [(seed, seed % 2, short) for seed in losses], "as many trainings as it takes"
 
 
 @pytest.mark.parametrize("words, message", [

@@ -156,7 +156,8 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
     """Automatic bit selection by accuracy on the validation nodes, the mean of some seeds.
 
     `real` trains the networks of which each setting is a fine-tuning for `epochs`; the best settings are then trained in
-    full by `low_bit` (`SecondLook`). `options` are those of `select_bits`.
+    full by `low_bit` (`SecondLook`). `report`, if given, is called with a sentence a setting. `options` are those of
+    `select_bits`.
 
     Returns
     -------
@@ -176,18 +177,28 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
 
     space = search_space(task.network)
     known = tuple({**dict.fromkeys(space, bits), "ranges": "node", "weights": weights} for bits, weights in UNIFORM)
-    return select_bits(space, measure, size, reference, drop, report=report, known=known,
-                       confirm=SecondLook(task, seeds, drop, real, low_bit), **{**SEARCH, **options}), reference
+    say = report or (lambda sentence: None)
+    look = SecondLook(task, seeds, drop, real, low_bit)
+
+    def confirm(choice):
+        mean, error = look.cost(choice)
+        say(f"second look at {size(choice)} bytes: {mean:.2f} points lost, standard error {error:.2f}")
+        return mean <= drop
+
+    def measured(done, total, trial):
+        say(f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes")
+
+    return select_bits(space, measure, size, reference, drop, report=measured, known=known, confirm=confirm,
+                       **{**SEARCH, **options}), reference
 
 
 class SecondLook:
-    """Whether a setting costs at most `drop` points, by full trainings with seeds that the search has not used.
+    """What a setting costs, by as many full trainings as tell it from `drop` points, with seeds unknown to the search.
 
     An accuracy by which the best epoch was chosen, and then the best of many settings, promises too much. So half of the
     validation nodes choose the epoch and the other half judge, the halves taking turns. The test nodes are not looked at.
 
-    After each `seeds` trainings: yes if the mean loss and its standard error are at most `drop`, no if the mean less its
-    standard error is above; between them `seeds` more are asked, and after `most` the mean decides.
+    Trainings come by `seeds` until the mean is a standard error or more from `drop`, or there are `most`.
     """
 
     def __init__(self, task: Task, first_seed: int, drop: float, real: GraphSchedule, low_bit: GraphSchedule,
@@ -199,17 +210,18 @@ class SecondLook:
         self.first_seed, self.seeds, self.most = first_seed, seeds, most
         self.drop, self.real, self.low_bit = drop, real, low_bit
 
-    def __call__(self, choice: dict) -> bool:
+    def cost(self, choice: dict) -> tuple:
+        """(points that the setting costs, their standard error)."""
         lost = []
         while len(lost) < self.most:
             lost += [self.loss(choice, self.first_seed + len(lost) + i) for i in range(self.seeds)]
             mean, error = float(np.mean(lost)), float(np.std(lost, ddof=1)) / len(lost) ** 0.5
             if abs(mean - self.drop) >= error:
                 break
-        return mean <= self.drop
+        return mean, error
 
     def loss(self, choice: dict, seed: int) -> float:
-        """Points that the setting costs on the nodes that judge."""
+        """Points that the setting costs by one training, on the nodes that judge."""
         task = self.tasks[seed % 2]
         network = task.float_network(seed, self.real)
         return task.accuracy(network) - task.accuracy(task.low_bit_network(network, recipe_of(choice), seed, self.low_bit))
@@ -263,8 +275,7 @@ def _run(options, say) -> dict:
     recipe, extra, setting = GraphRecipe.uniform(options.bits, options.weights, ranges=options.ranges), {}, "search"
     if options.search:
         drop = DROP if options.drop is None else options.drop
-        found, reference = search(task, real=real, low_bit=low, drop=drop, report=lambda done, total, trial: say(
-            f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes"))
+        found, reference = search(task, real=real, low_bit=low, drop=drop, report=say)
         if found.best is None:
             raise ValueError(f"no setting stayed within {drop:g} points of real numbers on the validation nodes; "
                              f"{len(found.refused)} did in the search, and not in trainings with other seeds; allow "
