@@ -239,12 +239,13 @@ def test_sq_prefers_filters_of_small_error_and_stages_its_ratio():
         assert (p.diff() <= 0).all() and (rule == "constant") == bool((p.diff() == 0).all())
     p = selection_weights(errors, "linear")
     assert (p[0] / p[1]).item() == pytest.approx(2, rel=1e-5)
-    quantizer = weight_quantizer("sq:binary")
-    ratios = []
-    for progress in (0.0, 0.3, 0.6, 0.8, 1.0):
-        quantizer.advance(progress)
-        ratios.append(quantizer.ratio)
-    assert ratios == [0.5, 0.75, 0.875, 1.0, 1.0]
+    for text, wanted in (("sq:binary", [0.5, 0.75, 0.875, 1.0, 1.0]), ("sq(ramped,linear):binary", [0.5, 0.95, 1, 1, 1])):
+        quantizer = weight_quantizer(text)
+        ratios = []
+        for progress in (0.0, 0.3, 0.6, 0.8, 1.0):
+            quantizer.advance(progress)
+            ratios.append(quantizer.ratio)
+        assert ratios == pytest.approx(wanted)
     single = make("sq:binary", gaussian(1, 9))
     assert not torch.equal(single(gaussian(1, 9)), gaussian(1, 9)), "one filter is always quantized"
 

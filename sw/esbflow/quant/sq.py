@@ -36,8 +36,9 @@ class StochasticQuantizer(WeightQuantizer):
     ----------
     inner : the method; its values, integers and hooks are used.
     selection : how channels are drawn without replacement; one of `SELECTIONS`.
-    schedule : "staged" quantizes 50, 75, 87.5 and 100 % of the channels in the quarters of training, "ramped" goes from
-        50 to 100 % over three quarters.
+    schedule : "staged" quantizes 50, 75, 87.5 and 100 % of the channels in the quarters of training, as published, where
+        each stage trains in full; "ramped" goes from 50 to 100 % over the first third and leaves the rest to the
+        network as it will be, which short trainings need.
 
     Eval mode quantizes everything and draws nothing. A layer of one channel is always quantized. Gradient: the inner
     method's for quantized channels, the plain one for the others.
@@ -69,7 +70,7 @@ class StochasticQuantizer(WeightQuantizer):
         if self.schedule == "staged":
             self.ratio = STAGES[min(3, int(4 * progress))]
         else:
-            self.ratio = min(1.0, 0.5 + progress * 2 / 3)
+            self.ratio = min(1.0, 0.5 + progress * 3 / 2)
 
     @torch.no_grad()
     def chosen(self, w: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
