@@ -394,6 +394,6 @@ def test_a_recipe_trains_writes_model_and_graph_and_counts_signs(tmp_path, monke
     assert metrics["graph_top1"] == pytest.approx(100 * (answers.reshape(64, -1).argmax(1) == data[1]).mean(), abs=0.01)
     again = api.train_network(recipe, tmp_path / "b", seed=4, progress=False, float_model=tmp_path / "alq" / "float.pt")
     assert again["float_top1"] == metrics["float_top1"]
-    with pytest.raises(ValueError, match="training of ALQ runs in one process in float32, uncompiled"):
+    with pytest.raises(ValueError, match="training of ALQ runs in float32, uncompiled"):
         api.train_network(recipe, tmp_path / "c", progress=False, compiled=True, float_model=tmp_path / "alq" / "float.pt")
     assert recipe.with_epochs(3).low_bit.shadow_epochs == 3

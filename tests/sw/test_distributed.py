@@ -10,13 +10,15 @@ import pytest
 import torch
 
 SCRIPT = textwrap.dedent("""
-    import sys
+    import copy, sys
     import numpy as np, torch
     from torch import nn
     from esbflow.quant.convert import quantize
     from esbflow.quant.recipe import Recipe
     from esbflow.training import distributed
+    from esbflow.training.alq import ALQSchedule
     from esbflow.training.loop import Schedule, train
+    from esbflow.training.product import ProductSchedule
 
     torch.set_num_threads(1)
     distributed.start()
@@ -29,10 +31,17 @@ SCRIPT = textwrap.dedent("""
             return self.linear(torch.flatten(torch.relu(self.conv(x)), 1))
 
     torch.manual_seed(0)
-    model = quantize(Net(), Recipe(first_weights=sys.argv[2], activations=sys.argv[3]))
+    real = Net()
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
-    train(model, images, random.integers(0, 3, 64), Schedule(epochs=2, batch=16, rate=0.01))
+    images, labels = random.integers(0, 256, (64, 1, 8, 8), dtype=np.uint8), random.integers(0, 3, 64)
+    model = quantize(copy.deepcopy(real), Recipe(first_weights=sys.argv[2], activations=sys.argv[3]))
+    how = dict(mean=(0.0,), std=(1.0,), teacher=real)
+    if sys.argv[2].startswith("alq"):
+        ALQSchedule(bits=1.5, rounds=1, prunings=2, shadow_epochs=1, batch=16).carry_out(model, images, labels, **how)
+    elif sys.argv[2].startswith("pq"):
+        ProductSchedule(images=32, layer_steps=4, epochs=1, batch=16).carry_out(model, images, labels, **how)
+    else:
+        train(model, images, labels, Schedule(epochs=2, batch=16, rate=0.01))
     rank = torch.distributed.get_rank() if distributed.active() else "alone"
     torch.save(model.state_dict(), f"{sys.argv[1]}/{rank}.pt")
 """)
@@ -48,7 +57,8 @@ def run(folder, processes, *arguments):
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("weights, activations", [("esb4.1", "u4"), ("lqnets:2", "lqnets:2"), ("srq:4,drop", "pact:4")])
+@pytest.mark.parametrize("weights, activations", [("esb4.1", "u4"), ("lqnets:2", "lqnets:2"), ("srq:4,drop", "pact:4"),
+                                                  ("alq:3", "u4"), ("pq:4,3", "u4")])
 def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path, weights, activations):
     run(tmp_path, 2, weights, activations)
     run(tmp_path, 1, weights, activations)

@@ -21,7 +21,7 @@ from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
 from esbflow.training import loop
 from esbflow.training.augment import augmented
-from esbflow.training.distributed import plain
+from esbflow.training.distributed import average_gradients, plain, share, synchronise
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -297,17 +297,19 @@ class _Run:
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
             batch = augmented(self.images[chosen], schedule.shift, schedule.mirror, random)
             self.model.zero_grad()
-            x = loop.normalise(batch, self.mean, self.std).to(self.device, memory_format=torch.channels_last)
+            x = loop.normalise(share(batch), self.mean, self.std).to(self.device, memory_format=torch.channels_last)
             scores = self.model(x)
-            loss = F.cross_entropy(scores, torch.as_tensor(self.labels[chosen], device=self.device))
+            loss = F.cross_entropy(scores, torch.as_tensor(share(self.labels[chosen]), device=self.device))
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
             loss.backward()
+            average_gradients(self.model)
             self._step(kind, index, step / steps)
             if kind == "prune" and step + 1 in prunings:
                 self._prune(around + (step + 1) / steps, schedule.rate * schedule.decay ** index)
             if self.report:
                 self.report(epoch * steps + step + 1, total * steps, float(loss.detach()))
+        synchronise(self.model)
 
     def _step(self, kind: str, index: int, begun: float) -> None:
         """One step; `begun` is the part of the epoch that lies behind."""

@@ -1,7 +1,8 @@
 """Data-parallel training under torchrun: every rank trains on its part of each batch and all stay equal.
 
-Gradients are averaged by DistributedDataParallel, quantizers average their statistics
-(`esbflow.quant.base.across_ranks`), batch norms their running ones after each epoch. In one process nothing of this happens.
+Gradients are averaged, by DistributedDataParallel or, where a training takes steps of its own, by `average_gradients`;
+quantizers average their statistics (`esbflow.quant.base.across_ranks`), batch norms their running ones after each epoch. In
+one process nothing of this happens.
 
     torchrun --nproc-per-node 2 -m esbflow.cli train resnet20-cifar10-w4a4 --out build/w4a4
 """
@@ -25,10 +26,9 @@ def active() -> bool:
 
 
 def plain(what: str, precision: str, compiled: bool) -> None:
-    """Refuse, with ValueError, what a training of its own kind has not: ranks, mixed precision, torch.compile."""
-    if active() or precision != "float32" or compiled:
-        raise ValueError(f"the training of {what} runs in one process in float32, uncompiled; leave torchrun, --precision "
-                         "and --compile away")
+    """Refuse, with ValueError, what a training of its own kind has not: mixed precision and torch.compile."""
+    if precision != "float32" or compiled:
+        raise ValueError(f"the training of {what} runs in float32, uncompiled; leave --precision and --compile away")
 
 
 def is_first() -> bool:
@@ -54,6 +54,16 @@ def wrap(model: nn.Module) -> nn.Module:
     if not active():
         return model
     return nn.parallel.DistributedDataParallel(model)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Make gradients the mean over ranks, after a backward pass that did not go through `wrap`."""
+    if not active():
+        return
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()
 
 
 def synchronise(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from esbflow.quant.base import Quantizer
 from esbflow.quant.product import ProductQuantizer
 from esbflow.training import loop
 from esbflow.training.augment import augmented
-from esbflow.training.distributed import plain
+from esbflow.training.distributed import average_gradients, plain, share, synchronise
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def train_product(model: nn.Module, teacher: nn.Module, images: np.ndarray, sche
             run.layer(unit)
         else:
             run.joint(unit)
+        synchronise(model)
         loop._save(model, run, unit + 1, checkpoint)
     for layer in run.layers:
         layer.weight_quantizer.waiting = False
@@ -225,7 +226,7 @@ class _Run:
 
     def _step(self, optimizer, chosen, random, done: int) -> None:
         batch = augmented(self.images[chosen], self.schedule.shift, self.schedule.mirror, random)
-        x = loop.normalise(batch, self.mean, self.std).to(self.device, memory_format=torch.channels_last)
+        x = loop.normalise(share(batch), self.mean, self.std).to(self.device, memory_format=torch.channels_last)
         with torch.no_grad():
             wanted = self.teacher(x)
         loss = distillation(self.model(x), wanted)
@@ -233,6 +234,7 @@ class _Run:
             raise ValueError(f"the loss is {loss.item()} in step {done}: training has diverged; lower the rate")
         self.model.zero_grad()
         loss.backward()
+        average_gradients(self.model)
         optimizer.step()
         if self.report:
             self.report(done + 1, self.total, float(loss.detach()))
