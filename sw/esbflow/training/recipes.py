@@ -94,6 +94,7 @@ RECIPES = {
     "lenet5-mnist-pq-esb": pq_lenet5(",esb4.1"),
     # Four planes a channel, pruned to 3.5 bits a weight over all layers.
     "resnet20-cifar10-alq": resnet20_by(ALQSchedule(3.5, 1, 1, 0, shadow_epochs=1, shift=4, mirror=True), "alq:4,channel"),
-    # 18 layers of 20 steps are about an epoch. A block is a kernel.
-    "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,9"),
+    # 18 layers of 20 steps are about an epoch. A block is a row of a kernel: blocks of whole kernels (pq:256,9) take a fifth
+    # less memory, since codebooks are large beside a small network, and came to 87.9 %, rows to 90.0 %.
+    "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,3"),
 }
