@@ -45,8 +45,8 @@ CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def resnet20(weights: str, activations: str, epochs: int, rate: float, residual: str | None = "u8") -> TrainingRecipe:
     """ResNet-20 on CIFAR-10 from the public real weights (91.73 %), first and last layer at 8 bits, a public ResNet-56
     (93.39 %) the teacher. After 6 epochs 4 bits came to 91.1 % with the network itself as teacher and a rate of 0.01, to
-    91.3 % with the ResNet-56 and 0.03, after 15 at 0.015 to 91.6 %. Fewer bits need the lower rate, or what the weights know is lost: at 2 bits 15 epochs
-    came to 87.0 % at 0.04 and to 88.3 % at 0.01."""
+    91.3 % with the ResNet-56 and 0.03, after 15 at 0.015 to 91.6 %. Fewer bits need the lower rate, or what the weights
+    know is lost: at 2 bits 15 epochs came to 87.0 % at 0.04 and to 88.3 % at 0.01."""
     return TrainingRecipe(
         network="resnet20", data="cifar10", real=None, start="resnet20_cifar10", teacher=("resnet56", "resnet56_cifar10"),
         low_bit=Schedule(epochs=epochs, batch=128, rate=rate, shift=4, mirror=True, distill=0.7, temperature=3.0),
