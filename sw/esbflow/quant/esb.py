@@ -59,8 +59,8 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
-        kept = self._age < self.refresh if self.training else self._same_weights(w)
-        if self.scale_mode == "refined" and self._held is not None and kept:
+        if self.scale_mode == "refined" and self._held is not None and (
+                self._age < self.refresh if self.training else self._same_weights(w)):
             self._age += 1
             return self._held
         scale = super().scale(w)
@@ -70,8 +70,6 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     def _same_weights(self, w: torch.Tensor) -> bool:
         """In eval mode the scale holds as long as the weights stay the same tensor, unwritten."""
-        if self._state is None:
-            return False
         seen, version = self._state
         return seen.data_ptr() == w.data_ptr() and seen.shape == w.shape and version == w._version
 
