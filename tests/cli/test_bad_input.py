@@ -113,6 +113,12 @@ def test_an_unknown_recipe_lists_the_known_ones(refused, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_an_unknown_scale_mode_lists_the_known_ones(refused, tmp_path):
+    said = refused("train", "digits", "--out", tmp_path / "o", "--scale-mode", "median")
+    assert "scale_mode must be one of closed_form, laplace, refined, learned, pow2, not 'median'" in said
+    assert not (tmp_path / "o").exists()
+
+
 def test_export_wants_a_trained_model(refused, tmp_path, model):
     missing = tmp_path / "model.pt"
     out = tmp_path / "out.npz"

@@ -14,6 +14,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES, engine
 from esbflow.graph.macs import macs_per_image
 from esbflow.runtime.program_file import load_program
+from esbflow.training.api import load_model
 
 CONFIG = ENGINES["tiny4x4"]
 RUN_FIELDS = {"images", "top1", "mismatches", "cycles_per_image", "macs_per_image", "utilization", "sim_cycles_per_second"}
@@ -107,12 +108,16 @@ def test_train_and_export_agree(esbflow, tmp_path):
            for path in (tmp_path / "graph.npz", tmp_path / "again.npz")]
     assert run[0]["top1"] == run[1]["top1"]
     again = esbflow("train", "digits", "--out", tmp_path / "again", "--epochs", 1, "--images", 64, "--float", tmp_path / "float.pt",
-                    "--weights", "sq(ramped,linear):twn", "--engine", "tiny4x4", "--results", tmp_path / "record.json")
+                    "--batch", 16, "--weights", "sq(ramped,linear):twn", "--last-weights", "esb4.1", "--scale-mode", "pow2",
+                    "--engine", "tiny4x4", "--results", tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
     assert again["float_top1"] == content["float_top1"] and record["method"] == "sq(ramped,linear):twn"
     assert shlex.split(record["command"]) == [
-        "esbflow", "train", "digits", "--epochs", "1", "--weights", "sq(ramped,linear):twn", "--float",
-        str(tmp_path / "float.pt"), "--images", "64", "--engine", "tiny4x4"]
+        "esbflow", "train", "digits", "--epochs", "1", "--batch", "16", "--weights", "sq(ramped,linear):twn", "--last-weights",
+        "esb4.1", "--scale-mode", "pow2", "--images", "64", "--float", str(tmp_path / "float.pt"), "--engine", "tiny4x4"]
+    last = load_model(tmp_path / "again" / "model.pt").fc2
+    mantissas, _ = np.frexp(last.weight_quantizer.scale(last.weight).detach().numpy())
+    assert (mantissas == 0.5).all()  # powers of two
 
 
 def test_doctor_says_what_to_do(esbflow):

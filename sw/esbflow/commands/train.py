@@ -10,9 +10,12 @@ def add_parser(commands) -> None:
     parser.add_argument("recipe", help="a named recipe, such as lenet5-mnist or resnet20-cifar10-w4a4")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--epochs", type=positive, help="of each stage, instead of the recipe's")
+    parser.add_argument("--batch", type=positive, help="images a step of the low-bit stage, instead of the recipe's")
     parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
+    parser.add_argument("--scale-mode", metavar="MODE",
+                        help="scales of weights: closed_form, laplace, refined (searched), learned or pow2")
     parser.add_argument("--device", help="cpu, cuda, ...; where to train (default cpu)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
                         help="bfloat16: mixed precision, which helps on GPUs")
@@ -40,8 +43,8 @@ def run(arguments) -> None:
 
     distributed.start()
     recipe = named(arguments.recipe).changed(
-        arguments.rate, weights=arguments.weights, activations=arguments.activations,
-        first_weights=arguments.first_weights, last_weights=arguments.last_weights,
+        arguments.rate, arguments.batch, scale_mode=arguments.scale_mode, weights=arguments.weights,
+        activations=arguments.activations, first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
@@ -70,16 +73,15 @@ def _overrides(path: str | None) -> tuple | None:
 
 
 def _write_record(arguments, metrics: dict) -> None:
-    import shlex
     from pathlib import Path
 
     from esbflow.training import record
 
-    words = ["esbflow", "train", arguments.recipe]
-    for name in ("epochs", "rate", "weights", "activations", "first_weights", "last_weights", "overrides", "float_model",
-                 "post_training", "images", "seed"):
-        if getattr(arguments, name):
-            words += [f"--{name.removesuffix('_model').replace('_', '-')}", str(getattr(arguments, name))]
-    if arguments.engine != DEFAULT_ENGINE:
-        words += ["--engine", arguments.engine]
-    record.write(Path(arguments.results), record.of_training(metrics, shlex.join(words), metrics["seconds"] / 60))
+    said = {name: getattr(arguments, name) for name in (
+        "epochs", "batch", "rate", "weights", "activations", "first_weights", "last_weights", "scale_mode", "overrides",
+        "post_training", "images", "seed", "device", "compile")}
+    said["float"] = arguments.float_model
+    said["precision"] = arguments.precision if arguments.precision != "float32" else None
+    said["engine"] = arguments.engine if arguments.engine != DEFAULT_ENGINE else None
+    command = record.command_line(f"esbflow train {arguments.recipe}", **said)
+    record.write(Path(arguments.results), record.of_training(metrics, command, metrics["seconds"] / 60))

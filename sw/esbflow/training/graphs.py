@@ -30,7 +30,8 @@ from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
 from esbflow.training.graph_data import GRAPHS, GraphData, load_graph_data
 from esbflow.training.graph_loop import GraphSchedule, accuracy, train_graph
-from esbflow.training.study_command import carry_out, command_line
+from esbflow.training.record import command_line
+from esbflow.training.study_command import carry_out
 
 NETWORKS = {"gcn": GCN, "agnn": AGNN}
 REAL = GraphSchedule(every=5)
@@ -294,8 +295,9 @@ def _run(options, say) -> dict:
     shown = dict(bits=options.bits, weights=options.weights, ranges=options.ranges)
     if options.search:
         shown = dict(search=True, drop=options.drop)
-    result.update(command=command_line("graphs", data=options.data, network=options.network, seeds=options.seeds, **shown,
-                                       epochs=options.epochs), **extra,
+    command = command_line("python -m esbflow.training.graphs", data=options.data, network=options.network,
+                           seeds=options.seeds, **shown, epochs=options.epochs)
+    result.update(command=command, **extra,
                   hardware=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU, torch {torch.__version__}",
                   minutes=round((time.monotonic() - began) / 60, 2))
     if options.out:

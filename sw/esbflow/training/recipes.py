@@ -31,11 +31,14 @@ class TrainingRecipe:
         real = self.real and replace(self.real, epochs=epochs)
         return replace(self, real=real, low_bit=self.low_bit.with_epochs(epochs))
 
-    def changed(self, rate: float | None = None, **quant) -> "TrainingRecipe":
-        """The same with another learning rate of the low-bit stage, and other fields of `quant` (None leaves one)."""
-        low_bit = self.low_bit if rate is None else replace(self.low_bit, rate=rate)
-        given = {name: value for name, value in quant.items() if value is not None}
-        return replace(self, low_bit=low_bit, quant=replace(self.quant, **given))
+    def changed(self, rate: float | None = None, batch: int | None = None, **quant) -> "TrainingRecipe":
+        """The same with another rate and batch of the low-bit stage, and other fields of `quant`; None leaves one."""
+        return replace(self, low_bit=replace(self.low_bit, **_given(rate=rate, batch=batch)),
+                       quant=replace(self.quant, **_given(**quant)))
+
+
+def _given(**fields) -> dict:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -4,6 +4,7 @@ Files of this kind in docs/results/ are what docs/accuracy.md is made of (`pytho
 """
 
 import platform
+import shlex
 from pathlib import Path
 
 import torch
@@ -13,6 +14,22 @@ from esbflow.quant.activation import InputQuantizer
 
 KEYS = ("method", "network", "data", "weights_bits", "activation_bits", "top1_integer_graph", "top1_float", "images",
         "bytes", "seed", "command", "hardware", "minutes")
+
+
+def command_line(program: str, **options) -> str:
+    """The command that a record names: options that are None, False or 0 are left out, True has no value.
+
+    >>> command_line("python -m esbflow.training.text", data="imdb", seed=0, epochs=3, control=True)
+    'python -m esbflow.training.text --data imdb --epochs 3 --control'
+    >>> command_line("esbflow train digits", first_weights="sq(ramped,linear):twn")  # as a shell takes it
+    "esbflow train digits --first-weights 'sq(ramped,linear):twn'"
+    """
+    words = [program]
+    for name, value in options.items():
+        if value not in (None, False, 0):
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def hardware() -> str:

@@ -28,7 +28,7 @@ from esbflow.training.api import load_float_model, save_float_model
 from esbflow.training.loop import Schedule, train
 from esbflow.training.saliency_data import load_saliency
 from esbflow.training.saliency_measures import graph_maps, measure, network_maps
-from esbflow.training.study_command import carry_out, command_line, steps
+from esbflow.training.study_command import carry_out, steps
 
 NETWORK = "unet"
 SHOWN = 8  # pictures of a drawing
@@ -98,9 +98,10 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
         **_named(measure(maps, test_masks), "_integer_graph"), **_named(fake_measures, "_fake_quantization"),
         **_named(measure(float_maps, test_masks), "_float"), **extra, "images": len(test),
         "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()),
-        "epochs_float": real.epochs, "epochs": low_bit.epochs, "seed": seed, "command": command_line(
-            "saliency", weights=weights, activations=activations, seed=seed, epochs=epochs, pictures=pictures,
-            control=control),
+        "epochs_float": real.epochs, "epochs": low_bit.epochs, "seed": seed,
+        "command": record.command_line(
+            "python -m esbflow.training.saliency", weights=weights, activations=activations, seed=seed, epochs=epochs,
+            pictures=pictures, control=control),
         "hardware": record.hardware(), "minutes": round((time.monotonic() - began) / 60, 1)}
 
 

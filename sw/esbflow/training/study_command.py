@@ -4,7 +4,6 @@
 """
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -34,18 +33,3 @@ def steps(say: Callable | None, title: str, every: int = 50) -> Callable:
         if say and (done % every == 0 or done == total):
             say(f"{title}: step {done}/{total}, loss {loss:.3f}")
     return report
-
-
-def command_line(module: str, **options) -> str:
-    """The command that a record names: options that are None, False or 0 are left out, True has no value.
-
-    >>> command_line("text", data="imdb", seed=0, epochs=3, control=True)
-    'python -m esbflow.training.text --data imdb --epochs 3 --control'
-    >>> command_line("text", weights="sq(ramped,linear):twn")  # as a shell takes it
-    "python -m esbflow.training.text --weights 'sq(ramped,linear):twn'"
-    """
-    words = [f"python -m esbflow.training.{module}"]
-    for name, value in options.items():
-        if value not in (None, False, 0):
-            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
-    return " ".join(words)

@@ -24,7 +24,7 @@ from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, quantize_sentences
 from esbflow.training import record
-from esbflow.training.study_command import carry_out, command_line, steps
+from esbflow.training.study_command import carry_out, steps
 from esbflow.training.text_data import Vocabulary, load_text, text_source
 from esbflow.training.text_loop import TextSchedule, graph_accuracy, text_accuracy, train_text
 
@@ -113,9 +113,9 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
         "top1_float": round(float_top1, 2), **extra, "images": len(test), "bytes": record.model_bytes(model),
         "bytes_embedding": host.bytes_.size, "vocabulary": len(vocabulary), "length": recipe.length, "dim": recipe.dim,
         "filters": recipe.filters, "epochs_float": recipe.real.epochs, "epochs": recipe.low_bit.epochs, "seed": seed,
-        "command": command_line(
-            "text", data=data, weights=weights, activations=activations, seed=seed, epochs=epochs, sentences=sentences,
-            control=control), "hardware": record.hardware(),
+        "command": record.command_line(
+            "python -m esbflow.training.text", data=data, weights=weights, activations=activations, seed=seed,
+            epochs=epochs, sentences=sentences, control=control), "hardware": record.hardware(),
         "minutes": round((time.monotonic() - began) / 60, 1)}
 
 

@@ -1,163 +1,22 @@
-"""The integer graph: executor against torch and by hand, exact bounds, checks, and its file."""
+"""What a graph refuses when it is validated, and its file."""
 
-import itertools
 import json
 import re
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from esbflow.graph import ir
-from esbflow.graph.bounds import Bound, bounds, check
 from esbflow.graph.errors import GraphError
-from esbflow.graph.execute import convolve, execute, requantize
+from esbflow.graph.execute import execute
 from esbflow.graph.file import VERSION, load, save
-from esbflow.graph.macs import macs, macs_per_image
 from esbflow.graph.random import random_graph, random_images
 from esbflow.graph.validate import validate
 from esbflow.numbers import ESB, Codebook, Format, Signed, Unsigned
+from tests.sw.graph_nodes import constants, conv_node, input_node
 
-seeds = st.integers(0, 2**32 - 1)
-
-
-def constants(channels, m=1, b=0, s=0, n=0):
-    return ir.Requantizer(**{name: np.full(channels, value, dtype=np.int64)
-                             for name, value in dict(m=m, n=n, b=b, s=s).items()})
-
-
-def input_node(shape, form=Signed(8)):
-    """A table that gives pixel - 128, so that every 8-bit code occurs."""
-    return ir.Input("input", (), shape, form, 1.0, table=np.tile(np.arange(256) - 128, (shape[0], 1)))
-
-
-def conv_node(weight, shape, inputs=("input",), form=Signed(32), **fields):
-    out = len(weight)
-    fields.setdefault("requantizer", constants(out))
-    return ir.Conv2d("conv", inputs, shape, form, 1.0, weight=np.asarray(weight, dtype=np.int64),
-                     weight_format=Signed(8), weight_scale=np.ones(out), **fields)
-
-
-def output_of(node, images):
-    """What a node makes of images, as float64 torch tensors (codes, result)."""
-    graph = validate(ir.Graph("one", [input_node(images.shape[1:]), node]))
-    codes = torch.from_numpy(images.astype(np.float64) - 128)
-    return codes, torch.from_numpy(execute(graph, images).astype(np.float64))
-
-
-# -- the executor against torch -----------------------------------------------------------------------------------
-@st.composite
-def axes(draw):
-    """(size, kernel, stride, padding, dilation) of one axis, with at least one output."""
-    kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    padding, stride = draw(st.integers(0, 4)), draw(st.integers(1, 4))
-    reach = (kernel - 1) * dilation + 1
-    return draw(st.integers(max(1, reach - 2 * padding), 12)) if reach - 2 * padding <= 12 else reach, kernel, stride, \
-        padding, dilation
-
-
-@settings(max_examples=60, deadline=None)
-@given(axes(), axes(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), seeds)
-def test_convolution_equals_torch_with_any_stride_padding_dilation_and_groups(y, x, groups, per_group, out_per_group,
-                                                                              seed):
-    random = np.random.default_rng(seed)
-    (size, kernel, stride, padding, dilation) = zip(y, x)
-    images = random.integers(0, 256, (2, groups * per_group, *size), dtype=np.uint8)
-    weight = random.integers(-128, 128, (groups * out_per_group, per_group, *kernel))
-    options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    expected = F.conv2d(torch.from_numpy(images - 128.0), torch.from_numpy(weight.astype(np.float64)), **options)
-    _, result = output_of(conv_node(weight, tuple(expected.shape[1:]), **options), images)
-    assert torch.equal(result, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 20), seeds)
-def test_linear_layer_equals_torch_on_the_flattened_map(channels, height, width, out, seed):
-    random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (3, channels, height, width), dtype=np.uint8)
-    weight = random.integers(-128, 128, (out, channels * height * width))
-    node = ir.Linear("fc", ("input",), (out, 1, 1), Signed(32), 1.0, weight=weight, weight_format=Signed(8),
-                     weight_scale=np.ones(out), requantizer=constants(out))
-    codes, result = output_of(node, images)
-    assert torch.equal(result[:, :, 0, 0], F.linear(codes.flatten(1), torch.from_numpy(weight.astype(np.float64))))
-
-
-@st.composite
-def windows(draw):
-    """(size, kernel, stride, padding) of one axis, as torch allows them."""
-    kernel = draw(st.integers(1, 5))
-    padding = draw(st.integers(0, kernel // 2))
-    return draw(st.integers(max(1, kernel - 2 * padding), 13)), kernel, draw(st.integers(1, 5)), padding
-
-
-@settings(max_examples=60, deadline=None)
-@given(windows(), windows(), st.booleans(), seeds)
-def test_max_pool_equals_torch_and_padding_never_wins(y, x, ceil_mode, seed):
-    size, kernel, stride, padding = zip(y, x)
-    # All codes below zero: a padding of zeros would win.
-    images = np.random.default_rng(seed).integers(0, 100, (2, 3, *size), dtype=np.uint8)
-    expected = F.max_pool2d(torch.from_numpy(images - 128.0), kernel, stride, padding, ceil_mode=ceil_mode)
-    node = ir.MaxPool2d("pool", ("input",), tuple(expected.shape[1:]), Signed(8), 1.0, kernel=kernel, stride=stride,
-                        padding=padding)
-    _, result = output_of(node, images)
-    assert torch.equal(result, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(windows(), windows(), seeds)
-def test_average_pool_sums_its_window_and_counts_padding_as_zero(y, x, seed):
-    size, kernel, stride, padding = zip(y, x)
-    images = np.random.default_rng(seed).integers(0, 256, (2, 3, *size), dtype=np.uint8)
-    means = F.avg_pool2d(torch.from_numpy(images - 128.0), kernel, stride, padding)
-    node = ir.AvgPool2d("pool", ("input",), tuple(means.shape[1:]), Signed(32), 1.0, kernel=kernel, stride=stride,
-                        padding=padding, requantizer=constants(3))
-    _, result = output_of(node, images)
-    assert torch.equal(result, (means * kernel[0] * kernel[1]).round())
-
-
-def test_upsample_and_concat_equal_torch():
-    images = np.random.default_rng(3).integers(0, 256, (2, 2, 3, 4), dtype=np.uint8)
-    node = ir.Upsample("up", ("input",), (2, 6, 12), Signed(8), 1.0, factor=(2, 3))
-    codes, result = output_of(node, images)
-    assert torch.equal(result, F.interpolate(codes, scale_factor=(2, 3), mode="nearest"))
-    node = ir.Concat("both", ("input", "input"), (4, 3, 4), Signed(8), 1.0)
-    codes, result = output_of(node, images)
-    assert torch.equal(result, torch.cat([codes, codes], dim=1))
-
-
-def test_convolution_beyond_53_bits_stays_exact():
-    x = np.full((1, 2, 1, 1), 2**31 - 1)
-    weight = np.array([2**30, 2**30 - 1]).reshape(1, 2, 1, 1)
-    assert convolve(x, weight, (1, 1), (0, 0), (1, 1), 1).item() == (2**31 - 1) * (2**31 - 1)
-
-
-def test_images_in_chunks_give_what_they_give_at_once(monkeypatch):
-    random = np.random.default_rng(5)
-    graph = random_graph(random, layers=3, channels=8, size=8)
-    images = random_images(random, graph, 7)
-    whole = execute(graph, images, keep=True)[graph.output.name]
-    monkeypatch.setattr("esbflow.graph.execute.CHUNK_BYTES", 1)
-    assert np.array_equal(execute(graph, images), whole)
-    assert execute(graph, images[:0]).shape == (0, *graph.output.shape)
-
-
-@pytest.mark.parametrize("images, message", [
-    (np.zeros((1, 2, 3, 4)), r"^images must be uint8, not float64; the graph's input table does the normalisation$"),
-    (np.zeros((1, 1, 3, 4), np.uint8), r"^images must have shape \(n, 2, 3, 4\), not \(1, 1, 3, 4\)$"),
-    (np.zeros((2, 3, 4), np.uint8), r"^images must have shape \(n, 2, 3, 4\), not \(2, 3, 4\)$"),
-])
-def test_images_of_the_wrong_kind_are_refused(images, message):
-    with pytest.raises(GraphError, match=message):
-        execute(ir.Graph("g", [input_node((2, 3, 4))]), images)
-
-
-# -- requantize ---------------------------------------------------------------------------------------------------
 ROUNDING = [
     # acc, m, b, s, r, n, format, output: the table of docs/integer_graph.md
     (5, 1, 0, 1, 0, 0, Signed(8), 3),
@@ -179,103 +38,6 @@ ROUNDING = [
     (90, 1, 0, 0, 0, 0, ESB(4, 1), 12),
     (9, 1, 0, 0, 0, 0, ESB(4, 2, signed=False), 10),
 ]
-
-
-@pytest.mark.parametrize("acc, m, b, s, r, n, form, output", ROUNDING)
-def test_requantize_follows_the_table_of_the_documentation(acc, m, b, s, r, n, form, output):
-    node = ir.Add("sum", ("input", "input"), (1, 1, 1), form, 1.0, requantizer=constants(1, m, b, s, n))
-    values = requantize(node, *(np.full((1, 1, 1, 1), v, dtype=np.int64) for v in (acc, r)))
-    assert values.item() == output
-
-
-@given(st.integers(-(2**27), 2**27 - 1), st.integers(-2048, 2047), st.integers(-(2**39), 2**39 - 1), st.integers(0, 40),
-       st.integers(-128, 255), st.integers(-2048, 2047),
-       st.sampled_from([Signed(8), Unsigned(4), Signed(16), ESB(4, 1), ESB(4, 2, signed=False), ESB(6, 3)]))
-def test_requantize_rounds_the_exact_sum_once(acc, m, b, s, r, n, form):
-    node = ir.Add("sum", ("input", "input"), (1, 1, 1), form, 1.0, requantizer=constants(1, m, b, s, n))
-    value = requantize(node, *(np.full((1, 1, 1, 1), v, dtype=np.int64) for v in (acc, r))).item()
-    exact = Fraction(acc * m + r * n + b, 2**s)
-    assert value == max((-abs(exact - int(level)), int(level)) for level in form.levels)[1] if form.bits <= 8 else \
-        value == min(max((exact + Fraction(1, 2)).__floor__(), form.min), form.max)
-
-
-def test_each_channel_has_its_own_constants():
-    form = Signed(16)
-    q = ir.Requantizer(*(np.array(v) for v in ((1, 2, -1), (0, 1, 0), (0, 0, 1), (0, 0, 5))))  # m, b, s, n
-    node = ir.Add("sum", ("input", "input"), (3, 1, 1), form, 1.0, requantizer=q)
-    values = requantize(node, np.full((1, 3, 1, 1), 10), np.full((1, 3, 1, 1), 1))
-    assert values.ravel().tolist() == [10, 21, -2]  # (-10 + 5) / 2 = -2.5, a tie, goes up
-
-
-def test_a_residual_enters_before_the_only_rounding():
-    # 1/4 + 1/4 = 1/2 rounds to 1; rounded one by one it would be 0.
-    node = conv_node([[[[1]]]], (1, 1, 1), ("input", "input"), Signed(8), requantizer=constants(1, m=1, n=1, s=2))
-    _, result = output_of(node, np.full((1, 1, 1, 1), 129, np.uint8))
-    assert result.item() == 1
-
-
-# -- bounds -------------------------------------------------------------------------------------------------------
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from([Signed(4), Unsigned(3), ESB(4, 1), Signed(8)]), st.booleans())
-def test_bounds_are_reached_by_some_input_and_never_passed(seed, form, with_residual):
-    random = np.random.default_rng(seed)
-    weight = random.integers(-9, 10, (2, 3, 1, 2))
-    q = ir.Requantizer(m=random.integers(-50, 51, 2), b=random.integers(-99, 100, 2), s=np.zeros(2, np.int64),
-                       n=random.integers(-50, 51, 2) * with_residual)
-    stem = ir.Requantize("stem", ("input",), (3, 1, 2), form, 1.0, requantizer=constants(3))
-    other = ir.Requantize("other", ("input",), (3, 1, 2), form, 1.0, requantizer=constants(3))
-    side = conv_node(np.ones((2, 3, 1, 2)), (2, 1, 1), ("other",), form)
-    side = replace(side, name="side")
-    node = conv_node(weight, (2, 1, 1), ("stem", "side") if with_residual else ("stem",), Signed(32), requantizer=q)
-    found = bounds(validate(ir.Graph("g", [input_node((3, 1, 2)), stem, other, side, node])))["conv"]
-    # A linear function is extreme at corners: all 64 of them, with both ends of the residual.
-    corners = np.array(list(itertools.product((form.min, form.max), repeat=6))).reshape(-1, 3, 1, 2)
-    acc = convolve(corners, weight, (1, 1), (0, 0), (1, 1), 1)[:, :, 0, 0]
-    ends = np.array([form.min, form.max])
-    sums = acc[None] * q.m + q.b + ends[:, None, None] * q.n
-    # A zero of the padding counts as an input value, which only matters where zero is no level's end.
-    assert (found.low, found.high) == (acc.min(), acc.max())
-    assert (found.sum_low, found.sum_high) == (sums.min(), sums.max())
-
-
-@pytest.mark.parametrize("low, high, bits", [(0, 0, 1), (-1, 0, 1), (0, 1, 2), (-8, 7, 4), (-9, 7, 5), (-8, 8, 5)])
-def test_bits_of_a_bound_are_those_of_twos_complement(low, high, bits):
-    assert Bound(low, high, low, high).bits == bits and Bound(low, high, low, high).sum_bits == bits
-
-
-def test_an_average_pool_is_bounded_by_its_count():
-    node = ir.AvgPool2d("pool", ("input",), (1, 1, 1), Signed(8), 1.0, kernel=(2, 3), stride=(1, 1),
-                        requantizer=constants(1))
-    found = bounds(validate(ir.Graph("g", [input_node((1, 2, 3)), node])))["pool"]
-    assert (found.low, found.high) == (-128 * 6, 127 * 6)
-
-
-def test_overflow_of_the_accumulator_is_refused_and_names_the_bits():
-    graph = validate(ir.Graph("g", [input_node((4, 1, 1)), conv_node(np.full((1, 4, 1, 1), 127), (1, 1, 1))]))
-    # 4 * 127 * 128 = 65024 below zero: 17 bits.
-    assert check(graph, 17)["conv"].bits == 17
-    with pytest.raises(GraphError, match=r"^layer conv: its accumulator needs 17 bits and the engine has 16; "
-                                         r"use fewer weight or activation bits, or a wider engine$"):
-        check(graph, 16)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds)
-def test_random_graphs_stay_within_their_bounds_and_formats(seed):
-    random = np.random.default_rng(seed)
-    graph = random_graph(random, channels=8, size=8)
-    values = execute(graph, random_images(random, graph, 2), keep=True)
-    for node in graph.nodes:
-        assert node.format.contains(values[node.name]).all()
-        assert values[node.name].shape[1:] == tuple(node.shape)
-
-
-def test_macs_count_products_and_the_additions_of_average_pools():
-    conv = conv_node(np.zeros((6, 2, 3, 3)), (6, 5, 4), padding=(1, 1), groups=2)
-    pool = ir.AvgPool2d("pool", ("conv",), (6, 1, 1), Signed(8), 1.0, kernel=(5, 4), stride=(1, 1),
-                        requantizer=constants(6))
-    graph = validate(ir.Graph("g", [input_node((4, 5, 4)), conv, pool]))
-    assert macs(conv) == 6 * 2 * 9 * 20 and macs(pool) == 6 * 20 and macs_per_image(graph) == 2160 + 120
 
 
 # -- validate -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,56 @@
+"""Graphs and the programs compiled from them, as tests need them."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from esbflow.compiler import pipeline
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.graph import ir
+from esbflow.graph.random import random_graph
+from esbflow.graph.validate import validate
+from esbflow.numbers import Signed
+
+seeds = st.integers(0, 2**32 - 1)
+BOUNDS = {"tiny4x4": {"channels": 10, "size": 10}, "small8x16": {"channels": 24, "size": 12},
+          "base16x16": {"channels": 40, "size": 14}, "large64x64": {"channels": 80, "size": 10}}
+
+
+def constants(channels, m=1, b=0, s=0, n=0):
+    return ir.Requantizer(**{name: np.full(channels, value, dtype=np.int64)
+                             for name, value in {"m": m, "n": n, "b": b, "s": s}.items()})
+
+
+def one_conv(weight, in_shape, form=None, **fields):
+    """A graph of one convolution."""
+    weight = np.asarray(weight, dtype=np.int64)
+    fields = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **fields}
+    out = tuple((size + 2 * p - (k - 1) * d - 1) // s + 1 for size, k, s, p, d in zip(
+        in_shape[1:], weight.shape[2:], fields["stride"], fields["padding"], fields["dilation"], strict=True))
+    table = np.tile(np.arange(256) - 128, (in_shape[0], 1))
+    return validate(ir.Graph("one", [
+        ir.Input("input", (), in_shape, Signed(8), 1.0, table=table),
+        ir.Conv2d("conv", ("input",), (len(weight), *out), form or Signed(32), 1.0, weight=weight,
+                  weight_format=Signed(8), weight_scale=np.ones(len(weight)), requantizer=constants(len(weight)),
+                  **fields)]))
+
+
+def compiled(random, config, **bounds):
+    """A random graph that fits the engine, and its program."""
+    while True:
+        graph = random_graph(random, **bounds)
+        try:
+            return graph, compile_graph(graph, config, int(random.integers(1, 4)), fold=bool(random.integers(2)))
+        except CompileError:
+            continue
+
+
+def plans_of(graph, config, batch=1, fold=True):
+    """The layers as they come to emission."""
+    kept, original = [], pipeline.emit
+    try:
+        pipeline.emit = lambda config, plans: kept.extend(plans) or original(config, plans)
+        compile_graph(graph, config, batch, fold)
+    finally:
+        pipeline.emit = original
+    return kept

@@ -1,0 +1,49 @@
+"""Folding a strided first layer changes no value."""
+
+import json
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esbflow.compiler.fold import fold_input
+from esbflow.compiler.lower import lower
+from esbflow.graph.execute import convolve
+from esbflow.graph.random import random_images, random_weights
+from esbflow.runtime import layout
+from tests.compiler.programs import one_conv, seeds
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.sampled_from([4, 8, 16, 64]))
+def test_a_folded_first_layer_computes_the_same(seed, rows):
+    random = np.random.default_rng(seed)
+    channels, (ky, kx) = int(random.integers(1, 5)), random.integers(1, 6, 2)
+    fields = {"stride": tuple(random.integers(1, 4, 2)), "padding": tuple(random.integers(0, 3, 2)),
+              "dilation": tuple(random.integers(1, 3, 2))}
+    size = [int(random.integers(max(1, (k - 1) * d + 1 - 2 * p), 14))
+            for k, d, p in zip((ky, kx), fields["dilation"], fields["padding"], strict=True)]
+    graph = one_conv(random_weights(random, (5, channels, ky, kx), "s8"), (channels, *size), **fields)
+    (original,) = lower(graph)
+    fold, folded = fold_input(original, rows)
+    codes = layout.encode_images(random_images(random, graph, 2), graph.input.table)
+    expected = convolve(codes, original.weight, original.stride, original.padding, original.dilation, 1)
+    if fold is None:
+        assert folded is original
+        return
+    meta = {"fold": json.loads(json.dumps(fold.to_meta(), default=int)), "height": folded.in_shape[1],
+            "width": folded.in_shape[2]}
+    wide = layout.fold_windows(codes, meta)
+    assert wide.shape[1:] == tuple(folded.in_shape)
+    assert np.array_equal(convolve(wide, folded.weight, folded.stride, folded.padding, folded.dilation, 1), expected)
+    # It is worth it: fewer passes, or as many over a smaller map.
+    passes = [np.prod(layer.kernel) * -(-layer.in_shape[0] // rows) for layer in (original, folded)]
+    assert passes[1] <= passes[0]
+
+
+def test_a_grey_image_folds_its_whole_window_on_a_wide_array():
+    (layer,) = lower(one_conv(np.ones((20, 1, 5, 5)), (1, 28, 28)))
+    fold, folded = fold_input(layer, 16)
+    assert fold.rows and folded.in_shape == (25, 24, 24) and folded.kernel == (1, 1)
+    fold, folded = fold_input(layer, 4)
+    assert not fold.rows and folded.in_shape == (5, 28, 24) and folded.kernel == (5, 1)

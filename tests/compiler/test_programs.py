@@ -1,0 +1,243 @@
+"""Whole programs on a machine in plain NumPy, their file, and what the compiler refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from esbflow import instructions
+from esbflow.compiler import pipeline
+from esbflow.compiler.cycles import CycleModel, count_cycles
+from esbflow.compiler.emit import POSTS_PER_LAYER
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images, random_weights
+from esbflow.graph.validate import validate
+from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.runtime import layout
+from esbflow.runtime.errors import ProgramError
+from esbflow.runtime.program_file import load_program
+from tests.compiler.machine import Machine, Stuck
+from tests.compiler.programs import BOUNDS, compiled, constants, one_conv
+
+
+# -- whole programs -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("number", range(12))
+def test_programs_of_random_graphs_compute_the_graph_in_any_order_that_tokens_allow(name, number):
+    random = np.random.default_rng((7, number, len(name)))
+    graph, program = compiled(random, ENGINES[name], **BOUNDS[name])
+    images = random_images(random, graph, program.meta["batch"])
+    expected = execute(graph, images)
+    assert np.array_equal(Machine(program).run(images), expected)
+    assert np.array_equal(Machine(program).run(images, order=random), expected)
+
+
+def test_a_program_without_one_of_its_waits_goes_wrong_or_stops_on_the_machine():
+    """The machine is only worth something if it notices: each kind of wait is removed in turn."""
+    random = np.random.default_rng(3)
+    # More weight tiles than slots, and a second layer that reads all of the first at once, and again as its residual.
+    first = one_conv(random_weights(random, (8, 3, 3, 3), "s4"), (3, 5, 5), Signed(4), padding=(1, 1))
+    second = replace(first.nodes[1], name="second", inputs=("conv", "conv"), format=Signed(16),
+                     weight=random_weights(random, (8, 8, 9, 1), "s4"), padding=(4, 0), requantizer=constants(8, n=3))
+    first.nodes[1] = replace(first.nodes[1], requantizer=constants(8, s=8))
+    graph = validate(ir.Graph("two", [*first.nodes, second]))
+    program = compile_graph(graph, ENGINES["tiny4x4"])
+    images = random_images(random, graph, 1)
+    expected = execute(graph, images)
+    for opcode, field in (("LOAD", "wait_free"), ("LOAD", "wait_stores"), ("WEIGHTS", "wait_free"),
+                          ("PASS", "wait_weights"), ("PASS", "wait_activations"), ("PASS", "wait_accumulators")):
+        low, width = instructions.layout(opcode)[field]
+        words = [word & ~(((1 << width) - 1) << low) if word & 15 == instructions.OPCODES[opcode] else word
+                 for word in program.words]
+        broken = replace(program, instructions=pipeline.instruction_array(words))
+        assert words != program.words
+        noticed = 0
+        for seed in range(20):
+            try:
+                noticed += not np.array_equal(Machine(broken).run(images, order=np.random.default_rng(seed)), expected)
+            except (AssertionError, Stuck):
+                noticed += 1
+            if noticed:
+                break
+        assert noticed, (opcode, field)
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_every_wait_of_a_program_is_answered_by_an_earlier_post(number):
+    random = np.random.default_rng((11, number))
+    name = list(BOUNDS)[number % 4]
+    graph, program = compiled(random, ENGINES[name], **BOUNDS[name])
+    found = count_cycles(program)  # raises where a wait has no post before it
+    assert len(found.stamps) == len(program.meta["layers"]) and found.stamps == sorted(found.stamps)
+    assert found.total > found.stamps[-1] and found.compute <= found.total
+
+
+def test_a_program_that_waits_for_a_later_post_is_refused_by_the_cycle_model():
+    words = [instructions.encode("LOAD", beats=1, segments=1, wait_free=1), instructions.encode("END")]
+    with pytest.raises(ValueError, match=r"^the program waits for activations_free and nothing before it posts that$"):
+        CycleModel(ENGINES["tiny4x4"], words).run()
+    with pytest.raises(ValueError, match=r"^the program has no END instruction$"):
+        CycleModel(ENGINES["tiny4x4"], []).run()
+
+
+def test_a_layer_of_many_tiles_and_images_keeps_its_tokens_few():
+    random = np.random.default_rng(5)
+    first = one_conv(random_weights(random, (20, 3, 1, 1), "s4"), (3, 40, 40), Unsigned(4))
+    second = replace(first.nodes[1], name="second", inputs=("conv",), shape=(4, 40, 40), format=Signed(16),
+                     weight=random_weights(random, (4, 20, 1, 1), "s4"), requantizer=constants(4))
+    graph = validate(ir.Graph("many", [*first.nodes, second]))
+    program = compile_graph(graph, ENGINES["tiny4x4"], batch=12)
+    decoded = [instructions.decode(word) for word in program.words]
+    posts = sum(fields["post_store"] for opcode, fields in decoded if opcode == "DRAIN" and fields["layer"] == 0)
+    drains = sum(opcode == "DRAIN" and fields["layer"] == 0 for opcode, fields in decoded)
+    assert drains > POSTS_PER_LAYER >= posts
+    assert max(fields["wait_stores"] for opcode, fields in decoded if opcode == "LOAD") <= 1023
+    images = random_images(random, graph, 12)
+    machine = Machine(program)
+    assert np.array_equal(machine.run(images, order=random), execute(graph, images))
+    assert max(machine.highest.values()) <= 4095
+
+
+def test_passes_in_any_order_give_the_same_sum():
+    """The passes of one output group are sums: `first` on whichever comes first, and order does not matter."""
+    random = np.random.default_rng(9)
+    graph = one_conv(random_weights(random, (12, 20, 3, 3), "s8"), (20, 3, 3))
+    program = compile_graph(graph, ENGINES["base16x16"], fold=False)
+    images = random_images(random, graph, 1)
+    expected = Machine(program).run(images)
+    low = instructions.layout("PASS")["first"][0]
+    keep = instructions.layout("PASS")["keep"][0]
+    decoded = [instructions.decode(word) for word in program.words]
+    slots = [i for i, (opcode, _) in enumerate(decoded) if opcode == "PASS"]
+    tiles, current = {}, None
+    for i in range(slots[-1] + 1):
+        opcode, fields = decoded[i]
+        if opcode == "WEIGHTS" and fields["destination"] == 0:
+            current = fields["offset"]
+        if opcode == "PASS":
+            tiles[i] = current
+    assert len(slots) == 2 * 2 * 9 * 2, "two channel groups, two digits each of weights and activations, nine taps"
+    for _ in range(3):
+        machine = Machine(program)
+        meta = program.meta["input"]
+        codes = layout.encode_images(images, program.table)
+        machine.memory["input"][:] = layout.pack(codes, 16, meta["digits"], meta["pitch"])
+        for opcode, fields in decoded:
+            if opcode == "LOAD":
+                machine._load(fields)
+            if opcode == "WEIGHTS" and fields["destination"] > 0:
+                machine._weights(fields)
+        for k, i in enumerate(random.permutation(slots)):
+            size = machine.config.tile_beats * 16
+            machine.slots[:size] = program.weights[16 * tiles[i]:16 * tiles[i] + size]
+            word = (program.words[i] & ~(1 << low) & ~(1 << keep)) | (k == 0) << low
+            machine._pass({**instructions.decode(word)[1], "slot": 0})
+        machine._drain(next(fields for opcode, fields in decoded if opcode == "DRAIN"))
+        output = program.meta["output"]
+        values = layout.unpack(machine.memory["output"], tuple(output["shape"]), 1, 16, output["digits"],
+                               output["pitch"], output["signed"])
+        assert np.array_equal(values, expected)
+    assert np.array_equal(expected, execute(graph, images))
+
+
+# -- the file -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def program():
+    return compiled(np.random.default_rng(1), ENGINES["small8x16"], channels=10, size=8)[1]
+
+
+def test_a_saved_program_reads_back_the_same(program, tmp_path):
+    loaded = load_program(program.save(tmp_path / "folder" / "net.prog"))
+    assert loaded.meta == json.loads(json.dumps(program.meta)) and loaded.config == program.config
+    for name in ("instructions", "weights", "table"):
+        one, two = getattr(program, name), getattr(loaded, name)
+        assert np.array_equal(one, two) and one.dtype == two.dtype
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["net.prog"]
+
+
+def test_a_program_cut_at_any_place_is_refused(program, tmp_path):
+    content = program.save(tmp_path / "net.prog").read_bytes()
+    path = tmp_path / "cut.prog"
+    for length in (0, 1, 4, 30, *range(50, len(content), len(content) // 40), len(content) - 23, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(ProgramError, match=r"^.*cut\.prog is not a whole program file \(.*\); compile the "
+                                               r"network again$"):
+            load_program(path)
+
+
+def test_compiling_twice_gives_the_same_bytes(tmp_path):
+    graph = random_graph(np.random.default_rng(2), channels=12, size=8)
+    one, two = (compile_graph(graph, ENGINES["base16x16"], 2) for _ in range(2))
+    assert one.meta == two.meta and np.array_equal(one.instructions, two.instructions)
+    assert np.array_equal(one.weights, two.weights)
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+def with_last(node):
+    graph = one_conv(np.ones((4, 2, 3, 3)), (2, 8, 8), Unsigned(4))
+    return validate(ir.Graph("g", [*graph.nodes, node]))
+
+
+WIDE = EngineConfig("narrow", rows=4, cols=4, accumulator_width=16)
+REFUSED = {
+    "upsample": (lambda: compile_graph(with_last(ir.Upsample("up", ("conv",), (4, 12, 12), Unsigned(4), 1.0)),
+                                       ENGINES["tiny4x4"]),
+                 r"layer up: the engine does not run Upsample; run it on the host, or express it by convolutions"),
+    "concat": (lambda: compile_graph(with_last(ir.Concat("cat", ("conv", "conv"), (8, 6, 6), Unsigned(4), 1.0)),
+                                     ENGINES["tiny4x4"]),
+               r"layer cat: the engine does not run Concat; run it on the host, or express it by convolutions"),
+    "accumulator": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 127), (4, 2, 2)), WIDE),
+                    r"layer conv: its accumulator may need \d+ bits and engine narrow has 16; use fewer bits or channels, "
+                    r"or an engine with wider accumulators"),
+    "batch 0": (lambda: compile_graph(one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)), ENGINES["tiny4x4"], 0),
+                r"batch must be in 1..256, not 0"),
+    "batch 257": (lambda: compile_graph(one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)), ENGINES["tiny4x4"], 257),
+                  r"batch must be in 1..256, not 257"),
+    "window": (lambda: compile_graph(one_conv(np.ones((4, 8, 11, 11)), (8, 40, 40), dilation=(3, 3)), ENGINES["tiny4x4"]),
+               r"layer conv: the window of one row of outputs does not fit the engine's buffers \(64 beats a half, 64 "
+               r"accumulators\); use a larger engine or a smaller kernel"),
+    "digits": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 30000), (4, 2, 2)), ENGINES["base16x16"]),
+               r"layer conv: weights of 4 digits times activations of 2 need more than the engine's 3 digit positions; use "
+               r"fewer weight bits"),
+    "no layer": (lambda: compile_graph(ir.Graph("empty", one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)).nodes[:1]),
+                                       ENGINES["tiny4x4"]),
+                 r"graph empty has no layer after its input"),
+    "wide tensor": (lambda: compile_graph(ir.Graph("g", [
+        *one_conv(np.ones((4, 2, 3, 3)), (2, 8, 8), Signed(16)).nodes,
+        ir.Requantize("last", ("conv",), (4, 6, 6), Signed(8), 1.0, requantizer=constants(4))]), ENGINES["tiny4x4"]),
+        r"layer conv: the engine reads activations of at most 8 bits, not s16"),
+    "esb": (lambda: compile_graph(one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2), ESB(6, 1)), ENGINES["tiny4x4"]),
+            r"layer conv: the engine requantizes to ESB levels up to 255, esb6.1 reaches \d+; use fewer exponent bits"),
+    "pool": (lambda: compile_graph(ir.Graph("g", [
+        *one_conv(np.ones((1, 1, 1, 1)), (1, 20, 20), Signed(8)).nodes,
+        ir.MaxPool2d("pool", ("conv",), (1, 5, 5), Signed(8), 1.0, kernel=(16, 16), stride=(1, 1))]), ENGINES["tiny4x4"]),
+        r"layer pool: the engine pools windows and strides up to 15"),
+    "stride": (lambda: compile_graph(one_conv(np.ones((1, 1, 1, 1)), (1, 200, 200), stride=(64, 64)), ENGINES["tiny4x4"]),
+               r"layer conv: the engine's strides reach 63, not 64"),
+    "offset": (lambda: compile_graph(ir.Graph("g", [
+        one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)).nodes[0],
+        replace(one_conv(np.full((1, 1, 1, 1), -100), (1, 2, 2)).nodes[1],
+                requantizer=constants(1, m=2047, b=2**39 - 1))]), ENGINES["tiny4x4"]),
+        r"layer conv: a requantizer offset needs more than 40 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_the_engine_is_refused_by_layer(kind):
+    make, message = REFUSED[kind]
+    with pytest.raises(CompileError, match=f"^{message}$"):
+        make()
+
+
+def test_an_accumulator_that_just_fits_is_exact_at_its_ends():
+    # Whatever the order of passes: the sum of magnitudes times the largest activation digit fits 16 bits.
+    graph = one_conv(np.array([7, -7, 7, -7]).reshape(1, 4, 1, 1), (4, 2, 2))
+    images = np.zeros((1, 4, 2, 2), np.uint8)
+    images[:, 0::2] = 255
+    for picture in (images, 255 - images):
+        assert np.array_equal(Machine(compile_graph(graph, WIDE)).run(picture), execute(graph, picture))

@@ -1,0 +1,67 @@
+"""Steps and clips that are learned: their gradients, and how far one step of training moves them."""
+
+import pytest
+import torch
+
+from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.quant import lsq
+from esbflow.quant.methods import activation_quantizer
+from tests.sw.quantizers import gaussian, make
+
+
+@pytest.mark.parametrize("text", ["lsq:s4", "srq:2", "srq:4", "srq:4,drop", "srq:8,learn", "apot:4"])
+def test_the_step_of_a_large_layer_does_not_leap(text):
+    """What one SGD step at rate 0.01 does to a learned step, whose gradient sums that of every weight."""
+    torch.manual_seed(0)
+    w = gaussian(64, 2304, seed=3).requires_grad_()
+    quantizer = make(text, w.detach())
+    (quantizer(w) * torch.randn_like(w)).sum().backward()
+    steps = {name: p for name, p in quantizer.named_parameters() if p.grad is not None and p.dim() < 2 and "gate" not in name}
+    assert steps
+    for name, p in steps.items():
+        assert (0.01 * p.grad.abs() < 0.1 * p.detach().abs()).all(), name
+
+
+@pytest.mark.parametrize("text", ["u4", "srq:4", "pact:4"])
+def test_the_step_of_a_large_activation_does_not_leap(text):
+    x = gaussian(4, 64, 32, 32, seed=3)
+    quantizer = activation_quantizer(text).train()
+    quantizer.observe(x)
+    (quantizer(x) * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    steps = [p for p in quantizer.parameters() if p.grad is not None]
+    assert steps
+    for p in steps:
+        assert 0.01 * p.grad.abs() < 0.2 * p.detach().abs()
+
+
+def test_pact_learns_its_clip_from_what_it_clips():
+    quantizer = activation_quantizer("pact:2")
+    with torch.no_grad():
+        quantizer.step.fill_(1.0)
+        quantizer.seen.fill_(True)
+    x = torch.tensor([[-1.0, 0.4, 1.6, 3.5, 9.0]], requires_grad=True)
+    y = quantizer(x)
+    assert y.tolist() == [[0, 0, 2, 3, 3]]
+    y.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]))
+    assert x.grad.tolist() == [[0, 2, 3, 0, 0]]
+    assert quantizer.step.grad.item() == pytest.approx((4 + 5) / 3)  # a third of the clip's: the clip is three steps
+    assert quantizer.penalty().item() == pytest.approx(1e-4 / 2 * 9)
+
+
+@pytest.mark.parametrize("form", [Unsigned(4), Signed(4), ESB(4, 1)], ids=str)
+def test_the_learned_step_has_lsqs_gradient_everywhere(form):
+    x = (gaussian(3, 400) * 4).requires_grad_()
+    step = torch.tensor(0.37, requires_grad=True)
+    gradient = gaussian(3, 400, seed=5)
+    functions = [lsq.learned_levels] + ([lsq.learned_range] if not isinstance(form, ESB) else [])
+    for function in functions:
+        x.grad = step.grad = None
+        y = function(x, step, form, 0.5)
+        y.backward(gradient)
+        ratio = (x / step).detach()
+        inside = (ratio > form.min) & (ratio < form.max)
+        levels = torch.from_numpy(form.nearest(ratio.numpy())).float()
+        assert torch.allclose(y, levels * step)
+        assert torch.equal(x.grad, gradient * inside)
+        wanted = 0.5 * (gradient * torch.where(inside, levels - ratio, levels)).sum()
+        assert step.grad.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-3)

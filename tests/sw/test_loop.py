@@ -1,0 +1,157 @@
+"""The training loop: reproducible, resumable, and loud about what cannot work."""
+
+import numpy as np
+import pytest
+import torch
+
+from esbflow.networks.digits import DigitsNet
+from esbflow.networks.lenet5 import LeNet5
+from esbflow.networks.resnet20 import ResNet20
+from esbflow.quant.convert import quantize
+from esbflow.quant.recipe import Recipe
+from esbflow.training import api, loop
+from esbflow.training.augment import augmented
+from esbflow.training.data import load_images
+from esbflow.training.loop import Schedule, calibrate, evaluate, normalise, train
+
+
+def small_run(model, checkpoint=None, report=None, low_bit=False):
+    images, labels = load_images("digits", "train", 200)
+    return train(model, images, labels, Schedule(epochs=2, batch=32, rate=0.05, shift=1), seed=5, checkpoint=checkpoint,
+                 report=report)
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(after):
+    def report(done, total, loss):
+        if done == after:
+            raise Killed
+
+    return report
+
+
+def fresh(low_bit):
+    torch.manual_seed(3)
+    return quantize(DigitsNet(), Recipe()) if low_bit else DigitsNet()
+
+
+@pytest.mark.parametrize("low_bit", [False, True])
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_run_that_was_killed_and_resumed_equals_an_unbroken_one_bit_for_bit(low_bit, step, tmp_path):
+    unbroken = small_run(fresh(low_bit)).state_dict()
+    with pytest.raises(Killed):
+        small_run(fresh(low_bit), tmp_path / "run.ckpt", killer(step))
+    assert (tmp_path / "run.ckpt").exists()
+    seen = []
+    resumed = small_run(fresh(low_bit), tmp_path / "run.ckpt", lambda done, total, loss: seen.append(done)).state_dict()
+    assert seen == list(range(8, 15)), "it goes on at the second epoch of seven steps"
+    assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another():
+    images, labels = load_images("digits", "train", 100)
+    weights = []
+    for seed in (0, 0, 1):
+        model = train(fresh(True), images, labels, Schedule(epochs=1), seed=seed)
+        weights.append(model.conv2.weight.detach())
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.ckpt"
+    for content in (b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"(?s)^.*run\.ckpt is no checkpoint of this run \(.*\); remove it to start again$"):
+            small_run(fresh(False), path)
+    torch.save({"model": LeNet5().state_dict(), "optimizer": {}, "epoch": 1}, path)
+    with pytest.raises(ValueError, match=r"(?s)^.*run\.ckpt is no checkpoint of this run \(.*\); remove it to start again$"):
+        small_run(fresh(False), path)
+
+
+def test_a_diverged_loss_is_refused():
+    images, labels = load_images("digits", "train", 100)
+    with pytest.raises(ValueError, match=r"^the loss is (nan|inf) in epoch \d+: training has diverged; lower the rate$"):
+        train(DigitsNet(), images, labels, Schedule(epochs=20, rate=1e6))
+
+
+def test_a_low_bit_model_that_diverges_is_refused_too():
+    images, labels = load_images("digits", "train", 100)
+    with pytest.raises(ValueError, match=r"training has diverged"):
+        train(quantize(DigitsNet()), images, labels, Schedule(epochs=20, rate=1e30))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"epochs": 0}, r"epochs and batch must be at least 1, not 0 and 64"),
+    ({"batch": 0}, r"epochs and batch must be at least 1, not 3 and 0"),
+    ({"rate": 0.0}, r"the learning rate must be positive, not 0.0"),
+    ({"rate": float("nan")}, r"the learning rate must be positive, not nan")])
+def test_a_schedule_refuses_nonsense_when_it_is_made(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Schedule(**fields)
+
+
+def test_no_images_are_refused():
+    none = np.zeros((0, 1, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match=r"^there are no images to train on$"):
+        train(DigitsNet(), none, np.zeros(0, np.int64), Schedule())
+    with pytest.raises(ValueError, match=r"^there are no images to calibrate on$"):
+        calibrate(quantize(DigitsNet()), none)
+
+
+def test_normalise_subtracts_the_mean_of_each_channel():
+    images = np.array([0, 51, 255, 102], np.uint8).reshape(1, 2, 1, 2)
+    x = normalise(images, (0.2, 0.4), (0.5, 0.2))
+    assert torch.allclose(x, torch.tensor([-0.4, 0.0, 3.0, 0.0]).reshape(1, 2, 1, 2), atol=1e-6)
+
+
+def test_images_move_by_whole_pixels_and_zeros_come_in():
+    images = np.arange(1, 26, dtype=np.uint8).reshape(1, 1, 5, 5)
+    seen = set()
+    for seed in range(60):
+        moved = augmented(images, 1, False, np.random.default_rng(seed))[0, 0]
+        padded = np.pad(images[0, 0], 1)
+        found = [(y, x) for y in range(3) for x in range(3) if np.array_equal(padded[y:y + 5, x:x + 5], moved)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 9
+
+
+def test_half_of_the_images_are_mirrored_and_none_is_changed_in_place():
+    images = np.arange(200 * 6, dtype=np.uint8).reshape(200, 1, 2, 3)
+    kept = images.copy()
+    mirrored = augmented(images, 0, True, np.random.default_rng(0))
+    turned = [np.array_equal(m, i[..., ::-1]) for m, i in zip(mirrored, images)]
+    assert all(t or np.array_equal(m, i) for t, m, i in zip(turned, mirrored, images))
+    assert 70 < sum(turned) < 130 and np.array_equal(images, kept)
+
+
+def test_scales_and_biases_are_not_pulled_to_zero():
+    groups = loop._parameter_groups(quantize(DigitsNet()), Schedule(weight_decay=0.1))
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert all(p.dim() >= 2 for p in groups[0]["params"]) and len(groups[0]["params"]) == 4
+    assert len(groups[1]["params"]) == 4 + 3, "four biases and three activation scales"
+
+
+def test_evaluate_counts_right_answers_in_percent():
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, 1.0, 0.5]]).repeat(len(x), 1)
+
+    labels = np.array([1] * 3 + [2] * 5)
+    assert evaluate(Constant(), np.zeros((8, 1, 2, 2), np.uint8), labels, batch=3) == 37.5
+    assert api.top1(np.array([[[[5]], [[5]]], [[[1]], [[2]]]]), np.array([0, 1])) == 100.0, "of equals the first counts"
+
+
+@pytest.mark.parametrize("network", [LeNet5, DigitsNet, ResNet20])
+def test_networks_take_their_shape_and_give_ten_scores(network):
+    assert network().eval()(torch.zeros(2, *network.shape)).shape == (2, 10)
+
+
+def test_resnet20_has_the_published_number_of_parameters():
+    # He et al., "Deep Residual Learning", table 6: 0.27 M.
+    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
+    assert sum(p.numel() for p in LeNet5().parameters()) == 431_080  # Caffe's LeNet
