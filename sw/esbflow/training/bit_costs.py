@@ -33,11 +33,22 @@ def pass_cycles(model: nn.Module, recipe: Recipe, images: np.ndarray, config: En
     return {layer: max(0, eight[layer] - spent) for layer, spent in four.items()}
 
 
+def trial(model: nn.Module, recipe: Recipe, images: np.ndarray, config: EngineConfig) -> tuple:
+    """(quantized copy in eval mode, its graph, its program): a network as it would be compiled, calibrated on `images`.
+
+    Raises
+    ------
+    CompileError
+        if the engine cannot run it.
+    """
+    low = calibrate(quantize(copy.deepcopy(model).eval(), recipe), images, recipe.mean, recipe.std).eval()
+    graph = export(low, "trial", images.shape[1:])
+    return low, graph, compile_graph(graph, config)
+
+
 def _cycles(model, recipe, text, images, config) -> dict:
     plain = replace(recipe, weights=text, first_weights=text, last_weights=text, overrides=())
-    low = calibrate(quantize(copy.deepcopy(model).eval(), plain), images, recipe.mean, recipe.std).eval()
-    graph = export(low, "costs", images.shape[1:])
-    program = compile_graph(graph, config)
+    _, graph, program = trial(model, plain, images, config)
     modules = graph.info["modules"]
     spent = dict.fromkeys(modules.values(), 0)
     for layer, cycles in zip(program.meta["layers"], count_cycles(program).per_layer):

@@ -21,9 +21,9 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.quant.convert import quantize
-from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
-from esbflow.training.loop import calibrate, normalise
+from esbflow.training.bit_costs import trial
+from esbflow.training.loop import normalise
 from esbflow.training.record import model_bytes
 
 CANDIDATES = ("esb2.0", "esb3.1", "esb4.1", "s8")
@@ -91,11 +91,10 @@ class BitSearch:
     def measure(self, weights: dict) -> Point:
         """Quantize with these weights {layer: text}, calibrate, and compile: exact costs of the whole network."""
         recipe = self._recipe(weights)
-        model = calibrate(quantize(copy.deepcopy(self.model).eval(), recipe), self.images, recipe.mean, recipe.std).eval()
+        model, _, program = trial(self.model, recipe, self.images, self.config)
         scores = torch.cat([model(normalise(self.images[i:i + 200], recipe.mean, recipe.std))
                             for i in range(0, len(self.images), 200)])
         loss = float(F.cross_entropy(scores, torch.as_tensor(self.labels)))
-        program = compile_graph(export(model, "search", self.images.shape[1:]), self.config)
         return Point(loss, count_cycles(program).total, model_bytes(model))
 
     def within(self, budget: float, of: str = "cycles") -> Choice:
