@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from esbflow.networks.message import Topology
+from tests.sw.graphs import small_data
+
 
 @pytest.fixture(scope="module")
 def task():
@@ -13,3 +16,10 @@ def task():
     for image, label in zip(images, labels):
         image[0, label // 2 * 2:label // 2 * 2 + 2, label % 2 * 4:label % 2 * 4 + 4] += 120
     return images.astype(np.uint8), labels.astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def small_graph():
+    """(data, topology) of sixty nodes."""
+    data = small_data()
+    return data, Topology(data.edges, len(data.labels))
