@@ -19,7 +19,7 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def small_graph():
+def sixty_nodes():
     """(data, topology) of sixty nodes."""
     data = small_data()
     return data, Topology(data.edges, len(data.labels))

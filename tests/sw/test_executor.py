@@ -1,6 +1,8 @@
 """The executor of the integer graph against torch, and its requantizer by hand and in exact fractions."""
 
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import convolve, execute, requantize
 from esbflow.graph.random import random_graph, random_images
-from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.numbers import ESB, Format, Signed, Unsigned
 from tests.sw.graph_nodes import constants, conv_node, input_node, output_of, seeds
 
 
@@ -152,6 +154,13 @@ def test_requantize_follows_the_table_of_the_documentation(acc, m, b, s, r, n, f
     node = ir.Add("sum", ("input", "input"), (1, 1, 1), form, 1.0, requantizer=constants(1, m, b, s, n))
     values = requantize(node, *(np.full((1, 1, 1, 1), v, dtype=np.int64) for v in (acc, r)))
     assert values.item() == output
+
+
+def test_the_documentation_prints_the_table_that_is_tested():
+    text = (Path(__file__).parents[2] / "docs" / "integer_graph.md").read_text()
+    rows = re.findall(r"^\| (-?\d+) \| (-?\d+) \| (-?\d+) \| (\d+) \| (-?\d+) \| (-?\d+) \| (\w+(?:\.\d)?) \| (-?\d+) \|$", text,
+                      re.MULTILINE)
+    assert [(*map(int, row[:6]), Format.parse(row[6]), int(row[7])) for row in rows] == ROUNDING
 
 
 @given(st.integers(-(2**27), 2**27 - 1), st.integers(-2048, 2047), st.integers(-(2**39), 2**39 - 1), st.integers(0, 40),

@@ -25,8 +25,8 @@ def test_repeated_edges_both_directions_and_self_loops_count_once():
     assert sorted(zip(topology.target.tolist(), topology.source.tolist())) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (3, 3)]
 
 
-def test_aggregation_equals_the_normalised_adjacency_matrix(small_graph):
-    data, topology = small_graph
+def test_aggregation_equals_the_normalised_adjacency_matrix(sixty_nodes):
+    data, topology = sixty_nodes
     dense = torch.eye(topology.nodes, dtype=torch.float64)
     for a, b in data.edges:
         dense[a, b] = dense[b, a] = 1
@@ -36,8 +36,8 @@ def test_aggregation_equals_the_normalised_adjacency_matrix(small_graph):
     assert torch.allclose(ours.double(), root[:, None] * dense * root @ x, atol=1e-5)
 
 
-def test_attention_sums_to_one_and_weighs_as_a_dense_matrix_does(small_graph):
-    _, topology = small_graph
+def test_attention_sums_to_one_and_weighs_as_a_dense_matrix_does(sixty_nodes):
+    _, topology = sixty_nodes
     scores = torch.randn(len(topology.source), 1) * 50  # large ones must not overflow
     attention = topology.softmax(scores)
     dense = torch.full((topology.nodes, topology.nodes), -torch.inf)
@@ -47,8 +47,8 @@ def test_attention_sums_to_one_and_weighs_as_a_dense_matrix_does(small_graph):
     assert torch.allclose(topology.weigh_neighbours(attention, x), dense.softmax(dim=1) @ x, atol=1e-5)
 
 
-def test_sums_of_codes_are_exact_integers(small_graph):
-    _, topology = small_graph
+def test_sums_of_codes_are_exact_integers(sixty_nodes):
+    _, topology = sixty_nodes
     codes = torch.randint(0, 16, (topology.nodes, 8))
     dense = torch.zeros(topology.nodes, topology.nodes, dtype=torch.int64)
     dense[topology.target, topology.source] = 1
@@ -79,8 +79,8 @@ def test_graphs_without_edges_and_isolated_nodes_give_finite_scores(network, rec
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_sparse_and_a_dense_input_give_the_same_scores_and_gradients(network, small_graph):
-    data, topology = small_graph
+def test_a_sparse_and_a_dense_input_give_the_same_scores_and_gradients(network, sixty_nodes):
+    data, topology = sixty_nodes
     model = network(40, 3).eval()
     features = torch.from_numpy(data.features)
     results = []
@@ -94,8 +94,8 @@ def test_a_sparse_and_a_dense_input_give_the_same_scores_and_gradients(network, 
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_bad_features_are_refused(network, small_graph):
-    _, topology = small_graph
+def test_bad_features_are_refused(network, sixty_nodes):
+    _, topology = sixty_nodes
     model = quantize_graph_network(network(40, 3), GraphRecipe())
     with pytest.raises(ValueError, match=r"the network takes features of shape \(60, 40\), not \(60, 39\)"):
         model.read(torch.zeros(60, 39), topology)
@@ -106,8 +106,8 @@ def test_bad_features_are_refused(network, small_graph):
 # -- products in integers -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("weights", ["esb4.1", "s8", "twn", "vecq:2"])
 @pytest.mark.parametrize("bits", [1, 3, 4, 7, 8, (8, 4, 2, 1)])
-def test_the_executed_graph_equals_the_integer_product_in_torch_on_every_value(weights, bits, small_graph):
-    data, topology = small_graph
+def test_the_executed_graph_equals_the_integer_product_in_torch_on_every_value(weights, bits, sixty_nodes):
+    data, topology = sixty_nodes
     model = quantize_graph_network(AGNN(40, 3), GraphRecipe(weights, combination=bits))
     product = IntegerProduct(model.lin2, model.quantizers["layer2_input"], topology.nodes)
     x = torch.randn(topology.nodes, 16)
@@ -133,8 +133,8 @@ def test_extreme_codes_do_not_saturate():
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("ranges", ["tensor", "bucket", "node"])
-def test_a_network_of_integer_products_equals_fake_quantization(network, ranges, small_graph):
-    data, topology = small_graph
+def test_a_network_of_integer_products_equals_fake_quantization(network, ranges, sixty_nodes):
+    data, topology = sixty_nodes
     torch.manual_seed(0)
     model = quantize_graph_network(network(40, 3), GraphRecipe(ranges=ranges)).double().eval()
     features = torch.from_numpy(data.features).double()  # in float32 the fake product's rounding may move a code at a tie
@@ -145,8 +145,8 @@ def test_a_network_of_integer_products_equals_fake_quantization(network, ranges,
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_products_are_saved_and_compiled_for_the_engine(bits, small_graph, tmp_path):
-    _, topology = small_graph
+def test_products_are_saved_and_compiled_for_the_engine(bits, sixty_nodes, tmp_path):
+    _, topology = sixty_nodes
     model = quantize_graph_network(GCN(40, 3), GraphRecipe(input_bits=bits))
     product = IntegerProduct(model.lin1, model.quantizers["layer1_input"], topology.nodes)
     save(product.graph, tmp_path / "lin1.npz")

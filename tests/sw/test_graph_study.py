@@ -26,8 +26,8 @@ def trained(network, data, topology, recipe=None, epochs=60, seed=0):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("recipe", [None, GraphRecipe(ranges="node")])
-def test_networks_learn_and_the_same_seed_gives_the_same_network(network, recipe, small_graph):
-    data, topology = small_graph
+def test_networks_learn_and_the_same_seed_gives_the_same_network(network, recipe, sixty_nodes):
+    data, topology = sixty_nodes
     first, second = (trained(network, data, topology, recipe) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert accuracy(first, data, topology) > 55  # a third is chance
@@ -36,8 +36,8 @@ def test_networks_learn_and_the_same_seed_gives_the_same_network(network, recipe
             accuracy(first, data, topology), abs=100 / 30 + 0.1)
 
 
-def test_training_that_diverges_is_stopped(small_graph):
-    data, topology = small_graph
+def test_training_that_diverges_is_stopped(sixty_nodes):
+    data, topology = sixty_nodes
     model = GCN(40, 3)
     with torch.no_grad():
         model.bias2[0] = torch.nan
@@ -49,8 +49,8 @@ def test_training_that_diverges_is_stopped(small_graph):
         GraphSchedule(rate=0)
 
 
-def test_a_teacher_pulls_the_network_toward_its_answers(small_graph):
-    data, topology = small_graph
+def test_a_teacher_pulls_the_network_toward_its_answers(sixty_nodes):
+    data, topology = sixty_nodes
     teacher = torch.eye(3)[torch.full((topology.nodes,), 2)]  # class 2 everywhere
     torch.manual_seed(0)
     plain, taught = (GCN(40, 3) for _ in range(2))
