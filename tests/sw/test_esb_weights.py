@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,6 +81,19 @@ def test_pow2_scales_are_the_better_neighbouring_power_of_two():
         neighbour = (other / closed > 0.5) & (other / closed < 2)
         worse = (round_to_levels(w / other, ESB(4, 1)) * other - w).square().sum(dim=1, keepdim=True)
         assert (~neighbour | (worse >= error_of(quantizer, w)[:, None])).all()
+
+
+@pytest.mark.parametrize("mode", ["closed_form", "laplace", "refined", "learned", "pow2"])
+@pytest.mark.parametrize("form", [Binary(), Codebook((-3, -1, 1, 3))], ids=str)
+def test_a_pruned_channel_stays_silent_in_a_format_without_zero(mode, form):
+    w = weights(4, 3, 3, 3)
+    w[1] = 0
+    quantizer = ESBWeightQuantizer(form, scale_mode=mode)
+    quantizer.prepare(w)
+    integers, scale = quantizer.integers(w)
+    assert np.isin(integers.numpy(), form.levels).all()
+    for values in (quantizer(w), integers * scale):
+        assert values[1].abs().max() < 1e-20 < values[0].abs().min()
 
 
 @pytest.mark.parametrize("mode", ["closed_form", "refined", "pow2"])

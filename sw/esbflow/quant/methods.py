@@ -77,9 +77,9 @@ def _no_arguments(cls, published: bool, flag: str | None = None, keyword: str | 
 
 
 def _lsq(arguments, options, name):
-    if len(arguments) != 1:
+    if not arguments:
         raise ValueError("write lsq:FORMAT, such as lsq:s4")
-    return LSQWeightQuantizer(Format.parse(arguments[0]), _channels(options, False), name)
+    return LSQWeightQuantizer(Format.parse(",".join(arguments)), _channels(options, False), name)
 
 
 def _pot(arguments, options, name):

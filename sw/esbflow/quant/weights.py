@@ -29,11 +29,14 @@ def like_rows(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def exact_scale(rows: torch.Tensor, scale: torch.Tensor, form: Format) -> torch.Tensor:
-    """`scale` (rows,), but exact for constant rows, whose deviation says nothing, and 1 for rows of zeros."""
+    """`scale` (rows,), but exact for constant rows, whose deviation says nothing, and 1 for rows of zeros.
+
+    In a format without zero its scale is 1e-30, since it becomes levels all the same: a pruned channel stays silent.
+    """
     largest = rows.abs().amax(dim=1)
     constant = rows.std(dim=1, unbiased=False) <= 1e-6 * largest
     scale = torch.where(constant, largest / form.max, scale)
-    return torch.where(largest > 0, scale, torch.ones_like(scale))
+    return torch.where(largest > 0, scale, torch.full_like(scale, 1.0 if form.contains(0) else 1e-30))
 
 
 def project(rows: torch.Tensor, levels: torch.Tensor, fallback: torch.Tensor) -> torch.Tensor:
