@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from esbflow.graph.errors import GraphError
 from esbflow.networks.lenet5 import LeNet5
@@ -118,6 +119,7 @@ class Wrapped(nn.Module):
 ACTIVATION = "use ReLU or ReLU6, or run it on the host after the network"
 GENERAL = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the host "
            "after the network")
+PADDING = "give the padding to the convolution or pool that follows"
 
 
 @pytest.mark.parametrize("model, name, fix", [
@@ -126,7 +128,8 @@ GENERAL = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, additio
     (Wrapped(nn.ConvTranspose2d(2, 2, 3)), "ConvTranspose2d", "use nn.Upsample(mode='nearest') and a Conv2d"),
     (Wrapped(call=torch.sigmoid), "sigmoid", ACTIVATION), (Wrapped(call=F.gelu), "gelu", ACTIVATION),
     (Wrapped(call=lambda x: x.tanh()), "tanh", ACTIVATION), (Wrapped(call=lambda x: x * 2), "mul", GENERAL),
-    (Wrapped(call=lambda x: x.permute(0, 2, 3, 1)), "permute", GENERAL),
+    (Wrapped(call=lambda x: x.permute(0, 2, 3, 1)), "permute", GENERAL), (Wrapped(nn.ZeroPad2d(1)), "ZeroPad2d", PADDING),
+    (Wrapped(call=lambda x: F.pad(x, (1, 1, 1, 1))), "pad", PADDING),
 ])
 def test_an_operator_without_an_integer_form_is_refused_by_name(model, name, fix):
     with pytest.raises(GraphError, match=rf"^\w+: operator {name} has no integer form; {re.escape(fix)}$"):
@@ -181,6 +184,35 @@ def test_a_parameter_that_is_not_finite_is_refused_by_name(bad, name):
         model.get_parameter(name).view(-1)[3] = bad
     with pytest.raises(ValueError, match=rf"^{name} holds NaN or infinity; training has diverged, or the checkpoint is broken$"):
         quantize(model)
+
+
+def test_a_statistic_that_is_not_finite_is_refused_by_name():
+    model = ResNet20()
+    model.bn1.running_var[2] = math.nan
+    with pytest.raises(ValueError, match=r"^bn1.running_var holds NaN or infinity; "):
+        quantize(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_refused(dtype):
+    with pytest.raises(ValueError, match=rf"^conv1.weight is {str(dtype)[6:]}; quantize the model in float32 \(model.float\(\)\)$"):
+        quantize(LeNet5().to(dtype))
+
+
+def test_weights_that_are_computed_are_refused_until_they_are_plain():
+    model = LeNet5()
+    parametrizations.weight_norm(model.conv2)
+    with pytest.raises(GraphError) as error:
+        quantize(model)
+    fix = "torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule('conv2'), 'weight')"
+    assert str(error.value) == f"conv2: its weight is computed in each pass; make it plain with {fix}"
+    exec(fix, {"torch": torch, "model": model})
+    assert isinstance(quantize(model).conv2, QuantConv2d)
+
+
+def test_a_lazy_layer_without_values_is_refused():
+    with pytest.raises(ValueError, match=r"^0.weight has no values yet; run the model once on images"):
+        quantize(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()))
 
 
 def test_select_channels_copies_pads_and_strides():

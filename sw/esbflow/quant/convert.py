@@ -6,6 +6,7 @@ The model is traced by torch.fx, its layers are given weight quantizers, and its
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
 from esbflow.quant.insert import QuantizerInsertion
@@ -23,13 +24,12 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     Raises
     ------
     GraphError
-        for an operator without an integer form, naming it and the nearest fix.
+        for an operator without an integer form, naming it and the nearest fix; for weights that are computed anew in each
+        pass (weight norm and other parametrizations).
     ValueError
-        if a weight holds NaN or infinity, naming the layer.
+        if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
+    _check_state(model)
     traced = trace(model)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
@@ -46,6 +46,24 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+def _check_state(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            computed = next(iter(module.parametrizations))
+            raise GraphError(f"{name}: its {computed} is computed in each pass; make it plain with torch.nn.utils."
+                             f"parametrize.remove_parametrizations(model.get_submodule({name!r}), {computed!r})")
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(values):
+            raise ValueError(f"{name} has no values yet; run the model once on images before quantizing it")
+        if not values.is_floating_point():
+            continue
+        if values.dtype != torch.float32:
+            raise ValueError(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
+                             "(model.float())")
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
 
 
 def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:

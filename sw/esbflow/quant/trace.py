@@ -34,6 +34,8 @@ _FIXES = {
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("adaptivemaxpool2d", "adaptive_max_pool2d"), "use MaxPool2d with a kernel given in numbers"),
+    **dict.fromkeys(("zeropad2d", "constantpad2d", "pad"), "give the padding to the convolution or pool that follows"),
+    **dict.fromkeys(("amax", "max"), "use MaxPool2d with a kernel given in numbers"),
     **dict.fromkeys(("conv1d", "conv3d"), "use Conv2d")}
 _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the "
                 "host after the network")
