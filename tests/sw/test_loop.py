@@ -1,8 +1,11 @@
 """The training loop: reproducible, resumable, and loud about what cannot work."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
@@ -100,6 +103,42 @@ def test_no_images_are_refused():
         train(DigitsNet(), none, np.zeros(0, np.int64), Schedule())
     with pytest.raises(ValueError, match=r"^there are no images to calibrate on$"):
         calibrate(quantize(DigitsNet()), none)
+
+
+@pytest.mark.parametrize("labels, message", [
+    (np.arange(7), "there are 7 labels for 16 images"),
+    (np.arange(16) % 5 - 1, "labels must be integers from 0, not int64 from -1"),
+    (np.arange(16) % 5 / 2, "labels must be integers from 0, not float64 from 0.0"),
+    (np.arange(16), "labels go up to 15, but the network has 10 outputs"),
+])
+def test_labels_that_fit_neither_images_nor_network_are_refused(labels, message):
+    images = np.zeros((16, 1, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        train(DigitsNet(), images, labels, Schedule(epochs=1, batch=8))
+
+
+@pytest.mark.parametrize("images, what", [
+    (np.zeros((4, 1, 8, 8), np.float32), r"float32 (4, 1, 8, 8)"), (np.zeros((4, 8, 8), np.uint8), r"uint8 (4, 8, 8)")])
+def test_images_that_are_no_bytes_are_refused(images, what):
+    message = f"images must be uint8 of shape (n, channels, height, width), not {what}"
+    for use in (lambda: train(DigitsNet(), images, np.zeros(4, int), Schedule()), lambda: calibrate(quantize(DigitsNet()), images),
+                lambda: evaluate(DigitsNet(), images, np.zeros(4, int))):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            use()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_mean_for_other_channels_is_refused(count):
+    with pytest.raises(ValueError, match=f"^mean and std have {count} entries and images 3 channels; "):
+        normalise(np.zeros((1, 3, 2, 2), np.uint8), (0.5,) * count, (1.0,) * count)
+
+
+def test_a_last_batch_of_one_image_is_left_out(task):
+    images, labels = task
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
+    done = []
+    train(model, images[:17], labels[:17], Schedule(epochs=2, batch=8), report=lambda *seen: done.append(seen[:2]))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_normalise_subtracts_the_mean_of_each_channel():

@@ -24,6 +24,7 @@ from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
+from esbflow.quant.recipe import by_channel
 from esbflow.quant.trace import clip_limit, kind_of, options
 
 
@@ -145,7 +146,7 @@ class _Exporter:
 
     def _image(self, node, module):
         channels, scale = self.shape[0], module.real_scale()
-        mean, std = (np.resize(np.asarray(v, np.float64), channels) for v in (self.recipe.mean, self.recipe.std))
+        mean, std = (by_channel(v, channels) for v in (self.recipe.mean, self.recipe.std))
         pixels = np.arange(256) / 255
         real = (pixels[None, :] - mean[:, None]) / std[:, None]
         table = module.form.nearest(real / scale)

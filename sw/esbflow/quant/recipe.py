@@ -5,6 +5,8 @@ import fnmatch
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer
 from esbflow.quant.esb import SCALE_MODES
 from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
@@ -112,3 +114,20 @@ class Recipe:
 
 def _match(overrides: tuple, name: str) -> str | None:
     return next((text for pattern, text in overrides if fnmatch.fnmatch(name, pattern)), None)
+
+
+def by_channel(values: tuple, channels: int) -> np.ndarray:
+    """float64 (channels,): a mean or deviation a channel, from one for all or one each.
+
+    Raises
+    ------
+    ValueError
+        for any other number of values.
+
+    >>> by_channel((0.5,), 3)
+    array([0.5, 0.5, 0.5])
+    """
+    if len(values) not in (1, channels):
+        raise ValueError(f"mean and std have {len(values)} entries and images {channels} channels; give one for all or one "
+                         "each")
+    return np.resize(np.asarray(values, np.float64), channels)

@@ -242,7 +242,7 @@ def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule
     Raises
     ------
     ValueError
-        if no layer has an ALQ quantizer, there are no images, or the loss is no longer finite.
+        if no layer has an ALQ quantizer, images or labels are none or too few, or the loss is no longer finite.
     """
     run = _Run(model, images, labels, schedule, mean, std, seed, report)
     plan = schedule.plan()
@@ -270,7 +270,8 @@ class _Run:
             raise ValueError('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
         if len(images) == 0:
             raise ValueError("there are no images to train on")
-        self.model, self.images, self.labels, self.schedule = model, images, labels, schedule
+        self.model, self.images, self.schedule = model, images, schedule
+        self.labels = loop.checked_labels(labels, len(images))
         self.mean, self.std, self.seed, self.report = mean, std, seed, report
         self.device = loop.device_of(model)
         mine = [p for layer in self.layers for p in (layer.layer.weight, layer.quantizer.coordinates)]
@@ -284,7 +285,7 @@ class _Run:
         random = np.random.default_rng((self.seed, epoch))
         torch.manual_seed(self.seed * 1000 + epoch)
         order = random.permutation(len(self.images))
-        steps = math.ceil(len(order) / schedule.batch)
+        steps = loop.steps_per_epoch(len(order), schedule.batch)
         prunings = {math.ceil((i + 1) * steps / schedule.prunings) for i in range(schedule.prunings)}
         for module in self.model.modules():
             if isinstance(module, Quantizer):

@@ -11,6 +11,7 @@ from torch import nn
 from esbflow.files import whole
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
+from esbflow.quant.recipe import by_channel
 from esbflow.training import distributed
 from esbflow.training.augment import augmented_pair
 from esbflow.training.losses import task_loss, teacher_loss
@@ -67,9 +68,18 @@ class Schedule:
 
 
 def normalise(images, mean, std) -> torch.Tensor:
-    """uint8 (n, c, h, w) -> float32: (pixel / 255 - mean) / std per channel."""
+    """uint8 (n, c, h, w) -> float32: (pixel / 255 - mean) / std per channel.
+
+    Raises
+    ------
+    ValueError
+        if images are something else, or mean and std have neither one entry nor one a channel.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 of shape (n, channels, height, width), not {images.dtype} {images.shape}")
     x = torch.from_numpy(np.array(images)).float() / 255
-    mean, std = (torch.tensor(np.resize(v, x.shape[1]), dtype=torch.float32).reshape(1, -1, 1, 1) for v in (mean, std))
+    mean, std = (torch.tensor(by_channel(v, x.shape[1]), dtype=torch.float32).reshape(1, -1, 1, 1) for v in (mean, std))
     return (x - mean) / std
 
 
@@ -93,18 +103,20 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     Raises
     ------
     ValueError
-        if there are no images, a teacher is needed and missing, the precision is unknown, or the loss is no longer
-        finite.
+        if images or labels are none, too few or of another kind, a teacher is needed and missing, the precision is
+        unknown, or the loss is no longer finite.
     """
     if len(images) == 0:
         raise ValueError("there are no images to train on")
+    labels = checked_labels(labels, len(images))
+    classes = int(labels.max()) + 1 if labels.ndim == 1 else 1
     if schedule.distill and teacher is None:
         raise ValueError("the schedule distils, so training needs a teacher")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     device = device_of(model)
-    steps_per_epoch = math.ceil(len(images) / schedule.batch)
-    total = steps_per_epoch * schedule.epochs
+    steps = steps_per_epoch(len(images), schedule.batch)
+    total = steps * schedule.epochs
     if teacher is not None:
         teacher.eval().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(_parameter_groups(model, schedule), lr=schedule.rate, momentum=schedule.momentum,
@@ -120,8 +132,8 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         random = np.random.default_rng((seed, epoch))
         torch.manual_seed(seed * 1000 + epoch)
         order = random.permutation(len(images))
-        for step in range(steps_per_epoch):
-            done = epoch * steps_per_epoch + step
+        for step in range(steps):
+            done = epoch * steps + step
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate * 0.5 * (1 + math.cos(math.pi * done / total))
             for quantizer in quantizers:
@@ -132,6 +144,8 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             target = _target(distributed.share(target)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 scores = parallel(x)
+            if scores.shape[1] < classes:
+                raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
             loss = _loss(scores.float(), target, schedule, teacher, x) + _penalty(quantizers)
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
@@ -145,6 +159,31 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     for quantizer in quantizers:
         quantizer.advance(1.0)
     return model
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Batches of `count` images; a last one of a single image is left out, since it has no variance for a batch norm.
+
+    >>> [steps_per_epoch(count, 8) for count in (1, 8, 9, 10)]
+    [1, 1, 1, 2]
+    """
+    return max(1, math.ceil((count - 1) / batch)) if batch > 1 else count
+
+
+def checked_labels(labels: np.ndarray, count: int) -> np.ndarray:
+    """One label, as int64, or mask for each of `count` images.
+
+    Raises
+    ------
+    ValueError
+        if there are more or fewer, or labels are not integers from 0.
+    """
+    labels = np.asarray(labels)
+    if len(labels) != count:
+        raise ValueError(f"there are {len(labels):,} labels for {count:,} images")
+    if labels.ndim == 1 and (not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0):
+        raise ValueError(f"labels must be integers from 0, not {labels.dtype} from {labels.min()}")
+    return labels.astype(np.int64, copy=False) if labels.ndim == 1 else labels
 
 
 def _target(labels: np.ndarray) -> torch.Tensor:
@@ -201,10 +240,11 @@ def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean=(0.0
     Raises
     ------
     ValueError
-        if there are no images.
+        if there are no images, or not as many labels.
     """
     if len(images) == 0:
         raise ValueError("there are no images to evaluate on")
+    labels = checked_labels(labels, len(images))
     device = device_of(model)
     was_training = model.training
     model.eval()

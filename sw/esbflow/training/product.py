@@ -8,7 +8,6 @@ Source: Stock et al., "And the Bit Goes Down: Revisiting the Quantization of Neu
 trains LeNet-5 on MNIST with 256 codewords a layer.
 """
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,7 +146,7 @@ class _Run:
         self.model, self.teacher, self.images, self.schedule = model, teacher.eval(), images, schedule
         self.mean, self.std, self.seed, self.report = mean, std, seed, report
         self.device = loop.device_of(model)
-        self.epoch_steps = math.ceil(len(images) / schedule.batch)
+        self.epoch_steps = loop.steps_per_epoch(len(images), schedule.batch)
         self.total = len(self.layers) * schedule.layer_steps + schedule.epochs * self.epoch_steps
         unused = {id(layer.weight) for layer in self.layers}
         plain = [p for p in model.parameters() if id(p) not in unused and p.dim() < 2]
