@@ -2,6 +2,7 @@
 
 import copy
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
 
     torch.manual_seed(seed)
     model = NETWORKS[recipe.network]()
-    how = dict(precision=precision, compiled=compiled)
+    stage = dict(mean=quant.mean, std=quant.std, precision=precision, compiled=compiled)
     if float_model:
         model = load_float_model(float_model, recipe.network).to(device)
     elif recipe.start:
@@ -69,22 +70,18 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         model.to(device)
     else:
         with _Progress("train in real numbers", progress) as report:
-            train(model.to(device), images, labels, recipe.real, quant.mean, quant.std, seed, checkpoints[0], report, **how)
+            train(model.to(device), images, labels, recipe.real, seed=seed, checkpoint=checkpoints[0], report=report,
+                  **stage)
     float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     save_float_model(model.cpu(), recipe.network, out / "float.pt")
     if post_training:
         model = post_train(model, quant, images[:post_training], report=print if progress else None)
     else:
-        teacher = _teacher(recipe, model)
-        if teacher is not None and teacher_cache:
-            teacher = CachedTeacher(teacher, teacher_cache)
-        low = quantize(copy.deepcopy(model), quant)
-        if learns_bits(low):
-            weigh_bits(low, _bit_costs(model, quant, images, engine))
-        model = low
+        teacher = _teacher(recipe, model, teacher_cache)
+        model = _quantized(model, quant, images, engine)
         with _Progress(f"train with {quant.weights} weights", progress) as report:
-            recipe.low_bit.carry_out(model.to(device), images, labels, mean=quant.mean, std=quant.std, seed=seed + 1,
-                                     checkpoint=checkpoints[1], report=report, teacher=teacher, **how)
+            recipe.low_bit.carry_out(model.to(device), images, labels, seed=seed + 1, checkpoint=checkpoints[1],
+                                     report=report, teacher=teacher, **stage)
     model.cpu()
     fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
     graph = export(model, recipe.network, images.shape[1:])
@@ -105,24 +102,27 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     return metrics
 
 
-def _bit_costs(model, quant, images, engine) -> dict:
-    """`pass_cycles`, or nothing, which leaves all layers alike, for a network that the compiler does not take."""
-    try:
-        return pass_cycles(model, quant, images, named_engine(engine))
-    except CompileError:
-        return {}
+def _quantized(model, quant, images, engine):
+    """The model with quantizers; learned bits cost what a second pass takes on the engine, or the same in all layers of a
+    network that the compiler does not take."""
+    low = quantize(copy.deepcopy(model), quant)
+    if learns_bits(low):
+        with suppress(CompileError):
+            weigh_bits(low, pass_cycles(model, quant, images, named_engine(engine)))
+    return low
 
 
-def _teacher(recipe, model):
-    """What the low-bit stage distils from, or None if it does not."""
+def _teacher(recipe, model, cache):
+    """What the low-bit stage distils from, or None if it does not; its answers are kept in the file `cache`, if any."""
     if not recipe.low_bit.needs_teacher:
         return None
     if recipe.teacher is None:
-        return copy.deepcopy(model).eval()
-    network, weights = recipe.teacher
-    teacher = NETWORKS[network]()
-    load_weights(teacher, weights)
-    return teacher.eval()
+        teacher = copy.deepcopy(model)
+    else:
+        network, weights = recipe.teacher
+        teacher = NETWORKS[network]()
+        load_weights(teacher, weights)
+    return CachedTeacher(teacher, cache) if cache else teacher.eval()
 
 
 def load_weights(model, name: str) -> None:
