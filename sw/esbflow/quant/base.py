@@ -31,7 +31,7 @@ def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
 def nearest_level(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """The nearest of real, ascending `levels` (n,), a tie toward plus infinity; no gradient."""
     middles = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(x, middles, right=True)]
+    return levels[torch.bucketize(x.contiguous(), middles, right=True)]  # copies here what torch would, with a warning
 
 
 def _half_up(x: torch.Tensor) -> torch.Tensor:
