@@ -1,7 +1,6 @@
 """Graphs and the programs compiled from them, as tests need them."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from esbflow.compiler import pipeline
 from esbflow.compiler.errors import CompileError
@@ -10,15 +9,10 @@ from esbflow.graph import ir
 from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate
 from esbflow.numbers import Signed
+from tests.sw.graph_nodes import constants, input_node
 
-seeds = st.integers(0, 2**32 - 1)
 BOUNDS = {"tiny4x4": {"channels": 10, "size": 10}, "small8x16": {"channels": 24, "size": 12},
           "base16x16": {"channels": 40, "size": 14}, "large64x64": {"channels": 80, "size": 10}}
-
-
-def constants(channels, m=1, b=0, s=0, n=0):
-    return ir.Requantizer(**{name: np.full(channels, value, dtype=np.int64)
-                             for name, value in {"m": m, "n": n, "b": b, "s": s}.items()})
 
 
 def one_conv(weight, in_shape, form=None, **fields):
@@ -27,9 +21,8 @@ def one_conv(weight, in_shape, form=None, **fields):
     fields = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **fields}
     out = tuple((size + 2 * p - (k - 1) * d - 1) // s + 1 for size, k, s, p, d in zip(
         in_shape[1:], weight.shape[2:], fields["stride"], fields["padding"], fields["dilation"], strict=True))
-    table = np.tile(np.arange(256) - 128, (in_shape[0], 1))
     return validate(ir.Graph("one", [
-        ir.Input("input", (), in_shape, Signed(8), 1.0, table=table),
+        input_node(in_shape),
         ir.Conv2d("conv", ("input",), (len(weight), *out), form or Signed(32), 1.0, weight=weight,
                   weight_format=Signed(8), weight_scale=np.ones(len(weight)), requantizer=constants(len(weight)),
                   **fields)]))

@@ -9,7 +9,7 @@ from esbflow.compiler.digits import ones_complement_loss, split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.graph.random import random_weights
 from esbflow.numbers import ESB
-from tests.compiler.programs import seeds
+from tests.sw.graph_nodes import seeds
 
 
 @given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40), st.integers(1, 16), st.booleans())

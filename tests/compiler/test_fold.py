@@ -11,7 +11,8 @@ from esbflow.compiler.lower import lower
 from esbflow.graph.execute import convolve
 from esbflow.graph.random import random_images, random_weights
 from esbflow.runtime import layout
-from tests.compiler.programs import one_conv, seeds
+from tests.compiler.programs import one_conv
+from tests.sw.graph_nodes import seeds
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,7 +19,8 @@ from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.runtime import layout
-from tests.compiler.programs import BOUNDS, constants, one_conv, plans_of, seeds
+from tests.compiler.programs import BOUNDS, one_conv, plans_of
+from tests.sw.graph_nodes import constants, seeds
 
 
 @settings(max_examples=60, deadline=None)

@@ -22,7 +22,8 @@ from esbflow.runtime import layout
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
 from tests.compiler.machine import Machine, Stuck
-from tests.compiler.programs import BOUNDS, compiled, constants, one_conv
+from tests.compiler.programs import BOUNDS, compiled, one_conv
+from tests.sw.graph_nodes import constants
 
 
 # -- whole programs -----------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Fixtures that several test files use."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
 from esbflow.networks.message import Topology
+from esbflow.training import loop
 from tests.sw.graphs import small_data
 
 
@@ -23,3 +26,22 @@ def sixty_nodes():
     """(data, topology) of sixty nodes."""
     data = small_data()
     return data, Topology(data.edges, len(data.labels))
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """`with killed_after(n):` a training in there must die as soon as its n-th checkpoint is written."""
+    @contextmanager
+    def block(number):
+        save = loop._save
+
+        def save_and_die(model, run, done, checkpoint):
+            save(model, run, done, checkpoint)
+            if done == number:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_save", save_and_die)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+    return block

@@ -20,3 +20,7 @@ def make(text, w, **options):
 
 def gaussian(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prepared(w, planes=3, grouping="kernel"):
+    return make(f"alq:{planes},{grouping}", w)

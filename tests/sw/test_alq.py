@@ -6,19 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from esbflow.quant.alq import ALQQuantizer, from_groups, group_view, solve
+from esbflow.quant.alq import from_groups, group_view, solve
 from esbflow.quant.methods import weight_quantizer
 from esbflow.training.alq import ALQLayer, AMSGrad, average_bits, prune
-
-
-def weights(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def prepared(w, planes=3, grouping="kernel"):
-    quantizer = ALQQuantizer(planes, grouping)
-    quantizer.prepare(w)
-    return quantizer
+from tests.sw.quantizers import gaussian, prepared
 
 
 def planes_of(quantizer):
@@ -34,20 +25,20 @@ def planes_of(quantizer):
     ("kernel", (6, 10), (6, 10)), ("pixel", (6, 10), (6, 10)), ("sub2", (6, 10), (12, 5)), ("sub3", (6, 10), (12, 5)),
     ("sub9", (6, 7), (42, 1)), ("channel", (1, 1, 1, 1), (1, 1))])
 def test_groups_are_what_they_are_called_and_go_back(grouping, shape, groups):
-    w = weights(*shape)
+    w = gaussian(*shape)
     assert group_view(w, grouping).shape == groups
     assert torch.equal(from_groups(group_view(w, grouping), w.shape, grouping), w)
 
 
 def test_a_group_of_pixels_is_one_tap_over_all_input_channels():
-    w = weights(2, 3, 2, 2)
+    w = gaussian(2, 3, 2, 2)
     assert torch.equal(group_view(w, "pixel")[4 + 3], w[1, :, 1, 1])
 
 
 # -- the start ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("grouping", ["kernel", "channel", "pixel", "sub2"])
 def test_each_plane_lowers_the_residual_and_coordinates_are_sorted_and_not_negative(grouping):
-    quantizer = prepared(weights(4, 6, 5, 5), 5, grouping)
+    quantizer = prepared(gaussian(4, 6, 5, 5), 5, grouping)
     residuals = quantizer.residuals
     assert all(after < before for before, after in zip(residuals, residuals[1:]))
     assert residuals[-1] < 0.03 * residuals[0]
@@ -56,7 +47,7 @@ def test_each_plane_lowers_the_residual_and_coordinates_are_sorted_and_not_negat
 
 
 def test_values_are_the_planes_times_the_coordinates():
-    w = weights(4, 6, 5, 5)
+    w = gaussian(4, 6, 5, 5)
     quantizer = prepared(w).eval()
     expected = (planes_of(quantizer) @ quantizer.coordinates.detach().double()[:, :, None])[:, :, 0]
     assert torch.allclose(quantizer(w).reshape(24, 25).double(), expected, atol=1e-6)
@@ -65,7 +56,7 @@ def test_values_are_the_planes_times_the_coordinates():
 
 
 def test_one_plane_is_the_binary_optimum():
-    w = weights(5, 30)
+    w = gaussian(5, 30)
     quantizer = prepared(w, 1, "channel").eval()
     assert torch.allclose(quantizer(w), w.sign() * w.abs().mean(dim=1, keepdim=True), atol=1e-6)
 
@@ -86,13 +77,13 @@ def test_all_zero_tensors_one_filter_and_one_weight():
     assert not integers.any() and (scale == 1).all()
     assert not prepared(zero).train()(zero).any()
     for shape in ((1, 1, 3, 3), (1, 1, 1, 1), (1, 1)):
-        w = weights(*shape)
+        w = gaussian(*shape)
         assert torch.allclose(prepared(w, 8).eval()(w), w, atol=0.05)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(bad):
-    w = weights(3, 4)
+    w = gaussian(3, 4)
     quantizer = weight_quantizer("alq:2", name="layer fc: weight")
     quantizer.prepare(w)
     w[1, 2] = bad
@@ -112,9 +103,9 @@ def test_a_text_that_says_nonsense_is_refused(text, message):
 
 # -- gradients and fits -------------------------------------------------------------------------------------------
 def test_gradients_reach_weights_as_they_are_and_coordinates_by_plane():
-    w = nn.Parameter(weights(4, 3, 3, 3))
+    w = nn.Parameter(gaussian(4, 3, 3, 3))
     quantizer = prepared(w).eval()
-    slope = weights(4, 3, 3, 3, seed=1)
+    slope = gaussian(4, 3, 3, 3, seed=1)
     (quantizer(w) * slope).sum().backward()
     assert torch.equal(w.grad, slope)
     expected = torch.einsum("gni,gn->gi", planes_of(quantizer), slope.reshape(12, 9).double())
@@ -123,7 +114,7 @@ def test_gradients_reach_weights_as_they_are_and_coordinates_by_plane():
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_solve_is_weighted_least_squares(weighted):
-    w, h = weights(7, 20).double(), weights(7, 20, seed=1).double().abs() + 0.1
+    w, h = gaussian(7, 20).double(), gaussian(7, 20, seed=1).double().abs() + 0.1
     quantizer = prepared(w, 3, "channel")
     found = solve(w, quantizer.codes.long(), quantizer.signs, quantizer.alive, h if weighted else None)
     for g in range(7):
@@ -134,18 +125,18 @@ def test_solve_is_weighted_least_squares(weighted):
 
 
 def test_a_plane_that_is_there_twice_survives_the_fit():
-    signs = prepared(weights(2, 4), 2, "channel").signs
+    signs = prepared(gaussian(2, 4), 2, "channel").signs
     target, codes = torch.tensor([[1.0, -1, 1, 1]]), torch.tensor([[3, 0, 3, 3]])
     alpha = solve(target, codes, signs, torch.ones(1, 2, dtype=torch.bool))
     assert torch.allclose((alpha @ signs.T).gather(1, codes), target, atol=1e-5)
 
 
 def test_assign_takes_the_nearest_of_all_sums():
-    w = weights(6, 40)
+    w = gaussian(6, 40)
     quantizer = prepared(w, 4, "channel")
     quantizer.remove(torch.tensor([[False] * 4, [True] + [False] * 3, [False, True, True, False], [True] * 4,
                                    [False] * 4, [False] * 3 + [True]]))
-    target = weights(6, 40, seed=2)
+    target = gaussian(6, 40, seed=2)
     quantizer.assign(target)
     values = quantizer.levels().gather(1, quantizer.codes.long())
     best = (quantizer.levels()[:, None, :] - target[:, :, None]).abs().amin(dim=2)
@@ -154,7 +145,7 @@ def test_assign_takes_the_nearest_of_all_sums():
 
 
 def test_flipping_changes_no_value():
-    w = weights(6, 40)
+    w = gaussian(6, 40)
     quantizer = prepared(w, 3, "channel").eval()
     with torch.no_grad():
         quantizer.coordinates[:, 1].neg_()
@@ -172,10 +163,10 @@ def layer_of(w, planes=3, grouping="channel"):
 
 
 def test_amsgrad_is_torchs():
-    p = nn.Parameter(weights(5, 5))
+    p = nn.Parameter(gaussian(5, 5))
     ours, optimizer, moments = p.detach().clone(), torch.optim.Adam([p], lr=0.01, amsgrad=True), AMSGrad(p)
     for step in range(20):
-        p.grad = weights(5, 5, seed=step)
+        p.grad = gaussian(5, 5, seed=step)
         moments.update(p.grad)
         optimizer.step()
         slope, curvature = moments.model(0.01)
@@ -185,7 +176,7 @@ def test_amsgrad_is_torchs():
 
 @pytest.mark.parametrize("kind", ["basis", "coordinate"])
 def test_steps_lower_a_quadratic_loss(kind):
-    w, wanted = weights(8, 60), weights(8, 60, seed=5) * 0.3
+    w, wanted = gaussian(8, 60), gaussian(8, 60, seed=5) * 0.3
     layer = layer_of(w, 4)
     losses = []
     for _ in range(300):
@@ -203,7 +194,7 @@ def test_steps_lower_a_quadratic_loss(kind):
 @pytest.mark.parametrize("top_k", [1.0, 0.1, 0.001])
 @pytest.mark.parametrize("per_weight", [False, True])
 def test_pruning_removes_exactly_as_many_as_asked(count, top_k, per_weight):
-    layers = [layer_of(weights(8, 60)), layer_of(weights(4, 10, seed=1)), layer_of(weights(4, 2, seed=2), 2)]
+    layers = [layer_of(gaussian(8, 60)), layer_of(gaussian(4, 10, seed=1)), layer_of(gaussian(4, 2, seed=2), 2)]
     before = sum(int(layer.quantizer.alive.sum()) for layer in layers)
     removed = prune(layers, count, 1e-3, top_k, per_weight)
     assert removed == min(count, before)
@@ -213,7 +204,7 @@ def test_pruning_removes_exactly_as_many_as_asked(count, top_k, per_weight):
 
 
 def test_a_layer_that_is_too_small_to_offer_a_coordinate_is_spared():
-    large, small = layer_of(weights(40, 60)), layer_of(1e-3 * weights(4, 10, seed=1))
+    large, small = layer_of(gaussian(40, 60)), layer_of(1e-3 * gaussian(4, 10, seed=1))
     for layer in (large, small):
         layer.of_coordinates.update(torch.ones(layer.quantizer.alive.shape))
     assert prune([large, small], 100, 1e-3, top_k=0.02) == 100
@@ -221,7 +212,7 @@ def test_a_layer_that_is_too_small_to_offer_a_coordinate_is_spared():
 
 
 def test_passes_prune_layers_of_like_size_evenly():
-    cheap, dear = layer_of(1e-3 * weights(40, 60)), layer_of(weights(40, 60, seed=1))
+    cheap, dear = layer_of(1e-3 * gaussian(40, 60)), layer_of(gaussian(40, 60, seed=1))
     for layer in (cheap, dear):
         layer.of_coordinates.update(torch.ones(layer.quantizer.alive.shape))
     prune([cheap, dear], 48, 1e-3, top_k=0.05)
@@ -229,9 +220,9 @@ def test_passes_prune_layers_of_like_size_evenly():
 
 
 def test_pruning_takes_the_cheapest_by_the_model():
-    layers = [layer_of(weights(8, 60)), layer_of(weights(4, 60, seed=1))]
+    layers = [layer_of(gaussian(8, 60)), layer_of(gaussian(4, 60, seed=1))]
     for seed, layer in enumerate(layers):
-        layer.of_coordinates.update(weights(*layer.quantizer.alive.shape, seed=7 + seed))
+        layer.of_coordinates.update(gaussian(*layer.quantizer.alive.shape, seed=7 + seed))
     costs = torch.cat([layer.costs(1e-3).reshape(-1) for layer in layers])
     slope, curvature = layers[0].of_coordinates.model(1e-3)
     alpha = layers[0].quantizer.coordinates.detach()
@@ -242,7 +233,7 @@ def test_pruning_takes_the_cheapest_by_the_model():
 
 
 def test_pruning_stops_at_the_bits_asked_for():
-    layers = [layer_of(weights(8, 60)), layer_of(weights(4, 10, seed=1))]
+    layers = [layer_of(gaussian(8, 60)), layer_of(gaussian(4, 10, seed=1))]
     model = nn.ModuleList([layer.layer for layer in layers])
     prune(layers, 10**6, 1e-3, bits=1.5)
     assert 1.5 - 60 / 520 < average_bits(model) <= 1.5

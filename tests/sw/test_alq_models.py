@@ -10,7 +10,6 @@ from torch import nn
 from esbflow.graph.execute import execute
 from esbflow.graph.file import load
 from esbflow.networks.lenet5 import LeNet5
-from esbflow.quant.alq import ALQQuantizer
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.fixed import convert
@@ -20,16 +19,7 @@ from esbflow.training.alq import ALQLayer, ALQSchedule, average_bits, prune, tra
 from esbflow.training.api import load_model, save_model
 from esbflow.training.loop import calibrate
 from esbflow.training.recipes import RECIPES
-
-
-def weights(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def prepared(w, planes=3, grouping="kernel"):
-    quantizer = ALQQuantizer(planes, grouping)
-    quantizer.prepare(w)
-    return quantizer
+from tests.sw.quantizers import gaussian, prepared
 
 
 class Little(nn.Module):
@@ -79,25 +69,17 @@ def test_a_trained_model_has_its_bits_and_answers_in_integers_as_in_torch(task, 
     assert right > 0.9
 
 
-def test_a_killed_run_goes_on_to_the_same_result(task, start, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_result(task, start, tmp_path, killed_after):
     images, labels = task
     schedule = ALQSchedule(bits=0.8, rounds=1, prunings=3, shadow_epochs=2, batch=64, shift=1)
     kept = {name: value.clone() for name, value in start.state_dict().items()}
     train_alq(start, images, labels, schedule, seed=3)
     whole = {name: value.clone() for name, value in start.state_dict().items()}
-    save = loop._save
     for number in range(1, 5):
-        def save_and_die(model, run, epoch, checkpoint, number=number):
-            save(model, run, epoch, checkpoint)
-            if epoch == number:
-                raise KeyboardInterrupt
-
         path = tmp_path / f"{number}.ckpt"
         start.load_state_dict(kept)
-        monkeypatch.setattr(loop, "_save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after(number):
             train_alq(start, images, labels, schedule, seed=3, checkpoint=path)
-        monkeypatch.setattr(loop, "_save", save)
         start.load_state_dict(kept)
         train_alq(start, images, labels, schedule, seed=3, checkpoint=path)
         for name, value in start.state_dict().items():
@@ -128,7 +110,7 @@ def test_state_survives_a_file(tmp_path):
 
 
 def test_stored_bits_are_the_published_account():
-    w = weights(6, 10)
+    w = gaussian(6, 10)
     quantizer = prepared(w, 3, "sub2")
     alive = int(quantizer.alive.sum())
     assert quantizer.stored_bits(w) == 12 * 4 + alive * 32 + alive * 5

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from esbflow.numbers import ESB, Binary, Codebook, Signed
 from esbflow.quant.base import Quantizer, round_to_levels
 from esbflow.quant.esb import ESBWeightQuantizer
-
-
-def weights(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.sw.quantizers import gaussian
 
 
 def error_of(quantizer, w):
@@ -24,7 +21,7 @@ def error_of(quantizer, w):
 @pytest.mark.parametrize("mode", ["closed_form", "refined", "pow2"])
 @pytest.mark.parametrize("form", [ESB(4, 1), ESB(3, 0), Signed(8), ESB(6, 3), Codebook((-3, -1, 1, 3))], ids=str)
 def test_quantized_weights_are_levels_times_their_channels_scale(mode, form):
-    w = weights(6, 3, 5, 5) * torch.logspace(-3, 2, 6).reshape(6, 1, 1, 1)
+    w = gaussian(6, 3, 5, 5) * torch.logspace(-3, 2, 6).reshape(6, 1, 1, 1)
     quantizer = ESBWeightQuantizer(form, scale_mode=mode).eval()
     integers, scale = quantizer.integers(w)
     assert scale.shape == (6, 1, 1, 1) and integers.dtype == torch.int64
@@ -35,13 +32,13 @@ def test_quantized_weights_are_levels_times_their_channels_scale(mode, form):
 
 
 def test_closed_form_scale_is_the_gaussian_optimum_times_the_deviation():
-    w = weights(4, 50)
+    w = gaussian(4, 50)
     scale = ESBWeightQuantizer(ESB(4, 1), scale_mode="closed_form").scale(w)
     assert torch.allclose(2 * scale[:, 0], 0.487079 * w.std(dim=1, unbiased=False), rtol=1e-5)
 
 
 def test_one_scale_for_the_tensor_or_one_for_each_channel():
-    w = torch.cat([weights(1, 100), 100 * weights(1, 100, seed=1)])
+    w = torch.cat([gaussian(1, 100), 100 * gaussian(1, 100, seed=1)])
     tensor, channel = ESBWeightQuantizer(ESB(4, 1), per_channel=False), ESBWeightQuantizer(ESB(4, 1))
     assert tensor.scale(w).shape == (1, 1) and channel.scale(w).shape == (2, 1)
     assert not tensor(w)[0].any(), "a tensor's scale is too coarse for a channel a hundred times smaller"
@@ -52,7 +49,7 @@ def test_one_scale_for_the_tensor_or_one_for_each_channel():
 @given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([ESB(4, 1), ESB(3, 1), ESB(5, 2), Signed(4), Binary()]),
        st.sampled_from(["normal", "heavy", "sparse"]))
 def test_a_refined_scale_is_never_worse_than_the_closed_form(seed, size, form, kind):
-    w = weights(5, size, seed=seed)
+    w = gaussian(5, size, seed=seed)
     if kind == "heavy":
         w = w**3
     elif kind == "sparse":
@@ -64,13 +61,13 @@ def test_a_refined_scale_is_never_worse_than_the_closed_form(seed, size, form, k
 
 def test_refining_helps_small_filters_much():
     # Nine weights a filter, as depthwise 3x3 has: the deviation is a poor guide, the search gains a factor two.
-    w = weights(500, 1, 3, 3)
+    w = gaussian(500, 1, 3, 3)
     closed = error_of(ESBWeightQuantizer(ESB(4, 1), scale_mode="closed_form"), w).mean()
     assert error_of(ESBWeightQuantizer(ESB(4, 1)), w).mean() < 0.6 * closed
 
 
 def test_pow2_scales_are_the_better_neighbouring_power_of_two():
-    w = weights(20, 64) * torch.logspace(-2, 2, 20).reshape(20, 1)
+    w = gaussian(20, 64) * torch.logspace(-2, 2, 20).reshape(20, 1)
     closed = ESBWeightQuantizer(ESB(4, 1), scale_mode="closed_form").scale(w)
     quantizer = ESBWeightQuantizer(ESB(4, 1), scale_mode="pow2")
     scale = quantizer.scale(w)
@@ -86,7 +83,7 @@ def test_pow2_scales_are_the_better_neighbouring_power_of_two():
 @pytest.mark.parametrize("mode", ["closed_form", "laplace", "refined", "learned", "pow2"])
 @pytest.mark.parametrize("form", [Binary(), Codebook((-3, -1, 1, 3))], ids=str)
 def test_a_pruned_channel_stays_silent_in_a_format_without_zero(mode, form):
-    w = weights(4, 3, 3, 3)
+    w = gaussian(4, 3, 3, 3)
     w[1] = 0
     quantizer = ESBWeightQuantizer(form, scale_mode=mode)
     quantizer.prepare(w)
@@ -99,7 +96,7 @@ def test_a_pruned_channel_stays_silent_in_a_format_without_zero(mode, form):
 @pytest.mark.parametrize("mode", ["closed_form", "refined", "pow2"])
 def test_an_all_zero_channel_stays_zero(mode):
     w = torch.zeros(2, 3, 3)
-    w[1] = weights(3, 3)
+    w[1] = gaussian(3, 3)
     integers, scale = ESBWeightQuantizer(ESB(4, 1), scale_mode=mode).integers(w)
     assert not integers[0].any() and scale[0].item() == 1 and integers[1].any()
 
@@ -114,7 +111,7 @@ def test_a_constant_channel_and_a_channel_of_one_weight_are_exact(mode, value, s
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(bad):
-    w = weights(3, 4)
+    w = gaussian(3, 4)
     w[1, 2] = bad
     with pytest.raises(ValueError, match=r"^layer conv1: weight holds NaN or infinity; training has diverged, or the "
                                          r"checkpoint is broken$"):
@@ -128,15 +125,15 @@ def test_an_unknown_scale_mode_is_refused():
 
 @pytest.mark.parametrize("mode", ["closed_form", "refined", "pow2"])
 def test_the_gradient_passes_straight_to_every_weight(mode):
-    w = (weights(3, 20) * 3).requires_grad_()
-    gradient = weights(3, 20, seed=5)
+    w = (gaussian(3, 20) * 3).requires_grad_()
+    gradient = gaussian(3, 20, seed=5)
     ESBWeightQuantizer(ESB(4, 1), scale_mode=mode)(w).backward(gradient)
     assert torch.equal(w.grad, gradient)
 
 
 def test_a_refined_scale_is_searched_again_after_its_refresh_in_training_and_always_in_eval():
     quantizer = ESBWeightQuantizer(ESB(4, 1), refresh=3)
-    w = weights(2, 30)
+    w = gaussian(2, 30)
     first = quantizer.scale(w)
     assert torch.equal(quantizer.scale(2 * w), first) and torch.equal(quantizer.scale(2 * w), first)
     assert torch.allclose(quantizer.scale(2 * w), 2 * first)
@@ -146,7 +143,7 @@ def test_a_refined_scale_is_searched_again_after_its_refresh_in_training_and_alw
 
 def test_in_eval_mode_the_scale_of_a_tensor_let_go_is_not_another_tensors():
     quantizer = ESBWeightQuantizer(ESB(4, 1)).eval()
-    w = weights(2, 30)
+    w = gaussian(2, 30)
     first = quantizer.scale(w)
     for power in range(1, 50):                  # each temporary may come to lie where the one before lay
         factor = 2.0 ** (power % 9 - 4)
@@ -158,7 +155,7 @@ def test_in_eval_mode_the_scale_of_a_tensor_let_go_is_not_another_tensors():
 
 
 def test_scaling_weights_by_a_power_of_two_scales_what_they_become():
-    w = weights(4, 30)
+    w = gaussian(4, 30)
     for mode in ("closed_form", "refined", "pow2"):
         quantizer = ESBWeightQuantizer(ESB(4, 1), scale_mode=mode).eval()
         assert torch.equal(quantizer(8 * w), 8 * quantizer(w))

@@ -293,21 +293,13 @@ def test_layers_are_clustered_on_inputs_of_the_quantized_network(task, teacher, 
     assert not any(layer.weight_quantizer.waiting for layer in layers_of(model))
 
 
-def test_a_killed_run_goes_on_to_the_same_result(task, teacher, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_result(task, teacher, tmp_path, killed_after):
     schedule = ProductSchedule(images=64, iterations=5, layer_steps=4, epochs=2, batch=64)
     whole = train_product(quantize(copy.deepcopy(teacher), RECIPE), teacher, task[0], schedule, seed=3).state_dict()
-    save = loop._save
     for number in range(1, 6):
-        def save_and_die(model, run, unit, checkpoint, number=number):
-            save(model, run, unit, checkpoint)
-            if unit == number:
-                raise KeyboardInterrupt
-
         path = tmp_path / f"{number}.ckpt"
-        monkeypatch.setattr(loop, "_save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after(number):
             train_product(quantize(copy.deepcopy(teacher), RECIPE), teacher, task[0], schedule, seed=3, checkpoint=path)
-        monkeypatch.setattr(loop, "_save", save)
         model = quantize(copy.deepcopy(teacher), RECIPE)
         train_product(model, teacher, task[0], schedule, seed=3, checkpoint=path)
         for name, value in model.state_dict().items():

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
+from esbflow.quant.base import check_finite
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
@@ -62,8 +63,7 @@ def _check_state(model: nn.Module) -> None:
         if values.dtype != torch.float32:
             raise ValueError(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
                              "(model.float())")
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
+        check_finite(values, name)
 
 
 def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:
