@@ -65,3 +65,19 @@ def test_the_learned_step_has_lsqs_gradient_everywhere(form):
         assert torch.equal(x.grad, gradient * inside)
         wanted = 0.5 * (gradient * torch.where(inside, levels - ratio, levels)).sum()
         assert step.grad.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # float32 takes the shorter way of CPUs
+@pytest.mark.parametrize("form", [Unsigned(2), Signed(4)], ids=str)
+def test_a_clip_learns_from_what_lies_beyond_it_alone(form, dtype):
+    x = (gaussian(3, 400) * 4).to(dtype).requires_grad_()
+    step = torch.tensor(0.37, dtype=dtype, requires_grad=True)
+    gradient = gaussian(3, 400, seed=5).to(dtype)
+    y = lsq.clipped_range(x, step, form, 0.5)
+    y.backward(gradient)
+    ratio = (x / step).detach()
+    inside = (ratio > form.min) & (ratio < form.max)
+    assert torch.allclose(y, torch.from_numpy(form.nearest(ratio.numpy())).to(dtype) * step)
+    assert torch.equal(x.grad, gradient * inside)
+    wanted = 0.5 * (gradient * ratio.clamp(form.min, form.max).round() * ~inside).sum()
+    assert step.grad.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-3)

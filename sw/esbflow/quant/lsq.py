@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esbflow.numbers import Format
-from esbflow.quant.base import round_to_levels
+from esbflow.quant.base import round_to_levels, straight_through
 from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows
 
 
@@ -50,23 +50,24 @@ class _Learned(torch.autograd.Function):
 
 class _LearnedRange(torch.autograd.Function):
     """The same for all integers of a range and one step for the tensor, in few passes over memory: on a CPU they cost
-    more than the arithmetic. Rounds half up but for the float just below a half."""
+    more than the arithmetic. Rounds half up but for the float just below a half. Where only the `ends` count, the step
+    gets no gradient from inside the range (PACT)."""
 
     @staticmethod
-    def forward(ctx, x, step, low, high, factor):
+    def forward(ctx, x, step, low, high, factor, ends):
         size = step.item()
         y = torch.mul(x, 1 / size).add_(0.5).floor_().clamp_(low, high).mul_(size)
         ctx.save_for_backward(x, y)
-        ctx.size, ctx.low, ctx.high, ctx.factor = size, low, high, factor
+        ctx.size, ctx.low, ctx.high, ctx.factor, ctx.ends = size, low, high, factor, ends
         return y
 
     @staticmethod
     def backward(ctx, gradient):
         x, y = ctx.saved_tensors
         to_x = torch.ops.aten.hardtanh_backward(gradient, x, ctx.low * ctx.size, ctx.high * ctx.size)
-        # sum of gradient * (level - x/step) inside and gradient * level outside
-        to_step = (_inner(gradient, y) - _inner(to_x, x)) / ctx.size * ctx.factor
-        return to_x, to_step, None, None, None
+        # sum of gradient * (level - x/step), or nothing, inside and gradient * level outside
+        to_step = (_inner(gradient, y) - _inner(to_x, y if ctx.ends else x)) / ctx.size * ctx.factor
+        return to_x, to_step, None, None, None, None
 
 
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,18 @@ def learned_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: flo
     """`learned_levels` for Signed and Unsigned formats with one step () for the whole tensor, faster on a CPU."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():  # fused there anyhow
         return learned_levels(x, step, form, factor)
-    return _LearnedRange.apply(x, step, form.min, form.max, factor)
+    return _LearnedRange.apply(x, step, form.min, form.max, factor, False)
+
+
+def clipped_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
+    """`learned_range`, but the step () gets a gradient from values beyond the range only: their level times the gradient
+    (Choi et al., "PACT", 2018, equation 4)."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        step = damped(step, factor)
+        clipped = torch.minimum(torch.maximum(x, form.min * step), form.max * step)
+        quantized = round_to_levels(clipped.detach() / step.detach(), form) * step.detach()
+        return straight_through(clipped, quantized)
+    return _LearnedRange.apply(x, step, form.min, form.max, factor, True)
 
 
 def learned_levels(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:

@@ -7,8 +7,7 @@ import torch
 
 from esbflow.numbers import Unsigned
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import round_to_levels
-from esbflow.quant.lsq import damped
+from esbflow.quant.lsq import clipped_range, damped
 
 
 class PACTActivation(ActivationQuantizer):
@@ -31,14 +30,11 @@ class PACTActivation(ActivationQuantizer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and not self._has_scale():
             self.observe(x)
-        clip = self._clip()
-        clipped = torch.minimum(x.clamp(min=0), clip)
-        step = clip.detach() / self.form.max
-        quantized = round_to_levels(clipped.detach() / step, self.form) * step
-        return clipped + (quantized - clipped).detach()
+        return clipped_range(x, self.scale(x), self.form, self._factor)
 
     def penalty(self) -> torch.Tensor:
-        return self.decay / 2 * self._clip().square().sum()
+        return self.decay / 2 * (damped(self.scale(self.step), self._factor) * self.form.max).square().sum()
 
-    def _clip(self) -> torch.Tensor:
-        return damped(self.step.abs().clamp(min=1e-12), 1 / self.form.max ** 2) * self.form.max
+    @property
+    def _factor(self) -> float:
+        return 1 / self.form.max ** 2
