@@ -15,12 +15,12 @@ BOUNDS = {"tiny4x4": {"channels": 10, "size": 10}, "small8x16": {"channels": 24,
           "base16x16": {"channels": 40, "size": 14}, "large64x64": {"channels": 80, "size": 10}}
 
 
-def one_conv(weight, in_shape, form=None, **fields):
-    """A graph of one convolution."""
+def one_conv(weight, in_shape, form=None, more=(0, 0), **fields):
+    """A graph of one convolution, with `more` windows than even padding gives."""
     weight = np.asarray(weight, dtype=np.int64)
     fields = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **fields}
-    out = tuple((size + 2 * p - (k - 1) * d - 1) // s + 1 for size, k, s, p, d in zip(
-        in_shape[1:], weight.shape[2:], fields["stride"], fields["padding"], fields["dilation"], strict=True))
+    out = tuple((size + 2 * p - (k - 1) * d - 1) // s + 1 + extra for size, k, s, p, d, extra in zip(
+        in_shape[1:], weight.shape[2:], fields["stride"], fields["padding"], fields["dilation"], more, strict=True))
     return validate(ir.Graph("one", [
         input_node(in_shape),
         ir.Conv2d("conv", ("input",), (len(weight), *out), form or Signed(32), 1.0, weight=weight,

@@ -24,11 +24,16 @@ def test_a_folded_first_layer_computes_the_same(seed, rows):
               "dilation": tuple(random.integers(1, 3, 2))}
     size = [int(random.integers(max(1, (k - 1) * d + 1 - 2 * p), 14))
             for k, d, p in zip((ky, kx), fields["dilation"], fields["padding"], strict=True)]
-    graph = one_conv(random_weights(random, (5, channels, ky, kx), "s8"), (channels, *size), **fields)
+    even = [(n + 2 * p - (k - 1) * d - 1) // s + 1 for n, p, k, d, s in zip(
+        size, fields["padding"], (ky, kx), fields["dilation"], fields["stride"], strict=True)]
+    most = [(n + p - 1) // s + 1 for n, p, s in zip(size, fields["padding"], fields["stride"], strict=True)]
+    more = [int(random.integers(0, max(0, m - e) + 1)) for m, e in zip(most, even, strict=True)]
+    graph = one_conv(random_weights(random, (5, channels, ky, kx), "s8"), (channels, *size), more=more, **fields)
     (original,) = lower(graph)
     fold, folded = fold_input(original, rows)
     codes = layout.encode_images(random_images(random, graph, 2), graph.input.table)
-    expected = convolve(codes, original.weight, original.stride, original.padding, original.dilation, 1)
+    expected = convolve(codes, original.weight, original.stride, original.padding, original.dilation, 1,
+                        original.conv_shape[1:])
     if fold is None:
         assert folded is original
         return
@@ -36,7 +41,8 @@ def test_a_folded_first_layer_computes_the_same(seed, rows):
             "width": folded.in_shape[2]}
     wide = layout.fold_windows(codes, meta)
     assert wide.shape[1:] == tuple(folded.in_shape)
-    assert np.array_equal(convolve(wide, folded.weight, folded.stride, folded.padding, folded.dilation, 1), expected)
+    assert np.array_equal(convolve(wide, folded.weight, folded.stride, folded.padding, folded.dilation, 1,
+                                   folded.conv_shape[1:]), expected)
     # It is worth it: fewer passes, or as many over a smaller map.
     passes = [np.prod(layer.kernel) * -(-layer.in_shape[0] // rows) for layer in (original, folded)]
     assert passes[1] <= passes[0]

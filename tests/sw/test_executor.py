@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import convolve, execute, requantize
 from esbflow.graph.random import random_graph, random_images
+from esbflow.graph.validate import validate
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 from tests.sw.graph_nodes import constants, conv_node, input_node, output_of, seeds
 
@@ -42,6 +43,36 @@ def test_convolution_equals_torch_with_any_stride_padding_dilation_and_groups(y,
     expected = F.conv2d(torch.from_numpy(images - 128.0), torch.from_numpy(weight.astype(np.float64)), **options)
     _, result = output_of(conv_node(weight, tuple(expected.shape[1:]), **options), images)
     assert torch.equal(result, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(axes(), axes(), st.data(), seeds)
+def test_the_shape_of_a_convolution_says_how_many_zeros_follow_the_map(y, x, data, seed):
+    random = np.random.default_rng(seed)
+    (size, kernel, stride, padding, dilation) = zip(y, x)
+    after = [data.draw(st.integers(0, (k - 1) * d)) for k, d in zip(kernel, dilation)]
+    images = random.integers(0, 256, (2, 2, *size), dtype=np.uint8)
+    weight = random.integers(-128, 128, (3, 2, *kernel))
+    padded = F.pad(torch.from_numpy(images - 128.0), (padding[1], after[1], padding[0], after[0]))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    assume(all(have >= need for have, need in zip(padded.shape[2:], reach)))
+    assume(all((have - need) // s * s - p < n for have, need, s, p, n in zip(padded.shape[2:], reach, stride, padding, size)))
+    expected = F.conv2d(padded, torch.from_numpy(weight.astype(np.float64)), stride=stride, dilation=dilation)
+    node = conv_node(weight, tuple(expected.shape[1:]), stride=stride, padding=padding, dilation=dilation)
+    _, result = output_of(node, images)
+    assert torch.equal(result, expected)
+    assert all(0 <= behind <= most for behind, most in zip(node.behind(images.shape[1:]), after))
+
+
+@pytest.mark.parametrize("rows, good", [(1, False), (2, True), (3, True), (4, False)])
+def test_a_convolution_has_no_window_behind_its_map(rows, good):
+    """Six rows, windows of three, stride two: two fit, a third begins in the map, a fourth would read zeros alone."""
+    graph = ir.Graph("one", [input_node((1, 6, 6)), conv_node(np.ones((1, 1, 3, 3)), (1, rows, 2), stride=(2, 2))])
+    if good:
+        assert execute(validate(graph), np.zeros((1, 1, 6, 6), dtype=np.uint8)).shape == (1, 1, rows, 2)
+        return
+    with pytest.raises(GraphError, match=r"^layer conv: its shape is .*, its inputs give \(1, 2, 2\)$"):
+        validate(graph)
 
 
 @settings(max_examples=40, deadline=None)

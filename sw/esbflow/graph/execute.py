@@ -66,8 +66,9 @@ def _windows(x: np.ndarray, kernel, stride, dilation, out) -> np.ndarray:
         (sn, sc, sy * dilation[0], sx * dilation[1], sy * stride[0], sx * stride[1]), writeable=False)
 
 
-def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, groups) -> np.ndarray:
-    """Exact integer convolution, int64 (n, out, h, w).
+def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, groups, out: tuple | None = None) -> np.ndarray:
+    """Exact integer convolution, int64 (n, out, h, w). `out` (h, w) says how many zeros follow the last row and column;
+    without it as many as `padding` puts before the first.
 
     Products are summed in float64 by matrix multiplication where the sum of magnitudes stays below 2**53, which is
     exact, and in int64 otherwise.
@@ -75,11 +76,14 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, group
     n, channels, height, width = x.shape
     out_channels, per_group, ky, kx = weight.shape
     reach = ((ky - 1) * dilation[0] + 1, (kx - 1) * dilation[1] + 1)
-    out = ((height + 2 * padding[0] - reach[0]) // stride[0] + 1, (width + 2 * padding[1] - reach[1]) // stride[1] + 1)
+    if out is None:
+        out = ((height + 2 * padding[0] - reach[0]) // stride[0] + 1, (width + 2 * padding[1] - reach[1]) // stride[1] + 1)
+    behind = [max(0, (count - 1) * step + r - size - before)
+              for count, step, r, size, before in zip(out, stride, reach, (height, width), padding)]
     exact = (np.abs(weight).reshape(out_channels, -1).sum(axis=1).max(initial=0)
              * max(1, int(np.abs(x).max(initial=0))) < 2 ** 53)
     kind = np.float64 if exact else np.int64
-    padded = np.pad(x.astype(kind), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    padded = np.pad(x.astype(kind), ((0, 0), (0, 0), (padding[0], behind[0]), (padding[1], behind[1])))
     windows = _windows(padded, (ky, kx), stride, dilation, out)
     result = np.empty((n, out_channels, *out), dtype=np.int64)
     per_out = out_channels // groups
@@ -95,7 +99,7 @@ def _input(node, images):
 
 
 def _conv(node, images, x, residual=None):
-    acc = convolve(x, node.weight, node.stride, node.padding, node.dilation, node.groups)
+    acc = convolve(x, node.weight, node.stride, node.padding, node.dilation, node.groups, node.shape[1:])
     return requantize(node, acc, residual)
 
 

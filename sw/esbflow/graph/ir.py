@@ -48,7 +48,11 @@ class Input(Node):
 
 @dataclass(frozen=True, eq=False)
 class Conv2d(Node):
-    """acc = conv2d(inputs[0], weight); inputs[1], if given, is the residual r."""
+    """acc = conv2d(inputs[0], weight); inputs[1], if given, is the residual r.
+
+    padding : zeros before the first row and column. Behind the last there are as many as the node's shape asks for:
+        often as many as before, but one more where a stride of two does not fit (`behind` counts them).
+    """
 
     weight: np.ndarray = None  # int64 (out, in/groups, kernel_y, kernel_x)
     weight_format: Format = None
@@ -58,6 +62,11 @@ class Conv2d(Node):
     dilation: tuple = (1, 1)
     groups: int = 1
     requantizer: Requantizer = None
+
+    def behind(self, source: tuple) -> tuple:
+        """Rows and columns of zeros behind an input of shape (c, h, w) that windows reach."""
+        return tuple(max(0, (self.shape[1 + a] - 1) * self.stride[a] + (self.weight.shape[2 + a] - 1) * self.dilation[a] + 1
+                         - self.padding[a] - source[1 + a]) for a in (0, 1))
 
 
 @dataclass(frozen=True, eq=False)

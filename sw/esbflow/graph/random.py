@@ -99,8 +99,12 @@ def _conv(random, graph, name, source, with_residual, channels):
     groups = int(random.choice(divisors)) if random.random() < 0.3 else 1
     out = groups * int(random.integers(1, max(2, 2 * channels // groups)))
     out = min(out, groups * max(1, 48 // groups))
-    shape = tuple((size + 2 * padding[a] - (kernel[a] - 1) * dilation[a] - 1) // stride[a] + 1
-                  for a, size in enumerate((h, w)))
+    shape = []
+    for a, size in enumerate((h, w)):
+        even = (size + 2 * padding[a] - (kernel[a] - 1) * dilation[a] - 1) // stride[a] + 1
+        most = (size + padding[a] - 1) // stride[a] + 1  # another window that begins in the map: more zeros behind it
+        shape.append(even + 1 if even < most and random.random() < 0.3 else even)
+    shape = tuple(shape)
     inputs = (source.name,)
     if with_residual:
         candidates = [node for node in graph.nodes if node.shape == (out, *shape)]

@@ -84,11 +84,21 @@ def _conv(node, where, *inputs):
         raise GraphError(f"{where}: {c} input channels do not fit weights of {per_group} in {node.groups} groups")
     if min(node.stride) < 1 or min(node.dilation) < 1 or min(node.padding) < 0:
         raise GraphError(f"{where}: stride and dilation must be at least 1, padding at least 0")
-    shape = (out, _slide(h, ky, node.stride[0], node.padding[0], node.dilation[0]),
-             _slide(w, kx, node.stride[1], node.padding[1], node.dilation[1]))
+    ranges = [_convolved(size, (k - 1) * d + 1, s, p)
+              for size, k, s, p, d in zip((h, w), (ky, kx), node.stride, node.padding, node.dilation)]
+    if node.shape[0] == out and all(low <= size <= high for size, (low, _, high) in zip(node.shape[1:], ranges)):
+        shape = tuple(node.shape)
+    else:
+        shape = (out, *(even for _, even, _ in ranges))
     if len(inputs) == 2 and tuple(inputs[1].shape) != shape:
         raise GraphError(f"{where}: its residual has shape {tuple(inputs[1].shape)}, not {shape}")
     return [shape]
+
+
+def _convolved(size, reach, stride, padding):
+    """(fewest, with as much padding behind as before, most) windows: each begins in the map, or even padding makes it."""
+    even = (size + 2 * padding - reach) // stride + 1
+    return max(1, (size + padding - reach) // stride + 1), even, max(even, (size + padding - 1) // stride + 1)
 
 
 def _linear(node, where, *inputs):

@@ -139,10 +139,11 @@ class _Exporter:
 
     def _Conv2d(self, node):
         weight, scale = self._weights(node)
-        (py, px), source = node.padding, node.inputs[0]
+        source = node.inputs[0]
         tensor = self.writer.add(
             "Conv", [self._image_of(source), weight], f"{node.name}_product", node.shape, node.name,
-            kernel_shape=list(node.weight.shape[2:]), strides=list(node.stride), pads=[py, px, py, px],
+            kernel_shape=list(node.weight.shape[2:]), strides=list(node.stride),
+            pads=[*node.padding, *node.behind(self.graph[source].shape)],
             dilations=list(node.dilation), group=node.groups)
         self._close(node, tensor, scale * self._scale(source), node.shape)
 
