@@ -48,7 +48,8 @@ def conv_layer(m, random, x, out=4, channels=3, kernel=3, scale=2**-4, bias=True
 
 @pytest.mark.parametrize("options", [
     {}, {"pads": [1, 1, 1, 1]}, {"strides": [2, 2]}, {"dilations": [2, 2]}, {"group": 3, "out": 6}, {"auto_pad": "SAME_UPPER"},
-    {"auto_pad": "VALID"}])
+    {"auto_pad": "VALID"}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    {"pads": [0, 2, 1, 0], "strides": [2, 1]}, {"pads": [1, 0, 0, 1]}])
 def test_convolutions(options):
     random, m = np.random.default_rng(1), Model(("n", 3, 6, 6))
     exact(m, m.qdq(conv_layer(m, random, image_in(m), **options), 2**-3, INT8))
@@ -135,6 +136,67 @@ def test_max_pools_before_and_after_the_quantizer(options):
     x = m.add("MaxPool", m.add("Relu", conv_layer(m, random, image_in(m), pads=[1] * 4)), **options)
     graph = exact(m, m.qdq(x, 2**-3, np.uint8(0)))
     assert [type(node) for node in graph.nodes] == [ir.Input, ir.Conv2d, ir.MaxPool2d]
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1], [2, 1, 0, 1]])
+@pytest.mark.parametrize("place", ["image", "tensor", "codes", "before relu"])
+def test_zeros_of_a_pad_go_to_the_layer_that_reads_them(place, pads):
+    random, m = np.random.default_rng(3), Model(("n", 3, 6, 6))
+    around = np.int64([0, 0, *pads[:2], 0, 0, *pads[2:]])
+    x = m.qdq(m.add("Pad", "image", around), 2**-6, INT8) if place == "image" else image_in(m)
+    if place == "codes":
+        x = m.qdq(m.add("Pad", x, around), 2**-6, INT8)
+    elif place == "before relu":
+        x = m.qdq(m.add("Relu", m.add("Pad", conv_layer(m, random, x, out=3, pads=[1] * 4), around)), 2**-3, INT8)
+    elif place == "tensor":
+        x = m.add("Pad", x, around)
+    graph = exact(m, m.qdq(conv_layer(m, random, x, strides=[2, 2], pads=[0, 1, 0, 1]), 2**-2, INT8))
+    assert graph.output.padding == (pads[0], pads[1] + 1) and len(graph.nodes) == 2 + (place == "before relu")
+
+
+def test_zeros_of_a_pad_before_pools():
+    random, around = np.random.default_rng(3), np.int64([0, 0, 1, 1, 0, 0, 1, 1])
+    m = Model(("n", 3, 6, 6))
+    x = m.qdq(m.add("Relu", conv_layer(m, random, image_in(m), pads=[1] * 4)), 2**-3, np.uint8(0))
+    exact(m, m.add("MaxPool", m.add("Pad", x, around), kernel_shape=[3, 3], strides=[2, 2]))
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Pad", m.add("Relu", conv_layer(m, random, image_in(m), pads=[1] * 4)), around)
+    exact(m, m.qdq(m.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2]), 2**-3, np.uint8(0)))
+    m = Model(("n", 3, 6, 6))
+    x = m.add("AveragePool", m.add("Pad", image_in(m), around), kernel_shape=[4, 4])
+    exact(m, m.qdq(m.add("Add", x, np.float32(2**-11)), 2**-6, INT8))
+    m = Model(("n", 3, 6, 6))
+    x = m.add("MaxPool", m.add("Pad", image_in(m), around), name="odd", kernel_shape=[3, 3])
+    assert "MaxPool node 'odd': it reads zeros of a Pad beside values below zero" in refused(m, x)
+
+
+def test_pads_without_an_integer_form():
+    random = np.random.default_rng(3)
+
+    def padded(pads, *more, **options):
+        m = Model(("n", 3, 6, 6))
+        x = m.add("Pad", image_in(m), np.int64(pads), *more, name="odd", **options)
+        return refused(m, m.qdq(conv_layer(m, random, x), 1, INT8))
+
+    even = [0, 0, 1, 1, 0, 0, 1, 1]
+    assert "its padding (0, 0, 0, 4) leaves out rows or adds windows that the integer graph has not" in padded(
+        [0, 0, 0, 0, 0, 0, 0, 4])
+    assert padded(even, mode="reflect") == "Pad node 'odd': padding by reflect has no integer form; pad with zeros"
+    assert padded(even, np.float32(2)) == "Pad node 'odd': padding with 2 has no integer form; pad with zeros"
+    assert "only zeros around height and width have" in padded([0, 1, 1, 1, 0, 0, 1, 1])
+    assert "only zeros around height and width have" in padded([0, 0, -1, 0, 0, 0, 0, 0])
+    for reader in (("Mul", np.float32(2)), ("Concat",), ("Flatten",)):
+        m = Model(("n", 3, 6, 6))
+        x = m.add("Pad", image_in(m), np.int64(even))
+        options = {"axis": 1} if reader[0] == "Concat" else {}
+        x = m.add(reader[0], x, *reader[1:], name="reader", **options)
+        if reader[0] == "Flatten":
+            x = m.add("MatMul", x, dequantized(m, weights(random, 192, 2), np.float32(1)), name="reader2")
+        assert "it reads the zeros of a Pad, which only convolutions, pools, ReLU and quantizers can take over" in refused(
+            m, m.qdq(x, 1, INT8))
+    m = Model(("n", 3, 6, 6))
+    x = m.quant(m.add("Pad", image_in(m), np.int64(even)), 1, 1, narrow=1)
+    assert "its format has no zero, but zeros stand around the map it reads" in refused(m, x)
 
 
 def test_average_pools():

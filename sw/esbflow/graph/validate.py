@@ -84,7 +84,7 @@ def _conv(node, where, *inputs):
         raise GraphError(f"{where}: {c} input channels do not fit weights of {per_group} in {node.groups} groups")
     if min(node.stride) < 1 or min(node.dilation) < 1 or min(node.padding) < 0:
         raise GraphError(f"{where}: stride and dilation must be at least 1, padding at least 0")
-    ranges = [_convolved(size, (k - 1) * d + 1, s, p)
+    ranges = [window_counts(size, (k - 1) * d + 1, s, p)
               for size, k, s, p, d in zip((h, w), (ky, kx), node.stride, node.padding, node.dilation)]
     if node.shape[0] == out and all(low <= size <= high for size, (low, _, high) in zip(node.shape[1:], ranges)):
         shape = tuple(node.shape)
@@ -95,8 +95,11 @@ def _conv(node, where, *inputs):
     return [shape]
 
 
-def _convolved(size, reach, stride, padding):
-    """(fewest, with as much padding behind as before, most) windows: each begins in the map, or even padding makes it."""
+def window_counts(size: int, reach: int, stride: int, padding: int) -> tuple:
+    """How many windows of a convolution a node's shape may ask for, along one axis: (fewest, most usual, most).
+
+    The fewest need no padding behind the map, the usual as much as before it; one of the most still begins in the map.
+    """
     even = (size + 2 * padding - reach) // stride + 1
     return max(1, (size + padding - reach) // stride + 1), even, max(even, (size + padding - 1) // stride + 1)
 

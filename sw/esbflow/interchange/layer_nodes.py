@@ -6,9 +6,11 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.graph.validate import window_counts
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.interchange.padding import check_zeros_never_win, pad, unpadded, within
+from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
 from esbflow.numbers import Format, Signed
 from esbflow.quant.engine_layer import Stored
 
@@ -49,8 +51,12 @@ def _bias(node, value, channels: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(value.value, np.float64).reshape(-1), (channels,)).copy()
 
 
-def _window(node, options: dict, source: Stored, kernel: tuple, dilation: tuple = (1, 1), any_end: bool = False) -> dict:
-    """kernel, stride and padding of a sliding window; equal padding on both sides or refused, unless `any_end`."""
+def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, shape: tuple, dilation=(1, 1)) -> dict:
+    """kernel, stride and padding of a sliding window over a map that zeros of a Pad stand `around`.
+
+    How much padding follows the map is in the result's `shape` (c, h, w): anything for convolutions, as much as before
+    the map or more for max pools, as much for average pools. All else is refused.
+    """
     where = title(node)
     if len(kernel) != 2:
         raise GraphError(f"{where}: windows of {len(kernel)} axes have no integer form; only those of images have")
@@ -59,25 +65,31 @@ def _window(node, options: dict, source: Stored, kernel: tuple, dilation: tuple 
     auto = options.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         need = [max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-                for size, s, k, d in zip(source.shape[1:], stride, kernel, dilation)]
+                for size, s, k, d in zip(np.add(source.shape[1:], np.add(around[:2], around[2:])), stride, kernel, dilation)]
         less, more = [n // 2 for n in need], [n - n // 2 for n in need]
         pads = (*less, *more) if auto == "SAME_UPPER" else (*more, *less)
     elif auto == "VALID":
         pads = (0, 0, 0, 0)
-    if pads[:2] != pads[2:] and not any_end:
-        raise GraphError(f"{where}: padding {pads} differs from side to side; use equal padding")
+    pads = tuple(int(n) for n in np.add(around, pads))
+    for size, out, k, s, p, d in zip(source.shape[1:], shape[1:], kernel, stride, pads, dilation):
+        least, even, most = window_counts(size, (k - 1) * d + 1, s, p)
+        least = least if node.op_type == "Conv" else even
+        most = even if node.op_type == "AveragePool" else most
+        if not least <= out <= most or node.op_type != "Conv" and not p < k:
+            raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph has not; "
+                             "use equal padding smaller than the kernel")
     return dict(kernel=tuple(kernel), stride=stride, padding=pads[:2])
 
 
 def conv(walk, node, value, weight, bias=None):
+    value, around = unpadded(value)
     options, source = attributes(node), walk.builder.stored(value, title(node))
-    fields = _weights(node, weight, 0)
+    fields, shape = _weights(node, weight, 0), walk.shape(node.output[0], node)
     dilation = tuple(options.get("dilations", (1, 1)))
-    window = _window(node, options, source, fields["weight"].shape[2:], dilation)
+    window = _window(node, options, source, fields["weight"].shape[2:], around, shape, dilation)
     del window["kernel"]
     return Open(ir.Conv2d, node.name, source, dict(fields, **window, dilation=dilation, groups=options.get("group", 1)),
-                fields["weight_scale"] * source.scale, _bias(node, bias, len(fields["weight"])),
-                shape=walk.shape(node.output[0], node))
+                fields["weight_scale"] * source.scale, _bias(node, bias, len(fields["weight"])), shape=shape)
 
 
 def gemm(walk, node, value, weight, bias=None):
@@ -115,12 +127,10 @@ def max_pool(walk, node, value):
         raise GraphError(f"{where}: a dilated max pool has no integer form; use dilation 1")
     # Padding at the end is never the maximum: the shape of the output says how many windows there are.
     shape = walk.shape(node.output[0], node)
+    check_zeros_never_win(value, where)
+    value, around = unpadded(value)
     source = replace(value.source, shape=value.out_shape) if isinstance(value, Open) else walk.builder.stored(value, where)
-    window = _window(node, options, source, options["kernel_shape"], any_end=True)
-    for size, out, k, s, p in zip(source.shape[1:], shape[1:], window["kernel"], window["stride"], window["padding"]):
-        if not p < k or not (size + 2 * p - k) // s + 1 <= out <= (size + p - 1) // s + 1:
-            raise GraphError(f"{where}: its padding {tuple(options.get('pads', ()))} leaves out rows or adds empty windows; "
-                             "use equal padding smaller than the kernel")
+    window = _window(node, options, source, options["kernel_shape"], around, shape)
     if isinstance(value, Open):
         return replace(value, pools=(*value.pools, dict(window, shape=shape)))
     name = walk.builder.unique(node.name or node.output[0])
@@ -129,11 +139,12 @@ def max_pool(walk, node, value):
 
 def average_pool(walk, node, value):
     options, where = attributes(node), title(node)
-    source = walk.builder.stored(value, where)
-    window = _window(node, options, source, options["kernel_shape"])
+    value, around = unpadded(value)
+    source, shape = walk.builder.stored(value, where), walk.shape(node.output[0], node)
+    window = _window(node, options, source, options["kernel_shape"], around, shape)
     if options.get("ceil_mode", 0) or any(d != 1 for d in options.get("dilations", ())):
         raise GraphError(f"{where}: average pooling with ceil_mode or dilation has no integer form; leave them out")
-    if window["padding"] != (0, 0) and not options.get("count_include_pad", 0):
+    if window["padding"] != around[:2] and not options.get("count_include_pad", 0):
         raise GraphError(f"{where}: average pooling with padding needs count_include_pad=1")
     return _average(walk, node, source, window)
 
@@ -236,6 +247,8 @@ def batch_norm(walk, node, value, gamma, beta, mean, variance):
 def _clip(walk, node, value, low: float, high: float):
     if isinstance(value, Joined):
         return Joined(tuple(_clip(walk, node, part, low, high) for part in value.parts))
+    if isinstance(value, Padded) and low <= 0 <= high:
+        return within(value, lambda inner: _clip(walk, node, inner, low, high))
     if isinstance(value, Image):
         return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
     if isinstance(value, Stored) and value.form.min * value.scale >= low and value.form.max * value.scale <= high:
@@ -260,4 +273,4 @@ def clip(walk, node, value, low=None, high=None):
 
 LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "AveragePool": average_pool,
           "GlobalAveragePool": global_average_pool, "ReduceMean": global_average_pool, "Add": arithmetic, "Sub": arithmetic,
-          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Relu": relu, "Clip": clip}
+          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip}

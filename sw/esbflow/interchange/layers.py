@@ -7,8 +7,9 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
-from esbflow.interchange.values import Image, Joined, Open
+from esbflow.interchange.values import Image, Joined, Open, Padded
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.engine_layer import Stored
 
@@ -43,22 +44,27 @@ class Builder:
         """The layer that `value` belongs to, or a copy of a stored tensor."""
         if isinstance(value, Open):
             return value
-        if isinstance(value, Joined):
-            value = self.join(value, where)
+        value = self.plain(value, where)
         if not isinstance(value, Stored):
             raise GraphError(f"{where}: its input is not an activation tensor; only weights and biases may be constants")
         return Open.copy_of(value, shape=value.shape)
 
     def stored(self, value, where: str) -> Stored:
         """`value`, which must be quantized."""
-        if isinstance(value, Joined):
-            value = self.join(value, where)
+        value = self.plain(value, where)
         if isinstance(value, Image):
             raise GraphError(f"{where}: the model's input is not quantized; put a quantizer (QuantIdentity, QuantizeLinear) "
                              "right after the input")
         if not isinstance(value, Stored):
             raise GraphError(f"{where}: its input is not quantized; put a quantizer before it")
         return value
+
+    def plain(self, value, where: str):
+        """Several tensors joined; one with zeros around it refused."""
+        if isinstance(value, Padded):
+            raise GraphError(f"{where}: it reads the zeros of a Pad, which only convolutions, pools, ReLU and quantizers "
+                             "can take over; pad behind it")
+        return self.join(value, where) if isinstance(value, Joined) else value
 
     def quantize(self, value, rule: Quantization, name: str, where: str) -> Stored:
         """Close a layer, requantize a tensor, or make the input's table."""
@@ -67,6 +73,10 @@ class Builder:
         if rule.scale.size != 1:
             raise GraphError(f"{where}: an activation with a scale for each channel has no integer form; use one scale "
                              "a tensor")
+        if isinstance(value, Padded):
+            if rule.levels(np.zeros(1)).item():
+                raise GraphError(f"{where}: its format has no zero, but zeros stand around the map it reads; pad behind it")
+            return within(value, lambda inner: self.quantize(inner, rule, name, where))
         if isinstance(value, Image):
             table = rule.levels(value.values)
             if isinstance(rule.form, Signed) and rule.form.bits > 8 or rule.form.max > 255:
@@ -115,8 +125,7 @@ class Builder:
             if it is no activation, or ends in a clip.
         """
         where = f"output {name!r}"
-        if isinstance(value, Joined):
-            value = self.join(value, where, name)
+        value = self.plain(value, where)
         if isinstance(value, Stored):
             return value
         if not isinstance(value, Open):

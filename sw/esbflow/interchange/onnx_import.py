@@ -33,7 +33,7 @@ FIXES = {
     "LogSoftmax": "leave it to the host: cut it off, the largest value stays the largest",
     "ArgMax": "leave it to the host: cut it off",
     "Sigmoid": "use ReLU", "HardSigmoid": "use ReLU", "HardSwish": "use ReLU", "LeakyRelu": "use ReLU", "PRelu": "use ReLU",
-    "Elu": "use ReLU", "Gelu": "use ReLU", "Tanh": "use ReLU, or quantize to one bit", "Pad": "use the layer's own padding",
+    "Elu": "use ReLU", "Gelu": "use ReLU", "Tanh": "use ReLU, or quantize to one bit",
     "ConvTranspose": "use Resize and Conv", "GlobalMaxPool": "use MaxPool with the map's size",
     "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
     "MultiThreshold": "import the QONNX model as it was before FINN's conversion",

@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
 from esbflow.quant.engine_layer import Stored
 
 REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
@@ -57,6 +57,7 @@ def gather(walk, node, data, indices):
 def concat(walk, node, *values):
     where = title(node)
     rank = len(walk.model.shape(node.output[0], where))
+    values = [walk.builder.plain(value, where) if isinstance(value, Padded) else value for value in values]
     shapes = [shape_of(value) for value in values if isinstance(value, (Stored, Open, Joined))]
     if len(shapes) != len(values):
         raise GraphError(f"{where}: an operand is not quantized, or a constant; quantize all operands")

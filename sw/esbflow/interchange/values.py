@@ -76,6 +76,19 @@ class Joined:
 
 
 @dataclass(frozen=True, eq=False)
+class Padded:
+    """A tensor with zeros around it, (top, left, bottom, right) of them, which the layer that reads it takes over."""
+
+    value: object
+    pads: tuple
+
+    @property
+    def shape(self) -> tuple:
+        (channels, height, width), (top, left, bottom, right) = shape_of(self.value), self.pads
+        return channels, height + top + bottom, width + left + right
+
+
+@dataclass(frozen=True, eq=False)
 class Codes:
     """Between QuantizeLinear and DequantizeLinear: the tensor, and the scale and zero point it was coded with."""
 

@@ -1,0 +1,60 @@
+"""Zeros around a map as a node of its own: they go to the layer that reads them, where the engine pads by addresses."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.onnx_file import attributes, title
+from esbflow.interchange.values import Constant, Open, Padded
+from esbflow.quant.engine_layer import Stored
+
+NONE = (0, 0, 0, 0)
+
+
+def pad(walk, node, value, pads=None, constant=None, axes=None):
+    """Pad by zeros in height and width: the tensor itself, and how many zeros stand around it.
+
+    Raises
+    ------
+    GraphError
+        if it puts in anything but zeros, cuts, pads channels or images, or is computed at run time.
+    """
+    options, where = attributes(node), title(node)
+    if options.get("mode", "constant") != "constant":
+        raise GraphError(f"{where}: padding by {options['mode']} has no integer form; pad with zeros")
+    if any(given is not None and not isinstance(given, Constant) for given in (pads, constant, axes)):
+        raise GraphError(f"{where}: its padding is computed at run time; the integer graph needs constants")
+    fill = options.get("value", 0.0) if constant is None or not constant.value.size else float(constant.value.reshape(-1)[0])
+    if fill != 0:
+        raise GraphError(f"{where}: padding with {fill:g} has no integer form; pad with zeros")
+    amounts = np.asarray(options["pads"] if pads is None else pads.value).reshape(2, -1)
+    rank = len(walk.model.shape(node.input[0], where))
+    full = np.zeros((2, rank), np.int64)
+    full[:, range(rank) if axes is None else axes.value] = amounts
+    if not full.any():
+        return value
+    if rank != 4 or full[:, :2].any() or full.min() < 0:
+        raise GraphError(f"{where}: padding {amounts.reshape(-1).tolist()} has no integer form; only zeros around height "
+                         "and width have")
+    inner, before = unpadded(value)
+    return Padded(inner, tuple(int(n) for n in np.add(before, full[:, 2:].reshape(-1))))
+
+
+def unpadded(value) -> tuple:
+    """(the tensor without its zeros, (top, left, bottom, right))."""
+    return (value.value, value.pads) if isinstance(value, Padded) else (value, NONE)
+
+
+def check_zeros_never_win(value, where: str) -> None:
+    """GraphError if a max pool would take zeros around a map for its largest value; in the engine padding never is."""
+    inner, pads = unpadded(value)
+    low = inner.low if isinstance(inner, Open) else inner.form.min if isinstance(inner, Stored) else -np.inf
+    if pads != NONE and low < 0:
+        raise GraphError(f"{where}: it reads zeros of a Pad beside values below zero, where they would be the largest; put "
+                         "a ReLU before it, or use the pool's own padding")
+
+
+def within(value, change):
+    """`change` of the tensor inside; what keeps zeros may as well come before the padding."""
+    return replace(value, value=change(value.value))
