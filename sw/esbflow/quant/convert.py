@@ -6,6 +6,7 @@ The model is traced by torch.fx, its layers are given weight quantizers, and its
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
@@ -41,6 +42,7 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
         if kind == "upsample":
             check_upsample(node, module)
         _not_in_place(node, module)
+    _pad_unequal_sides(traced, modules)
     _swap_layers(traced, modules, recipe)
     QuantizerInsertion(traced, recipe).run()
     traced.recipe = recipe
@@ -74,6 +76,21 @@ def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:
         node.kwargs = {**node.kwargs, "inplace": False}
 
 
+def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:
+    """A convolution that pads "same" by an odd number of zeros reads a padded tensor instead."""
+    unequal = [node for node in traced.graph.nodes if isinstance(modules.get(node.target), nn.Conv2d)
+               and modules[node.target].padding_mode == "zeros" and padding_in_numbers(modules[node.target]) is None]
+    for node in unequal:
+        conv = modules[node.target]
+        zeros = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
+        around = [n for zero in reversed(zeros) for n in (zero // 2, zero - zero // 2)]
+        source = node.all_input_nodes[0]
+        with traced.graph.inserting_before(node):
+            node.replace_input_with(source, traced.graph.call_function(F.pad, (source, around)))
+    for node in unequal:
+        modules[node.target].padding = (0, 0)
+
+
 def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
     order = [node.target for node in traced.graph.nodes if node.op == "call_module"
              and isinstance(modules[node.target], (nn.Conv2d, nn.Linear))
@@ -84,9 +101,9 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
         module = modules[name]
         if isinstance(module, (QuantConv2d, QuantLinear)):
             continue
-        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or padding_in_numbers(module) is None):
-            raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; use "
-                             "as many zeros on both sides")
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; pad "
+                             "with zeros")
         if recipe.excludes(name):
             continue
         quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1)

@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.graph.validate import validate
+from esbflow.graph.validate import validate, window_counts
 from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.base import check_finite
@@ -25,7 +25,7 @@ from esbflow.quant.engine_layer import OpenLayer, Stored
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
 from esbflow.quant.recipe import by_channel
-from esbflow.quant.trace import clip_limit, kind_of, options
+from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,14 @@ class _Open(OpenLayer):
 
     relu: bool = False
     limit: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Padded:
+    """A stored tensor and (top, left, bottom, right) zeros around it."""
+
+    source: Stored
+    around: tuple
 
 
 def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = None) -> ir.Graph:
@@ -153,11 +161,25 @@ class _Exporter:
         return self._append(ir.Input(name="input", inputs=(), shape=self.shape, format=module.form, scale=scale,
                                      table=table))
 
+    def _pad(self, node, module, value):
+        return _Padded(self._need_stored(value, node), zeros_around(node, module))
+
+    def _unpadded(self, value, node, own) -> tuple:
+        """(stored tensor, padding before its first row and column): the layer's own and that of a pad before it."""
+        around = value.around if isinstance(value, _Padded) else (0, 0, 0, 0)
+        source = self._need_stored(value.source if isinstance(value, _Padded) else value, node)
+        return source, tuple(a + b for a, b in zip(around, pair(own)))
+
     def _conv(self, node, module, value):
-        source = self._need_stored(value, node)
+        source, padding = self._unpadded(value, node, module.padding)
         out = module.weight.shape[0]
-        fields = dict(stride=tuple(module.stride), padding=tuple(module.padding), dilation=tuple(module.dilation),
-                      groups=module.groups)
+        fields = dict(stride=tuple(module.stride), padding=padding, dilation=tuple(module.dilation), groups=module.groups)
+        for axis, size in enumerate(_shape(node)[1:]):
+            reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
+            least, _, most = window_counts(source.shape[axis + 1], reach, module.stride[axis], padding[axis])
+            if not least <= size <= most:
+                raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
+                                 "kernel")
         if isinstance(module, SelectChannels):
             # Integers, format and scale stay what they are.
             one, zero = np.ones(out, np.int64), np.zeros(out, np.int64)
@@ -220,14 +242,14 @@ class _Exporter:
         return replace(layer, node=kind, residual=other, residual_gain=np.full(len(layer.gain), other.scale))
 
     def _maxpool(self, node, module, value):
-        source = self._need_stored(value, node)
         found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+        source, padding = self._unpadded(value, node, found["padding"] or 0)
         if pair(found["dilation"] or 1) != (1, 1):
             raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
         kernel = pair(found["kernel_size"])
         return self._append(ir.MaxPool2d(
             name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
-            kernel=kernel, stride=pair(found["stride"] or kernel), padding=pair(found["padding"] or 0)))
+            kernel=kernel, stride=pair(found["stride"] or kernel), padding=padding))
 
     def _avgpool(self, node, module, value):
         source, shape = self._need_stored(value, node), _shape(node)

@@ -50,7 +50,9 @@ class IntegerModule(nn.Module):
             index = images.to(torch.int64)
             return torch.stack([self.table[c][index[:, c]] for c in range(node.shape[0])], dim=1)
         if isinstance(node, ir.Conv2d):
-            acc = F.conv2d(x, getattr(self, f"weight_{i}"), None, node.stride, node.padding, node.dilation, node.groups)
+            (py, px), (below, right) = node.padding, node.behind(x.shape[1:])
+            padded, weight = F.pad(x, (px, right, py, below)), getattr(self, f"weight_{i}")
+            acc = F.conv2d(padded, weight, None, node.stride, 0, node.dilation, node.groups)
             return self._requantize(i, node, acc, *inputs[1:])
         if isinstance(node, ir.Linear):
             return self._requantize(i, node, F.linear(x.flatten(1), getattr(self, f"weight_{i}"))[:, :, None, None])

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from esbflow.graph.errors import GraphError
 from esbflow.numbers import Signed
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.limit import limit_step
 from esbflow.quant.recipe import Recipe
-from esbflow.quant.trace import clip_limit, kind_of, tensors
+from esbflow.quant.trace import clip_limit, kind_of, tensors, zeros_around
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class QuantizerInsertion:
         """Once."""
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
-                   "upsample": self._moved, "pass": self._moved}
+                   "pad": self._pad, "upsample": self._moved, "pass": self._moved}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -107,6 +108,18 @@ class QuantizerInsertion:
         for source in tensors(node):
             self._store(source)
 
+    def _pad(self, node: fx.Node) -> None:
+        """The layers that read it take the zeros over."""
+        zeros_around(node, self.modules.get(node.target) if node.op == "call_module" else None)
+        self._moved(node)
+        kinds = {user: self._kind(user) for user in node.users}
+        for user, kind in kinds.items():
+            if kind not in ("conv", "maxpool"):
+                raise GraphError(f"{node.name}: {user.name} cannot take over its zeros; only convolutions and max pools can")
+            if kind == "maxpool" and self._signed(node):
+                raise GraphError(f"{node.name}: its zeros stand beside values below zero, where the max pool {user.name} "
+                                 "would take them for the largest; put a ReLU before it, or use the pool's own padding")
+
     # -- closing a layer -----------------------------------------------------------------------------------------------
     def _store(self, node: fx.Node) -> None:
         """Put a quantizer behind an open tensor, and a second one behind that where what multiplies reads fewer bits than
@@ -150,7 +163,9 @@ class QuantizerInsertion:
         return self.open[node].state if node in self.open else None
 
     def _multiplies(self, user: fx.Node) -> bool:
-        return self._kind(user) in ("conv", "linear") and not isinstance(self.modules.get(user.target), SelectChannels)
+        kind = self._kind(user)
+        return (kind in ("conv", "linear") and not isinstance(self.modules.get(user.target), SelectChannels)
+                or kind == "pad" and any(map(self._multiplies, user.users)))
 
     def _adds(self, user: fx.Node) -> bool:
         kind = self._kind(user)

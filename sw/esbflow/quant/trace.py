@@ -13,13 +13,13 @@ from esbflow.quant.layers import SelectChannels
 MODULES = (
     ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d), "norm"),
     ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d,), "maxpool"), ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"),
-    ((nn.Upsample,), "upsample"), ((Quantizer,), "quantizer"),
+    ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"), ((Quantizer,), "quantizer"),
     ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, operator.iadd, torch.add), "add"),
     ((F.relu, torch.relu, F.relu6, F.hardtanh, torch.clamp, torch.clip), "relu"),
     ((F.max_pool2d, torch.max_pool2d), "maxpool"), ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
-    ((F.interpolate, F.upsample), "upsample"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
+    ((F.interpolate, F.upsample), "upsample"), ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout2d), "pass"))
 METHODS = {"add": "add", "add_": "add", "relu": "relu", "relu_": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
@@ -34,7 +34,7 @@ _FIXES = {
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("adaptivemaxpool2d", "adaptive_max_pool2d"), "use MaxPool2d with a kernel given in numbers"),
-    **dict.fromkeys(("zeropad2d", "constantpad2d", "pad"), "give the padding to the convolution or pool that follows"),
+    **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
     **dict.fromkeys(("amax", "max"), "use MaxPool2d with a kernel given in numbers"),
     **dict.fromkeys(("conv1d", "conv3d"), "use Conv2d")}
 _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the "
@@ -67,7 +67,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pass, quantizer, size, output.
+    concat, pad, pass, quantizer, size, output.
 
     Raises
     ------
@@ -142,6 +142,27 @@ def clip_limit(node: fx.Node, module) -> float | None:
         raise GraphError(f"{node.name}: operator {name} from {low} to {high} has no integer form; let it begin at 0, as "
                          "ReLU and ReLU6 do")
     return None if high is None else float(high)
+
+
+def zeros_around(node: fx.Node, module) -> tuple:
+    """(top, left, bottom, right) of a "pad" node: rows and columns of zeros.
+
+    Raises
+    ------
+    GraphError
+        if it pads by something else, by other axes, or cuts.
+    """
+    if module is not None:
+        pads, mode, value = module.padding, "constant", module.value
+    else:
+        pads, mode, value = options(node, None, ("pad", "mode", "value")).values()
+    if (mode or "constant") != "constant" or value:
+        by = value if mode in (None, "constant") else mode
+        raise GraphError(f"{node.name}: padding by {by} has no integer form; pad with zeros")
+    left, right, top, bottom = (*pads, 0, 0) if len(pads) == 2 else pads if len(pads) == 4 else (-1,) * 4
+    if min(left, right, top, bottom) < 0:
+        raise GraphError(f"{node.name}: padding {tuple(pads)} has no integer form; only zeros around height and width have")
+    return top, left, bottom, right
 
 
 def check_upsample(node: fx.Node, module) -> None:
