@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
 from esbflow.quant.base import check_finite
+from esbflow.quant.constants import replace_constants
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
@@ -33,12 +34,13 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     """
     _check_state(model)
     traced = trace(model)
+    replace_constants(traced)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         kind, module = kind_of(node, modules), modules.get(node.target) if node.op == "call_module" else None
         if kind == "add" and (len([a for a in node.args if isinstance(a, fx.Node)]) != 2 or node.kwargs):
-            raise GraphError(f"{node.name}: only the plain sum of two tensors has an integer form; put constants into a "
-                             "bias or a batch norm")
+            raise GraphError(f"{node.name}: only the plain sum of two tensors, or of a tensor and a constant, has an "
+                             "integer form; leave alpha and out away")
         if kind == "upsample":
             check_upsample(node, module)
         _not_in_place(node, module)

@@ -19,6 +19,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
 from esbflow.numbers import Format, Signed
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
+from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored
@@ -208,6 +209,8 @@ class _Exporter:
 
     def _norm(self, node, module, value):
         layer = self._open(value, node)
+        if isinstance(module, Affine):
+            return layer.affine(*module.coefficients(_shape(node)[0], len(node.meta["tensor_meta"].shape), node.name))
         if module.running_var is None:
             raise GraphError(f"{node.name}: a batch norm without running statistics has no integer form; use "
                              "track_running_stats=True")

@@ -7,11 +7,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph.errors import GraphError
+from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
 
 MODULES = (
-    ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d), "norm"),
+    ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
     ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d,), "maxpool"), ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"),
     ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"), ((Quantizer,), "quantizer"),
     ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
@@ -45,7 +46,7 @@ class _Tracer(fx.Tracer):
     """Traces through containers, not into layers that have an integer form of their own."""
 
     def is_leaf_module(self, module, name):
-        return (isinstance(module, (Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
+        return (isinstance(module, (Affine, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
                 or super().is_leaf_module(module, name))
 
 
