@@ -182,11 +182,11 @@ def test_the_step_of_a_clipped_activation_still_trains():
     with torch.no_grad():
         quantizer.step.fill_(1.0)
     model(torch.rand(4, 1, 8, 8)).sum().backward()
-    assert float(quantizer.step) == pytest.approx(6 / 255) and quantizer.step.grad is not None
+    assert quantizer.step.item() == pytest.approx(6 / 255) and quantizer.step.grad is not None
     with torch.no_grad():
         quantizer.step.fill_(0.01)
     model(torch.rand(4, 1, 8, 8)).sum().backward()
-    assert float(quantizer.step) == pytest.approx(0.01)
+    assert quantizer.step.item() == pytest.approx(0.01)
 
 
 def test_mobilenet_trains_a_step():

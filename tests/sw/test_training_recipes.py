@@ -151,4 +151,4 @@ def test_lenet5_on_mnist_at_four_bits(tmp_path):
     outputs, module = execute(graph, images), convert(model, (1, 28, 28))
     assert api.top1(outputs, labels) == metrics["graph_top1"]
     for i in range(0, len(images), 500):
-        assert np.array_equal(module(torch.from_numpy(images[i:i + 500])).numpy(), outputs[i:i + 500])
+        assert np.array_equal(module(torch.tensor(images[i:i + 500])).numpy(), outputs[i:i + 500])
