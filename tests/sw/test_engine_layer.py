@@ -29,8 +29,19 @@ def test_no_input_goes_beyond_the_reach(weight, offset, residual):
     assert largest <= layer.reach()
     if min(weight) >= 0 and offset >= 0 and residual is None:
         assert largest == layer.reach(), "exact where all signs agree"
-    scale = layer.output_scale(Signed(8))
-    assert layer.reach() / scale <= 127 and (scale == pytest.approx(layer.reach() / (127 * 0.999)) or scale == 0.5)
+    for rectified, largest_level in ((False, 127), (True, 255)):
+        form, scale = layer.output(8, rectified)
+        assert form == (Unsigned(8) if rectified else Signed(8)) and layer.reach() / scale <= largest_level
+        assert scale == pytest.approx(layer.reach() / (largest_level * 0.999)) or scale == 0.5
+
+
+@pytest.mark.parametrize("gain, limit, form", [
+    (0.001, 6.0, Unsigned(16)), (0.5, 6.0, Unsigned(14)), (0.5, 0.25, Unsigned(10)), (1e6, 1.0, Unsigned(1)), (0.0, 6.0, Unsigned(16))])
+def test_an_output_that_clips_has_its_limit_as_largest_level(gain, limit, form):
+    """16 bits if the factor from acc to levels, gain / scale, has room in m (2047); 0.5 * 16383 / 6 = 1365."""
+    layer = OpenLayer(ir.Linear, "l", SOURCE, {"weight": np.array([(1, 3)])}, np.array([gain]), np.array([0.0]))
+    found, scale = layer.output(16, True, limit)
+    assert found == form and scale == pytest.approx(limit / form.max)
 
 
 def test_a_copy_changes_nothing_and_an_average_sums_its_window():

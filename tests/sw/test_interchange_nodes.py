@@ -314,6 +314,19 @@ def test_ties_go_up_and_not_to_even():
 
 
 # -- what has no integer form -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("last, ends, form", [("Relu", (), "u32"), ("Clip", (0.0, 1.0), None), ("Clip", (0.0,), "u32")])
+def test_models_that_end_in_a_relu(last, ends, form):
+    random, m = np.random.default_rng(4), Model(("n", 3, 6, 6))
+    x = m.add(last, conv_layer(m, random, image_in(m), bias=False), *map(np.float32, ends), name="last")
+    graph = imported(m.proto(x), pixel_max=255 / 128, mean=1.0)
+    pixels = random_pixels(np.random.default_rng(7), 4, 3, 6, 6)
+    expected = run_onnxruntime(m.proto(x), ((pixels - 128.0) / 128).astype(np.float32))
+    assert abs(execute(graph, pixels) * graph.output.scale - expected).max() <= (0 if form else graph.output.scale / 2 + 1e-6)
+    assert (expected > 0).any() and form in (None, str(graph.output.format))
+    if form is None:
+        assert graph.output.format.max * graph.output.scale == pytest.approx(1.0) and expected.max() == 1
+
+
 def refused(m, x) -> str:
     with pytest.raises(GraphError) as caught:
         imported(m.proto(x))

@@ -13,7 +13,7 @@ KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", 
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),
                Unsigned(3), Signed(5))
-OUTPUTS = (Signed(16), Signed(32), Unsigned(4), Unsigned(8), ESB(4, 1))
+OUTPUTS = (Signed(16), Signed(32), Unsigned(16), Unsigned(32), Unsigned(4), Unsigned(8), ESB(4, 1))
 _MAGNITUDES = {"esb4.1": (0, 1, 2, 3, 4, 6, 8, 12), "half": (1, 3, 5, 7, 9, 11, 13, 15), "ternary": (0, 1), "zero": (0,),
                "esb3.0": (0, 1, 2, 4)}
 _LIMITS = {"s4": (-8, 7), "s6": (-31, 31), "s8": (-128, 127)}

@@ -13,8 +13,9 @@ from esbflow.interchange.values import Image, Joined, Open, Padded
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.engine_layer import Stored
 
-OUTPUT_FORMAT = Signed(32)
+OUTPUT_BITS = 32
 """Of an output that the model does not quantize."""
+
 
 class Builder:
     """The graph so far. Every method that makes a node returns what the graph stores."""
@@ -122,7 +123,7 @@ class Builder:
         Raises
         ------
         GraphError
-            if it is no activation, or ends in a clip.
+            if it is no activation, or ends in a clip that does not begin at zero.
         """
         where = f"output {name!r}"
         value = self.plain(value, where)
@@ -130,9 +131,11 @@ class Builder:
             return value
         if not isinstance(value, Open):
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
-        if value.low > -np.inf or value.high < np.inf:
-            raise GraphError(f"{where}: the model ends in a ReLU or Clip; leave it to the host, or quantize its output")
-        return self.close(value, name, OUTPUT_FORMAT, value.output_scale(OUTPUT_FORMAT), where)
+        if value.low not in (-np.inf, 0) or value.low != 0 and value.high < np.inf or value.high <= 0:
+            raise GraphError(f"{where}: the model ends in a Clip from {value.low:g} to {value.high:g}, and the engine's "
+                             "begin at zero; leave it to the host, or quantize its output")
+        form, scale = value.output(OUTPUT_BITS, value.low == 0, None if value.high == np.inf else value.high)
+        return self.close(value, name, form, scale, where)
 
     def finish(self, output: Stored) -> ir.Graph:
         """The graph without nodes on which the output does not depend."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.numbers import Format
+from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.snap import snap_weights
 
 M_LIMIT = (1 << ir.M_BITS - 1) - 1
@@ -73,10 +73,20 @@ class OpenLayer:
             reach = reach + np.abs(self.residual_gain) * self.residual.largest
         return float(reach.max())
 
-    def output_scale(self, form: Format) -> float:
-        """The scale of a network's last layer: the finest that acc has, or a coarser one with which nothing saturates."""
+    def output(self, bits: int, rectified: bool = False, limit: float | None = None) -> tuple:
+        """(format, scale) of a network's last layer: the finest scale that acc has, or a coarser one with which nothing
+        saturates. `rectified` by a ReLU it is unsigned; where that clips at `limit`, so does the largest level, of fewer
+        bits if the gain takes more than m has.
+        """
         finest, reach = float(np.abs(self.gain).max()), self.reach()
-        return max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
+        if not rectified or limit is None:
+            form = Unsigned(bits) if rectified else Signed(bits)
+            return form, max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
+        gains = (self.gain,) if self.residual is None else (self.gain, self.residual_gain)
+        steepest = max(float(np.abs(gain).max()) for gain in gains)
+        forms = [Unsigned(fewer) for fewer in range(bits, 0, -1)]
+        form = next((form for form in forms if steepest * form.max <= M_LIMIT * limit), forms[-1])
+        return form, limit / form.max
 
     def closed(self, scale: float, where: str) -> dict:
         """Inputs, requantizer and weights of the node, once the real `scale` of its output is known.

@@ -309,12 +309,10 @@ class _Exporter:
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
             return value
-        if value.relu:
-            raise GraphError("the network ends in a ReLU: leave it to the host, or quantize its output")
         # One scale for all channels, so that the largest integer is the largest real value.
-        form = Signed(self.recipe.output_bits)
+        form, scale = value.output(self.recipe.output_bits, value.relu, value.limit)
         last = node.all_input_nodes[0]
-        return self._close(value, _tensor_name(last), _shape(last), form, value.output_scale(form))
+        return self._close(value, _tensor_name(last), _shape(last), form, scale)
 
 
 def _tensor_name(node: fx.Node) -> str:
