@@ -151,3 +151,33 @@ def test_asymmetric_activations_are_refused_by_name(model, digits, tmp_path):
     with pytest.raises(GraphError, match=r"QuantizeLinear node '\w+_QuantizeLinear': its zero point gives the levels "
                                          r"-?\d+..\d+, which the engine does not have; .*ActivationSymmetric=True"):
         import_onnx(quantized(model, digits, tmp_path, symmetric=False))
+
+
+def test_a_network_padded_as_keras_does_agrees(tmp_path):
+    """ResNet's stem with zeros of their own, then MobileNet's strided depthwise convolution, padded at the end alone."""
+    random, m = np.random.default_rng(0), Model(("n", 3, 21, 22))
+
+    def conv(x, out, channels, kernel, name, **options):
+        weight = random.standard_normal((out, channels, kernel, kernel)) / np.sqrt(channels) / kernel
+        return m.add("Conv", x, weight, random.standard_normal(out) / 4, name=name, **options)
+
+    def pad(x, *zeros):
+        top, left, bottom, right = zeros
+        return m.add("Pad", x, np.int64([0, 0, top, left, 0, 0, bottom, right]))
+
+    x = m.add("Relu", conv(pad("image", 3, 3, 3, 3), 8, 3, 7, "stem", strides=[2, 2]))
+    x = m.add("MaxPool", pad(x, 1, 1, 1, 1), kernel_shape=[3, 3], strides=[2, 2], name="pool")
+    x = m.add("Clip", conv(x, 8, 1, 3, "depthwise", strides=[2, 2], group=8, auto_pad="SAME_UPPER"), np.float32(0), np.float32(6))
+    x = m.add("Relu", conv(pad(x, 0, 0, 1, 1), 8, 8, 2, "uneven"))
+    x = m.add("Flatten", m.add("GlobalAveragePool", x, name="mean"))
+    float_model = m.proto(m.add("Gemm", x, random.standard_normal((10, 8)), transB=1, name="last"))
+    pixels = random.integers(0, 256, (150, 3, 21, 22), dtype=np.uint8)
+    path = quantized(float_model, (pixels, None), tmp_path)
+    graph = import_onnx(path)
+    assert graph["depthwise"].padding == (0, 0) and graph["depthwise"].behind(graph["pool"].shape) == (1, 1)
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", "MaxPool2d", "Conv2d", "Conv2d", "AvgPool2d",
+                                                             "Linear"]
+    expected = run_onnxruntime(onnx.load(path), real(pixels[100:]))
+    steps = np.abs(execute(graph, pixels[100:]).reshape(50, -1) - np.rint(expected / graph.output.scale))
+    print(f"output values that differ: {100 * (steps > 0).mean():.2f} %, at most {steps.max():.0f} of 256 steps")
+    assert steps.max() <= 3 and np.abs(expected).max() > 50 * graph.output.scale
