@@ -68,7 +68,27 @@ def test_bits_are_learned_by_penalty_and_cost():
         sum(quantizer.penalty() for quantizer in quantizers).backward()
         optimizer.step()
     quantizers[1].advance(0.7)
-    assert quantizers[1].form == Signed(2) and quantizers[1].penalty() is None
+    assert quantizers[1].form == Signed(4) and quantizers[1].penalty() is None, "one pass; fewer bits are no cheaper"
     copy = quantize(Net(), Recipe(first_weights="srq:8,learn", last_weights="srq:8,learn"))
     copy.load_state_dict(model.state_dict())
-    assert copy.b.weight_quantizer.form == Signed(2) and copy.b.weight_quantizer.penalty() is None
+    assert copy.b.weight_quantizer.form == Signed(4) and copy.b.weight_quantizer.penalty() is None
+
+
+@pytest.mark.parametrize("costs, bits", [({"0": 1.0, "2": 0.0}, (4, 8)), ({"0": 0.0, "2": 1.0}, (8, 4)), (None, (2, 2))])
+def test_a_short_training_closes_the_shells_of_dear_layers(costs, bits):
+    """400 steps at the rates of weights: where a second pass costs, a layer comes down to one; without an engine, all do."""
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)),
+                     Recipe(first_weights="srq:8,learn", last_weights="srq:8,learn"))
+    if costs:
+        weigh_bits(model, costs)
+    layers = [model.get_submodule(name) for name in ("0", "2")]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    images = torch.rand(8, 1, 8, 8)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (model(images).square().mean() + sum(layer.weight_quantizer.penalty() for layer in layers)).backward()
+        optimizer.step()
+    for layer in layers:
+        layer.weight_quantizer.advance(0.7)
+    assert tuple(layer.weight_quantizer.form.bits for layer in layers) == bits

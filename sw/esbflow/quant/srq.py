@@ -23,6 +23,9 @@ STRETCH, LOW, HIGH = 2 / 3, -0.1, 1.1
 """Hard-concrete distribution: temperature and stretch (Louizos et al., "Learning Sparse Neural Networks through L0
 Regularization", ICLR 2018)."""
 BIT_MODES = ("fixed", "drop", "learn")
+LEAST_BITS = 2
+GATE_RATE = 100
+"""Gates learn so many times as fast as weights: at the rates of weights a shell would take dozens of epochs to close."""
 
 
 def likeliest_level(x: torch.Tensor, step: torch.Tensor, noise: torch.Tensor, low, high, window: int = 2,
@@ -77,12 +80,12 @@ class BitGates(nn.Module):
     def sample(self) -> torch.Tensor:
         """Gates (bits - least,) in 0..1 for one step."""
         u = torch.rand_like(self.log_a).clamp(1e-6, 1 - 1e-6)
-        s = torch.sigmoid((torch.log(u) - torch.log1p(-u) + self.log_a) / STRETCH)
+        s = torch.sigmoid((torch.log(u) - torch.log1p(-u) + damped(self.log_a, GATE_RATE)) / STRETCH)
         return (s * (HIGH - LOW) + LOW).clamp(0, 1).cumprod(0)
 
     def open_probability(self) -> torch.Tensor:
         """P(gate > 0) of each shell."""
-        return torch.sigmoid(self.log_a - STRETCH * math.log(-LOW / HIGH))
+        return torch.sigmoid(damped(self.log_a, GATE_RATE) - STRETCH * math.log(-LOW / HIGH))
 
     def chosen_bits(self) -> int:
         """The bit-width whose shells are all open with more than one half."""
@@ -98,7 +101,8 @@ class SRQWeightQuantizer(WeightQuantizer):
     mode : "fixed"; "drop" drops random outer shells in training, each kept with `keep_rate`; "learn" learns the bit-width
         of the layer by a penalty on open shells, and fixes it after 70 % of training.
     keep_rate : of "drop".
-    penalty_rate : of "learn", per weight and bit, times `cost`; the loss gets penalty_rate * cost * expected bits.
+    penalty_rate : of "learn"; the loss gets penalty_rate * cost * the expected number of open shells, or, where passes of an
+        engine are what costs (`weigh_bits`), the probability that the first shell of the second pass is open.
     per_channel : one step a row instead of one for the layer.
 
     The gradients to step and noise are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all weights, and
@@ -118,11 +122,11 @@ class SRQWeightQuantizer(WeightQuantizer):
         self.mode = mode
         self.keep_rate = keep_rate
         self.penalty_rate = penalty_rate
-        self.cost = 1.0
+        self.cost, self.pass_bits = 1.0, None
         self.fixed = mode != "learn"
         self.register_buffer("bits", torch.tensor(bits))
         if mode == "learn":
-            self.gates = BitGates(bits, 2)
+            self.gates = BitGates(bits, LEAST_BITS)
 
     @torch.no_grad()
     def prepare(self, w: torch.Tensor) -> None:
@@ -176,7 +180,10 @@ class SRQWeightQuantizer(WeightQuantizer):
     def penalty(self) -> torch.Tensor | None:
         if self.mode != "learn" or self.fixed:
             return None
-        return self.penalty_rate * self.cost * self.gates.open_probability().sum()
+        shells = self.gates.open_probability()
+        if self.pass_bits is not None and self.form.bits > self.pass_bits:
+            shells = shells[self.pass_bits - LEAST_BITS]  # of the pass_bits + 1st bit: those beyond it cost nothing more
+        return self.penalty_rate * self.cost * shells.sum()
 
     def get_extra_state(self) -> dict:
         return {"fixed": self.fixed}
@@ -192,15 +199,16 @@ class SRQWeightQuantizer(WeightQuantizer):
         return f"{super().extra_repr()}, {self.mode}"
 
 
-def weigh_bits(model: nn.Module, costs: dict) -> None:
-    """Tell quantizers that learn their bit-width what a bit of their layer costs: {layer name: cost}, mean made 1."""
+def weigh_bits(model: nn.Module, costs: dict, pass_bits: int = 4) -> None:
+    """Tell quantizers that learn their bit-width what weights of more than `pass_bits` bits, a second pass of the engine,
+    cost in their layer: {layer name: cost}, mean made 1. So a layer keeps all its bits or goes down to `pass_bits`."""
     found = {name: module.weight_quantizer for name, module in model.named_modules()
              if isinstance(getattr(module, "weight_quantizer", None), SRQWeightQuantizer)}
     known = [costs[name] for name in found if name in costs]
     mean = sum(known) / len(known) if any(known) else 1.0
     for name, quantizer in found.items():
         if name in costs:
-            quantizer.cost = costs[name] / mean
+            quantizer.cost, quantizer.pass_bits = costs[name] / mean, pass_bits
 
 
 def learns_bits(model: nn.Module) -> bool:

@@ -49,8 +49,8 @@ def resnet20(weights: str, activations: str, epochs: int, rate: float, residual:
     """ResNet-20 on CIFAR-10 from the public real weights (91.73 %), first and last layer at 8 bits, a public ResNet-56
     (93.39 %) the teacher. After 6 epochs 4 bits came to 91.1 % with the network itself as teacher and a rate of 0.01, to
     91.3 % with the ResNet-56 and 0.03, after 15 at 0.015 to 91.6 %. Fewer bits need the lower rate, or what the weights
-    know is lost: at 2 bits 15 epochs came to 87.0 % at 0.04 and to 88.3 % at 0.01; with PACT, learned scales and batches of 64 to
-    88.3 % after 12 and 88.4 % after 15."""
+    know is lost: at 2 bits 15 epochs came to 87.0 % at 0.04 and to 88.3 % at 0.01; with PACT, learned scales and batches
+    of 64 to 88.3 % after 12 and 88.4 % after 15."""
     return TrainingRecipe(
         network="resnet20", data="cifar10", real=None, start="resnet20_cifar10", teacher=("resnet56", "resnet56_cifar10"),
         low_bit=Schedule(epochs=epochs, batch=128, rate=rate, shift=4, mirror=True, distill=0.7, temperature=3.0),
