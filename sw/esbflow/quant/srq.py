@@ -105,8 +105,8 @@ class SRQWeightQuantizer(WeightQuantizer):
         engine are what costs (`weigh_bits`), the probability that the first shell of the second pass is open.
     per_channel : one step a row instead of one for the layer.
 
-    The gradients to step and noise are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all weights, and
-    without it training does not begin.
+    The gradients to step, noise and gates are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all
+    weights, and without it training does not begin.
 
     `cost` says how dear a bit of this layer is, relative to the others (`weigh_bits` sets it; training by a recipe
     takes the cycles of an engine, training/bit_costs.py).
@@ -160,7 +160,7 @@ class SRQWeightQuantizer(WeightQuantizer):
         low, high = self._range()
         keep = None
         if not self.fixed:
-            gates = torch.cat([torch.ones(2, device=w.device), self.gates.sample()])
+            gates = torch.cat([torch.ones(2, device=w.device), damped(self.gates.sample(), factor)])
             open_bits = int((gates > 0).sum())
             low, high = -(2 ** (open_bits - 1)), 2 ** (open_bits - 1) - 1
             keep = lambda level: gates[(bits_of_level(level, True).long() - 1).clamp(0, len(gates) - 1)]  # noqa: E731
