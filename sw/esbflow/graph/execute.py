@@ -78,8 +78,7 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, group
     reach = ((ky - 1) * dilation[0] + 1, (kx - 1) * dilation[1] + 1)
     if out is None:
         out = ((height + 2 * padding[0] - reach[0]) // stride[0] + 1, (width + 2 * padding[1] - reach[1]) // stride[1] + 1)
-    behind = [max(0, (count - 1) * step + r - size - before)
-              for count, step, r, size, before in zip(out, stride, reach, (height, width), padding)]
+    behind = ir.zeros_behind((height, width), out, reach, stride, padding)
     exact = (np.abs(weight).reshape(out_channels, -1).sum(axis=1).max(initial=0)
              * max(1, int(np.abs(x).max(initial=0))) < 2 ** 53)
     kind = np.float64 if exact else np.int64
@@ -112,13 +111,10 @@ def _linear(node, images, x):
 
 
 def _max_pool(node, images, x):
-    (ky, kx), (sy, sx), (py, px) = node.kernel, node.stride, node.padding
-    _, height, width = node.shape
-    below = max(0, (height - 1) * sy + ky - x.shape[2] - py)
-    right = max(0, (width - 1) * sx + kx - x.shape[3] - px)
+    (py, px), (below, right) = node.padding, node.behind(x.shape[1:])
     lowest = np.iinfo(np.int64).min
     padded = np.pad(x, ((0, 0), (0, 0), (py, below), (px, right)), constant_values=lowest)
-    return _windows(padded, node.kernel, node.stride, (1, 1), (height, width)).max(axis=(2, 3))
+    return _windows(padded, node.kernel, node.stride, (1, 1), node.shape[1:]).max(axis=(2, 3))
 
 
 def _avg_pool(node, images, x):

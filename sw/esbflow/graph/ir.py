@@ -46,6 +46,16 @@ class Input(Node):
     table: np.ndarray = None  # int64 (c, 256)
 
 
+def zeros_behind(sizes, windows, reach, stride, padding) -> tuple:
+    """Along each axis: how far `windows` of `reach` go beyond a map of `sizes` with `padding` before it.
+
+    >>> zeros_behind((6, 6), (3, 2), (3, 3), (2, 2), (0, 0))
+    (1, 0)
+    """
+    return tuple(max(0, (count - 1) * step + length - before - size)
+                 for size, count, length, step, before in zip(sizes, windows, reach, stride, padding))
+
+
 @dataclass(frozen=True, eq=False)
 class Conv2d(Node):
     """acc = conv2d(inputs[0], weight); inputs[1], if given, is the residual r.
@@ -65,8 +75,8 @@ class Conv2d(Node):
 
     def behind(self, source: tuple) -> tuple:
         """Rows and columns of zeros behind an input of shape (c, h, w) that windows reach."""
-        return tuple(max(0, (self.shape[1 + a] - 1) * self.stride[a] + (self.weight.shape[2 + a] - 1) * self.dilation[a] + 1
-                         - self.padding[a] - source[1 + a]) for a in (0, 1))
+        reach = tuple((k - 1) * d + 1 for k, d in zip(self.weight.shape[2:], self.dilation))
+        return zeros_behind(source[1:], self.shape[1:], reach, self.stride, self.padding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +96,10 @@ class MaxPool2d(Node):
     kernel: tuple = (2, 2)
     stride: tuple = (2, 2)
     padding: tuple = (0, 0)
+
+    def behind(self, source: tuple) -> tuple:
+        """Rows and columns behind an input of shape (c, h, w) that windows reach."""
+        return zeros_behind(source[1:], self.shape[1:], self.kernel, self.stride, self.padding)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
-from esbflow.graph.validate import validate
+from esbflow.graph.validate import validate, window_counts
 from esbflow.numbers import ESB, Signed, Unsigned
 
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize")
@@ -101,10 +101,9 @@ def _conv(random, graph, name, source, with_residual, channels):
     out = min(out, groups * max(1, 48 // groups))
     shape = []
     for a, size in enumerate((h, w)):
-        even = (size + 2 * padding[a] - (kernel[a] - 1) * dilation[a] - 1) // stride[a] + 1
-        most = (size + padding[a] - 1) // stride[a] + 1  # another window that begins in the map: more zeros behind it
+        _, even, most = window_counts(size, (kernel[a] - 1) * dilation[a] + 1, stride[a], padding[a])
         shape.append(even + 1 if even < most and random.random() < 0.3 else even)
-    shape = tuple(shape)
+    shape = tuple(shape)  # now and then with a window more, and so more zeros behind the map
     inputs = (source.name,)
     if with_residual:
         candidates = [node for node in graph.nodes if node.shape == (out, *shape)]

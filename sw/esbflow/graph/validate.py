@@ -72,10 +72,6 @@ def _input(node, where, *inputs):
     return [tuple(node.shape)]
 
 
-def _slide(size, kernel, stride, padding, dilation=1):
-    return (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
-
-
 def _conv(node, where, *inputs):
     _count(where, inputs, 1, 2)
     c, h, w = inputs[0].shape
@@ -120,7 +116,7 @@ def _pool(node, where, *inputs):
         k, s, p = node.kernel[axis], node.stride[axis], node.padding[axis]
         if not (k >= 1 and s >= 1 and 0 <= p < k):
             raise GraphError(f"{where}: padding must be smaller than the kernel, and kernel and stride at least 1")
-        floor = _slide(size, k, s, p)
+        _, floor, _ = window_counts(size, k, s, p)
         ceil = -(-(size + 2 * p - k) // s) + 1
         if (ceil - 1) * s >= size + p:
             ceil -= 1  # a window must begin inside the map

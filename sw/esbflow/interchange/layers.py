@@ -11,7 +11,7 @@ from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Image, Joined, Open, Padded
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.engine_layer import Stored
+from esbflow.quant.engine_layer import Stored, one_a_channel
 
 OUTPUT_BITS = 32
 """Of an output that the model does not quantize."""
@@ -131,10 +131,11 @@ class Builder:
             return value
         if not isinstance(value, Open):
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
-        if value.low not in (-np.inf, 0) or value.low != 0 and value.high < np.inf or value.high <= 0:
+        rectified = value.low == 0 < value.high
+        if not rectified and (value.low > -np.inf or value.high < np.inf):
             raise GraphError(f"{where}: the model ends in a Clip from {value.low:g} to {value.high:g}, and the engine's "
                              "begin at zero; leave it to the host, or quantize its output")
-        form, scale = value.output(OUTPUT_BITS, value.low == 0, None if value.high == np.inf else value.high)
+        form, scale = value.output(OUTPUT_BITS, rectified, None if value.high == np.inf else value.high)
         return self.close(value, name, form, scale, where)
 
     def finish(self, output: Stored) -> ir.Graph:
@@ -162,10 +163,9 @@ def channels_of(array: np.ndarray, rank: int, shape: tuple, where: str) -> np.nd
     GraphError
         if it differs from pixel to pixel, or would change the tensor's shape.
     """
-    array = np.asarray(array, np.float64)
-    sizes = (1,) * (rank - array.ndim) + array.shape
-    if len(sizes) != rank or sizes[0] != 1 or any(size != 1 for size in sizes[2:]) or sizes[1] not in (1, shape[0]):
-        raise GraphError(f"{where}: a constant of shape {array.shape} is not one number, nor one for each of {shape[0]} "
+    values = one_a_channel(array, rank, shape[0])
+    if values is None:
+        raise GraphError(f"{where}: a constant of shape {np.shape(array)} is not one number, nor one for each of {shape[0]} "
                          "channels; fold it into the weights, or train without it")
-    return np.broadcast_to(array.reshape(-1), (shape[0],)).copy()
+    return values
 

@@ -157,10 +157,8 @@ class _Exporter:
         self._close(node, tensor, scale * self._scale(source), node.shape[:1])
 
     def _MaxPool2d(self, node):
-        source, ends = self.graph[node.inputs[0]], []
-        for axis in (0, 1):  # the node's shape decides, not ceil_mode, which is one for both axes
-            need = (node.shape[axis + 1] - 1) * node.stride[axis] + node.kernel[axis] - source.shape[axis + 1]
-            ends.append(max(0, need - node.padding[axis]))
+        source = self.graph[node.inputs[0]]
+        ends = node.behind(source.shape)  # the node's shape decides, not ceil_mode, which is one for both axes
         self.writer.add("MaxPool", [self._image_of(source.name)], node.name, node.shape, node.name,
                         kernel_shape=list(node.kernel), strides=list(node.stride), pads=[*node.padding, *ends])
 

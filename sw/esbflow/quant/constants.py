@@ -72,7 +72,5 @@ def _constant(traced: fx.GraphModule, operand):
         return operand
     if not isinstance(operand, fx.Node) or operand.op != "get_attr":
         return None
-    value = traced
-    for part in operand.target.split("."):
-        value = getattr(value, part)
+    value = operator.attrgetter(operand.target)(traced)
     return value if isinstance(value, torch.Tensor) and value.is_floating_point() else None

@@ -105,6 +105,16 @@ class OpenLayer:
         return dict(fields, inputs=inputs, requantizer=constants)
 
 
+def one_a_channel(array: np.ndarray, rank: int, channels: int) -> np.ndarray | None:
+    """float64 (channels,) of a constant that is combined with a tensor of `rank` axes; None if it differs from pixel to
+    pixel, or would change the tensor's shape."""
+    array = np.asarray(array, np.float64)
+    sizes = (1,) * (rank - array.ndim) + array.shape
+    if len(sizes) != rank or sizes[0] != 1 or any(size != 1 for size in sizes[2:]) or sizes[1] not in (1, channels):
+        return None
+    return np.broadcast_to(array.reshape(-1), (channels,)).copy()
+
+
 def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Requantizer:
     """Integers with (acc*m + r*n + b) / 2**s as near to gain*acc + residual_gain*r + offset as the widths allow.
 

@@ -60,9 +60,7 @@ class IntegerModule(nn.Module):
             ones = torch.ones(x.shape[1], 1, *node.kernel, dtype=x.dtype, device=x.device)
             return self._requantize(i, node, F.conv2d(x, ones, None, node.stride, node.padding, 1, x.shape[1]))
         if isinstance(node, ir.MaxPool2d):
-            (ky, kx), (sy, sx), (py, px) = node.kernel, node.stride, node.padding
-            below = max(0, (node.shape[1] - 1) * sy + ky - x.shape[2] - py)
-            right = max(0, (node.shape[2] - 1) * sx + kx - x.shape[3] - px)
+            (py, px), (below, right) = node.padding, node.behind(x.shape[1:])
             padded = F.pad(x, (px, right, py, below), value=-float(EXACT))
             return F.max_pool2d(padded, node.kernel, node.stride)[:, :, :node.shape[1], :node.shape[2]]
         if isinstance(node, ir.Concat):

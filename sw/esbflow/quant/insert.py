@@ -100,8 +100,7 @@ class QuantizerInsertion:
         if self._state(source) == "relu":
             self._store(source)
         self.open.pop(source, None)
-        module = self.modules.get(node.target) if node.op == "call_module" else None
-        self.open[node] = Open("relu", limit=clip_limit(node, module))
+        self.open[node] = Open("relu", limit=clip_limit(node, self._module(node)))
 
     def _moved(self, node: fx.Node) -> None:
         """Reads stored tensors only."""
@@ -110,10 +109,10 @@ class QuantizerInsertion:
 
     def _pad(self, node: fx.Node) -> None:
         """The layers that read it take the zeros over."""
-        zeros_around(node, self.modules.get(node.target) if node.op == "call_module" else None)
+        zeros_around(node, self._module(node))
         self._moved(node)
-        kinds = {user: self._kind(user) for user in node.users}
-        for user, kind in kinds.items():
+        for user in node.users:
+            kind = self._kind(user)
             if kind not in ("conv", "maxpool"):
                 raise GraphError(f"{node.name}: {user.name} cannot take over its zeros; only convolutions and max pools can")
             if kind == "maxpool" and self._signed(node):
@@ -157,6 +156,9 @@ class QuantizerInsertion:
     # -- what is asked of nodes ----------------------------------------------------------------------------------------
     def _kind(self, node: fx.Node) -> str | None:
         return kind_of(node, self.modules)
+
+    def _module(self, node: fx.Node):
+        return self.modules.get(node.target) if node.op == "call_module" else None
 
     def _state(self, node: fx.Node) -> str | None:
         """Of an open tensor; None of a stored one."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esbflow.numbers import Format
-from esbflow.quant.base import round_to_levels, straight_through
+from esbflow.quant.base import round_to_levels
 from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows
 
 
@@ -30,28 +30,28 @@ def damped(x: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 class _Learned(torch.autograd.Function):
-    """Levels times step; to x straight through inside the range, to the step (level - x/step) inside, the end outside."""
+    """Levels times step; to x straight through inside the range, to the step (level - x/step) inside, the end outside.
+    Where only the `ends` count, the step gets no gradient from inside (PACT)."""
 
     @staticmethod
-    def forward(ctx, x, step, form, factor):
+    def forward(ctx, x, step, form, factor, ends):
         ratio = x / step
         levels = round_to_levels(ratio, form)
         ctx.save_for_backward(ratio, levels)
-        ctx.form, ctx.factor, ctx.shape = form, factor, step.shape
+        ctx.form, ctx.factor, ctx.ends, ctx.shape = form, factor, ends, step.shape
         return levels * step
 
     @staticmethod
     def backward(ctx, gradient):
         ratio, levels = ctx.saved_tensors
         inside = (ratio >= ctx.form.min) & (ratio <= ctx.form.max)
-        to_step = gradient * torch.where(inside, levels - ratio, levels)
-        return gradient * inside, to_step.sum_to_size(ctx.shape) * ctx.factor, None, None
+        to_step = gradient * torch.where(inside, 0 if ctx.ends else levels - ratio, levels)
+        return gradient * inside, to_step.sum_to_size(ctx.shape) * ctx.factor, None, None, None
 
 
 class _LearnedRange(torch.autograd.Function):
     """The same for all integers of a range and one step for the tensor, in few passes over memory: on a CPU they cost
-    more than the arithmetic. Rounds half up but for the float just below a half. Where only the `ends` count, the step
-    gets no gradient from inside the range (PACT)."""
+    more than the arithmetic. Rounds half up but for the float just below a half."""
 
     @staticmethod
     def forward(ctx, x, step, low, high, factor, ends):
@@ -81,20 +81,19 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def learned_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
     """`learned_levels` for Signed and Unsigned formats with one step () for the whole tensor, faster on a CPU."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():  # fused there anyhow
-        return learned_levels(x, step, form, factor)
-    return _LearnedRange.apply(x, step, form.min, form.max, factor, False)
+    return _range(x, step, form, factor, False)
 
 
 def clipped_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
     """`learned_range`, but the step () gets a gradient from values beyond the range only: their level times the gradient
     (Choi et al., "PACT", 2018, equation 4)."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
-        step = damped(step, factor)
-        clipped = torch.minimum(torch.maximum(x, form.min * step), form.max * step)
-        quantized = round_to_levels(clipped.detach() / step.detach(), form) * step.detach()
-        return straight_through(clipped, quantized)
-    return _LearnedRange.apply(x, step, form.min, form.max, factor, True)
+    return _range(x, step, form, factor, True)
+
+
+def _range(x, step, form, factor, ends):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():  # fused there anyhow
+        return _Learned.apply(x, step, form, factor, ends)
+    return _LearnedRange.apply(x, step, form.min, form.max, factor, ends)
 
 
 def learned_levels(x: torch.Tensor, step: torch.Tensor, form: Format, factor: float) -> torch.Tensor:
@@ -106,7 +105,7 @@ def learned_levels(x: torch.Tensor, step: torch.Tensor, form: Format, factor: fl
     >>> x.grad.tolist(), round(float(step.grad), 4)
     ([1.0, 0.0], 3.4)
     """
-    return _Learned.apply(x, step, form, factor)
+    return _Learned.apply(x, step, form, factor, False)
 
 
 class LSQWeightQuantizer(WeightQuantizer):
