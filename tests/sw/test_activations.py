@@ -7,6 +7,8 @@ import torch
 
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.lqnets import LQActivation
+from esbflow.quant.pact import PACTActivation
 
 
 def with_step(quantizer, step):
@@ -66,14 +68,22 @@ def test_an_ema_scale_is_a_running_mean_that_eval_mode_does_not_move():
     assert quantizer.real_scale() == held and not list(quantizer.parameters())
 
 
-def test_a_quantizer_that_saw_nothing_active_has_no_scale():
-    quantizer = ActivationQuantizer(Unsigned(4), name="activation relu1")
-    quantizer(-torch.rand(3, 4))
-    with pytest.raises(ValueError, match=r"^activation relu1 has seen no active values, so it has no scale: train or "
-                                         r"calibrate the model first$"):
+@pytest.mark.parametrize("make", [ActivationQuantizer, lambda form, name: PACTActivation(4, name=name),
+                                  lambda form, name: LQActivation(4, name=name)])
+def test_a_quantizer_has_no_scale_before_data_scale_1_for_zeros_and_takes_the_first_values_later(make):
+    quantizer = make(Unsigned(4), name="activation relu1")
+    with pytest.raises(ValueError, match=r"^activation relu1 has seen no data, so it has no scale: train or calibrate the "
+                                         r"model first$"):
         quantizer.real_scale()
-    quantizer(torch.rand(3, 4))
-    assert quantizer.real_scale() > 0
+    assert not quantizer(-torch.rand(3, 4)).any()
+    assert quantizer.real_scale() == 1
+    kept = make(Unsigned(4), name="activation relu1")
+    kept.load_state_dict(quantizer.state_dict())
+    assert kept.real_scale() == 1
+    kept(torch.rand(3, 40) / 100)
+    assert 0 < kept.real_scale() < 0.01
+    kept(torch.zeros(3, 4))
+    assert 0 < kept.real_scale() < 0.01
 
 
 def test_activations_that_are_not_finite_are_refused_by_name():

@@ -22,8 +22,8 @@ from tests.sw.exported_models import calibrated, images_for
 
 
 def test_a_model_that_saw_no_data_is_refused():
-    with pytest.raises(ValueError, match=r"^activation relu1 has seen no active values, so it has no scale: train or "
-                                         r"calibrate the model first$"):
+    with pytest.raises(ValueError, match=r"^activation relu1 has seen no data, so it has no scale: train or calibrate the "
+                                         r"model first$"):
         export(quantize(LeNet5()), "net", LeNet5.shape)
 
 
@@ -71,8 +71,9 @@ class Ends(nn.Module):
     (lambda net, x: (net.last(x), x), r"the network has 2 outputs; the integer graph has one"),
     (lambda net, x: net.last(F.max_pool2d(x, 2, dilation=2)),
      r"\w+: a dilated max pool has no integer form; use dilation 1"),
-    (lambda net, x: net.last(F.avg_pool2d(x, 2, ceil_mode=True)),
-     r"\w+: average pooling with ceil_mode has no integer form; use ceil_mode=False"),
+    (lambda net, x: net.last(F.avg_pool2d(x, 4, ceil_mode=True)),
+     r"\w+: its windows reach over maps of 6x6 \(ceil_mode\), where an average of fewer pixels has no integer form; use "
+     r"ceil_mode=False"),
     (lambda net, x: net.last(F.avg_pool2d(x, 2, padding=1, count_include_pad=False)),
      r"\w+: average pooling with padding needs count_include_pad=True"),
     (lambda net, x: net.last(F.avg_pool2d(x, 2, divisor_override=3)),

@@ -227,6 +227,7 @@ class Between(nn.Module):
     (lambda x: F.interpolate(x, size=(x.shape[2] * 2, x.size(3) * 2), mode="nearest-exact"), "Upsample", (2, 12, 12)),
     (nn.AdaptiveAvgPool2d((2, 3)), "AvgPool2d", (2, 2, 3)), (nn.AdaptiveAvgPool2d((12, 12)), "Upsample", (2, 12, 12)),
     (nn.AdaptiveAvgPool2d((None, 6)), "Requantize", (2, 6, 6)), (nn.AvgPool2d(3, 2), "AvgPool2d", (2, 2, 2)),
+    (nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), "AvgPool2d", (2, 3, 3)),
     (nn.MaxPool2d(3, 2, ceil_mode=True), "MaxPool2d", (2, 3, 3))])
 def test_maps_change_their_size(call, operator, shape):
     torch.manual_seed(4)

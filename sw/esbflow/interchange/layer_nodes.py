@@ -76,8 +76,9 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
         least = least if node.op_type == "Conv" else even
         most = even if node.op_type == "AveragePool" else most
         if not least <= out <= most or node.op_type != "Conv" and not p < k:
+            ceil = ", ceil_mode=0" if options.get("ceil_mode") else ""
             raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph has not; "
-                             "use equal padding smaller than the kernel")
+                             f"use equal padding smaller than the kernel{ceil}")
     return dict(kernel=tuple(kernel), stride=stride, padding=pads[:2])
 
 
@@ -142,8 +143,8 @@ def average_pool(walk, node, value):
     value, around = unpadded(value)
     source, shape = walk.builder.stored(value, where), walk.shape(node.output[0], node)
     window = _window(node, options, source, options["kernel_shape"], around, shape)
-    if options.get("ceil_mode", 0) or any(d != 1 for d in options.get("dilations", ())):
-        raise GraphError(f"{where}: average pooling with ceil_mode or dilation has no integer form; leave them out")
+    if any(d != 1 for d in options.get("dilations", ())):
+        raise GraphError(f"{where}: average pooling with dilation has no integer form; leave it out")
     if window["padding"] != around[:2] and not options.get("count_include_pad", 0):
         raise GraphError(f"{where}: average pooling with padding needs count_include_pad=1")
     return _average(walk, node, source, window)

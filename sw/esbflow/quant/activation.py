@@ -23,7 +23,9 @@ class ActivationQuantizer(Quantizer):
     momentum : of the running mean.
     name : for error messages.
 
-    Gradient to x: straight through inside the range, zero outside. In eval mode nothing is updated.
+    Gradient to x: straight through inside the range, zero outside. In eval mode nothing is updated. A tensor that has been
+    zero in all batches (a ReLU that nothing reaches, a norm whose gamma is zero) is stored with scale 1, until a batch in
+    training mode brings values.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class ActivationQuantizer(Quantizer):
         else:
             self.register_buffer("step", value)
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("blank", torch.zeros((), dtype=torch.bool))  # all that was seen was zero
         self._ready = False
 
     def _has_scale(self) -> bool:
@@ -60,10 +63,13 @@ class ActivationQuantizer(Quantizer):
         values = x if self.form.signed else x.clamp(min=0)
         estimate = across_ranks(values.square().mean()).sqrt() * unit
         if estimate <= 0:
+            if not self.seen:
+                self.blank.fill_(True)
             return  # nothing was active: keep what there is
         if not self.seen:
             self.step.copy_(estimate)
             self.seen.fill_(True)
+            self.blank.fill_(False)
             self._ready = True
         elif self.mode == "ema":
             self.step.mul_(self.momentum).add_(estimate * (1 - self.momentum))
@@ -88,9 +94,8 @@ class ActivationQuantizer(Quantizer):
         ValueError
             before any batch was seen.
         """
-        if not self.seen:
-            raise ValueError(f"{self.name} has seen no active values, so it has no scale: train or calibrate the model "
-                             "first")
+        if not (self.seen or self.blank):
+            raise ValueError(f"{self.name} has seen no data, so it has no scale: train or calibrate the model first")
         return float(self.scale(self.step).detach())
 
     def extra_repr(self) -> str:

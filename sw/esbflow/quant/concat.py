@@ -69,7 +69,8 @@ class ConcatGroups:
             quantizers = {node: modules[node.target] for node in nodes if node.op == "call_module"}
             if not quantizers:
                 continue  # the exporter says what is wrong
-            group = common([(module.form, module.real_scale()) for module in quantizers.values()])
+            known = [q for q in quantizers.values() if not getattr(q, "blank", False)]  # zeros fit any scale
+            group = common([(q.form, q.real_scale()) for q in known or quantizers.values()])
             self.of_concat.update({node: group for node in nodes if node not in quantizers})
             self.of_store.update({node: group for node, module in quantizers.items()
                                   if isinstance(module, ActivationQuantizer) and module.form.signed == group.form.signed

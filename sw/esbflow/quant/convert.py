@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from esbflow.graph.errors import GraphError
 from esbflow.quant.base import check_finite
 from esbflow.quant.constants import replace_constants
+from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
@@ -34,6 +35,8 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     """
     _check_state(model)
     traced = trace(model)
+    _remove_identities(traced)
+    replace_functional_layers(traced)
     replace_constants(traced)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
@@ -68,6 +71,13 @@ def _check_state(model: nn.Module) -> None:
             raise ValueError(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
                              "(model.float())")
         check_finite(values, name)
+
+
+def _remove_identities(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
 
 
 def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:

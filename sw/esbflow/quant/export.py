@@ -295,11 +295,17 @@ class _Exporter:
             shape=_shape(node), format=group.form, scale=group.scale))
 
     def _pass(self, node, module, value):
-        flat = (int(np.prod(value.shape)), 1, 1) if isinstance(value, Stored) else None
-        if flat and _shape(node) not in (tuple(value.shape), flat):
-            raise GraphError(f"{node.name}: a change of shape from {tuple(value.shape)} to {_shape(node)} has no integer "
-                             "form; only flatten has")
+        shape = value.shape if isinstance(value, Stored) else _shape(self._computed(node))
+        if _shape(node) not in (tuple(shape), (int(np.prod(shape)), 1, 1)):
+            raise GraphError(f"{node.name}: a change of shape from {tuple(shape)} to {_shape(node)} has no integer form; "
+                             "only flatten has")
         return value
+
+    def _computed(self, node: fx.Node) -> fx.Node:
+        """The node that computed what "pass" nodes have passed on since."""
+        while kind_of(node, self.modules) == "pass":
+            node = node.all_input_nodes[0]
+        return node
 
     def _output(self, node, module, *values):
         if len(values) != 1:
@@ -311,7 +317,7 @@ class _Exporter:
             return value
         # One scale for all channels, so that the largest integer is the largest real value.
         form, scale = value.output(self.recipe.output_bits, value.relu, value.limit)
-        last = node.all_input_nodes[0]
+        last = self._computed(node.all_input_nodes[0])
         return self._close(value, _tensor_name(last), _shape(last), form, scale)
 
 

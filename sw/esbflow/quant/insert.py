@@ -16,7 +16,10 @@ from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.limit import limit_step
 from esbflow.quant.recipe import Recipe
-from esbflow.quant.trace import clip_limit, kind_of, tensors, zeros_around
+from esbflow.quant.trace import clip_limit, drops, kind_of, tensors, zeros_around
+
+_WITHIN = {"sums": ("norm", "add", "relu"), "added": ("relu",), "relu": ()}
+"""What the layer of an open tensor can still compute, by the tensor's state."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class QuantizerInsertion:
         """Once."""
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
-                   "pad": self._pad, "upsample": self._moved, "pass": self._moved}
+                   "pad": self._pad, "upsample": self._moved, "pass": self._pass}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -106,6 +109,20 @@ class QuantizerInsertion:
         """Reads stored tensors only."""
         for source in tensors(node):
             self._store(source)
+
+    def _pass(self, node: fx.Node) -> None:
+        """Dropout before the norm, sum or ReLU of a layer, or between the last layer and the output, parts neither."""
+        source = tensors(node)[0]
+        if source in self.open and self._continued(node, self.open[source].state):
+            self.open[node] = self.open.pop(source)
+        else:
+            self._moved(node)
+
+    def _continued(self, node: fx.Node, state: str) -> bool:
+        """Whether all that reads a "pass" node is the output, or what the layer in this state can still compute."""
+        within = _WITHIN[state] if drops(node, self._module(node)) else ()
+        return all(self._kind(user) in (*within, "output") or self._kind(user) == "pass" and self._continued(user, state)
+                   for user in node.users)
 
     def _pad(self, node: fx.Node) -> None:
         """The layers that read it take the zeros over."""

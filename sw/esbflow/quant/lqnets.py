@@ -149,10 +149,12 @@ class LQActivation(ActivationQuantizer):
         flat = x.reshape(-1)
         sample = flat[::max(1, len(flat) // self.SAMPLE)][:self.SAMPLE].clamp(min=0)[None]
         size = across_ranks(sample.square().mean()).sqrt()
-        if size <= 0:
-            return
         first = not self.seen
+        if size <= 0:
+            self.blank.fill_(first)
+            return
         if first:
+            self.blank.fill_(False)
             start = torch.exp2(torch.arange(self.bits, dtype=torch.float32, device=x.device))
             self.basis.copy_(start * (2 * QUANTILE * math.sqrt(2) * size / (2 ** self.bits - 1)))
             self.seen.fill_(True)

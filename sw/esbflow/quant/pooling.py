@@ -40,8 +40,9 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     found = options(node, module, OPTIONS)
     kernel = pair(found["kernel_size"])
     stride, padding = pair(found["stride"] or kernel), pair(found["padding"] or 0)
-    if found["ceil_mode"]:
-        raise GraphError(f"{node.name}: average pooling with ceil_mode has no integer form; use ceil_mode=False")
+    if any((n - 1) * s + k > size + 2 * p for n, s, k, size, p in zip(shape[1:], stride, kernel, source[1:], padding)):
+        raise GraphError(f"{node.name}: its windows reach over maps of {source[1]}x{source[2]} (ceil_mode), where an "
+                         "average of fewer pixels has no integer form; use ceil_mode=False")
     if found["divisor_override"] is not None:
         raise GraphError(f"{node.name}: average pooling with divisor_override has no integer form; leave it out")
     if padding != (0, 0) and found["count_include_pad"] is False:

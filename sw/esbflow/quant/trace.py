@@ -27,6 +27,7 @@ METHODS = {"add": "add", "add_": "add", "relu": "relu", "relu_": "relu", "clamp"
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
+_LAYERS = tuple(cls for types, kind in MODULES for cls in types if kind != "quantizer")
 _ACTIVATION = "use ReLU or ReLU6, or run it on the host after the network"
 _FIXES = {
     **dict.fromkeys(("gelu", "silu", "leakyrelu", "leaky_relu", "elu", "selu", "celu", "prelu", "mish", "softplus",
@@ -43,11 +44,19 @@ _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, ad
 
 
 class _Tracer(fx.Tracer):
-    """Traces through containers, not into layers that have an integer form of their own."""
+    """Traces through containers, not into layers that have an integer form of their own, nor into classes derived from
+    them that compute the same."""
 
     def is_leaf_module(self, module, name):
         return (isinstance(module, (Affine, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
-                or super().is_leaf_module(module, name))
+                or super().is_leaf_module(module, name) or _computes_as_torch(module))
+
+
+def _computes_as_torch(module: nn.Module) -> bool:
+    """Whether a layer's forward pass, and what it calls, is that of the class of torch.nn which it is derived from."""
+    base = next((base for base in type(module).__mro__ if base.__module__.startswith("torch.nn")), nn.Module)
+    return isinstance(module, _LAYERS) and all(getattr(type(module), method, None) is getattr(base, method, None)
+                                               for method in ("forward", "_conv_forward", "__call__"))
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -79,6 +88,10 @@ def kind_of(node: fx.Node, modules: dict) -> str:
         return "input" if node.op == "placeholder" else "output"
     if is_size(node):
         return "size"
+    if node.op == "get_attr":
+        readers = " and ".join(user.name for user in node.users)
+        raise GraphError(f"{node.target}: {readers} computes with it in each pass, which has no integer form; compute it "
+                         "once, before quantize(), or run it on the host after the network")
     target = modules.get(node.target) if node.op == "call_module" else node.target
     if node.op == "call_module":
         name = type(target).__name__
@@ -110,6 +123,12 @@ def is_size(node: fx.Node) -> bool:
 def tensors(node: fx.Node) -> list:
     """The tensors that a node reads, each once."""
     return [source for source in node.all_input_nodes if source.op != "get_attr" and not is_size(source)]
+
+
+def drops(node: fx.Node, module) -> bool:
+    """Whether a "pass" node is a dropout, which changes no shape and does nothing in evaluation."""
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", "")
+    return name in STOCHASTIC or "drop" in name.lower()
 
 
 def options(node: fx.Node, module, names: tuple) -> dict:

@@ -153,7 +153,7 @@ class _Run:
         others = [p for p in model.parameters() if id(p) not in unused and p.dim() >= 2]
         self.optimizer = torch.optim.SGD([{"params": others, "weight_decay": schedule.weight_decay}, {"params": plain}],
                                          lr=schedule.rate, momentum=schedule.momentum)
-        if not all(m.seen for m in model.modules() if isinstance(m, ActivationQuantizer)):
+        if not all(m.seen or m.blank for m in model.modules() if isinstance(m, ActivationQuantizer)):
             self._wait_from(0)
             loop.calibrate(model, images[:schedule.images], mean, std)
 
