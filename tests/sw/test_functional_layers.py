@@ -6,8 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.graph.execute import execute
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.functional import replace_functional_layers
@@ -15,6 +18,7 @@ from esbflow.quant.layers import QuantConv2d, QuantLinear
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import trace
 from esbflow.training.loop import calibrate
+from tests.compiler.machine import Machine
 from tests.sw.exported_models import both, calibrated, images_for
 
 SHAPE = (2, 9, 8)
@@ -160,8 +164,10 @@ def test_layers_that_are_zero_everywhere_export_as_zeros(where):
     model = calibrate(quantize(net), images_for(SHAPE), (0.0,), (1.0,)).eval()
     graph, converted = both(model, SHAPE)
     np.testing.assert_array_equal(graph.reshape(converted.shape), converted)
-    stored = {node.name: node for node in export(model, "net", SHAPE).nodes}
-    assert all(np.isfinite(node.scale) and node.scale > 0 for node in stored.values())
+    network = export(model, "net", SHAPE)
+    assert all(np.isfinite(node.scale) and node.scale > 0 for node in network.nodes)
+    engine = Machine(compile_graph(network, ENGINES["small8x16"], batch=2))
+    assert np.array_equal(engine.run(images_for(SHAPE, 2, 1)), execute(network, images_for(SHAPE, 2, 1)))
 
 
 def test_zeros_do_not_widen_the_scale_that_concatenated_tensors_share():

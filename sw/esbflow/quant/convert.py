@@ -19,8 +19,11 @@ from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import check_upsample, kind_of, trace
 
 
-def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
+def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = None) -> fx.GraphModule:
     """Put quantizers into a model; parameters are shared with it, so it should not be used any further.
+
+    `shape` (c, h, w) of the images is needed only for models that compute with the sizes of tensors, and decide by them.
+    Such a model is for images of that shape.
 
     Returns an fx.GraphModule that trains, evaluates, and saves its state dict as any other module. Its `recipe` is
     kept with it.
@@ -34,7 +37,8 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
         if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it.
     """
     _check_state(model)
-    traced = trace(model)
+    shape = None if shape is None else tuple(shape)
+    traced = trace(model, shape)
     _remove_identities(traced)
     replace_functional_layers(traced)
     replace_constants(traced)
@@ -50,7 +54,7 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe()) -> fx.GraphModule:
     _pad_unequal_sides(traced, modules)
     _swap_layers(traced, modules, recipe)
     QuantizerInsertion(traced, recipe).run()
-    traced.recipe = recipe
+    traced.recipe, traced.shape = recipe, shape
     traced.graph.lint()
     traced.recompile()
     return traced

@@ -63,11 +63,14 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     ValueError
         if a weight is not finite, or a quantizer has never seen data.
     """
-    recipe = getattr(model, "recipe", None)
+    recipe, shape = getattr(model, "recipe", None), None if shape is None else tuple(shape)
     if recipe is None:
         raise GraphError("only a model that quantize() made can be exported")
     if shape is None:
         raise GraphError("export needs the shape (channels, height, width) of the input images")
+    if getattr(model, "shape", None) not in (None, shape):
+        raise GraphError(f"the model was quantized for images of shape {model.shape}, not {shape}: its sizes are numbers "
+                         "now; quantize it for that shape")
     for what, values in (*model.named_parameters(), *model.named_buffers()):
         check_finite(values, what)
     was_training = model.training
@@ -88,7 +91,7 @@ def _propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
             ShapeProp(model).propagate(torch.zeros(1, *shape, device=next(model.parameters()).device))
     except RuntimeError as error:
         cause = error.__cause__ or error
-        raise GraphError(f"the network does not take images of shape {tuple(shape)}: {cause}") from None
+        raise GraphError(f"the network does not take images of shape {shape}: {cause}") from None
 
 
 class _Exporter:
@@ -97,7 +100,7 @@ class _Exporter:
         self.modules = dict(model.named_modules())
         self.recipe = recipe
         self.graph = ir.Graph(name)
-        self.shape = tuple(shape)
+        self.shape = shape
         self.values = {}
         self.groups = ConcatGroups(model.graph, self.modules)
         self.requantized = {}  # (tensor, group) -> tensor in the group's format

@@ -10,6 +10,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
+from esbflow.quant.sized_trace import sized
 
 MODULES = (
     ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
@@ -59,19 +60,29 @@ def _computes_as_torch(module: nn.Module) -> bool:
                                                for method in ("forward", "_conv_forward", "__call__"))
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """fx graph of a model.
+def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
+    """fx graph of a model; for images of `shape` (c, h, w) if that is given, whose sizes are numbers then.
 
     Raises
     ------
     GraphError
-        if its forward pass depends on data, which no fixed graph can express.
+        if its forward pass depends on data, which no fixed graph can express, or on sizes that are not given; if it does
+        not take images of that shape.
     """
+    tracer = _Tracer() if shape is None else sized(_Tracer)(model, shape)
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError) as error:
+        fix = " or, if it depends on sizes only, give quantize() the shape of the images" if shape is None else ""
         raise GraphError(f"{type(model).__name__}: torch.fx cannot trace the forward pass ({error}); "
-                         "remove control flow that depends on data") from None
+                         f"remove control flow that depends on data{fix}") from None
+    except RuntimeError as error:
+        if shape is None:
+            raise
+        raise GraphError(f"the network does not take images of shape {tuple(shape)}: {error}") from None
+    for node in reversed(list(graph.nodes)):
+        if is_size(node) and not node.users:
+            graph.erase_node(node)
     return fx.GraphModule(model, graph)
 
 
