@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from esbflow.graph.execute import execute
 from esbflow.numbers import Unsigned
@@ -87,3 +88,29 @@ def test_the_scale_of_least_error_is_found():
 def test_no_images_are_refused(trained):
     with pytest.raises(ValueError, match="there are no images to calibrate on"):
         post_train(trained[0], RECIPE, np.zeros((0, 1, 8, 8), np.uint8))
+
+
+def test_layers_that_only_calls_are_left_of_are_corrected_like_any_other(trained):
+    class Calls(nn.Module):
+        """The same network, of calls on its own parameters, for one size of images."""
+
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.weight = net, net.linear.weight
+
+        def forward(self, x):
+            net = self.net
+            x = F.pad(x, [x.shape[2] // 8] * 4) if x.shape[3] > 4 else x
+            x = F.conv2d(x, net.conv1.weight)
+            x = torch.relu(F.batch_norm(x, net.bn1.running_mean, net.bn1.running_var, net.bn1.weight, net.bn1.bias, False))
+            x = torch.relu(F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=1))
+            return F.linear(torch.flatten(net.pool(x), 1), self.weight)
+
+    real, images = trained
+    expected = post_train(real, RECIPE, images[:120])
+    found = post_train(Calls(copy.deepcopy(real)), RECIPE, images[:120], shape=(1, 8, 8))
+    x = torch.from_numpy(images[120:]).float() / 255
+    with torch.no_grad():
+        assert torch.equal(found(x), expected(x))
+    graphs = [execute(export(model, "net", (1, 8, 8)), images[120:]) for model in (found, expected)]
+    np.testing.assert_array_equal(*graphs)

@@ -36,12 +36,7 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     ValueError
         if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it.
     """
-    _check_state(model)
-    shape = None if shape is None else tuple(shape)
-    traced = trace(model, shape)
-    _remove_identities(traced)
-    replace_functional_layers(traced)
-    replace_constants(traced)
+    traced = real_layers(model, shape)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         kind, module = kind_of(node, modules), modules.get(node.target) if node.op == "call_module" else None
@@ -54,8 +49,22 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     _pad_unequal_sides(traced, modules)
     _swap_layers(traced, modules, recipe)
     QuantizerInsertion(traced, recipe).run()
-    traced.recipe, traced.shape = recipe, shape
+    traced.recipe, traced.shape = recipe, None if shape is None else tuple(shape)
     traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
+    """A model as the layers that `quantize` finds in it, under the same names, in real numbers; parameters are shared.
+
+    Raises what `quantize` raises for what cannot be traced, and for parameters.
+    """
+    _check_state(model)
+    traced = trace(model, shape)
+    _remove_identities(traced)
+    replace_functional_layers(traced)
+    replace_constants(traced)
     traced.recompile()
     return traced
 

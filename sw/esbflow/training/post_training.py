@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import round_to_levels
-from esbflow.quant.convert import quantize
+from esbflow.quant.convert import quantize, real_layers
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate, normalise
 
@@ -26,7 +26,7 @@ BATCH = 100
 
 
 def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, batch_norms: bool = True, biases: bool = True,
-               report=None) -> fx.GraphModule:
+               report=None, shape: tuple | None = None) -> fx.GraphModule:
     """Quantize a trained model by `recipe` with the help of unlabelled images; the model itself is left as it is.
 
     Parameters
@@ -36,6 +36,7 @@ def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, batch_norms
     batch_norms : move the statistics of batch norms by what quantization has moved them.
     biases : shift each layer without a batch norm behind it by what quantization has moved its mean output.
     report : called with a sentence at each stage, or None.
+    shape : as for `quantize`.
 
     Returns the quantized model in eval mode, ready for `export`.
 
@@ -45,8 +46,8 @@ def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, batch_norms
         if there are no images.
     """
     say = report or (lambda text: None)
-    real = copy.deepcopy(model).eval()
-    quantized = quantize(copy.deepcopy(model).eval(), recipe).eval()
+    real = real_layers(copy.deepcopy(model).eval(), shape).eval()
+    quantized = quantize(copy.deepcopy(model).eval(), recipe, shape).eval()
     say(f"calibrate on {len(images)} images")
     calibrate(quantized, images, recipe.mean, recipe.std)
     say("search for scales of least error")
