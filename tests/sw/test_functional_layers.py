@@ -90,18 +90,28 @@ def test_own_parameters_export_exactly():
     assert [type(model.get_submodule(name)) for name in ("first", "conv", "linear")] == [QuantConv2d, QuantConv2d, QuantLinear]
 
 
-def test_a_norm_without_running_mean_of_batches_and_one_without_gamma():
-    """momentum=None averages all batches: computed anew in each pass, and still a plain module's option."""
+def test_a_norm_that_averages_all_batches_and_has_no_gamma():
+    """momentum=None is computed anew in each pass, and still a plain module's option."""
     class Cumulative(NormAct):
         def forward(self, x):
             self.num_batches_tracked.add_(1)
             return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training,
                                 1.0 / self.num_batches_tracked, self.eps)
 
-    traced = trace(nn.Sequential(nn.Conv2d(2, 4, 1), Cumulative(4, momentum=None, affine=False)).train())
-    replace_functional_layers(traced)
-    norm = next(m for m in traced.modules() if isinstance(m, nn.BatchNorm2d))
+    model = quantize(nn.Sequential(nn.Conv2d(2, 4, 1), Cumulative(4, momentum=None, affine=False)).train())
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.momentum is None and norm.weight is None and norm.bias is None and norm.track_running_stats
+
+
+def test_a_norm_that_never_uses_its_statistics_is_refused():
+    class Batch(nn.BatchNorm2d):
+        def forward(self, x):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=True)
+
+    model = quantize(nn.Sequential(nn.Conv2d(2, 4, 1), Batch(4), nn.Conv2d(4, 2, 1)).eval())
+    calibrate(model, images_for(SHAPE), (0.0,), (1.0,))
+    with pytest.raises(GraphError, match=r"^\w+: a batch norm without running statistics has no integer form; .*$"):
+        export(model, "net", SHAPE)
 
 
 def test_a_class_that_computes_as_torch_does_is_that_layer():

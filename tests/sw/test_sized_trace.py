@@ -78,7 +78,13 @@ def test_decisions_by_data_are_refused_all_the_same():
         def forward(self, x):
             return self.conv(x) if x.mean() > 0 else x
 
+    class Counts(Decides):
+        def forward(self, x):
+            return self.conv(x).view(len(x), -1)
+
     with pytest.raises(GraphError, match=r"^Decides: torch.fx cannot trace .*; remove control flow that depends on data$"):
         quantize(Decides(), shape=SHAPE)
+    with pytest.raises(GraphError, match=r"^Counts: torch.fx cannot trace .*len.*; remove control flow that depends on data$"):
+        quantize(Counts(), shape=SHAPE)
     with pytest.raises(GraphError, match=r"^the network does not take images of shape \(3, 9, 8\): .* 2 channels.*$"):
         quantize(Sizes(), shape=(3, 9, 8))

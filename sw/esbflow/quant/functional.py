@@ -29,9 +29,9 @@ def replace_functional_layers(traced: fx.GraphModule) -> None:
         module, owner, kind = _module(traced, node) or (None, None, None)
         if module is None:
             continue
-        source, held = node.args[0] if node.args else node.kwargs["input"], node.all_input_nodes
+        source = node.args[0] if node.args else node.kwargs["input"]
         node.args, node.kwargs = (source,), {}
-        _erase(traced.graph, [read for read in held if read.op == "get_attr"])
+        traced.graph.eliminate_dead_code()  # the parameters, and a count of batches, which the module has of its own
         name = _name(traced, owner, kind)
         traced.add_submodule(name, module.train(traced.training))
         with traced.graph.inserting_after(node):
@@ -50,6 +50,8 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> tuple | None:
     if any(not isinstance(value, fx.Node) or value.op != "get_attr" for value in tensors.values()):
         return None  # computed in each pass
     values = {name: operator.attrgetter(value.target)(traced) for name, value in tensors.items()}
+    if found.get("training") and not traced.training:  # always a batch's own statistics
+        values = {name: value for name, value in values.items() if not name.startswith("running")}
     if not values:
         return None
     module = _norm(values, found) if kind == "norm" else _layer(kind, values["weight"], "bias" in values, found)
@@ -76,17 +78,6 @@ def _norm(values: dict, found: dict) -> nn.BatchNorm2d:
     if "bias" not in values:
         norm.bias = None
     return norm.to(some.device)
-
-
-def _erase(graph: fx.Graph, nodes: list) -> None:
-    """Parameters that nothing reads any more, and counters of batches, which the new modules have their own of."""
-    for node in list(graph.nodes):
-        if node.op == "call_method" and node.target == "add_" and not node.users and node.args[0].op == "get_attr":
-            nodes = [*nodes, node.args[0]]
-            graph.erase_node(node)
-    for node in dict.fromkeys(nodes):
-        if not node.users:
-            graph.erase_node(node)
 
 
 def _name(traced: fx.GraphModule, owner: str, kind: str) -> str:

@@ -11,6 +11,8 @@ import operator
 import torch
 from torch import fx, nn
 
+from esbflow.graph.errors import GraphError
+
 
 class _SizedProxy(fx.Proxy):
     @property
@@ -46,12 +48,15 @@ def sized(base: type) -> type:
             self._computes = False
 
         def example(self, node: fx.Node):
-            """What a node computes of one image."""
+            """What a node computes of one image; GraphError if it cannot."""
             if node not in self._examples:
                 before, self._computes = self._computes, True
                 try:
                     with torch.no_grad():
                         self._examples[node] = self._computed(node)
+                except RuntimeError as error:
+                    sizes = tuple(self._image.shape[1:])
+                    raise GraphError(f"the network does not take images of shape {sizes}: {error}") from None
                 finally:
                     self._computes = before
             return self._examples[node]

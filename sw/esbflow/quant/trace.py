@@ -72,14 +72,10 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     tracer = _Tracer() if shape is None else sized(_Tracer)(model, shape)
     try:
         graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         fix = " or, if it depends on sizes only, give quantize() the shape of the images" if shape is None else ""
         raise GraphError(f"{type(model).__name__}: torch.fx cannot trace the forward pass ({error}); "
                          f"remove control flow that depends on data{fix}") from None
-    except RuntimeError as error:
-        if shape is None:
-            raise
-        raise GraphError(f"the network does not take images of shape {tuple(shape)}: {error}") from None
     for node in reversed(list(graph.nodes)):
         if is_size(node) and not node.users:
             graph.erase_node(node)
