@@ -90,6 +90,22 @@ def test_own_parameters_export_exactly():
     assert [type(model.get_submodule(name)) for name in ("first", "conv", "linear")] == [QuantConv2d, QuantConv2d, QuantLinear]
 
 
+def test_calls_that_nothing_reads_are_left_out():
+    class Aside(OwnParameters):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Parameter(torch.zeros(3, 2, 1, 1)), nn.Parameter(torch.zeros(4, 5))
+
+        def forward(self, x):
+            F.conv2d(F.conv2d(x, self.before), self.before[:, :1])
+            y = super().forward(x)
+            F.linear(y, self.after)
+            return y
+
+    layers = [node.target for node in quantize(Aside()).graph.nodes if node.op == "call_module"]
+    assert [name for name in layers if not name.startswith("quantizers.")] == ["first", "norm.norm", "norm.act", "conv", "linear"]
+
+
 def test_a_norm_that_averages_all_batches_and_has_no_gamma():
     """momentum=None is computed anew in each pass, and still a plain module's option."""
     class Cumulative(NormAct):

@@ -25,6 +25,9 @@ def replace_functional_layers(traced: fx.GraphModule) -> None:
     A module takes the name of the one that owned them (`bn1` for `bn1.weight`), or `bn1.norm`, `conv`, where that one holds
     other modules or is the model itself. Parameters stay the same objects; buffers used as weights do not train.
     """
+    if not any(_kind(node) for node in traced.graph.nodes):
+        return
+    traced.graph.eliminate_dead_code()  # calls that nothing reads
     for node in list(traced.graph.nodes):
         module, owner, kind = _module(traced, node) or (None, None, None)
         if module is None:
@@ -39,9 +42,13 @@ def replace_functional_layers(traced: fx.GraphModule) -> None:
         traced.graph.erase_node(node)
 
 
+def _kind(node: fx.Node) -> str | None:
+    return _CALLS.get(node.target) if node.op == "call_function" else None
+
+
 def _module(traced: fx.GraphModule, node: fx.Node) -> tuple | None:
     """(module, path of the owner of its parameters, kind), or None for any other node."""
-    kind = _CALLS.get(node.target) if node.op == "call_function" else None
+    kind = _kind(node)
     if kind is None:
         return None
     names = _NORM[node.target] if kind == "norm" else _CONV

@@ -3,6 +3,7 @@
 from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
+from esbflow.graph.ir import zeros_behind
 from esbflow.quant.trace import options
 
 OPTIONS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -40,7 +41,7 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     found = options(node, module, OPTIONS)
     kernel = pair(found["kernel_size"])
     stride, padding = pair(found["stride"] or kernel), pair(found["padding"] or 0)
-    if any((n - 1) * s + k > size + 2 * p for n, s, k, size, p in zip(shape[1:], stride, kernel, source[1:], padding)):
+    if any(behind > p for behind, p in zip(zeros_behind(source[1:], shape[1:], kernel, stride, padding), padding)):
         raise GraphError(f"{node.name}: its windows reach over maps of {source[1]}x{source[2]} (ceil_mode), where an "
                          "average of fewer pixels has no integer form; use ceil_mode=False")
     if found["divisor_override"] is not None:
