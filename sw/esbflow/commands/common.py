@@ -86,7 +86,7 @@ def print_table(title: str, header: tuple, rows: list) -> None:
         return
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     # Not narrower than the table needs: logs and pipes have no width of their own.
