@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
 from esbflow.quant.base import check_finite
+from esbflow.quant.channels import replace_channel_moves
 from esbflow.quant.constants import replace_constants
 from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.insert import QuantizerInsertion
@@ -65,6 +66,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     _remove_identities(traced)
     replace_functional_layers(traced)
     replace_constants(traced)
+    replace_channel_moves(traced, shape)
     traced.recompile()
     return traced
 

@@ -5,14 +5,11 @@ integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]
 level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
 """
 
-import contextlib
-import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
@@ -26,6 +23,7 @@ from esbflow.quant.engine_layer import OpenLayer, Stored
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
 from esbflow.quant.recipe import by_channel
+from esbflow.quant.sized_trace import propagate_shapes
 from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
 
 
@@ -76,22 +74,12 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     was_training = model.training
     model.eval()
     try:
-        _propagate_shapes(model, shape)
+        propagate_shapes(model, shape)
         graph = _Exporter(model, name, recipe, shape).run()
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
     return validate(graph)
-
-
-def _propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
-    try:
-        # torch prints a traceback of its own before it raises.
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            ShapeProp(model).propagate(torch.zeros(1, *shape, device=next(model.parameters()).device))
-    except RuntimeError as error:
-        cause = error.__cause__ or error
-        raise GraphError(f"the network does not take images of shape {shape}: {cause}") from None
 
 
 class _Exporter:

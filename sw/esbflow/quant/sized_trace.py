@@ -5,13 +5,37 @@ networks converted from TensorFlow do, cannot be traced. Here each proxy has an 
 model. The number of images stays open.
 """
 
+import contextlib
 import copy
+import io
 import operator
 
 import torch
 from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph.errors import GraphError
+
+
+def propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
+    """Note in `meta["tensor_meta"].shape` of each node what it is for one image of `shape` (c, h, w).
+
+    Raises
+    ------
+    GraphError
+        if the model does not take it.
+    """
+    image = torch.zeros(1, *shape, device=next((p.device for p in model.parameters()), None))
+    try:
+        # torch prints a traceback of its own before it raises.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(model).propagate(image)
+    except RuntimeError as error:
+        raise _refused(shape, error.__cause__ or error) from None
+
+
+def _refused(shape: tuple, error: Exception) -> GraphError:
+    return GraphError(f"the network does not take images of shape {tuple(shape)}: {error}")
 
 
 class _SizedProxy(fx.Proxy):
@@ -30,6 +54,9 @@ class _SizedProxy(fx.Proxy):
 
     def dim(self) -> int:
         return self.ndim
+
+    def __len__(self) -> int:
+        return len(self.tracer.example(self.node))
 
     def _images(self) -> fx.Proxy:
         return self.tracer.create_proxy("call_method", "size", (self, 0), {})
@@ -55,11 +82,14 @@ def sized(base: type) -> type:
                     with torch.no_grad():
                         self._examples[node] = self._computed(node)
                 except RuntimeError as error:
-                    sizes = tuple(self._image.shape[1:])
-                    raise GraphError(f"the network does not take images of shape {sizes}: {error}") from None
+                    raise _refused(self._image.shape[1:], error) from None
                 finally:
                     self._computes = before
             return self._examples[node]
+
+        def iter(self, obj: fx.Proxy):
+            """The parts of what is split, or the rows of a tensor."""
+            return iter([obj[i] for i in range(len(obj))])
 
         def call_module(self, m, forward, args, kwargs):
             """torch.fx asks of each module that is called, those of the copy among them."""

@@ -1,0 +1,137 @@
+"""Splits, slices and shuffles of channels become SelectChannels modules, which the integer graph has.
+
+What a chain of such operators does is not read off their arguments but off an example: a tensor of its own indices goes
+through the chain, and what comes out names the channel that each output channel is.
+"""
+
+import copy
+import operator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from esbflow.graph.errors import GraphError
+from esbflow.quant.layers import SelectChannels
+from esbflow.quant.sized_trace import propagate_shapes
+from esbflow.quant.trace import drops, is_size, kind_of, tensors
+
+_NAMES = ("chunk", "split", "tensor_split", "narrow", "select", "unbind", "transpose", "swapaxes", "swapdims", "permute",
+          "movedim", "moveaxis", "flip", "reshape", "flatten", "unflatten")
+_FUNCTIONS = (operator.getitem, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)), torch.channel_shuffle,
+              F.channel_shuffle)
+_METHODS = (*_NAMES, "split_with_sizes", "view", "contiguous", "unsqueeze", "squeeze")
+_MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten)
+_KEEP = ("norm", "relu", "maxpool", "upsample", "pad", "add")
+"""Kinds of nodes with as many channels as what they read."""
+
+_IMAGES, _HEIGHT, _WIDTH = 11, 3, 5  # of the example
+
+_TO_ROWS = (torch.mean, "mean")
+"""Averages that may leave rows of a matrix."""
+
+
+def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) -> None:
+    """Make a SelectChannels of every chain of splits, slices, views and transposes whose outputs are channels of one tensor,
+    pixel by pixel. Chains that do anything else stay as they are.
+
+    `shape` (c, h, w) of the images if the model was traced for it, and sizes are numbers.
+    """
+    modules = dict(traced.named_modules())
+    ends = [node for node in traced.graph.nodes if _moves(node, modules)
+            and any(not _moves(user, modules) and not is_size(user) for user in node.users)]
+    if not ends:
+        return
+    known = {} if shape is None else _map_sizes(traced, shape)
+    for node in ends:
+        source = _source(node, modules)
+        sizes = known.get(source) or _sizes(source, modules)
+        order = None if sizes is None else _order(node, source, sizes, modules)
+        if order is None:
+            continue
+        selected = source
+        if order != list(range(sizes[0])):
+            name = f"{node.name}_channels"
+            modules[name] = SelectChannels(order, sizes[0]).to(next(traced.parameters()).device).train(traced.training)
+            traced.add_submodule(name, modules[name])
+            with traced.graph.inserting_after(node):
+                selected = traced.graph.call_module(name, (source,))
+        for user in [user for user in node.users if not _moves(user, modules)]:
+            user.replace_input_with(node, selected)
+    traced.graph.eliminate_dead_code()
+
+
+def _moves(node: fx.Node, modules: dict) -> bool:
+    """Whether a node does nothing but move values."""
+    if is_size(node):
+        return False
+    if node.op == "call_module":
+        return isinstance(modules.get(node.target), _MODULES)
+    return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS if node.op == "call_method" else ())
+
+
+def _source(node: fx.Node, modules: dict) -> fx.Node | None:
+    """The tensor whose values a chain moves; None if they are those of several."""
+    while _moves(node, modules):
+        read = tensors(node)
+        if len(read) != 1:
+            return None
+        node = read[0]
+    return node
+
+
+def _map_sizes(traced: fx.GraphModule, shape: tuple) -> dict:
+    """{node: (c, h, w)} of all maps, for images of `shape`."""
+    copied = copy.deepcopy(traced).eval()  # no statistics must move
+    propagate_shapes(copied, shape)
+    found = zip(traced.graph.nodes, (getattr(node.meta.get("tensor_meta"), "shape", ()) for node in copied.graph.nodes))
+    return {node: tuple(sizes[1:]) for node, sizes in found if len(sizes) == 4}
+
+
+def _sizes(node: fx.Node | None, modules: dict) -> tuple | None:
+    """(channels, height, width) of a map: channels from the layers that it comes from, and a size that fits any network
+    whose layers do not ask for it. None if it may be no map."""
+    if node is None:
+        return None
+    module = modules.get(node.target) if node.op == "call_module" else None
+    if isinstance(module, nn.Conv2d):
+        return module.out_channels, _HEIGHT, _WIDTH
+    try:
+        kind = kind_of(node, modules)
+    except GraphError:
+        return None  # said when its turn comes
+    if kind == "concat":
+        parts = [_sizes(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
+        return None if None in parts else (sum(part[0] for part in parts), _HEIGHT, _WIDTH)
+    keeps = kind in _KEEP or kind == "pass" and drops(node, module) or kind == "avgpool" and node.target not in _TO_ROWS
+    return _sizes(tensors(node)[0], modules) if keeps and tensors(node) else None
+
+
+def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list | None:
+    """[channel of `source` for each channel of `node`], or None if it is not that."""
+    channels, height, width = sizes
+    indices = torch.arange(_IMAGES * channels * height * width).reshape(_IMAGES, *sizes)
+    try:
+        moved = _computed(node, {source: indices}, modules)
+    except (RuntimeError, IndexError, TypeError, KeyError, ValueError):
+        return None  # it does not take such a map, or asks for the size of another
+    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or len(moved) != _IMAGES:
+        return None
+    order = moved[0, :, 0, 0] // (height * width)
+    same = len(order) > 0 and order.max() < channels and torch.equal(moved, indices[:, order])
+    return order.tolist() if same else None
+
+
+def _computed(node: fx.Node, known: dict, modules: dict):
+    """What a node of a chain is for the `known` tensor; KeyError if it reads others."""
+    if node not in known:
+        if not (_moves(node, modules) or is_size(node)):
+            raise KeyError(node)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _computed(source, known, modules))
+        if node.op == "call_module":
+            known[node] = modules[node.target](*args, **kwargs)
+        elif node.op == "call_method":
+            known[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+        else:
+            known[node] = node.target(*args, **kwargs)
+    return known[node]
