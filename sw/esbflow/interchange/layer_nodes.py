@@ -147,22 +147,28 @@ def average_pool(walk, node, value):
         raise GraphError(f"{where}: average pooling with dilation has no integer form; leave it out")
     if window["padding"] != around[:2] and not options.get("count_include_pad", 0):
         raise GraphError(f"{where}: average pooling with padding needs count_include_pad=1")
-    return _average(walk, node, source, window)
+    return _average(node, source, window, shape)
 
 
 def global_average_pool(walk, node, value, axes=None):
-    options, source = attributes(node), walk.builder.stored(value, title(node))
     if node.op_type == "ReduceMean":
+        options = attributes(node)
         found = axes.value.tolist() if isinstance(axes, Constant) else options.get("axes", ())
         if sorted(axis % 4 for axis in found) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
             raise GraphError(f"{title(node)}: only the mean over height and width has an integer form")
-    return _average(walk, node, source, dict(kernel=source.shape[1:], stride=source.shape[1:], padding=(0, 0)))
+    return average_over_map(walk, node, value, walk.shape(node.output[0], node))
 
 
-def _average(walk, node, source, window):
+def average_over_map(walk, node, value, shape: tuple) -> Open:
+    """The mean over height and width, of `shape` (c, 1, 1)."""
+    source = walk.builder.stored(value, title(node))
+    return _average(node, source, dict(kernel=source.shape[1:], stride=source.shape[1:], padding=(0, 0)), shape)
+
+
+def _average(node, source, window, shape):
     channels, count = source.shape[0], window["kernel"][0] * window["kernel"][1]
     return Open(ir.AvgPool2d, node.name, source, window, np.full(channels, source.scale / count), np.zeros(channels),
-                shape=walk.shape(node.output[0], node))
+                shape=shape)
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------

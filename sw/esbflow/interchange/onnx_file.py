@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
 from esbflow.graph.errors import GraphError
 
@@ -99,12 +101,16 @@ def first_line(error: Exception) -> str:
 def _check_version(where, proto) -> int:
     if proto is None:
         return 0
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    opset = versions.get("", versions.get("ai.onnx", 0))
+    opset = _opset(proto)
     if opset and opset not in OPSETS:
         raise GraphError(f"{where} uses ONNX opset {opset} and the import knows {OPSETS[0]} to {OPSETS[-1]}; export it with "
                          "opset_version=17, or use onnx.version_converter")
     return opset
+
+
+def _opset(proto) -> int:
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    return versions.get("", versions.get("ai.onnx", 0))
 
 
 def _check_types(where, graph) -> None:
@@ -158,8 +164,15 @@ def _shapes(where, proto: onnx.ModelProto, image) -> dict:
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
+    shapes = _inferred(where, copy)
+    while _fold_sizes(copy, shapes):
+        shapes = _inferred(where, copy)
+    return shapes
+
+
+def _inferred(where, proto: onnx.ModelProto) -> dict:
     try:
-        inferred = shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
+        inferred = shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise GraphError(f"{where}: its shapes do not fit together ({first_line(error)}); export the model again") from None
     shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
@@ -168,6 +181,44 @@ def _shapes(where, proto: onnx.ModelProto, image) -> dict:
         if kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim):
             shapes[value.name] = tuple(axis.dim_value for axis in kind.shape.dim)
     return shapes
+
+
+def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
+    """Compute what depends on known shapes only, of which onnx's own inference does a part; whether there was any."""
+    graph, opset = proto.graph, _opset(proto)
+    given = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) < 2}
+    constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
+    sizes = {}
+    for node in graph.node:
+        names = [name for name in node.input if name]
+        if node.op_type == "Shape" and names[0] in shapes and not node.attribute:
+            sizes[node.output[0]] = np.array(shapes[names[0]], np.int64)
+        elif sizes.keys() & set(names) and all(name in sizes or name in given or name in constants for name in names):
+            given.update({name: fold(constants[name], {}, opset) for name in names if name in constants})
+            sizes[node.output[0]] = fold(node, {name: {**given, **sizes}[name] for name in names}, opset)
+    kept = [node for node in graph.node if node.output[0] not in sizes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in sizes.items())
+    return bool(sizes)
+
+
+def fold(node, arrays: dict, opset: int) -> np.ndarray:
+    """The result of a node whose inputs are known, {name: array}, by the reference implementation of onnx.
+
+    Raises
+    ------
+    GraphError
+        if that cannot compute it.
+    """
+    try:
+        known, result = ([onnx.helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
+                         for tensors in (arrays, node.output[:1]))
+        graph = onnx.helper.make_graph([node], "constant", known, result)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        return np.asarray(ReferenceEvaluator(model).run(None, arrays)[0])
+    except Exception as error:  # the evaluator raises whatever its implementations raise
+        raise GraphError(f"{title(node)}: its constant cannot be computed ({error}); simplify the model first") from None
 
 
 def attributes(node) -> dict:

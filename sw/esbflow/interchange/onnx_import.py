@@ -5,17 +5,20 @@ layer, y = gain[c]*acc + residual_gain[c]*r + offset[c], whose real coefficients
 result is not bit for bit what onnxruntime computes in float32: a value may be one step off (docs/interchange.md).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
+from esbflow.interchange import channels_last
+from esbflow.interchange.channels_last import ChannelsLast, RowsLast
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
-from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, read, title
+from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
@@ -70,18 +73,41 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
             pixel_max = float(model.metadata.get(PIXEL_MAX, 1.0))
         except ValueError:
             raise GraphError(f"the model's metadata {PIXEL_MAX} is no number; give --pixel-max") from None
+    model, note = _before_softmax(model)
     shape = model.shapes[model.input][1:]
     walk = Walk(model, name or model.name)
-    walk.values[model.input] = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
+    walk.builder.notes += [note] if note else []
+    last = channels_last.input_is_last(model.nodes, model.input, model.shapes)
+    shape = (shape[2], *shape[:2]) if last else shape
+    image = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
+    walk.values[model.input] = ChannelsLast(image) if last else image
+    if last:
+        walk.builder.notes.append(f"the model's images are (height, width, channels), the graph's {shape}")
     for node in model.nodes:
         walk.visit(node)
     if model.output not in walk.values:
         raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
     value = walk.values[model.output]
+    if isinstance(value, (ChannelsLast, RowsLast)):
+        value = value.value
+        walk.builder.notes.append("the output of the model has its channels last, that of the graph first")
     output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
     graph = merge_clamps(walk.builder.finish(output))
     graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
     return validate(graph)
+
+
+def _before_softmax(model: Model) -> tuple:
+    """(the model without a Softmax of its last tensor, and quantizers behind it; a note on that or None)."""
+    makers = {output: node for node in model.nodes for output in node.output}
+    node = makers.get(model.output)
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Quant", "Identity"):
+        node = makers.get(node.input[0])
+    if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
+        return model, None
+    before = model.nodes[:next(place for place, other in enumerate(model.nodes) if other is node)]
+    return (replace(model, nodes=before, output=node.input[0]),
+            f"{title(node)} is left to the host: the largest value stays the largest")
 
 
 def _pixels(channels: int, mean, std, pixel_max: float, raw: bool) -> np.ndarray:
@@ -136,16 +162,19 @@ class Walk:
         known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
         keeps = node.op_type in QUANTIZERS or isinstance(inputs[0] if inputs else None, Quantized) and node.op_type in SHAPES
         if known and not keeps and not node.domain:
-            return _fold(node, inputs, self.model.opset)
+            return Constant(fold(node, {tensor: _array(value) for tensor, value in zip(node.input, inputs)
+                                        if value is not None}, self.model.opset))
         if handler is None:
             raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
                              f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
-        if node.op_type == "Clip" and isinstance(inputs[0], Codes):
+        if node.op_type == "Clip" and isinstance(_in_order(inputs[0]), Codes):
             handler = clip_codes
-        for value, tensor in zip(inputs, node.input):
+        for value, tensor in zip(map(_in_order, inputs), node.input):
             if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
                     raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
+        if any(isinstance(value, (ChannelsLast, RowsLast)) for value in inputs):
+            return channels_last.compute(self, handler, node, inputs)
         return handler(self, node, *inputs)
 
     def shape(self, tensor: str, node) -> tuple:
@@ -162,6 +191,16 @@ class Walk:
         return len(readers) == 1 and readers[0].op_type == "DequantizeLinear" and readers[0].output[0] == self.model.output
 
 
+def _in_order(value):
+    """A tensor whatever the order of its axes."""
+    return value.value if isinstance(value, (ChannelsLast, RowsLast)) else value
+
+
+def _array(value) -> np.ndarray:
+    array = np.asarray(value.value)
+    return array.astype(np.float32) if isinstance(value, Quantized) else array
+
+
 def _constant(node) -> np.ndarray:
     options = attributes(node)
     if "value" in options:
@@ -170,20 +209,3 @@ def _constant(node) -> np.ndarray:
         if name in options:
             return np.asarray(options[name], np.float32 if "float" in name else np.int64)
     raise GraphError(f"{title(node)}: only tensors and numbers can be constants")
-
-
-def _fold(node, inputs, opset: int) -> Constant:
-    """The result of a node whose inputs are all known, by the reference implementation of onnx."""
-    arrays = {}
-    for tensor, value in zip(node.input, inputs):
-        if value is not None:
-            array = np.asarray(value.value)
-            arrays[tensor] = array.astype(np.float32) if isinstance(value, Quantized) else array
-    try:
-        known, result = ([onnx.helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
-                         for tensors in (arrays, node.output[:1]))
-        graph = onnx.helper.make_graph([node], "constant", known, result)
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-        return Constant(np.asarray(ReferenceEvaluator(model).run(None, arrays)[0]))
-    except Exception as error:  # the evaluator raises whatever its implementations raise
-        raise GraphError(f"{title(node)}: its constant cannot be computed ({error}); simplify the model first") from None

@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.interchange import channels_last
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
 from esbflow.quant.engine_layer import Stored
@@ -29,8 +30,11 @@ def reshape(walk, node, value, *others):
 
 def transpose(walk, node, value):
     if not isinstance(value, Quantized):
-        raise GraphError(f"{title(node)}: axes of activations cannot be swapped; export the model as (n, channels, height, "
-                         "width)")
+        found = None if len(walk.model.shape(node.input[0], title(node))) != 4 else channels_last.swapped(node, value)
+        if found is None:
+            raise GraphError(f"{title(node)}: of the axes of activations only the channels can be moved, to the end and "
+                             "back; leave them where they are")
+        return found
     order = attributes(node).get("perm")
     full = np.broadcast_to(value.scale, value.levels.shape)
     return Quantized(value.levels.transpose(order), full.transpose(order), value.form)

@@ -1,0 +1,156 @@
+"""Models whose axes are (n, height, width, channels): what Keras and TensorFlow write.
+
+Their convolutions are those of ONNX, with axes swapped before and after. The integer graph has (channels, height, width)
+throughout, so that a swap is nothing but another way to name the axes of the same tensor, which is noted beside the value;
+a flatten in that order becomes another order of the weights that read it.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.layer_nodes import average_over_map
+from esbflow.interchange.onnx_file import attributes, title
+from esbflow.interchange.values import Constant, Quantized, shape_of
+
+TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+_ELEMENTWISE = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Quant", "IntQuant", "FloatQuant", "BipolarQuant",
+                "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div")
+_RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelsLast:
+    """A tensor that ONNX sees as (n, h, w, c), and `value` as the graph has it."""
+
+    value: object
+
+
+@dataclass(frozen=True, eq=False)
+class RowsLast:
+    """A tensor (c, h, w) that ONNX sees as (n, h*w*c)."""
+
+    value: object
+    shape: tuple
+
+
+def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
+    """Whether the first thing that is done with the model's input, but for what is done to each value by itself, is to put
+    its last axis first."""
+    reached, height, width, channels = {tensor}, *shapes[tensor][1:]
+    for node in nodes:
+        if not reached.intersection(node.input):
+            continue
+        if node.op_type == "Transpose":
+            return attributes(node).get("perm") == TO_FIRST
+        if node.op_type in _RESHAPES and channels == 1 and shapes.get(node.output[0], ())[1:] == (1, height, width):
+            return True
+        if node.op_type not in _ELEMENTWISE:
+            return False
+        reached.add(node.output[0])
+    return False
+
+
+def compute(walk, handler, node, inputs: list):
+    """What `handler` makes of a node of which an input is a ChannelsLast or RowsLast.
+
+    Raises
+    ------
+    GraphError
+        if the node has no meaning in that order of axes.
+    """
+    kinds = {type(value) for value in inputs if isinstance(value, (ChannelsLast, RowsLast))}
+    if kinds == {RowsLast}:
+        return _rows(walk, handler, node, inputs)
+    if len(kinds) == 1:
+        return _map(walk, handler, node, inputs)
+    raise _refused(node)
+
+
+def swapped(node, value):
+    """A Transpose of activations from one order of axes to the other; None for any other."""
+    order = attributes(node).get("perm")
+    if isinstance(value, ChannelsLast):
+        return value.value if order == TO_FIRST else None
+    return ChannelsLast(value) if order == TO_LAST else None
+
+
+def _map(walk, handler, node, inputs):
+    value = next(value for value in inputs if isinstance(value, ChannelsLast)).value
+    if node.op_type == "Transpose" and swapped(node, inputs[0]) is not None:
+        return swapped(node, inputs[0])
+    if node.op_type in _RESHAPES:
+        return _reshaped(walk, node, value)
+    if node.op_type == "Concat" and attributes(node)["axis"] % 4 == 3 and all(isinstance(v, ChannelsLast) for v in inputs):
+        return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
+    if node.op_type == "Pad" and len(inputs) > 1 and isinstance(inputs[1], Constant) and inputs[1].value.size == 8:
+        pads = inputs[1].value.reshape(2, 4)[:, TO_FIRST].reshape(-1)
+        return ChannelsLast(handler(walk, node, value, Constant(pads), *inputs[2:]))
+    if node.op_type == "ReduceMean":
+        axes = inputs[1].value.tolist() if len(inputs) > 1 else attributes(node).get("axes", ())
+        if sorted(axis % 4 for axis in axes) == [1, 2]:
+            mean = average_over_map(walk, node, value, (shape_of(value)[0], 1, 1))
+            return ChannelsLast(mean) if attributes(node).get("keepdims", 1) else mean
+    if node.op_type in _ELEMENTWISE:
+        others = [v.value if isinstance(v, ChannelsLast) else _first(v) for v in inputs]
+        return ChannelsLast(handler(walk, node, *others))
+    raise _refused(node)
+
+
+def _rows(walk, handler, node, inputs):
+    first, *others = inputs
+    if node.op_type in ("MatMul", "Gemm") and isinstance(first, RowsLast) and isinstance(others[0], Quantized):
+        axis = 1 if node.op_type == "Gemm" and attributes(node).get("transB", 0) else 0
+        return handler(walk, node, first.value, _reordered(others[0], axis, first.shape, node), *others[1:])
+    single = all(value is None or np.size(getattr(value, "value", None)) == 1 for value in others)
+    if node.op_type in _ELEMENTWISE and isinstance(first, RowsLast) and single:
+        return replace(first, value=handler(walk, node, first.value, *others))
+    raise GraphError(f"{title(node)}: it reads rows that were flattened from (height, width, channels), which only linear "
+                     "layers and what is done to each value by itself can; put it before the flatten")
+
+
+def _reshaped(walk, node, value):
+    """Flattened in an order of its own, or, where all axes but one are of size 1, in the same."""
+    channels, height, width = shape = shape_of(value)
+    found = walk.model.shape(node.output[0], title(node))[1:]
+    if channels == 1 or height == width == 1:
+        if tuple(found) in (shape, (channels * height * width,)):
+            return value
+        if tuple(found) == (height, width, channels):
+            return ChannelsLast(value)
+    if tuple(found) == (channels * height * width,):
+        return RowsLast(value, shape)
+    raise _refused(node)
+
+
+def _reordered(weights: Quantized, axis: int, shape: tuple, node) -> Quantized:
+    """Weights of rows (h, w, c) for rows (c, h, w)."""
+    if weights.levels.shape[axis] != np.prod(shape):
+        raise _refused(node)
+    channels, height, width = shape
+    order = np.arange(channels * height * width).reshape(height, width, channels).transpose(2, 0, 1).reshape(-1)
+    full = np.broadcast_to(weights.scale, weights.levels.shape)
+    return replace(weights, levels=np.take(weights.levels, order, axis), scale=np.take(full, order, axis))
+
+
+def _first(value):
+    """A constant beside a tensor (n, h, w, c) as one beside (n, c, h, w)."""
+    if not isinstance(value, (Constant, Quantized)) or np.ndim(value.value) == 0 or np.size(value.value) == 1:
+        return value
+    array = np.asarray(value.value)
+    return Constant(array.reshape((1,) * (4 - array.ndim) + array.shape).transpose(TO_FIRST))
+
+
+def _with_axis(node, axis: int):
+    changed = onnx.NodeProto()
+    changed.CopyFrom(node)
+    del changed.attribute[:]
+    changed.attribute.append(onnx.helper.make_attribute("axis", axis))
+    return changed
+
+
+def _refused(node) -> GraphError:
+    return GraphError(f"{title(node)}: it has no integer form for a tensor (n, height, width, channels); export the model "
+                      "as (n, channels, height, width)")
