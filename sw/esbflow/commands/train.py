@@ -12,6 +12,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--epochs", type=positive, help="of each stage, instead of the recipe's")
     parser.add_argument("--batch", type=positive, help="images a step of the low-bit stage, instead of the recipe's")
     parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
+    parser.add_argument("--sharpness", type=float, metavar="RADIUS",
+                        help="of sharpness-aware minimization in the last third of the low-bit stage (0: without)")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
     parser.add_argument("--scale-mode", metavar="MODE",
@@ -43,7 +45,7 @@ def run(arguments) -> None:
 
     distributed.start()
     recipe = named(arguments.recipe).changed(
-        arguments.rate, arguments.batch, scale_mode=arguments.scale_mode, weights=arguments.weights,
+        arguments.rate, arguments.batch, arguments.sharpness, scale_mode=arguments.scale_mode, weights=arguments.weights,
         activations=arguments.activations, first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
@@ -78,8 +80,8 @@ def _write_record(arguments, metrics: dict) -> None:
     from esbflow.training import record
 
     said = {name: getattr(arguments, name) for name in (
-        "epochs", "batch", "rate", "weights", "activations", "first_weights", "last_weights", "scale_mode", "overrides",
-        "post_training", "images", "seed", "device", "compile")}
+        "epochs", "batch", "rate", "sharpness", "weights", "activations", "first_weights", "last_weights", "scale_mode",
+        "overrides", "post_training", "images", "seed", "device", "compile")}
     said["float"] = arguments.float_model
     said["precision"] = arguments.precision if arguments.precision != "float32" else None
     said["engine"] = arguments.engine if arguments.engine != DEFAULT_ENGINE else None

@@ -15,6 +15,7 @@ from esbflow.quant.recipe import by_channel
 from esbflow.training import distributed
 from esbflow.training.augment import augmented_pair
 from esbflow.training.losses import task_loss, teacher_loss
+from esbflow.training.sharpness import SharpnessAware
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -23,6 +24,8 @@ PRECISIONS = ("float32", "bfloat16")
 class Schedule:
     """One stage of training: SGD with momentum, the learning rate falling as a half cosine to zero.
 
+    sharpness : radius of sharpness-aware minimization in the last third of the epochs, whose steps cost twice as much then
+        (see sharpness.py); 0 is without.
     shift : pixels by which each training image is moved at random. mirror : turn half of them left-right.
     distill : weight of the loss against a teacher's outputs, beside 1 - distill for the labels; both distributions are
         softened by `temperature` (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2).
@@ -42,6 +45,7 @@ class Schedule:
     mirror: bool = False
     distill: float = 0.0
     temperature: float = 1.0
+    sharpness: float = 0.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -65,6 +69,8 @@ class Schedule:
             raise ValueError(f"distill must be in 0..1, not {self.distill}")
         if not self.temperature > 0:
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
+        if not 0 <= self.sharpness < math.inf:
+            raise ValueError(f"sharpness must be 0 or a positive radius, not {self.sharpness}")
 
 
 def normalise(images, mean, std) -> torch.Tensor:
@@ -124,6 +130,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     first = _resume(model, optimizer, checkpoint)
     model.to(memory_format=torch.channels_last).train()  # convolutions are a fifth faster so
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    sharp, first_sharp = SharpnessAware(model, schedule.sharpness), schedule.epochs - math.ceil(schedule.epochs / 3)
     parallel = distributed.wrap(model)
     parallel = torch.compile(parallel) if compiled else parallel
     for epoch in range(first, schedule.epochs):
@@ -142,11 +149,22 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             batch, target = augmented_pair(images[chosen], labels[chosen], schedule.shift, schedule.mirror, random)
             x = normalise(distributed.share(batch), mean, std).to(device, memory_format=torch.channels_last)
             target = _target(distributed.share(target)).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                scores = parallel(x)
-            if scores.shape[1] < classes:
-                raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
-            loss = _loss(scores.float(), target, schedule, teacher, x) + _penalty(quantizers)
+            with torch.no_grad():
+                wanted = teacher(x) if schedule.distill else None
+
+            def loss_by(network, x=x, target=target, wanted=wanted):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    scores = network(x)
+                if scores.shape[1] < classes:
+                    raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
+                return _loss(scores.float(), target, schedule, wanted)
+
+            if schedule.sharpness and epoch >= first_sharp:
+                with sharp, sharp.moved(loss_by(model)):
+                    loss = loss_by(parallel)
+            else:
+                loss = loss_by(parallel)
+            loss = loss + _penalty(quantizers)
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
             optimizer.zero_grad()
@@ -191,12 +209,10 @@ def _target(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(labels)) if labels.ndim == 1 else torch.from_numpy(np.array(labels)).float() / 255
 
 
-def _loss(scores, target, schedule, teacher, x) -> torch.Tensor:
-    """The task's loss, mixed with the distance from the teacher's outputs."""
+def _loss(scores, target, schedule, wanted) -> torch.Tensor:
+    """The task's loss, mixed with the distance from the outputs that the teacher `wanted`."""
     loss = task_loss(scores, target)
     if schedule.distill:
-        with torch.no_grad():
-            wanted = teacher(x)
         soft = teacher_loss(scores, wanted, schedule.temperature)
         loss = (1 - schedule.distill) * loss + schedule.distill * soft
     return loss

@@ -31,10 +31,21 @@ class TrainingRecipe:
         real = self.real and replace(self.real, epochs=epochs)
         return replace(self, real=real, low_bit=self.low_bit.with_epochs(epochs))
 
-    def changed(self, rate: float | None = None, batch: int | None = None, **quant) -> "TrainingRecipe":
-        """The same with another rate and batch of the low-bit stage, and other fields of `quant`; None leaves one."""
-        return replace(self, low_bit=replace(self.low_bit, **_given(rate=rate, batch=batch)),
-                       quant=replace(self.quant, **_given(**quant)))
+    def changed(self, rate: float | None = None, batch: int | None = None, sharpness: float | None = None,
+                **quant) -> "TrainingRecipe":
+        """The same with another rate, batch and sharpness of the low-bit stage, and other fields of `quant`; None
+        leaves one.
+
+        Raises
+        ------
+        ValueError
+            if the stage is of a method that has no such thing.
+        """
+        given = _given(rate=rate, batch=batch, sharpness=sharpness)
+        missing = [name for name in given if not hasattr(self.low_bit, name)]
+        if missing:
+            raise ValueError(f"{type(self.low_bit).__name__} has no {missing[0]}; leave it out with this recipe")
+        return replace(self, low_bit=replace(self.low_bit, **given), quant=replace(self.quant, **_given(**quant)))
 
 
 def _given(**fields) -> dict:
