@@ -14,9 +14,9 @@ from tests.sw.test_interchange_nodes import INT8, OFF_TIES, conv_layer, dequanti
 HEIGHT, WIDTH = 6, 5
 
 
-def exact(m, x, channels=3, last=False):
+def exact(m, x, channels=3, last=False, opset=17):
     """The model that ends in tensor x equals the imported graph on random images; returns the graph."""
-    proto = m.proto(x)
+    proto = m.proto(x, opset)
     graph = imported(proto, pixel_max=255 / 128, mean=1.0)
     pixels = random_pixels(np.random.default_rng(7), 6, channels, HEIGHT, WIDTH)
     expected = run_onnxruntime(proto, ((pixels - 128.0) / 128).astype(np.float32).transpose(0, 2, 3, 1))
@@ -97,6 +97,16 @@ def test_sums_concatenations_pads_and_means_while_channels_are_last():
     x = first(m, m.add("Pad", joined, np.int64([0, 1, 0, 0, 0, 2, 1, 0])))
     x = m.qdq(conv_layer(m, random, x, channels=8), 2**-2, np.int8(-128))
     exact(m, last(m, x), last=True)
+
+
+def test_a_pad_of_named_axes_and_weights_that_are_not_quantized():
+    random, m = np.random.default_rng(12), image()
+    x = m.add("Pad", image_in(m), np.int64([1, 0, 0, 2]), "", np.int64([1, 2]))
+    x = m.qdq(conv_layer(m, random, first(m, x)), 2**-3, INT8)
+    exact(m, x, opset=18)
+    rows = m.add("Flatten", last(m, x))
+    with pytest.raises(GraphError, match="^MatMul node 'odd': its weights are not quantized; quantize them too$"):
+        imported(m.proto(m.qdq(m.add("MatMul", rows, np.ones((100, 2), np.float32), name="odd"), 1, INT8), 18))
 
 
 @pytest.mark.parametrize("keep", [0, 1])

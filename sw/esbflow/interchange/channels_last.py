@@ -37,17 +37,18 @@ class RowsLast:
 
 
 def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
-    """Whether the first thing that is done with the model's input, but for what is done to each value by itself, is to put
-    its last axis first."""
-    reached, height, width, channels = {tensor}, *shapes[tensor][1:]
+    """Whether the model's input is (n, h, w, c): the first thing that is done with it, but for zeros around it and what is
+    done to each value, is to put its last axis first."""
+    reached = {tensor}
     for node in nodes:
         if not reached.intersection(node.input):
             continue
         if node.op_type == "Transpose":
             return attributes(node).get("perm") == TO_FIRST
-        if node.op_type in _RESHAPES and channels == 1 and shapes.get(node.output[0], ())[1:] == (1, height, width):
-            return True
-        if node.op_type not in _ELEMENTWISE:
+        if node.op_type in _RESHAPES:
+            before, after = (shapes.get(name, ()) for name in (node.input[0], node.output[0]))
+            return len(before) == 4 and before[3] == 1 and after[1:] == (1, *before[1:3])
+        if node.op_type not in (*_ELEMENTWISE, "Pad"):
             return False
         reached.add(node.output[0])
     return False
@@ -85,9 +86,8 @@ def _map(walk, handler, node, inputs):
         return _reshaped(walk, node, value)
     if node.op_type == "Concat" and attributes(node)["axis"] % 4 == 3 and all(isinstance(v, ChannelsLast) for v in inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
-    if node.op_type == "Pad" and len(inputs) > 1 and isinstance(inputs[1], Constant) and inputs[1].value.size == 8:
-        pads = inputs[1].value.reshape(2, 4)[:, TO_FIRST].reshape(-1)
-        return ChannelsLast(handler(walk, node, value, Constant(pads), *inputs[2:]))
+    if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
+        return ChannelsLast(handler(walk, node, value, *_moved_pads(*inputs[1:])))
     if node.op_type == "ReduceMean":
         axes = inputs[1].value.tolist() if len(inputs) > 1 else attributes(node).get("axes", ())
         if sorted(axis % 4 for axis in axes) == [1, 2]:
@@ -99,9 +99,15 @@ def _map(walk, handler, node, inputs):
     raise _refused(node)
 
 
+def _moved_pads(pads: Constant, fill=None, axes=None) -> tuple:
+    amounts = np.zeros((2, 4), np.int64)
+    amounts[:, range(4) if axes is None else axes.value] = pads.value.reshape(2, -1)
+    return Constant(amounts[:, TO_FIRST].reshape(-1)), fill
+
+
 def _rows(walk, handler, node, inputs):
     first, *others = inputs
-    if node.op_type in ("MatMul", "Gemm") and isinstance(first, RowsLast) and isinstance(others[0], Quantized):
+    if node.op_type in ("MatMul", "Gemm") and isinstance(first, RowsLast):
         axis = 1 if node.op_type == "Gemm" and attributes(node).get("transB", 0) else 0
         return handler(walk, node, first.value, _reordered(others[0], axis, first.shape, node), *others[1:])
     single = all(value is None or np.size(getattr(value, "value", None)) == 1 for value in others)
@@ -125,8 +131,10 @@ def _reshaped(walk, node, value):
     raise _refused(node)
 
 
-def _reordered(weights: Quantized, axis: int, shape: tuple, node) -> Quantized:
-    """Weights of rows (h, w, c) for rows (c, h, w)."""
+def _reordered(weights, axis: int, shape: tuple, node):
+    """Weights of rows (h, w, c) for rows (c, h, w); what is not quantized is refused by the layer."""
+    if not isinstance(weights, Quantized):
+        return weights
     if weights.levels.shape[axis] != np.prod(shape):
         raise _refused(node)
     channels, height, width = shape
