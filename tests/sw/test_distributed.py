@@ -41,7 +41,7 @@ SCRIPT = textwrap.dedent("""
     elif sys.argv[2].startswith("pq"):
         ProductSchedule(images=32, layer_steps=4, epochs=1, batch=16).carry_out(model, images, labels, **how)
     else:
-        train(model, images, labels, Schedule(epochs=2, batch=16, rate=0.01))
+        train(model, images, labels, Schedule(epochs=2, batch=16, rate=0.01, sharpness=float(sys.argv[4])))
     rank = torch.distributed.get_rank() if distributed.active() else "alone"
     torch.save(model.state_dict(), f"{sys.argv[1]}/{rank}.pt")
 """)
@@ -57,11 +57,12 @@ def run(folder, processes, *arguments):
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("weights, activations", [("esb4.1", "u4"), ("lqnets:2", "lqnets:2"), ("srq:4,drop", "pact:4"),
-                                                  ("alq:3", "u4"), ("pq:4,3", "u4")])
-def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path, weights, activations):
-    run(tmp_path, 2, weights, activations)
-    run(tmp_path, 1, weights, activations)
+@pytest.mark.parametrize("weights, activations, sharpness", [
+    ("esb4.1", "u4", 0.0), ("lqnets:2", "lqnets:2", 0.0), ("srq:4,drop", "pact:4", 0.0), ("alq:3", "u4", 0.0),
+    ("pq:4,3", "u4", 0.0), ("esb2.0", "pact:2", 0.1)])
+def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path, weights, activations, sharpness):
+    run(tmp_path, 2, weights, activations, str(sharpness))
+    run(tmp_path, 1, weights, activations, str(sharpness))
     first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone"))
     tensors = [name for name, value in first.items() if isinstance(value, torch.Tensor)]
     assert len(tensors) >= 6

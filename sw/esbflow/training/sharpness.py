@@ -11,14 +11,15 @@ import copy
 import torch
 from torch import nn
 
+from esbflow.quant.base import across_ranks
 from esbflow.quant.layers import QuantConv2d, QuantLinear
 
 
 class SharpnessAware:
     """Moves all quantized weights of a model by `radius` (their L2 norm, together) along the gradient of a loss.
 
-    A step costs a second forward and backward pass. In a process group each rank moves along the gradient of its own part of
-    the batch, as published. Batch norms take their statistics from the first pass only.
+    A step costs a second forward and backward pass. In a process group all ranks move along the gradient of the whole batch.
+    Batch norms take their statistics from the first pass only.
 
     >>> from esbflow.quant.layers import QuantLinear
     >>> from esbflow.quant.methods import weight_quantizer
@@ -51,7 +52,7 @@ class SharpnessAware:
     @contextlib.contextmanager
     def moved(self, loss: torch.Tensor):
         """Within, passes of the model are with moved weights. `loss` is that of the pass just before."""
-        gradients = torch.autograd.grad(loss, list(self._weights.values()))
+        gradients = [across_ranks(gradient) for gradient in torch.autograd.grad(loss, list(self._weights.values()))]
         length = torch.sqrt(sum(gradient.square().sum() for gradient in gradients)) + 1e-12
         self._moves = {quantizer: gradient * (self.radius / length) for quantizer, gradient in zip(self._weights, gradients)}
         before = [(norm, norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in self._norms]
