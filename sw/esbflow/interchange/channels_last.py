@@ -16,7 +16,7 @@ from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-_ELEMENTWISE = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Quant", "IntQuant", "FloatQuant", "BipolarQuant",
+ELEMENTWISE = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Quant", "IntQuant", "FloatQuant", "BipolarQuant",
                 "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div")
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -48,7 +48,7 @@ def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
         if node.op_type in _RESHAPES:
             before, after = (shapes.get(name, ()) for name in (node.input[0], node.output[0]))
             return len(before) == 4 and before[3] == 1 and after[1:] == (1, *before[1:3])
-        if node.op_type not in (*_ELEMENTWISE, "Pad"):
+        if node.op_type not in (*ELEMENTWISE, "Pad"):
             return False
         reached.add(node.output[0])
     return False
@@ -70,20 +70,8 @@ def compute(walk, handler, node, inputs: list):
     raise _refused(node)
 
 
-def swapped(node, value):
-    """A Transpose of activations from one order of axes to the other; None for any other."""
-    order = attributes(node).get("perm")
-    if isinstance(value, ChannelsLast):
-        return value.value if order == TO_FIRST else None
-    return ChannelsLast(value) if order == TO_LAST else None
-
-
 def _map(walk, handler, node, inputs):
     value = next(value for value in inputs if isinstance(value, ChannelsLast)).value
-    if node.op_type == "Transpose" and swapped(node, inputs[0]) is not None:
-        return swapped(node, inputs[0])
-    if node.op_type in _RESHAPES:
-        return _reshaped(walk, node, value)
     if node.op_type == "Concat" and attributes(node)["axis"] % 4 == 3 and all(isinstance(v, ChannelsLast) for v in inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
@@ -93,7 +81,7 @@ def _map(walk, handler, node, inputs):
         if sorted(axis % 4 for axis in axes) == [1, 2]:
             mean = average_over_map(walk, node, value, (shape_of(value)[0], 1, 1))
             return ChannelsLast(mean) if attributes(node).get("keepdims", 1) else mean
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in ELEMENTWISE:
         others = [v.value if isinstance(v, ChannelsLast) else _first(v) for v in inputs]
         return ChannelsLast(handler(walk, node, *others))
     raise _refused(node)
@@ -111,24 +99,10 @@ def _rows(walk, handler, node, inputs):
         axis = 1 if node.op_type == "Gemm" and attributes(node).get("transB", 0) else 0
         return handler(walk, node, first.value, _reordered(others[0], axis, first.shape, node), *others[1:])
     single = all(value is None or np.size(getattr(value, "value", None)) == 1 for value in others)
-    if node.op_type in _ELEMENTWISE and isinstance(first, RowsLast) and single:
+    if node.op_type in ELEMENTWISE and isinstance(first, RowsLast) and single:
         return replace(first, value=handler(walk, node, first.value, *others))
     raise GraphError(f"{title(node)}: it reads rows that were flattened from (height, width, channels), which only linear "
                      "layers and what is done to each value by itself can; put it before the flatten")
-
-
-def _reshaped(walk, node, value):
-    """Flattened in an order of its own, or, where all axes but one are of size 1, in the same."""
-    channels, height, width = shape = shape_of(value)
-    found = walk.model.shape(node.output[0], title(node))[1:]
-    if channels == 1 or height == width == 1:
-        if tuple(found) in (shape, (channels * height * width,)):
-            return value
-        if tuple(found) == (height, width, channels):
-            return ChannelsLast(value)
-    if tuple(found) == (channels * height * width,):
-        return RowsLast(value, shape)
-    raise _refused(node)
 
 
 def _reordered(weights, axis: int, shape: tuple, node):

@@ -194,8 +194,8 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
         if node.op_type == "Shape" and names[0] in shapes and not node.attribute:
             sizes[node.output[0]] = np.array(shapes[names[0]], np.int64)
         elif sizes.keys() & set(names) and all(name in sizes or name in given or name in constants for name in names):
-            given.update({name: fold(constants[name], {}, opset) for name in names if name in constants})
-            sizes[node.output[0]] = fold(node, {name: {**given, **sizes}[name] for name in names}, opset)
+            given.update({name: fold(constants[name], {}, opset)[0] for name in names if name in constants})
+            sizes[node.output[0]] = fold(node, {name: {**given, **sizes}[name] for name in names}, opset)[0]
     kept = [node for node in graph.node if node.output[0] not in sizes]
     del graph.node[:]
     graph.node.extend(kept)
@@ -203,8 +203,8 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
     return bool(sizes)
 
 
-def fold(node, arrays: dict, opset: int) -> np.ndarray:
-    """The result of a node whose inputs are known, {name: array}, by the reference implementation of onnx.
+def fold(node, arrays: dict, opset: int, outputs: int = 1) -> list:
+    """The first `outputs` results of a node whose inputs are known, {name: array}, by the reference implementation of onnx.
 
     Raises
     ------
@@ -213,10 +213,10 @@ def fold(node, arrays: dict, opset: int) -> np.ndarray:
     """
     try:
         known, result = ([onnx.helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
-                         for tensors in (arrays, node.output[:1]))
+                         for tensors in (arrays, node.output[:outputs]))
         graph = onnx.helper.make_graph([node], "constant", known, result)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-        return np.asarray(ReferenceEvaluator(model).run(None, arrays)[0])
+        return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, arrays)]
     except Exception as error:  # the evaluator raises whatever its implementations raise
         raise GraphError(f"{title(node)}: its constant cannot be computed ({error}); simplify the model first") from None
 

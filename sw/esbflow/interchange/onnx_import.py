@@ -13,11 +13,12 @@ import onnx
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
-from esbflow.interchange import channels_last
+from esbflow.interchange import channels_last, moves
 from esbflow.interchange.channels_last import ChannelsLast, RowsLast
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
+from esbflow.interchange.moves import MOVES, Moved
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
@@ -88,9 +89,8 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
     if model.output not in walk.values:
         raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
     value = walk.values[model.output]
-    if isinstance(value, (ChannelsLast, RowsLast)):
-        value = value.value
-        walk.builder.notes.append("the output of the model has its channels last, that of the graph first")
+    value, note = moves.as_output(value)
+    walk.builder.notes += [note] if note else []
     output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
     graph = merge_clamps(walk.builder.finish(output))
     graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
@@ -144,7 +144,8 @@ class Walk:
                 raise GraphError(f"{title(node)}: its input {tensor!r} is not computed before it; export the model again")
             inputs.append(self.values[tensor] if tensor else None)
         try:
-            self.values[node.output[0]] = self._compute(node, inputs)
+            results = self._compute(node, inputs)
+            self.values.update(zip(node.output, results if isinstance(results, list) else [results]))
         except GraphError:
             raise
         except DAMAGE as error:
@@ -156,14 +157,15 @@ class Walk:
             return Constant(_constant(node))
         if node.op_type == "Shape":
             return Constant(np.array(self.model.shape(node.input[0], title(node)), np.int64))
-        handler = HANDLERS.get(node.op_type)
+        handler = HANDLERS.get(node.op_type, moves.move if node.op_type in MOVES else None)
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
             handler = None
         known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
         keeps = node.op_type in QUANTIZERS or isinstance(inputs[0] if inputs else None, Quantized) and node.op_type in SHAPES
         if known and not keeps and not node.domain:
-            return Constant(fold(node, {tensor: _array(value) for tensor, value in zip(node.input, inputs)
-                                        if value is not None}, self.model.opset))
+            arrays = {tensor: _array(value) for tensor, value in zip(node.input, inputs) if value is not None}
+            found = [Constant(array) for array in fold(node, arrays, self.model.opset, _outputs(node))]
+            return found if len(found) > 1 else found[0]
         if handler is None:
             raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
                              f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
@@ -173,6 +175,10 @@ class Walk:
             if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
                     raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
+        if node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized)):
+            return moves.move(self, node, inputs)
+        if any(isinstance(value, Moved) for value in inputs):
+            return moves.compute(self, handler, node, inputs)
         if any(isinstance(value, (ChannelsLast, RowsLast)) for value in inputs):
             return channels_last.compute(self, handler, node, inputs)
         return handler(self, node, *inputs)
@@ -192,8 +198,13 @@ class Walk:
 
 
 def _in_order(value):
-    """A tensor whatever the order of its axes."""
-    return value.value if isinstance(value, (ChannelsLast, RowsLast)) else value
+    """A tensor, whatever the order of its values."""
+    return value.value if isinstance(value, (ChannelsLast, RowsLast, Moved)) else value
+
+
+def _outputs(node) -> int:
+    """How many tensors it makes that can be read: an optional mask or index is none."""
+    return len(node.output) if node.op_type == "Split" else 1
 
 
 def _array(value) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Operators of ONNX that move values and do not change them: flatten, concatenate, repeat; and those on constants."""
+"""Operators of ONNX on shapes: those of constants, concatenation, look-up, repetition. moves.py has those of activations."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.interchange import channels_last
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
 from esbflow.quant.engine_layer import Stored
@@ -16,25 +15,14 @@ REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
 
 
 def reshape(walk, node, value, *others):
-    """Flatten, Reshape, Squeeze, Unsqueeze: (n, c, h, w) to the same or to (n, c*h*w), and back."""
-    if isinstance(value, Quantized):
-        shape = walk.model.shape(node.output[0], title(node))
-        scale = np.broadcast_to(value.scale, value.levels.shape)
-        return Quantized(value.levels.reshape(shape), scale.reshape(shape), value.form)
-    shape, found = shape_of(value), walk.model.shape(node.output[0], title(node))[1:]
-    if tuple(found) not in (tuple(shape), (int(np.prod(shape)),)):
-        raise GraphError(f"{title(node)}: a change of shape from {tuple(shape)} to {tuple(found)} has no integer form; only "
-                         "flatten has")
-    return value
+    """Flatten, Reshape, Squeeze, Unsqueeze of quantized constants."""
+    shape = walk.model.shape(node.output[0], title(node))
+    scale = np.broadcast_to(value.scale, value.levels.shape)
+    return Quantized(value.levels.reshape(shape), scale.reshape(shape), value.form)
 
 
 def transpose(walk, node, value):
-    if not isinstance(value, Quantized):
-        found = None if len(walk.model.shape(node.input[0], title(node))) != 4 else channels_last.swapped(node, value)
-        if found is None:
-            raise GraphError(f"{title(node)}: of the axes of activations only the channels can be moved, to the end and "
-                             "back; leave them where they are")
-        return found
+    """Of quantized constants."""
     order = attributes(node).get("perm")
     full = np.broadcast_to(value.scale, value.levels.shape)
     return Quantized(value.levels.transpose(order), full.transpose(order), value.form)

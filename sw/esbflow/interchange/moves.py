@@ -1,0 +1,146 @@
+"""Operators of ONNX that move values and compute nothing: flatten, swap axes, split, slice, shuffle, repeat.
+
+A tensor of indices goes through them instead of the activations, and what comes out is compared with what the graph can
+express: the same tensor under other names of its axes, a choice of its channels, its pixels repeated. So exporters may write
+a flatten, a shuffle or an upsampling by whatever chain of operators they like.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
+from esbflow.interchange.onnx_file import fold, title
+from esbflow.interchange.values import Constant, Quantized, shape_of
+from esbflow.numbers import Signed
+
+MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Expand", "Slice", "Split", "Gather")
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """Values of the tensor `value` (c, h, w) that the graph cannot express where they are now, but perhaps where they go.
+
+    `indices` (1, ...) into it, flat; `by` is the node that sentences name.
+    """
+
+    value: object
+    indices: np.ndarray
+    by: str
+
+
+def move(walk, node, inputs: list):
+    """What a node of MOVES makes of an activation; a list if it has several outputs.
+
+    Raises
+    ------
+    GraphError
+        if it is told where to by something that is computed at run time.
+    """
+    value, *others = inputs
+    if not all(other is None or isinstance(other, Constant) for other in others):
+        raise GraphError(f"{title(node)}: what it moves where is computed at run time; the integer graph needs constants")
+    inner, indices = _indices(walk, node, value)
+    arrays = {tensor: other.value for tensor, other in zip(node.input[1:], others) if other is not None}
+    found = fold(node, {node.input[0]: indices, **arrays}, walk.model.opset, len(node.output))
+    by = value.by if isinstance(value, Moved) else title(node)
+    found = [_expressed(walk, node, Moved(inner, array, by)) for array in found]
+    return found if len(found) > 1 else found[0]
+
+
+def compute(walk, handler, node, inputs: list):
+    """What `handler` makes of a node that reads a Moved: the same, if it is done to each value by itself.
+
+    Raises
+    ------
+    GraphError
+        if it is not.
+    """
+    first, *others = inputs
+    single = all(other is None or isinstance(other, (Constant, Quantized)) and np.size(other.value) == 1 for other in others)
+    if node.op_type in ELEMENTWISE and isinstance(first, Moved) and single:
+        return replace(first, value=handler(walk, node, first.value, *others))
+    raise refused(next(value for value in inputs if isinstance(value, Moved)))
+
+
+def refused(moved: Moved) -> GraphError:
+    """What is said of moved values that the graph cannot express."""
+    return GraphError(f"{moved.by}: what it makes of a map of shape {shape_of(moved.value)} has no integer form; only a "
+                      "flatten, a choice of channels, repeated pixels and channels at the end have")
+
+
+def as_output(value):
+    """(tensor, note or None) for the last tensor of a model, whose values may be in any order."""
+    if isinstance(value, Moved):
+        count = int(np.prod(shape_of(value.value)))
+        if value.indices.size != count or len(np.unique(value.indices)) != count:
+            raise refused(value)
+        return value.value, f"the output of the model is the graph's moved by {value.by}"
+    if isinstance(value, (ChannelsLast, RowsLast)):
+        return value.value, "the output of the model has its channels last, that of the graph first"
+    return value, None
+
+
+def _indices(walk, node, value) -> tuple:
+    """(tensor, what ONNX's axes of it are as indices)."""
+    if isinstance(value, Moved):
+        return value.value, value.indices
+    inner = value.value if isinstance(value, (ChannelsLast, RowsLast)) else value
+    indices = _in_place(shape_of(inner))
+    if isinstance(value, (ChannelsLast, RowsLast)):
+        indices = indices.transpose(TO_LAST)
+    rows = isinstance(value, RowsLast) or len(walk.model.shape(node.input[0], title(node))) == 2
+    return inner, indices.reshape(1, -1) if rows else indices
+
+
+def _in_place(shape: tuple) -> np.ndarray:
+    return np.arange(np.prod(shape)).reshape(1, *shape)
+
+
+def _expressed(walk, node, moved: Moved):
+    """`moved` as the graph has it, or as it is."""
+    inner, indices = moved.value, moved.indices
+    first = _in_place(shape_of(inner))
+    last = first.transpose(TO_LAST)
+    for array, value in ((first, inner), (first.reshape(1, -1), inner), (last, ChannelsLast(inner)),
+                         (last.reshape(1, -1), RowsLast(inner, shape_of(inner)))):
+        if np.array_equal(array, indices):
+            return value
+    if indices.ndim != 4:
+        return moved
+    chosen = _chosen(indices, first)
+    if chosen is not None:
+        return _chosen_channels(walk, node, inner, *chosen)
+    chosen = _chosen(indices.transpose(TO_FIRST), first)
+    return moved if chosen is None else ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
+
+
+def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:
+    """(channels, factors of repetition) if `indices` (1, c, h, w) are whole channels, pixels repeated; else None."""
+    (height, width), (rows, columns) = first.shape[2:], indices.shape[2:]
+    if not indices.size or rows % height or columns % width:
+        return None
+    factors = rows // height, columns // width
+    channels = indices[0, :, 0, 0] // (height * width)
+    expected = first[:, channels].repeat(factors[0], axis=2).repeat(factors[1], axis=3)
+    return (channels, factors) if np.array_equal(expected, indices) else None
+
+
+def _chosen_channels(walk, node, value, channels: np.ndarray, factors: tuple):
+    """A 1x1 convolution of zeros and ones that keeps the integers, and repeated pixels."""
+    source = walk.builder.stored(value, title(node))
+    count, height, width = source.shape
+    if channels.tolist() != list(range(count)):
+        weight = (channels[:, None] == np.arange(count)).astype(np.int64)[:, :, None, None]
+        one, zero = np.ones(len(weight), np.int64), np.zeros(len(weight), np.int64)
+        source = walk.builder.append(ir.Conv2d(
+            walk.builder.unique(node.name or node.output[0]), (source.name,), (len(weight), height, width), source.form,
+            source.scale, weight=weight, weight_format=Signed(2), weight_scale=np.ones(len(weight)),
+            requantizer=ir.Requantizer(m=one, b=zero, s=zero, n=zero)))
+    if factors != (1, 1):
+        shape = (source.shape[0], height * factors[0], width * factors[1])
+        source = walk.builder.append(ir.Upsample(walk.builder.unique(node.name or node.output[0]), (source.name,), shape,
+                                                 source.form, source.scale, factor=factors))
+    return source
