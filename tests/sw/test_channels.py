@@ -180,6 +180,25 @@ def test_other_moves_are_refused_by_name(moved, says):
         quantize(Model())
 
 
+def test_what_asks_for_the_size_of_a_map_is_left_alone():
+    """A squeeze is nothing to most maps, and a flatten to those of one pixel."""
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(F.adaptive_avg_pool2d(F.relu(self.conv(x)), 1).squeeze(-1).squeeze(-1))
+
+    model, x = Model(), torch.randn(3, *SHAPE)
+    for shape in (None, SHAPE):
+        traced = trace(model, shape)
+        replace_channel_moves(traced, shape)
+        traced.recompile()
+        assert torch.equal(traced(x), model(x))
+        assert sum(node.target == "squeeze" for node in traced.graph.nodes) == 2
+
+
 def test_rows_of_a_matrix_are_no_channels():
     class Model(nn.Module):
         def __init__(self):

@@ -25,7 +25,9 @@ _MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten)
 _KEEP = ("norm", "relu", "maxpool", "upsample", "pad", "add")
 """Kinds of nodes with as many channels as what they read."""
 
-_IMAGES, _HEIGHT, _WIDTH = 11, 3, 5  # of the example
+_IMAGES = 11  # of the example
+_MAPS = ((3, 5), (1, 1))
+"""Sizes of maps that show whether a chain asks for them, as squeeze does."""
 
 _TO_ROWS = (torch.mean, "mean")
 """Averages that may leave rows of a matrix."""
@@ -45,14 +47,14 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
     known = {} if shape is None else _map_sizes(traced, shape)
     for node in ends:
         source = _source(node, modules)
-        sizes = known.get(source) or _sizes(source, modules)
-        order = None if sizes is None else _order(node, source, sizes, modules)
-        if order is None:
+        sizes = (known[source],) if source in known else _possible_sizes(source, modules)
+        orders = [_order(node, source, size, modules) for size in sizes]
+        if not orders or None in orders or any(order != orders[0] for order in orders):
             continue
-        selected = source
-        if order != list(range(sizes[0])):
+        order, selected, channels = orders[0], source, sizes[0][0]
+        if order != list(range(channels)):
             name = f"{node.name}_channels"
-            modules[name] = SelectChannels(order, sizes[0]).to(next(traced.parameters()).device).train(traced.training)
+            modules[name] = SelectChannels(order, channels).to(next(traced.parameters()).device).train(traced.training)
             traced.add_submodule(name, modules[name])
             with traced.graph.inserting_after(node):
                 selected = traced.graph.call_module(name, (source,))
@@ -88,23 +90,26 @@ def _map_sizes(traced: fx.GraphModule, shape: tuple) -> dict:
     return {node: tuple(sizes[1:]) for node, sizes in found if len(sizes) == 4}
 
 
-def _sizes(node: fx.Node | None, modules: dict) -> tuple | None:
-    """(channels, height, width) of a map: channels from the layers that it comes from, and a size that fits any network
-    whose layers do not ask for it. None if it may be no map."""
-    if node is None:
-        return None
+def _possible_sizes(node: fx.Node | None, modules: dict) -> list:
+    """[(channels, height, width), ...] that a map may have; none if it may be no map."""
+    channels = None if node is None else _channels(node, modules)
+    return [] if channels is None else [(channels, *sizes) for sizes in _MAPS]
+
+
+def _channels(node: fx.Node, modules: dict) -> int | None:
+    """The channels of a map, from the layers that it comes from; None if they do not tell, or it may be no map."""
     module = modules.get(node.target) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d):
-        return module.out_channels, _HEIGHT, _WIDTH
+        return module.out_channels
     try:
         kind = kind_of(node, modules)
     except GraphError:
         return None  # said when its turn comes
     if kind == "concat":
-        parts = [_sizes(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
-        return None if None in parts else (sum(part[0] for part in parts), _HEIGHT, _WIDTH)
+        parts = [_channels(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
+        return None if None in parts else sum(parts)
     keeps = kind in _KEEP or kind == "pass" and drops(node, module) or kind == "avgpool" and node.target not in _TO_ROWS
-    return _sizes(tensors(node)[0], modules) if keeps and tensors(node) else None
+    return _channels(tensors(node)[0], modules) if keeps and tensors(node) else None
 
 
 def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list | None:
@@ -115,7 +120,7 @@ def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list 
         moved = _computed(node, {source: indices}, modules)
     except (RuntimeError, IndexError, TypeError, KeyError, ValueError):
         return None  # it does not take such a map, or asks for the size of another
-    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or len(moved) != _IMAGES:
+    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or moved.shape[2:] != indices.shape[2:] or len(moved) != _IMAGES:
         return None
     order = moved[0, :, 0, 0] // (height * width)
     same = len(order) > 0 and order.max() < channels and torch.equal(moved, indices[:, order])

@@ -56,7 +56,9 @@ class _SizedProxy(fx.Proxy):
         return self.ndim
 
     def __len__(self) -> int:
-        return len(self.tracer.example(self.node))
+        """Of what is split; the images of a tensor have no number yet."""
+        parts = self.tracer.example(self.node)
+        return len(parts) if isinstance(parts, (tuple, list)) else super().__len__()
 
     def _images(self) -> fx.Proxy:
         return self.tracer.create_proxy("call_method", "size", (self, 0), {})
@@ -88,8 +90,9 @@ def sized(base: type) -> type:
             return self._examples[node]
 
         def iter(self, obj: fx.Proxy):
-            """The parts of what is split, or the rows of a tensor."""
-            return iter([obj[i] for i in range(len(obj))])
+            """The parts of what is split."""
+            parts = self.example(obj.node)
+            return iter([obj[i] for i in range(len(parts))]) if isinstance(parts, (tuple, list)) else super().iter(obj)
 
         def call_module(self, m, forward, args, kwargs):
             """torch.fx asks of each module that is called, those of the copy among them."""
