@@ -120,7 +120,7 @@ def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list 
         moved = _computed(node, {source: indices}, modules)
     except (RuntimeError, IndexError, TypeError, KeyError, ValueError):
         return None  # it does not take such a map, or asks for the size of another
-    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or moved.shape[2:] != indices.shape[2:] or len(moved) != _IMAGES:
+    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or (len(moved), *moved.shape[2:]) != (_IMAGES, height, width):
         return None
     order = moved[0, :, 0, 0] // (height * width)
     same = len(order) > 0 and order.max() < channels and torch.equal(moved, indices[:, order])
