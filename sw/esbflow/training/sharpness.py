@@ -29,7 +29,7 @@ class SharpnessAware:
     ...     before = layer(x)
     ...     with sharp.moved(before.sum()):
     ...         after = layer(x)
-    >>> round(float(after - before), 4)  # 0.5 along (3, 4) / 5
+    >>> round((after - before).item(), 4)  # 0.5 along (3, 4) / 5
     2.5
     """
 
