@@ -105,11 +105,6 @@ def _identity(channels: int) -> np.ndarray:
     return np.ones((channels, 1, 1, 1), dtype=np.int64)
 
 
-def _pass_through(channels: int) -> ir.Requantizer:
-    one, zero = np.ones(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
-    return ir.Requantizer(m=one, b=zero, s=zero, n=zero)
-
-
 def lower(graph: ir.Graph) -> list:
     """Engine layers in execution order.
 
@@ -170,7 +165,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> Layer:
         common.update(weight=weight, stride=source.shape[1:], requantizer=node.requantizer, stacked=True)
     elif isinstance(node, ir.MaxPool2d):
         _check_pool(node)
-        common.update(weight=_identity(channels), groups=channels, requantizer=_pass_through(channels),
+        common.update(weight=_identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels),
                       conv_shape=source.shape, pool=Pool(node.kernel, node.stride, node.padding))
     elif isinstance(node, ir.AvgPool2d):
         ones = np.ones((channels, 1, *node.kernel), dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from esbflow.graph.errors import GraphError
-from esbflow.interchange.layer_nodes import average_over_map
+from esbflow.interchange.layer_nodes import average_over_map, mean_axes
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
 
@@ -33,7 +33,6 @@ class RowsLast:
     """A tensor (c, h, w) that ONNX sees as (n, h*w*c)."""
 
     value: object
-    shape: tuple
 
 
 def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
@@ -76,11 +75,9 @@ def _map(walk, handler, node, inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
         return ChannelsLast(handler(walk, node, value, *_moved_pads(*inputs[1:])))
-    if node.op_type == "ReduceMean":
-        axes = inputs[1].value.tolist() if len(inputs) > 1 else attributes(node).get("axes", ())
-        if sorted(axis % 4 for axis in axes) == [1, 2]:
-            mean = average_over_map(walk, node, value, (shape_of(value)[0], 1, 1))
-            return ChannelsLast(mean) if attributes(node).get("keepdims", 1) else mean
+    if node.op_type == "ReduceMean" and mean_axes(node, *inputs[1:] or (None,)) == [1, 2]:
+        mean = average_over_map(walk, node, value, (shape_of(value)[0], 1, 1))
+        return ChannelsLast(mean) if attributes(node).get("keepdims", 1) else mean
     if node.op_type in ELEMENTWISE:
         others = [v.value if isinstance(v, ChannelsLast) else _first(v) for v in inputs]
         return ChannelsLast(handler(walk, node, *others))
@@ -97,7 +94,7 @@ def _rows(walk, handler, node, inputs):
     first, *others = inputs
     if node.op_type in ("MatMul", "Gemm") and isinstance(first, RowsLast):
         axis = 1 if node.op_type == "Gemm" and attributes(node).get("transB", 0) else 0
-        return handler(walk, node, first.value, _reordered(others[0], axis, first.shape, node), *others[1:])
+        return handler(walk, node, first.value, _reordered(others[0], axis, shape_of(first.value), node), *others[1:])
     single = all(value is None or np.size(getattr(value, "value", None)) == 1 for value in others)
     if node.op_type in ELEMENTWISE and isinstance(first, RowsLast) and single:
         return replace(first, value=handler(walk, node, first.value, *others))

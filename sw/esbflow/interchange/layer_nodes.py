@@ -152,11 +152,15 @@ def average_pool(walk, node, value):
 
 def global_average_pool(walk, node, value, axes=None):
     if node.op_type == "ReduceMean":
-        options = attributes(node)
-        found = axes.value.tolist() if isinstance(axes, Constant) else options.get("axes", ())
-        if sorted(axis % 4 for axis in found) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
+        if mean_axes(node, axes) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
             raise GraphError(f"{title(node)}: only the mean over height and width has an integer form")
     return average_over_map(walk, node, value, walk.shape(node.output[0], node))
+
+
+def mean_axes(node, axes) -> list:
+    """The axes of a ReduceMean, of four, in order; they are an input or an attribute."""
+    found = axes.value.tolist() if isinstance(axes, Constant) else attributes(node).get("axes", ())
+    return sorted(axis % 4 for axis in found)
 
 
 def average_over_map(walk, node, value, shape: tuple) -> Open:

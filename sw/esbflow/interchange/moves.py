@@ -14,7 +14,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
 from esbflow.interchange.onnx_file import fold, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
-from esbflow.numbers import Signed
+from esbflow.quant.engine_layer import selection
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Expand", "Slice", "Split", "Gather")
 
@@ -31,7 +31,7 @@ class Moved:
     by: str
 
 
-def move(walk, node, inputs: list):
+def move(walk, node, value, *others):
     """What a node of MOVES makes of an activation; a list if it has several outputs.
 
     Raises
@@ -39,12 +39,11 @@ def move(walk, node, inputs: list):
     GraphError
         if it is told where to by something that is computed at run time.
     """
-    value, *others = inputs
     if not all(other is None or isinstance(other, Constant) for other in others):
         raise GraphError(f"{title(node)}: what it moves where is computed at run time; the integer graph needs constants")
     inner, indices = _indices(walk, node, value)
     arrays = {tensor: other.value for tensor, other in zip(node.input[1:], others) if other is not None}
-    found = fold(node, {node.input[0]: indices, **arrays}, walk.model.opset, len(node.output))
+    found = fold(node, {node.input[0]: indices, **arrays}, walk.model.opset)
     by = value.by if isinstance(value, Moved) else title(node)
     found = [_expressed(walk, node, Moved(inner, array, by)) for array in found]
     return found if len(found) > 1 else found[0]
@@ -105,7 +104,7 @@ def _expressed(walk, node, moved: Moved):
     first = _in_place(shape_of(inner))
     last = first.transpose(TO_LAST)
     for array, value in ((first, inner), (first.reshape(1, -1), inner), (last, ChannelsLast(inner)),
-                         (last.reshape(1, -1), RowsLast(inner, shape_of(inner)))):
+                         (last.reshape(1, -1), RowsLast(inner))):
         if np.array_equal(array, indices):
             return value
     if indices.ndim != 4:
@@ -134,11 +133,8 @@ def _chosen_channels(walk, node, value, channels: np.ndarray, factors: tuple):
     count, height, width = source.shape
     if channels.tolist() != list(range(count)):
         weight = (channels[:, None] == np.arange(count)).astype(np.int64)[:, :, None, None]
-        one, zero = np.ones(len(weight), np.int64), np.zeros(len(weight), np.int64)
-        source = walk.builder.append(ir.Conv2d(
-            walk.builder.unique(node.name or node.output[0]), (source.name,), (len(weight), height, width), source.form,
-            source.scale, weight=weight, weight_format=Signed(2), weight_scale=np.ones(len(weight)),
-            requantizer=ir.Requantizer(m=one, b=zero, s=zero, n=zero)))
+        name = walk.builder.unique(node.name or node.output[0])
+        source = walk.builder.append(selection(name, source, weight, (len(weight), height, width)))
     if factors != (1, 1):
         shape = (source.shape[0], height * factors[0], width * factors[1])
         source = walk.builder.append(ir.Upsample(walk.builder.unique(node.name or node.output[0]), (source.name,), shape,

@@ -195,7 +195,8 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
             sizes[node.output[0]] = np.array(shapes[names[0]], np.int64)
         elif sizes.keys() & set(names) and all(name in sizes or name in given or name in constants for name in names):
             given.update({name: fold(constants[name], {}, opset)[0] for name in names if name in constants})
-            sizes[node.output[0]] = fold(node, {name: {**given, **sizes}[name] for name in names}, opset)[0]
+            arrays = {name: sizes[name] if name in sizes else given[name] for name in names}
+            sizes[node.output[0]] = fold(node, arrays, opset)[0]
     kept = [node for node in graph.node if node.output[0] not in sizes]
     del graph.node[:]
     graph.node.extend(kept)
@@ -203,17 +204,19 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
     return bool(sizes)
 
 
-def fold(node, arrays: dict, opset: int, outputs: int = 1) -> list:
-    """The first `outputs` results of a node whose inputs are known, {name: array}, by the reference implementation of onnx.
+def fold(node, arrays: dict, opset: int) -> list:
+    """The results of a node whose inputs are known, {name: array}, by the reference implementation of onnx: all parts of a
+    Split, of other nodes the first; what else they give is a mask or an index.
 
     Raises
     ------
     GraphError
         if that cannot compute it.
     """
+    outputs = node.output if node.op_type == "Split" else node.output[:1]
     try:
         known, result = ([onnx.helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
-                         for tensors in (arrays, node.output[:outputs]))
+                         for tensors in (arrays, outputs))
         graph = onnx.helper.make_graph([node], "constant", known, result)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
         return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, arrays)]

@@ -88,8 +88,7 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
         walk.visit(node)
     if model.output not in walk.values:
         raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
-    value = walk.values[model.output]
-    value, note = moves.as_output(value)
+    value, note = moves.as_output(walk.values[model.output])
     walk.builder.notes += [note] if note else []
     output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
     graph = merge_clamps(walk.builder.finish(output))
@@ -157,14 +156,15 @@ class Walk:
             return Constant(_constant(node))
         if node.op_type == "Shape":
             return Constant(np.array(self.model.shape(node.input[0], title(node)), np.int64))
-        handler = HANDLERS.get(node.op_type, moves.move if node.op_type in MOVES else None)
+        moved = node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized))
+        handler = moves.move if moved else HANDLERS.get(node.op_type)
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
             handler = None
         known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
         keeps = node.op_type in QUANTIZERS or isinstance(inputs[0] if inputs else None, Quantized) and node.op_type in SHAPES
         if known and not keeps and not node.domain:
             arrays = {tensor: _array(value) for tensor, value in zip(node.input, inputs) if value is not None}
-            found = [Constant(array) for array in fold(node, arrays, self.model.opset, _outputs(node))]
+            found = [Constant(array) for array in fold(node, arrays, self.model.opset)]
             return found if len(found) > 1 else found[0]
         if handler is None:
             raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
@@ -175,11 +175,9 @@ class Walk:
             if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
                     raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
-        if node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized)):
-            return moves.move(self, node, inputs)
-        if any(isinstance(value, Moved) for value in inputs):
+        if not moved and any(isinstance(value, Moved) for value in inputs):
             return moves.compute(self, handler, node, inputs)
-        if any(isinstance(value, (ChannelsLast, RowsLast)) for value in inputs):
+        if not moved and any(isinstance(value, (ChannelsLast, RowsLast)) for value in inputs):
             return channels_last.compute(self, handler, node, inputs)
         return handler(self, node, *inputs)
 
@@ -200,11 +198,6 @@ class Walk:
 def _in_order(value):
     """A tensor, whatever the order of its values."""
     return value.value if isinstance(value, (ChannelsLast, RowsLast, Moved)) else value
-
-
-def _outputs(node) -> int:
-    """How many tensors it makes that can be read: an optional mask or index is none."""
-    return len(node.output) if node.op_type == "Split" else 1
 
 
 def _array(value) -> np.ndarray:

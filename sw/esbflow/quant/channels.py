@@ -45,6 +45,7 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
     if not ends:
         return
     known = {} if shape is None else _map_sizes(traced, shape)
+    device = next((parameter.device for parameter in traced.parameters()), None)
     for node in ends:
         source = _source(node, modules)
         sizes = (known[source],) if source in known else _possible_sizes(source, modules)
@@ -54,7 +55,7 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
         order, selected, channels = orders[0], source, sizes[0][0]
         if order != list(range(channels)):
             name = f"{node.name}_channels"
-            modules[name] = SelectChannels(order, channels).to(next(traced.parameters()).device).train(traced.training)
+            modules[name] = SelectChannels(order, channels).to(device).train(traced.training)
             traced.add_submodule(name, modules[name])
             with traced.graph.inserting_after(node):
                 selected = traced.graph.call_module(name, (source,))

@@ -32,6 +32,14 @@ class Stored:
         return max(-self.form.min, self.form.max)
 
 
+def selection(name: str, source: Stored, weight: np.ndarray, shape: tuple, **fields) -> ir.Conv2d:
+    """The node that makes channels of a tensor by 1x1 weights of zeros and ones, int64 (out, in, 1, 1): integers, format and
+    scale stay what they are."""
+    return ir.Conv2d(name=name, inputs=(source.name,), shape=shape, format=source.form, scale=source.scale, weight=weight,
+                     weight_format=Signed(2), weight_scale=np.ones(len(weight)),
+                     requantizer=ir.Requantizer.pass_through(len(weight)), **fields)
+
+
 @dataclass(frozen=True, eq=False)
 class OpenLayer:
     """An engine layer that no quantizer has closed yet: y = gain*acc + residual_gain*r + offset, real, per channel.

@@ -14,12 +14,12 @@ from torch import fx
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
-from esbflow.numbers import Format, Signed
+from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.engine_layer import OpenLayer, Stored
+from esbflow.quant.engine_layer import OpenLayer, Stored, selection
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
 from esbflow.quant.recipe import by_channel
@@ -164,7 +164,6 @@ class _Exporter:
 
     def _conv(self, node, module, value):
         source, padding = self._unpadded(value, node, module.padding)
-        out = module.weight.shape[0]
         fields = dict(stride=tuple(module.stride), padding=padding, dilation=tuple(module.dilation), groups=module.groups)
         for axis, size in enumerate(_shape(node)[1:]):
             reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
@@ -173,13 +172,8 @@ class _Exporter:
                 raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
                                  "kernel")
         if isinstance(module, SelectChannels):
-            # Integers, format and scale stay what they are.
-            one, zero = np.ones(out, np.int64), np.zeros(out, np.int64)
             weight = module.weight.to(torch.int64).cpu().numpy()
-            return self._append(ir.Conv2d(
-                name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
-                weight=weight, weight_format=Signed(2), weight_scale=np.ones(out),
-                requantizer=ir.Requantizer(m=one, b=zero, s=zero, n=zero), **fields))
+            return self._append(selection(node.name, source, weight, _shape(node), **fields))
         return self._layer(ir.Conv2d, node, module, source, fields)
 
     def _linear(self, node, module, value):

@@ -70,13 +70,12 @@ class IntegerProduct:
         if reach >= 1 << 31:
             raise GraphError(f"{self.name}: its accumulator reaches {reach}, which does not fit 32 bits; use fewer bits")
         table = np.broadcast_to(np.clip(np.arange(256) - self.shift, form.min, form.max), (inputs, 256)).astype(np.int64)
-        one, zero = np.ones(outputs, np.int64), np.zeros(outputs, np.int64)
         return validate(ir.Graph(self.name, [
             ir.Input(name="codes", inputs=(), shape=(inputs, self.nodes, 1), format=form, scale=1.0, table=table),
             ir.Conv2d(name=self.name, inputs=("codes",), shape=(outputs, self.nodes, 1),
                       format=Signed(16 if reach < 1 << 15 else 32), scale=1.0, weight=self.weight[:, :, None, None],
                       weight_format=weight_form, weight_scale=self.weight_scale,
-                      requantizer=ir.Requantizer(m=one, b=zero, s=zero, n=zero))]))
+                      requantizer=ir.Requantizer.pass_through(outputs))]))
 
     def images(self, codes: torch.Tensor) -> np.ndarray:
         """Codes (nodes, in) -> the graph's input, uint8 (1, in, nodes, 1)."""

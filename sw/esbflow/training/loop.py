@@ -133,6 +133,14 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     sharp, first_sharp = SharpnessAware(model, schedule.sharpness), schedule.epochs - math.ceil(schedule.epochs / 3)
     parallel = distributed.wrap(model)
     parallel = torch.compile(parallel) if compiled else parallel
+
+    def loss_by(network, x, target, wanted):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            scores = network(x)
+        if scores.shape[1] < classes:
+            raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
+        return _loss(scores.float(), target, schedule, wanted)
+
     for epoch in range(first, schedule.epochs):
         for quantizer in quantizers:
             quantizer.forget()
@@ -151,19 +159,11 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             target = _target(distributed.share(target)).to(device)
             with torch.no_grad():
                 wanted = teacher(x) if schedule.distill else None
-
-            def loss_by(network, x=x, target=target, wanted=wanted):
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    scores = network(x)
-                if scores.shape[1] < classes:
-                    raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
-                return _loss(scores.float(), target, schedule, wanted)
-
             if schedule.sharpness and epoch >= first_sharp:
-                with sharp, sharp.moved(loss_by(model)):
-                    loss = loss_by(parallel)
+                with sharp, sharp.moved(loss_by(model, x, target, wanted)):
+                    loss = loss_by(parallel, x, target, wanted)
             else:
-                loss = loss_by(parallel)
+                loss = loss_by(parallel, x, target, wanted)
             loss = loss + _penalty(quantizers)
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
