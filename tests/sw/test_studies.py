@@ -38,16 +38,38 @@ def test_records_are_written_once_and_the_real_network_is_shared(tmp_path, monke
     assert carry_out("digits", out, results, progress=False) == []
     with pytest.raises(ValueError, match="study digits has no run 'x'; it has vecq2, esb4"):
         carry_out("digits", out, results, only="x")
-    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, digits"):
+    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, vgg-small, digits"):
         carry_out("x", out, results)
+
+
+def test_a_record_says_how_its_run_differed(tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "digits", Study("digits", 1, 0.02, (Run("vecq2", "vecq:2", "u4"),)))
+    [path] = carry_out("digits", tmp_path / "out", tmp_path, progress=False, seed=3, epochs=2, device="cpu",
+                       precision="bfloat16")
+    found = json.loads(path.read_text())
+    assert found["epochs"] == 2 and found["hardware"].startswith("CPU ")
+    assert found["command"] == ("python -m esbflow.training.studies digits --only vecq2 --seed 3 --epochs 2 --device cpu "
+                                "--precision bfloat16")
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(studies, "carry_out", lambda *arguments: seen.append(arguments) or [tmp_path / "a.json"])
-    studies.main(["lenet5", "--only", "vecq2", "--out", str(tmp_path), "--seed", "3"])
-    assert seen[0][0] == "lenet5" and seen[0][3:] == ("vecq2", 3)
+    monkeypatch.setattr(studies, "carry_out", lambda *given, **named: seen.append((given, named)) or [tmp_path / "a.json"])
+    assert studies.main(["lenet5", "--only", "vecq2", "--out", str(tmp_path), "--seed", "3", "--device", "cuda:1"]) == 0
+    (given, named), = seen
+    assert given[0] == "lenet5" and given[3:] == ("vecq2", 3)
+    assert named == dict(epochs=None, device="cuda:1", precision="float32", compiled=False)
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--only", "vecq9"], "error: study lenet5 has no run 'vecq9'; it has ul2q1, "),
+    (["--only", "vecq2", "--epochs", "0"], "error: epochs and batch must be at least 1, not 0 and 64"),
+])
+def test_bad_input_is_one_sentence(more, said, tmp_path, capsys):
+    assert studies.main(["lenet5", *more, "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(said)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,6 +2,7 @@
 
 from esbflow.commands.common import JSON_HELP, positive, print_table, show
 from esbflow.engine_config import DEFAULT_ENGINE
+from esbflow.training.machine_options import add_machine, said_of_machine
 
 
 def add_parser(commands) -> None:
@@ -18,10 +19,7 @@ def add_parser(commands) -> None:
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
     parser.add_argument("--scale-mode", metavar="MODE",
                         help="scales of weights: closed_form, laplace, refined (searched), learned or pow2")
-    parser.add_argument("--device", help="cpu, cuda, ...; where to train (default cpu)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
-                        help="bfloat16: mixed precision, which helps on GPUs")
-    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
+    add_machine(parser)
     parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
@@ -81,9 +79,10 @@ def _write_record(arguments, metrics: dict) -> None:
 
     said = {name: getattr(arguments, name) for name in (
         "epochs", "batch", "rate", "sharpness", "weights", "activations", "first_weights", "last_weights", "scale_mode",
-        "overrides", "post_training", "images", "seed", "device", "compile")}
+        "overrides", "post_training", "images")}
+    said.update(said_of_machine(arguments.device, arguments.precision, arguments.compile))
+    said["seed"] = arguments.seed or None
     said["float"] = arguments.float_model
-    said["precision"] = arguments.precision if arguments.precision != "float32" else None
     said["engine"] = arguments.engine if arguments.engine != DEFAULT_ENGINE else None
     command = record.command_line(f"esbflow train {arguments.recipe}", **said)
-    record.write(Path(arguments.results), record.of_training(metrics, command, metrics["seconds"] / 60))
+    record.write(Path(arguments.results), record.of_training(metrics, command, metrics["seconds"] / 60, arguments.device))

@@ -39,9 +39,9 @@ PUBLISHED = (
     Published("Brevitas", "LFC", "MNIST", "1/1", 98.88, None, "Brevitas' README", ""),
     *(Published("APoT", "ResNet-20", "CIFAR-10", f"{bits}/{bits}", top1, 92.96, _APOT, f"resnet20-apot{bits}")
       for bits, top1 in ((2, 90.96), (3, 92.51), (4, 92.47))),
-    *(Published("LQ-Nets", "ResNet-20", "CIFAR-10", f"{w}/{a}", top1, 92.1, _LQ, f"resnet20-lqnets{w}-{a}")
+    *(Published("LQ-Nets", "ResNet-20", "CIFAR-10", f"{w}/{a}", top1, 92.1, _LQ, f"resnet20-lqnets{w}-{min(a, 8)}")
       for w, a, top1 in ((1, 32, 90.1), (2, 32, 91.8), (3, 32, 92.0), (1, 2, 88.4), (2, 2, 90.2), (3, 3, 91.6))),
-    *(Published("LQ-Nets", "VGG-small", "CIFAR-10", f"{w}/{a}", top1, 93.8, _LQ, f"vgg-small-lqnets{w}-{a}")
+    *(Published("LQ-Nets", "VGG-small", "CIFAR-10", f"{w}/{a}", top1, 93.8, _LQ, f"vgg-small-lqnets{w}-{min(a, 8)}")
       for w, a, top1 in ((1, 32, 93.5), (2, 32, 93.8), (3, 32, 93.8), (1, 2, 93.4), (2, 2, 93.5), (3, 3, 93.8))),
     *(Published("muL2Q", "VGG7-64", "CIFAR-10", f"{bits}/32", top1, 89.24, _UL2Q, f"vgg7-ul2q{bits}")
       for bits, top1 in ((1, 89.02), (2, 89.50), (4, 89.80), (8, 89.70))),

@@ -97,7 +97,7 @@ def measure(batch: int = 128, rounds: int = 10, threads: int = 2, device: str = 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = {name: round(value / medians["fp32"], 3) for name, value in medians.items()}
     ours = ratios["esbflow W4A4"]
-    return {"network": "resnet20", "batch": batch, "threads": threads, "rounds": rounds, "hardware": record.hardware(),
+    return {"network": "resnet20", "batch": batch, "threads": threads, "rounds": rounds, "hardware": record.hardware(device),
             "torch": torch.__version__, "seconds": {name: round(value, 4) for name, value in medians.items()},
             "ratio_to_fp32": ratios, "limit": LIMITS[device],
             "reached": ours <= LIMITS[device] and ours < ratios.get("brevitas W4A4", float("inf"))}

@@ -17,25 +17,27 @@ KEYS = ("method", "network", "data", "weights_bits", "activation_bits", "top1_in
 
 
 def command_line(program: str, **options) -> str:
-    """The command that a record names: options that are None, False or 0 are left out, True has no value.
+    """The command that a record names: options that are None or False are left out, True has no value.
 
-    >>> command_line("python -m esbflow.training.text", data="imdb", seed=0, epochs=3, control=True)
+    >>> command_line("python -m esbflow.training.text", data="imdb", seed=None, epochs=3, control=True)
     'python -m esbflow.training.text --data imdb --epochs 3 --control'
+    >>> command_line("esbflow train digits", sharpness=0.0)  # not the recipe's
+    'esbflow train digits --sharpness 0'
     >>> command_line("esbflow train digits", first_weights="sq(ramped,linear):twn")  # as a shell takes it
     "esbflow train digits --first-weights 'sq(ramped,linear):twn'"
     """
     words = [program]
     for name, value in options.items():
-        if value not in (None, False, 0):
+        if value is not None and value is not False:
             words.append(f"--{name.replace('_', '-')}")
-            words += [] if value is True else [shlex.quote(str(value))]
+            words += [] if value is True else [shlex.quote(f"{value:g}" if isinstance(value, float) else str(value))]
     return " ".join(words)
 
 
-def hardware() -> str:
-    """The machine in words: what the minutes were spent on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def hardware(device: str | None = None) -> str:
+    """The machine in words: what the minutes were spent on. `device` is torch's name of it, None is the CPU."""
+    if torch.device(device or "cpu").type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
@@ -63,14 +65,14 @@ def activation_bits(model: torch.nn.Module) -> int:
     return min(bits, default=8)
 
 
-def of_training(metrics: dict, command: str, minutes: float) -> dict:
-    """The record of what `train_network` returned."""
+def of_training(metrics: dict, command: str, minutes: float, device: str | None = None) -> dict:
+    """The record of what `train_network` returned, which trained on `device`."""
     return {"method": metrics["weights"], "network": metrics["network"], "data": metrics["data"],
             "weights_bits": metrics["weights_bits"], "activations": metrics["activations"],
             "activation_bits": metrics["activation_bits"], "top1_integer_graph": round(metrics["graph_top1"], 2),
             "top1_fake_quantization": round(metrics["fake_quant_top1"], 2),
             "top1_float": round(metrics["float_top1"], 2), "images": metrics["images"], "bytes": metrics["bytes"],
-            "epochs": metrics["epochs"], "seed": metrics["seed"], "command": command, "hardware": hardware(),
+            "epochs": metrics["epochs"], "seed": metrics["seed"], "command": command, "hardware": hardware(device),
             "minutes": round(minutes, 1)}
 
 

@@ -100,8 +100,8 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
         "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()),
         "epochs_float": real.epochs, "epochs": low_bit.epochs, "seed": seed,
         "command": record.command_line(
-            "python -m esbflow.training.saliency", weights=weights, activations=activations, seed=seed, epochs=epochs,
-            pictures=pictures, control=control),
+            "python -m esbflow.training.saliency", weights=weights, activations=activations, seed=seed or None,
+            epochs=epochs, pictures=pictures, control=control),
         "hardware": record.hardware(), "minutes": round((time.monotonic() - began) / 60, 1)}
 
 

@@ -2,19 +2,23 @@
 
     python -m esbflow.training.studies lenet5 --out build/studies --results docs/results
     python -m esbflow.training.studies resnet20 --only vecq4 --results docs/results
+    python -m esbflow.training.studies vgg-small --device cuda --precision bfloat16 --compile
 
 A run whose record is there is skipped, an interrupted one goes on from its last epoch, and all runs of a study share the
 network that was trained in real numbers and the answers of their teacher.
 """
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esbflow.training import record
 from esbflow.training.api import named, train_network
+from esbflow.training.machine_options import add_machine, said_of_machine
 from esbflow.training.recipes import TrainingRecipe
+from esbflow.training.study_command import guarded
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Study:
     runs: tuple
 
 
+# The widths of LQ-Nets' tables, weights-activations; 8 bits stand for activations that were not quantized.
+LQNETS = (*(Run(f"lqnets{w}-{a}", f"lqnets:{w}", f"lqnets:{a}") for w, a in ((1, 2), (2, 2), (3, 3))),
+          *(Run(f"lqnets{w}-8", f"lqnets:{w}", "u8") for w in (1, 2, 3)))
 LENET5 = Study("lenet5-mnist", 3, 0.01, (
     Run("ul2q1", "ul2q:1", "u8"), Run("ul2q2", "ul2q:2", "u8"), Run("ul2q4", "ul2q:4", "u8"), Run("ul2q8", "ul2q:8", "u8"),
     Run("vecq1", "vecq:1", "u8"), Run("vecq2", "vecq:2", "u8"), Run("esb2", "esb2.0", "u8"), Run("esb2-2", "esb2.0", "u2"),
@@ -54,22 +61,30 @@ RESNET20 = Study("resnet20-cifar10-w4a4", 3, 0.01, (
     Run("apot4", "apot:4", "u4"),
     Run("srq4", "srq:4", "u4"), Run("uniform4", "uniform:4", "u4"), Run("sq-twn", "sq(ramped,linear):twn", "u4"),
     Run("twn", "twn", "u4"), Run("binary", "binary", "u4"), Run("lqnets4-4", "lqnets:4", "lqnets:4"),
+    *LQNETS, Run("apot3", "apot:3", "pact:3"), Run("apot2", "apot:2", "pact:2"),
 ))
-STUDIES = {"lenet5": LENET5, "resnet20": RESNET20}
+VGG_SMALL = Study("vgg-small-cifar10-w2a2", 60, 0.02, (Run("esb2-2", "esb2.0", "pact:2"), *LQNETS))
+STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "vgg-small": VGG_SMALL}
 
 
-def recipe_of(study: Study, run: Run) -> TrainingRecipe:
-    """The training recipe of one run. Where a study quantizes all layers alike, first and last included, so does the run."""
+def recipe_of(study: Study, run: Run, epochs: int | None = None) -> TrainingRecipe:
+    """The training recipe of one run, with `epochs` of the low-bit stage in place of the study's. Where a study quantizes
+    all layers alike, first and last included, so does the run."""
     recipe = named(study.recipe)
     alike = recipe.quant.first_weights == recipe.quant.weights
     recipe = recipe.changed(study.rate, weights=run.weights, activations=run.activations,
                             first_weights=run.weights if alike else None, last_weights=run.weights if alike else None,
                             **dict(run.options))
-    return replace(recipe, low_bit=replace(recipe.low_bit, epochs=study.epochs))
+    return replace(recipe, low_bit=replace(recipe.low_bit, epochs=study.epochs if epochs is None else epochs))
 
 
-def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed: int = 0, progress: bool = True) -> list:
+def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed: int = 0, progress: bool = True,
+              epochs: int | None = None, device: str | None = None, precision: str = "float32",
+              compiled: bool = False) -> list:
     """Do the runs whose records are missing; returns the records' paths.
+
+    `epochs` are those of the low-bit stage, in place of the study's; `device`, `precision` and `compiled` are as in
+    `train_network`.
 
     Raises
     ------
@@ -82,40 +97,50 @@ def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed
     runs = [run for run in study.runs if only in (None, run.name)]
     if not runs:
         raise ValueError(f"study {name} has no run {only!r}; it has {', '.join(run.name for run in study.runs)}")
-    written = []
+    written, machine = [], dict(device=device, precision=precision, compiled=compiled)
     for run in runs:
         path = results / f"{name}-{run.name}.json"
         if not path.exists():
-            record.write(path, _measured(name, study, run, out, seed, progress))
+            record.write(path, _measured(name, run, recipe_of(study, run, epochs), out, seed, progress, machine))
             written.append(path)
     return written
 
 
-def _measured(name, study, run, out, seed, progress) -> dict:
+def _measured(name, run, recipe, out, seed, progress, machine) -> dict:
     began, folder = time.monotonic(), out / f"{name}-{run.name}"
-    recipe = recipe_of(study, run)
     float_model = out / f"{name}-float.pt"
     metrics = train_network(recipe, folder, seed=seed, resume=True, progress=progress,
                             float_model=float_model if float_model.exists() else None,
-                            teacher_cache=out / f"{name}-teacher.sqlite")
+                            teacher_cache=out / f"{name}-teacher.sqlite", **machine)
     if not float_model.exists():
         (folder / "float.pt").replace(float_model)
-    command = f"python -m esbflow.training.studies {name} --only {run.name}"
-    return record.of_training(metrics, command, (time.monotonic() - began) / 60)
+    epochs = recipe.low_bit.epochs
+    command = record.command_line(
+        f"python -m esbflow.training.studies {name} --only {run.name}", seed=seed or None,
+        epochs=epochs if epochs != STUDIES[name].epochs else None, **said_of_machine(**machine))
+    return record.of_training(metrics, command, (time.monotonic() - began) / 60, machine["device"])
 
 
-def main(arguments: list | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="train one network by many methods and record what they reach")
+def main(arguments: list | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m esbflow.training.studies",
+                                     description="train one network by many methods and record what they reach")
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--only", metavar="RUN", help="one run of the study")
     parser.add_argument("--out", type=Path, default=Path("build/studies"))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="of the low-bit stage, instead of the study's")
+    add_machine(parser)
     given = parser.parse_args(arguments)
-    for path in carry_out(given.study, given.out, given.results, given.only, given.seed):
-        print(f"wrote {path}")
+
+    def measured():
+        for path in carry_out(given.study, given.out, given.results, given.only, given.seed, epochs=given.epochs,
+                              device=given.device, precision=given.precision, compiled=given.compile):
+            print(f"wrote {path}")
+
+    return guarded(measured)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

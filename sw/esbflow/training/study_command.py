@@ -1,6 +1,6 @@
 """What the commands that measure one kind of network share: times on stderr, records as JSON, one sentence for bad input.
 
-    python -m esbflow.training.text, .saliency, .graphs
+    python -m esbflow.training.text, .saliency, .graphs, .studies
 """
 
 import json
@@ -18,12 +18,21 @@ def carry_out(run: Callable, hidden: tuple = ()) -> int:
     if the input was bad.
     """
     began = time.monotonic()
-    try:
+
+    def shown():
         result = run(lambda text: print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True))
+        print(json.dumps({name: value for name, value in result.items() if name not in hidden}, indent=2))
+
+    return guarded(shown)
+
+
+def guarded(run: Callable) -> int:
+    """Call `run()`. Returns the exit code: 0, or 2 after one sentence if the input was bad."""
+    try:
+        run()
     except (ValueError, DataUnavailable, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({name: value for name, value in result.items() if name not in hidden}, indent=2))
     return 0
 
 

@@ -114,7 +114,7 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
         "bytes_embedding": host.bytes_.size, "vocabulary": len(vocabulary), "length": recipe.length, "dim": recipe.dim,
         "filters": recipe.filters, "epochs_float": recipe.real.epochs, "epochs": recipe.low_bit.epochs, "seed": seed,
         "command": record.command_line(
-            "python -m esbflow.training.text", data=data, weights=weights, activations=activations, seed=seed,
+            "python -m esbflow.training.text", data=data, weights=weights, activations=activations, seed=seed or None,
             epochs=epochs, sentences=sentences, control=control), "hardware": record.hardware(),
         "minutes": round((time.monotonic() - began) / 60, 1)}
 
