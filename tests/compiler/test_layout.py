@@ -66,7 +66,12 @@ def test_tiles_cover_every_output_once_and_fit_the_buffers(name, number):
             beats = (row.in1 - row.in0) * window // config.words_per_beat * config.beats_per_word
             assert tiling.planes_at_once >= 1 and beats * tiling.planes_at_once <= config.activation_beats
             assert first <= col.in0 and col.in1 <= first + window
-            for axis, span in enumerate((row, col)):
+            for axis, (span, times) in enumerate(zip((row, col), layer.repeat)):
+                if layer.repeat != (1, 1):  # columns are repeated by the array, rows by the drain
+                    computed = {at // (times if axis == 0 else 1) for at in range(span.out0, span.out1)}
+                    assert computed == set(range(span.conv0, span.conv1))
+                    assert {at // (times if axis == 1 else 1) for at in computed} == set(range(span.in0, span.in1))
+                    continue
                 # Every input that a convolution output of the tile reads is in the window, or is padding.
                 size = layer.in_shape[1 + axis] * (images if axis == 0 else 1)
                 for out, tap in itertools.product(range(span.conv0, span.conv1), range(layer.kernel[axis])):
@@ -89,7 +94,7 @@ def test_tensors_that_are_needed_at_the_same_time_never_share_memory(number):
         except CompileError:
             continue
     made = {plan.layer.target: plan for plan in plans}
-    last = {name: max([plan.number for plan in plans if name in (plan.layer.source, plan.layer.residual)],
+    last = {name: max([plan.number for plan in plans if name in (*plan.layer.sources, plan.layer.residual)],
                       default=made[name].number) for name in made}
     stored = [name for name in made if made[name].target.region == "workspace"]
     for a, b in itertools.combinations(stored, 2):

@@ -179,19 +179,28 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path):
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------
-def with_last(node):
-    graph = one_conv(np.ones((4, 2, 3, 3)), (2, 8, 8), Unsigned(4))
-    return validate(ir.Graph("g", [*graph.nodes, node]))
-
-
 WIDE = EngineConfig("narrow", rows=4, cols=4, accumulator_width=16)
+
+
+class Softmax(ir.Node):
+    """An operator that is not the engine's."""
+
+
+def with_last(node):
+    return ir.Graph("g", [*one_conv(np.ones((4, 2, 3, 3)), (2, 8, 8), Unsigned(4)).nodes, node])
+
+
 REFUSED = {
-    "upsample": (lambda: compile_graph(with_last(ir.Upsample("up", ("conv",), (4, 12, 12), Unsigned(4), 1.0)),
-                                       ENGINES["tiny4x4"]),
-                 r"layer up: the engine does not run Upsample; run it on the host, or express it by convolutions"),
-    "concat": (lambda: compile_graph(with_last(ir.Concat("cat", ("conv", "conv"), (8, 6, 6), Unsigned(4), 1.0)),
-                                     ENGINES["tiny4x4"]),
-               r"layer cat: the engine does not run Concat; run it on the host, or express it by convolutions"),
+    "operator": (lambda: compile_graph(with_last(Softmax("soft", ("conv",), (4, 6, 6), Unsigned(4), 1.0)), ENGINES["tiny4x4"]),
+                 r"layer soft: the engine does not run Softmax; run it on the host, or express it by convolutions"),
+    "repeated 65 times": (lambda: compile_graph(with_last(ir.Upsample("up", ("conv",), (4, 6, 390), Unsigned(4), 1.0,
+                                                                      factor=(1, 65))), ENGINES["tiny4x4"]),
+                          r"layer up: repeating a column 65 times does not fit the engine's 64 accumulators; use a larger "
+                          r"engine, or several smaller factors"),
+    "wide part": (lambda: compile_graph(ir.Graph("g", [
+        *one_conv(np.ones((4, 2, 3, 3)), (2, 8, 8), Signed(16)).nodes,
+        ir.Concat("both", ("conv", "conv"), (8, 6, 6), Signed(16), 1.0)]), ENGINES["tiny4x4"]),
+        r"layer conv: the engine reads activations of at most 8 bits, not s16"),
     "accumulator": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 127), (4, 2, 2)), WIDE),
                     r"layer conv: its accumulator may need \d+ bits and engine narrow has 16; use fewer bits or channels, "
                     r"or an engine with wider accumulators"),

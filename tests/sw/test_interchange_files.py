@@ -150,7 +150,7 @@ def esbflow(capsys, *arguments) -> dict:
 
 def test_export_and_import_by_command(capsys, tmp_path):
     random = np.random.default_rng(0)
-    graph = random_graph(random, size=8)
+    graph = random_graph(random, size=8, kinds=("conv", "residual", "max"))
     exported = esbflow(capsys, "export", save(graph, tmp_path / "a.npz"), "--format", "qonnx", "--rounding", "FLOOR", "--out",
                        tmp_path / "a.onnx")
     assert exported["out"] == str(tmp_path / "a.onnx")

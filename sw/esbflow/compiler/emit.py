@@ -6,7 +6,7 @@ loads of the next tile are moved before the passes of this one wherever that sta
 
 from dataclasses import dataclass, field
 
-from esbflow.compiler.layout import TensorLayout
+from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
@@ -26,8 +26,8 @@ class PlannedLayer:
 
     number: int
     layer: Layer
-    source: TensorLayout
-    residual: TensorLayout | None
+    source: Source
+    residual: Source | None
     target: TensorLayout
     tiling: Tiling
     weights: LayerWeights
@@ -112,9 +112,9 @@ def _chunks(plan: PlannedLayer):
 def _needed(state: _State, chunk: _Chunk):
     """Store tokens that this chunk's loads need, or None while a layer that it reads is unfinished."""
     plan = chunk.plan
-    sources = [(plan.layer.source, plan.source, chunk.row.in0, chunk.row.in1)]
+    sources = [(name, part, chunk.row.in0, chunk.row.in1) for name, part in zip(plan.layer.sources, plan.source.parts)]
     if plan.residual is not None:
-        sources.append((plan.layer.residual, plan.residual, chunk.row.conv0, chunk.row.conv1))
+        sources.append((plan.layer.residual, plan.residual.parts[0], chunk.row.conv0, chunk.row.conv1))
     needed = 0
     for tensor, layout, row0, row1 in sources:
         if layout.region == "input":
@@ -174,7 +174,7 @@ def _emit_load(config: EngineConfig, state: _State, chunk: _Chunk) -> None:
                            window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
-            "LOAD", layer=plan.number, region=REGION[plan.source.region], destination=half, **transfer,
+            "LOAD", layer=plan.number, destination=half, **transfer,
             wait_free=int(k == 0 and state.chunks >= 2), post_full=int(k == len(transfers) - 1),
             wait_stores=wait if k == 0 else 0))
     state.chunks += 1
@@ -196,8 +196,8 @@ def _emit_residual_load(config, state, chunk) -> None:
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
-                "LOAD", layer=plan.number, region=REGION[residual.region], destination=2 + 2 * bank + digit,
-                **transfer, wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last)))
+                "LOAD", layer=plan.number, destination=2 + 2 * bank + digit, **transfer,
+                wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last)))
     state.residual_loads += 1
 
 
@@ -208,26 +208,29 @@ def _runs(config, tensor, planes, image, row0, row1, window, whole):
     row_beats = window_size // config.words_per_beat * config.beats_per_word
     address = 0
     if whole:
-        for start, count, step in _equally_spaced(planes):
-            yield dict(offset=tensor.beat(start, image, row0, 0), beats=rows * row_beats, segments=count,
-                       stride=step * tensor.plane_beats, address=address)
+        for region, offset, count, step in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
+            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=step,
+                       address=address)
             address += count * rows * row_beats
     else:
         for plane in planes:
-            yield dict(offset=tensor.beat(plane, image, row0, first_col), beats=row_beats, segments=rows,
-                       stride=tensor.row_beats, address=address)
+            region, offset = tensor.beat(plane, image, row0, first_col)
+            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=tensor.row_beats,
+                       address=address)
             address += rows * row_beats
 
 
-def _equally_spaced(planes):
-    """(first, count, step) runs of an increasing list."""
+def _equally_spaced(places):
+    """(region, first offset, count, step) runs of a list of (region, offset); offsets of a run increase."""
     start = 0
-    while start < len(planes):
-        step = planes[start + 1] - planes[start] if start + 1 < len(planes) else 1
-        end = start + 1
-        while end < len(planes) and planes[end] - planes[end - 1] == step:
-            end += 1
-        yield planes[start], end - start, step
+    while start < len(places):
+        region, first = places[start]
+        end, step = start + 1, 1
+        if end < len(places) and places[end][0] == region and places[end][1] > first:
+            step = places[end][1] - first
+            while end < len(places) and places[end] == (region, first + (end - start) * step):
+                end += 1
+        yield region, first, end - start, step
         start = end
 
 
@@ -237,7 +240,6 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
     whole = len(plan.tiling.cols) == 1
     first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
     in_rows = chunk.row.in1 - chunk.row.in0
-    in_cols = min(plan.source.width, first_col + window) - first_col
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
     own = {group: [p for p in plan.weights.groups[group] if p.plane in place] for group in chunk.groups}
     for group in chunk.groups:
@@ -248,17 +250,10 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
             very_last = group == chunk.groups[-1] and k == len(passes) - 1
             keep = k > 0 and passes[k - 1].offset == weight_pass.offset
             slot, fresh, frees = (0, False, False) if keep else _slot(config, state, chunk, weight_pass)
-            y = (chunk.row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0]
-                 - layer.padding[0] - chunk.row.in0)
-            x = (chunk.col.conv0 * layer.stride[1] + weight_pass.tap_x * layer.dilation[1]
-                 - layer.padding[1] - first_col)
             if opens:
                 state.passes_begun += 1
             state.words.append(encode(
-                "PASS", layer=plan.number, rows=chunk.row.conv1 - chunk.row.conv0,
-                cols=chunk.col.conv1 - chunk.col.conv0, in_rows=in_rows, in_cols=in_cols,
-                stride_y=layer.stride[0], stride_x=layer.stride[1], y=y, x=x,
-                address=place[weight_pass.plane] + y * window + x, row_step=layer.stride[0] * window,
+                "PASS", layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
                 half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
                 first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(very_first),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
@@ -266,6 +261,22 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
                 codebook=weight_pass.codebook))
         if chunk.last:
             _emit_drain(config, state, chunk, group)
+
+
+def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, window: int) -> dict:
+    """Which words of the buffer a pass takes: those of the plane at `place`, whose rows have `window` words from column
+    `first_col` on."""
+    layer, row, col = chunk.plan.layer, chunk.row, chunk.col
+    if layer.repeat[1] > 1:
+        # One row of the map: its columns are the rows of the walk, each of them taken several times.
+        columns = col.in1 - col.in0
+        return dict(rows=columns, cols=layer.repeat[1], in_rows=columns, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
+                    address=place + col.in0 - first_col, row_step=1)
+    y = row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0] - layer.padding[0] - row.in0
+    x = col.conv0 * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
+    return dict(rows=row.conv1 - row.conv0, cols=col.conv1 - col.conv0, in_rows=row.in1 - row.in0,
+                in_cols=min(chunk.plan.source.width, first_col + window) - first_col, stride_y=layer.stride[0],
+                stride_x=layer.stride[1], y=y, x=x, address=place + y * window + x, row_step=layer.stride[0] * window)
 
 
 def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: WeightPass) -> tuple:
@@ -285,6 +296,16 @@ def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: Weigh
     last_tile = (chunk.row is tiling.rows[-1] and chunk.col is tiling.cols[-1]
                  and chunk.image == (0 if plan.layer.stacked else plan.target.images - 1))
     return slot, fresh, last_tile or not plan.resident
+
+
+def _before_windows(chunk: _Chunk) -> dict:
+    """Rows and columns by which the first pooling window begins before the tile. A row that is stored several times needs
+    none: beyond the tile, which has no other row, windows clamp to it."""
+    pool, (row, col) = chunk.plan.layer.pool, (chunk.row, chunk.col)
+    if chunk.plan.layer.repeat != (1, 1):
+        return dict(pad_y=0, pad_x=0)
+    return dict(pad_y=row.conv0 - (row.out0 * pool.stride[0] - pool.padding[0]),
+                pad_x=col.conv0 - (col.out0 * pool.stride[1] - pool.padding[1]))
 
 
 def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) -> None:
@@ -325,8 +346,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         acc_rows=chunk.row.conv1 - chunk.row.conv0, acc_cols=chunk.col.conv1 - chunk.col.conv0,
         out_rows=out_rows, out_cols=out_cols,
         kernel_y=pool.kernel[0], kernel_x=pool.kernel[1], stride_y=pool.stride[0], stride_x=pool.stride[1],
-        pad_y=chunk.row.conv0 - (chunk.row.out0 * pool.stride[0] - pool.padding[0]),
-        pad_x=chunk.col.conv0 - (chunk.col.out0 * pool.stride[1] - pool.padding[1]),
+        **_before_windows(chunk),
         digits=target.digits, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),

@@ -37,7 +37,7 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     ky, kx = layer.kernel
     channels, height, width = layer.in_shape
     _, out_height, out_width = layer.conv_shape
-    if layer.groups != 1 or layer.stacked or layer.residual is not None or kx * ky == 1:
+    if layer.groups != 1 or layer.stacked or layer.residual is not None or len(layer.sources) > 1 or kx * ky == 1:
         return None, layer
 
     def groups(n):
@@ -58,8 +58,9 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     if fold_rows:
         weight = layer.weight.reshape(out, channels * ky * kx, 1, 1)
         shape = (channels * ky * kx, out_height, out_width)
-        return fold, replace(layer, weight=weight, in_shape=shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        return fold, replace(layer, weight=weight, in_shape=shape, source_channels=shape[:1], stride=(1, 1), padding=(0, 0),
+                             dilation=(1, 1))
     weight = np.ascontiguousarray(layer.weight.transpose(0, 1, 3, 2)).reshape(out, channels * kx, ky, 1)
     shape = (channels * kx, height, out_width)
-    return fold, replace(layer, weight=weight, in_shape=shape, stride=(layer.stride[0], 1),
+    return fold, replace(layer, weight=weight, in_shape=shape, source_channels=shape[:1], stride=(layer.stride[0], 1),
                          padding=(layer.padding[0], 0), dilation=(layer.dilation[0], 1))

@@ -45,6 +45,62 @@ class TensorLayout:
         return self.offset + plane * self.plane_beats + inside
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a layer reads: the planes of a tensor, or of several of the same format and size one after the other."""
+
+    parts: tuple
+
+    @property
+    def groups(self) -> int:
+        return sum(part.groups for part in self.parts)
+
+    @property
+    def digits(self) -> int:
+        return self.parts[0].digits
+
+    @property
+    def signed(self) -> bool:
+        return self.parts[0].signed
+
+    @property
+    def height(self) -> int:
+        return self.parts[0].height
+
+    @property
+    def width(self) -> int:
+        return self.parts[0].width
+
+    @property
+    def pitch(self) -> int:
+        return self.parts[0].pitch
+
+    @property
+    def row_beats(self) -> int:
+        return self.parts[0].row_beats
+
+    def beat(self, plane: int, image: int, row: int, column: int) -> tuple:
+        """(region, beat offset in it) of a pixel that begins a beat."""
+        for part in self.parts:
+            if plane < part.groups * part.digits:
+                return part.region, part.beat(plane, image, row, column)
+            plane -= part.groups * part.digits
+        raise IndexError(plane)
+
+
+def channel_groups(source_channels: tuple, rows: int) -> list:
+    """(first channel, channels) of each group of up to `rows` channels that a layer reads; each part begins a group.
+
+    >>> channel_groups((20, 3), 16)
+    [(0, 16), (16, 4), (20, 3)]
+    """
+    groups, first = [], 0
+    for channels in source_channels:
+        groups += [(first + k, min(rows, channels - k)) for k in range(0, channels, rows)]
+        first += channels
+    return groups
+
+
 def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format, images: int,
                   offset: int = 0) -> TensorLayout:
     """The layout of a (c, h, w) tensor of `images` images.
@@ -74,7 +130,7 @@ def place(layers: list, layouts: dict) -> dict:
     last_use, made = {}, {}
     for i, layer in enumerate(layers):
         made[layer.target] = i
-        for source in (layer.source, layer.residual):
+        for source in (*layer.sources, layer.residual):
             if source is not None:
                 last_use[source] = i
     placed, busy = {}, []  # busy: (offset, end, last use)

@@ -3,7 +3,9 @@
 Pools that stand alone, additions and requantizations are diagonal convolutions; a linear layer is a convolution as
 large as its map, over which the images of a batch lie one below the other; a max pool that alone follows a
 convolution happens on the convolution's way out. (Not behind a residual: its tile would begin at a column that no
-beat begins with.)
+beat begins with.) A concatenation costs nothing: the layer that reads it reads its parts. Only as the graph's output, or
+where it is added, it is a diagonal convolution that copies them. Repeating pixels is a diagonal convolution that takes
+each column several times, and whose drain stores each row several times.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +33,8 @@ class Layer:
 
     name: str
     op: str
-    source: str
+    sources: tuple  # tensors whose channels, in order, it reads
+    source_channels: tuple  # of each
     residual: str | None
     target: str
     in_shape: tuple
@@ -43,6 +46,7 @@ class Layer:
     padding: tuple
     dilation: tuple
     pool: Pool
+    repeat: tuple  # how often the drain stores a row, and the array takes a column (conv_shape counts those)
     requantizer: ir.Requantizer
     in_format: Format
     residual_format: Format | None
@@ -56,7 +60,7 @@ class Layer:
     @property
     def macs(self) -> int:
         """Useful multiply-accumulates for one image."""
-        if self.op in ("MaxPool2d", "Add", "Requantize"):
+        if self.op in ("MaxPool2d", "Add", "Requantize", "Concat", "Upsample"):
             return 0
         _, height, width = self.conv_shape
         return int(self.weight.size * height * width)
@@ -117,11 +121,14 @@ def lower(graph: ir.Graph) -> list:
     for node in graph.nodes:
         for source in node.inputs:
             consumers[source].append(node)
+    nodes = {node.name: node for node in graph.nodes}
+    joined = {node.name for node in graph.nodes if isinstance(node, ir.Concat) and node is not graph.output
+              and not any(_adds(reader, node) for reader in consumers[node.name])}
     layers, fused = [], set()
     for node in graph.nodes[1:]:
-        if node.name in fused:
+        if node.name in fused or node.name in joined:
             continue
-        layer = _lower_node(graph, node)
+        layer = _lower_node(nodes, joined, node)
         following = consumers[node.name]
         if (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and len(following) == 1
                 and isinstance(following[0], ir.MaxPool2d) and node is not graph.output
@@ -147,19 +154,35 @@ def _check_pool(node: ir.MaxPool2d) -> None:
         raise CompileError(f"layer {node.name}: the engine pools windows and strides up to {POOL_LIMIT}")
 
 
-def _lower_node(graph: ir.Graph, node: ir.Node) -> Layer:
-    source = graph[node.inputs[0]]
+def _adds(reader: ir.Node, node: ir.Node) -> bool:
+    """Whether `reader` adds what `node` makes, which the residual buffer must find in one piece."""
+    return isinstance(reader, (ir.Conv2d, ir.Add)) and node.name in reader.inputs[1:]
+
+
+def _parts(nodes: dict, joined: set, name: str) -> list:
+    """The stored tensors that a tensor consists of."""
+    if name not in joined:
+        return [nodes[name]]
+    return [part for source in nodes[name].inputs for part in _parts(nodes, joined, source)]
+
+
+def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
+    source = nodes[node.inputs[0]]
+    read = node.inputs if isinstance(node, ir.Concat) else node.inputs[:1]
+    parts = [part for name in read for part in _parts(nodes, joined, name)]
+    in_shape = (sum(part.shape[0] for part in parts), *source.shape[1:])
     common = dict(
-        name=node.name, op=type(node).__name__, source=source.name, residual=None, target=node.name,
-        in_shape=source.shape, conv_shape=node.shape, out_shape=node.shape, groups=1, stride=(1, 1), padding=(0, 0),
-        dilation=(1, 1), pool=Pool(), in_format=source.format, residual_format=None, out_format=node.format,
-        stacked=False)
-    channels = source.shape[0]
+        name=node.name, op=type(node).__name__, sources=tuple(part.name for part in parts),
+        source_channels=tuple(part.shape[0] for part in parts), residual=None, target=node.name,
+        in_shape=in_shape, conv_shape=node.shape, out_shape=node.shape, groups=1, stride=(1, 1), padding=(0, 0),
+        dilation=(1, 1), pool=Pool(), repeat=(1, 1), in_format=source.format, residual_format=None,
+        out_format=node.format, stacked=False)
+    channels = in_shape[0]
     if isinstance(node, ir.Conv2d):
         common.update(weight=node.weight, groups=node.groups, stride=node.stride, padding=node.padding,
                       dilation=node.dilation, requantizer=node.requantizer)
         if len(node.inputs) > 1:
-            common.update(residual=node.inputs[1], residual_format=graph[node.inputs[1]].format)
+            common.update(residual=node.inputs[1], residual_format=nodes[node.inputs[1]].format)
     elif isinstance(node, ir.Linear):
         weight = node.weight.reshape(-1, *source.shape)
         common.update(weight=weight, stride=source.shape[1:], requantizer=node.requantizer, stacked=True)
@@ -173,7 +196,11 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> Layer:
                       requantizer=node.requantizer)
     elif isinstance(node, ir.Add):
         common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer,
-                      residual=node.inputs[1], residual_format=graph[node.inputs[1]].format)
+                      residual=node.inputs[1], residual_format=nodes[node.inputs[1]].format)
+    elif isinstance(node, (ir.Concat, ir.Upsample)):
+        common.update(weight=_identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels))
+        if isinstance(node, ir.Upsample):
+            common.update(repeat=tuple(node.factor), conv_shape=(channels, source.shape[1], node.shape[2]))
     elif isinstance(node, ir.Requantize):
         common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer)
     else:

@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import fold_input
-from esbflow.compiler.layout import place, tensor_layout
+from esbflow.compiler.layout import Source, place, tensor_layout
 from esbflow.compiler.lower import lower
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.tile import tile
@@ -37,7 +37,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
     fold_choice = None
-    readers = [layer for layer in layers if graph.input.name in (layer.source, layer.residual)]
+    readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         fold_choice, layers[0] = fold_input(layers[0], config.rows)
 
@@ -51,7 +51,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 
     region, plans = WeightsRegion(config), []
     for number, layer in enumerate(layers):
-        source, target = layouts[layer.source], layouts[layer.target]
+        source, target = Source(tuple(layouts[name] for name in layer.sources)), layouts[layer.target]
         weights = pack_layer(config, region, layer, source.digits, source.signed)
         passes = max(len(group) for group in weights.groups)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
@@ -60,7 +60,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes)
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
-            residual=layouts[layer.residual] if layer.residual else None, target=target, tiling=tiling,
+            residual=Source((layouts[layer.residual],)) if layer.residual else None, target=target, tiling=tiling,
             weights=weights, resident=weights.tiles <= config.weight_slots))
     try:
         words = emit(config, plans)

@@ -1,9 +1,10 @@
 """Pass 4: cut each layer's output into tiles that fit the accumulators and buffers."""
 
+import math
 from dataclasses import dataclass
 
 from esbflow.compiler.errors import CompileError
-from esbflow.compiler.layout import TensorLayout
+from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
 
@@ -49,7 +50,7 @@ def _cut(size: int, step: int) -> list:
     return [(start, min(size, start + step)) for start in range(0, size, step)]
 
 
-def tile(config: EngineConfig, layer: Layer, source: TensorLayout, target: TensorLayout, passes_per_plane: int,
+def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayout, passes_per_plane: int,
          heights: tuple, planes: int) -> Tiling:
     """Choose tiles by an estimate of first load + passes + last drain.
 
@@ -62,6 +63,8 @@ def tile(config: EngineConfig, layer: Layer, source: TensorLayout, target: Tenso
     CompileError
         if not even one output pixel's window fits the activation buffer, saying so.
     """
+    if layer.repeat != (1, 1):
+        return _repeated(config, layer, source, target, planes)
     conv_height, in_height = heights
     conv_width, in_width = layer.conv_shape[2], layer.in_shape[2]
     out_height = target.height * (target.images if layer.stacked else 1)
@@ -83,6 +86,31 @@ def tile(config: EngineConfig, layer: Layer, source: TensorLayout, target: Tenso
             f"({config.activation_beats} beats a half, {config.accumulator_depth} accumulators); "
             "use a larger engine or a smaller kernel")
     return best[1]
+
+
+def _repeated(config, layer, source, target, planes) -> Tiling:
+    """Tiles of one row of the map each, with as many of its columns as fit, every one taken several times."""
+    (down, across), words = layer.repeat, config.words_per_beat
+    rows = tuple(Span(y * down, (y + 1) * down, y, y + 1, y, y + 1) for y in range(source.height))
+    outputs = min(config.accumulator_depth, ROW_LIMIT // words * words)
+    inputs = config.activation_beats // config.beats_per_word * words
+    width = target.width
+    if width > min(outputs, inputs * across):
+        # Parts begin with a beat of the target and with a column of the map, perhaps in the middle of a beat of that.
+        step = math.lcm(words, across)
+        width = min(outputs, (inputs - words) * across) // step * step
+    if width == 0:
+        raise CompileError(f"layer {layer.name}: repeating a column {across} times does not fit the engine's "
+                           f"{config.accumulator_depth} accumulators; use a larger engine, or several smaller factors")
+    cols = tuple(Span(x0, x1, x0, x1, x0 // across, x1 // across) for x0, x1 in _cut(target.width, width))
+    plane_beats = max(_plane_beats(config, layer, rows[0], column, source, words, len(cols) == 1) for column in cols)
+    return Tiling(rows, cols, _at_once(config, plane_beats, planes, source.digits))
+
+
+def _at_once(config, plane_beats, planes, digits) -> int:
+    """How many planes of a tile half a buffer takes; all digits of its channels, so that a weight tile meets them."""
+    count = min(planes, config.activation_beats // plane_beats)
+    return count - count % digits if count > digits else count
 
 
 def _columns(layer, step, out_width, conv_width, in_width, words) -> tuple:
@@ -114,10 +142,7 @@ def _best_rows(config, layer, columns, out_height, conv_height, in_height, sourc
         rows = tuple(span(layer, 0, y0, y1, conv_height, in_height) for y0, y1 in _cut(out_height, height))
         plane_beats = max(_plane_beats(config, layer, row, column, source, words, whole)
                           for row in rows for column in columns)
-        at_once = min(planes, config.activation_beats // plane_beats)
-        if at_once > source.digits:
-            at_once -= at_once % source.digits  # so that a weight tile meets all digits of its channels
-        tiling = Tiling(rows, columns, at_once)
+        tiling = Tiling(rows, columns, _at_once(config, plane_beats, planes, source.digits))
         cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target)
         if best is None or cost < best[0]:
             best = (cost, tiling)

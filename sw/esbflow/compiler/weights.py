@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.compiler.digits import ones_complement_loss, split_weights
 from esbflow.compiler.errors import CompileError
+from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.graph.ir import B_BITS
@@ -82,7 +83,6 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     """
     rows, cols = config.rows, config.cols
     out_channels, per_group, kernel_y, kernel_x = layer.weight.shape
-    in_channels = layer.in_shape[0]
     out_per_group = out_channels // layer.groups
     digits = split_weights(layer.weight, f"layer {layer.name}", with_zero=layer.groups > 1)
     highest = max(digit.position for digit in digits) + in_digits - 1
@@ -98,12 +98,12 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     _check_accumulator(config, layer, digits, in_digits, in_signed)
 
     groups, constants = [], []
-    in_groups = -(-in_channels // rows)
+    in_groups = channel_groups(layer.source_channels, rows)
     for og in range(-(-out_channels // cols)):
         first, last = og * cols, min(out_channels, (og + 1) * cols)
         passes = []
-        for ig in range(in_groups):
-            block = _block(layer, first, last, ig * rows, rows, per_group, out_per_group)
+        for ig, (channel0, count) in enumerate(in_groups):
+            block = _block(first, last, channel0, count, per_group, out_per_group)
             if block is None:
                 continue
             channel_out, channel_in, row_at = block
@@ -127,15 +127,15 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     return LayerWeights(groups, constants)
 
 
-def _block(layer, first, last, channel0, rows, per_group, out_per_group):
+def _block(first, last, channel0, count, per_group, out_per_group):
     """Index arrays (output channel, weight's input index, row of the tile) of the tile's real weights, or None."""
     outs = np.arange(first, last)
     starts = outs // out_per_group * per_group  # first input channel that each output reads
     low = np.maximum(starts, channel0)
-    high = np.minimum(starts + per_group, channel0 + rows)
+    high = np.minimum(starts + per_group, channel0 + count)
     if not np.any(high > low):
         return None
-    channels = np.arange(channel0, channel0 + rows)
+    channels = np.arange(channel0, channel0 + count)
     used = (channels[None, :] >= low[:, None]) & (channels[None, :] < high[:, None])
     which_out, which_row = np.nonzero(used)
     return outs[which_out], channels[which_row] - starts[which_out], which_row

@@ -9,7 +9,7 @@ from esbflow.graph.execute import execute
 from esbflow.graph.validate import validate, window_counts
 from esbflow.numbers import ESB, Signed, Unsigned
 
-KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize")
+KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),
                Unsigned(3), Signed(5))
@@ -52,7 +52,7 @@ def random_graph(random: np.random.Generator, layers: int | None = None, channel
         node = _node(random, graph, str(random.choice(kinds)), channels)
         if node is None:
             continue
-        if not isinstance(node, ir.MaxPool2d):
+        if not isinstance(node, (ir.MaxPool2d, ir.Concat, ir.Upsample)):
             form = (OUTPUTS if last else ACTIVATIONS)[random.integers(len(OUTPUTS if last else ACTIVATIONS))]
             node = _with_requantizer(random, graph, node, form, probe)
         graph.nodes.append(node)
@@ -78,6 +78,15 @@ def _node(random, graph, kind, channels):
                          weight_scale=np.ones(out))
     if kind in ("max", "average"):
         return _pool(random, name, source, kind)
+    if kind == "concat":
+        alike = [node for node in graph.nodes if node.shape[1:] == (h, w) and node.format == source.format]
+        parts = [alike[random.integers(len(alike))] for _ in range(random.integers(1, 4))] + [source]
+        total = sum(part.shape[0] for part in parts)
+        return ir.Concat(name, tuple(part.name for part in parts), (total, h, w), source.format, 1.0)
+    if kind == "upsample":
+        factor = tuple(int(f) for f in random.integers(1, 4, 2))
+        shape = (c, h * factor[0], w * factor[1])
+        return ir.Upsample(name, (source.name,), shape, source.format, 1.0, factor=factor) if max(shape[1:]) < 64 else None
     if kind == "add":
         others = [node.name for node in graph.nodes if node.shape == source.shape]
         return ir.Add(name, (source.name, str(random.choice(others))), source.shape, Signed(32), 1.0)
