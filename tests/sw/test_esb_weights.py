@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esbflow.numbers import ESB, Binary, Codebook, Signed
+from esbflow.quant import esb
 from esbflow.quant.base import Quantizer, round_to_levels
 from esbflow.quant.esb import ESBWeightQuantizer
 from tests.sw.quantizers import gaussian
@@ -57,6 +58,14 @@ def test_a_refined_scale_is_never_worse_than_the_closed_form(seed, size, form, k
     closed = error_of(ESBWeightQuantizer(form, scale_mode="closed_form"), w)
     refined = error_of(ESBWeightQuantizer(form), w)
     assert (refined <= closed * (1 + 1e-5) + 1e-9).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 30), (1, 200), (200, 1)])
+def test_searching_a_few_rows_at_a_time_changes_no_scale(monkeypatch, shape):
+    w = gaussian(*shape) * torch.linspace(0.1, 3, shape[0])[:, None]
+    whole = ESBWeightQuantizer(ESB(4, 1)).eval().scale(w)
+    monkeypatch.setattr(esb, "_CACHED", 64)  # two rows of 30; less than one of 200
+    assert torch.equal(ESBWeightQuantizer(ESB(4, 1)).eval().scale(w), whole)
 
 
 def test_refining_helps_small_filters_much():

@@ -76,13 +76,16 @@ class WeightsRegion:
 def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool) -> LayerWeights:
     """Cut a layer's weights into tiles and correct b for the array's one's complements.
 
+    A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
+    accumulators must be overwritten.
+
     Raises
     ------
     CompileError
         if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine.
     """
     rows, cols = config.rows, config.cols
-    out_channels, per_group, kernel_y, kernel_x = layer.weight.shape
+    out_channels, per_group = layer.weight.shape[:2]
     out_per_group = out_channels // layer.groups
     digits = split_weights(layer.weight, f"layer {layer.name}", with_zero=layer.groups > 1)
     highest = max(digit.position for digit in digits) + in_digits - 1
@@ -98,26 +101,21 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     _check_accumulator(config, layer, digits, in_digits, in_signed)
 
     groups, constants = [], []
+    live, books = [digit.values != 0 for digit in digits], [(digit.codebook, digit.padding_code) for digit in digits]
     in_groups = channel_groups(layer.source_channels, rows)
     for og in range(-(-out_channels // cols)):
         first, last = og * cols, min(out_channels, (og + 1) * cols)
         passes = []
-        for ig, (channel0, count) in enumerate(in_groups):
-            block = _block(first, last, channel0, count, per_group, out_per_group)
-            if block is None:
-                continue
-            channel_out, channel_in, row_at = block
+        for ig, (channel_out, channel_in, row_at), ty, tx, number in _tiles(live, range(first, last), in_groups, per_group,
+                                                                            out_per_group):
+            digit, codebook, padding_code = digits[number], *books[number]
+            tile = np.full((cols, rows), padding_code, dtype=np.uint8)
+            tile[channel_out - first, row_at] = digit.codes[channel_out, channel_in, ty, tx]
+            offset = region.tile(tile)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
-            for ty in range(kernel_y):
-                for tx in range(kernel_x):
-                    for digit in digits:
-                        tile = np.full((cols, rows), digit.padding_code, dtype=np.uint8)
-                        tile[channel_out - first, row_at] = digit.codes[channel_out, channel_in, ty, tx]
-                        offset = region.tile(tile)
-                        passes += [WeightPass(
-                            offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx, shift=digit.position + d,
-                            signed=in_signed and d == in_digits - 1, codebook=digit.codebook)
-                            for d in range(in_digits)]
+            passes += [WeightPass(
+                offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx, shift=digit.position + d,
+                signed=in_signed and d == in_digits - 1, codebook=codebook) for d in range(in_digits)]
         groups.append(passes)
         values = {name: np.zeros(cols, dtype=np.int64) for name in "mnsb"}
         for name, source in (("m", layer.requantizer.m), ("n", layer.requantizer.n), ("s", layer.requantizer.s),
@@ -127,9 +125,26 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     return LayerWeights(groups, constants)
 
 
-def _block(first, last, channel0, count, per_group, out_per_group):
+def _tiles(live, outputs, in_groups, per_group, out_per_group) -> list:
+    """(input group, index arrays of `_block`, tap_y, tap_x, digit) of the tiles of some output channels.
+
+    live : for each digit where the weights have one that is not zero, bool (out, per_group, kernel_y, kernel_x).
+    """
+    found, spare = [], []
+    for ig, (channel0, count) in enumerate(in_groups):
+        block = _block(outputs, channel0, count, per_group, out_per_group)
+        if block is None:
+            continue
+        channel_out, channel_in, _ = block
+        needed = np.stack([used[channel_out, channel_in].any(axis=0) for used in live], axis=-1)
+        found += [(ig, block, int(ty), int(tx), int(digit)) for ty, tx, digit in np.argwhere(needed)]
+        spare = spare or [(ig, block, 0, 0, 0)]
+    return found or spare
+
+
+def _block(outputs, channel0, count, per_group, out_per_group):
     """Index arrays (output channel, weight's input index, row of the tile) of the tile's real weights, or None."""
-    outs = np.arange(first, last)
+    outs = np.asarray(outputs)
     starts = outs // out_per_group * per_group  # first input channel that each output reads
     low = np.maximum(starts, channel0)
     high = np.minimum(starts + per_group, channel0 + count)

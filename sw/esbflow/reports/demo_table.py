@@ -4,12 +4,13 @@
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
+from esbflow.reports.marks import fill as fill_marked
+
 HEADER = ("", "value", "how it is known")
-BEGIN, END = "<!-- demo table -->", "<!-- end of demo table -->"
+MARK = "demo table"
 
 
 def rows(content: dict) -> list:
@@ -55,9 +56,7 @@ def fill(readme: str, content: dict) -> str:
     ValueError
         if the marks are not there.
     """
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"the README has no {BEGIN} ... {END} to fill")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{markdown(content)}\n{END}", readme, flags=re.DOTALL)
+    return fill_marked(readme, MARK, markdown(content), "the README")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The table of networks in docs/networks.md: how large they are, and how many cycles an engine takes for an image.
+
+    python -m esbflow.reports.networks_table docs                   # all of them: a quarter of an hour
+    python -m esbflow.reports.networks_table docs unet googlenet    # these anew, the others as they stand
+
+Weights are random, of 4 bits (ESB(4,1)) as activations are: cycles do not depend on trained values, but for layers whose
+weights happen to need fewer passes. Cycles are the exact cycle model's, for ideal memory.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+from esbflow.files import write_whole
+from esbflow.graph import ir
+from esbflow.graph.macs import macs
+from esbflow.networks.registry import NETWORKS, network
+from esbflow.quant.convert import quantize
+from esbflow.quant.export import export
+from esbflow.quant.recipe import Recipe
+from esbflow.reports.estimate import estimate
+from esbflow.reports.marks import fill, filled
+from esbflow.training.loop import calibrate
+
+MARK = "table of networks"
+HEAD = ("| name | images | parameters | MACs | layers | cycles an image | use of the lanes % |\n"
+        "|---|---|--:|--:|--:|--:|--:|")
+RECIPE = Recipe(weights="esb4.1", activations="u4")
+
+
+def row(name: str, config: EngineConfig) -> str:
+    """One line of the table."""
+    entry = network(name)
+    torch.manual_seed(0)
+    model = entry().eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
+    images = np.random.default_rng(0).integers(0, 256, (2, *entry.shape), dtype=np.uint8)
+    graph = export(calibrate(quantize(model, RECIPE), images), name, entry.shape)
+    own = sum(macs(node) for node in graph.nodes if isinstance(node, (ir.Conv2d, ir.Linear)))
+    plan = estimate(graph, config)
+    return (f"| `{name}` | {'x'.join(map(str, entry.shape))} | {parameters:,} | {own / 1e6:,.1f} M | {layers} | "
+            f"{plan['cycles_per_image']:,.0f} | {100 * plan['utilization']:.0f} |")
+
+
+def table(old: str, names: list, config: EngineConfig, say=print) -> str:
+    """All networks in the registry's order: the rows of `names` measured, the others those of the `old` table.
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, or one that is neither measured nor in the old table.
+    """
+    known = {match.group(1): line for line in old.splitlines() if (match := re.match(r"\| `(.+?)` \|", line))}
+    for name in names:
+        network(name)
+        known[name] = row(name, config)
+        say(known[name])
+    missing = [name for name in NETWORKS if name not in known]
+    if missing:
+        raise ValueError(f"the table has no row of {missing[0]} yet; measure it too")
+    return "\n".join([HEAD, *(known[name] for name in NETWORKS)])
+
+
+def main(arguments: list) -> None:
+    """Fill the table of the folder's networks.md."""
+    page = Path(arguments[0] if arguments else "docs") / "networks.md"
+    text = page.read_text()
+    content = table(filled(text, MARK), arguments[1:] or list(NETWORKS), engine(DEFAULT_ENGINE))
+    write_whole(page, fill(text, MARK, content, page.name))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
