@@ -105,7 +105,8 @@ def rounding_fields(form: Format) -> dict:
     return dict(bits=form.bits, signed=int(form.signed), esb=0)
 
 
-def _identity(channels: int) -> np.ndarray:
+def identity(channels: int) -> np.ndarray:
+    """Weights of a diagonal convolution that changes nothing."""
     return np.ones((channels, 1, 1, 1), dtype=np.int64)
 
 
@@ -188,21 +189,21 @@ def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
         common.update(weight=weight, stride=source.shape[1:], requantizer=node.requantizer, stacked=True)
     elif isinstance(node, ir.MaxPool2d):
         _check_pool(node)
-        common.update(weight=_identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels),
+        common.update(weight=identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels),
                       conv_shape=source.shape, pool=Pool(node.kernel, node.stride, node.padding))
     elif isinstance(node, ir.AvgPool2d):
         ones = np.ones((channels, 1, *node.kernel), dtype=np.int64)
         common.update(weight=ones, groups=channels, stride=node.stride, padding=node.padding,
                       requantizer=node.requantizer)
     elif isinstance(node, ir.Add):
-        common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer,
+        common.update(weight=identity(channels), groups=channels, requantizer=node.requantizer,
                       residual=node.inputs[1], residual_format=nodes[node.inputs[1]].format)
     elif isinstance(node, (ir.Concat, ir.Upsample)):
-        common.update(weight=_identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels))
+        common.update(weight=identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels))
         if isinstance(node, ir.Upsample):
             common.update(repeat=tuple(node.factor), conv_shape=(channels, source.shape[1], node.shape[2]))
     elif isinstance(node, ir.Requantize):
-        common.update(weight=_identity(channels), groups=channels, requantizer=node.requantizer)
+        common.update(weight=identity(channels), groups=channels, requantizer=node.requantizer)
     else:
         raise CompileError(
             f"layer {node.name}: the engine does not run {type(node).__name__}; run it on the host, or express it by "

@@ -9,6 +9,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import fold_input
 from esbflow.compiler.layout import Source, place, tensor_layout
 from esbflow.compiler.lower import lower
+from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.tile import tile
 from esbflow.compiler.weights import WeightsRegion, pack_layer
@@ -23,8 +24,9 @@ BATCH_LIMIT = 256
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True) -> Program:
     """Compile for runs of `batch` images.
 
-    Passes: lower (operators to convolutions), fold_input (few input channels), tensor_layout and place (memory),
-    split_weights and pack_layer (integers to codes), tile, emit (instructions).
+    Passes: lower (operators to convolutions), fold_input (few input channels), split_pools (pools that are cheaper as
+    layers of their own), tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit
+    (instructions).
 
     Raises
     ------
@@ -33,13 +35,13 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
-    layers = lower(graph)
-    if len(layers) > LAYER_LIMIT:
-        raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
-    fold_choice = None
+    layers, fold_choice = lower(graph), None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         fold_choice, layers[0] = fold_input(layers[0], config.rows)
+    layers = split_pools(config, layers, batch)
+    if len(layers) > LAYER_LIMIT:
+        raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
 
     input_shape = layers[0].in_shape if fold_choice else graph.input.shape
     layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, batch)}

@@ -1,0 +1,50 @@
+"""Pass 3: max pools that are cheaper as layers of their own.
+
+A pool on a convolution's way out works on one tile of sums. Where its windows overlap, what two tiles share is computed
+twice: a pool of three rows every two, behind tiles of three rows as wide maps have them, makes the convolution half as
+long again. A layer of its own takes the drain's time, which the convolution would have hidden. A pool whose windows do not
+fit the tiles of its convolution is a layer of its own too.
+"""
+
+from dataclasses import replace
+
+from esbflow.compiler.digits import split_weights
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.layout import Source, tensor_layout
+from esbflow.compiler.lower import Layer, Pool, identity
+from esbflow.compiler.tile import tile
+from esbflow.engine_config import EngineConfig
+from esbflow.graph.ir import Requantizer
+
+
+def split_pools(config: EngineConfig, layers: list, batch: int) -> list:
+    """The layers, and behind those whose pool costs less apart, a layer for the pool."""
+    return [part for layer in layers for part in (_apart(layer) if _is_cheaper_apart(config, layer, batch) else (layer,))]
+
+
+def _is_cheaper_apart(config, layer, batch) -> bool:
+    if layer.op == "MaxPool2d" or all(kernel <= stride for kernel, stride in zip(layer.pool.kernel, layer.pool.stride)):
+        return False
+    source = Source((tensor_layout(config, "workspace", layer.in_shape, layer.in_format, batch),))
+    target = tensor_layout(config, "workspace", layer.out_shape, layer.out_format, batch)
+    planes = -(-layer.in_shape[0] // layer.groups // config.rows) * source.digits
+    passes = layer.kernel[0] * layer.kernel[1] * len(split_weights(layer.weight, f"layer {layer.name}"))
+    _, height, width = layer.conv_shape
+    try:
+        tiling = tile(config, layer, source, target, passes, (height, layer.in_shape[1]), planes)
+    except CompileError:
+        return True
+    computed = sum(row.conv1 - row.conv0 for row in tiling.rows) * sum(col.conv1 - col.conv0 for col in tiling.cols)
+    twice = planes * passes * (computed - height * width)
+    taps = layer.pool.kernel[0] * layer.pool.kernel[1]
+    drain = target.height * target.width * taps * target.digits * config.cols // config.requantize_lanes
+    return twice > drain
+
+
+def _apart(layer: Layer) -> tuple:
+    channels = layer.conv_shape[0]
+    alone = replace(layer, target=layer.name, out_shape=layer.conv_shape, pool=Pool())
+    return alone, replace(
+        layer, name=layer.target, op="MaxPool2d", sources=(alone.target,), source_channels=(channels,),
+        in_shape=layer.conv_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0),
+        dilation=(1, 1), requantizer=Requantizer.pass_through(channels), in_format=layer.out_format)
