@@ -10,13 +10,14 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
 from esbflow.graph.file import save
 from esbflow.graph.random import random_graph, random_images
+from esbflow.reports.html import weight_layers
 
 ENGINE = "tiny4x4"
 
 
 @pytest.fixture(scope="session")
 def graph():
-    """A graph that fits the smallest engine."""
+    """A graph with weights that fits the smallest engine."""
     random = np.random.default_rng(3)
     while True:
         found = random_graph(random, channels=8, size=8)
@@ -24,7 +25,8 @@ def graph():
             compile_graph(found, ENGINES[ENGINE], 2)
         except ValueError:
             continue
-        return found
+        if weight_layers(found):
+            return found
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def overlay(bit, board):
 def network():
     """(program for batches of 2, images, what they give)"""
     random = np.random.default_rng(7)
-    graph = random_graph(random, layers=3, channels=10, size=9)
+    graph = random_graph(random, layers=3, channels=10, size=9, kinds=("conv", "residual", "max"))
     images = random_images(random, graph, 5)
     return compile_graph(graph, CONFIG, batch=2), images, execute(graph, images)
 

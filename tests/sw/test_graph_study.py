@@ -101,7 +101,7 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
     assert KEYS <= set(result) and len(result["trials"]) == 6
     best = min(t["memory"] for t in result["trials"] if t["accuracy"] >= result["search"]["reference"] - 30)
     assert result["bytes"] == best and len(asked) == 1 and result["search"]["refused"] == 0
-    assert result["command"].endswith("--seeds 1 --search --drop 30.0 --epochs 4")
+    assert result["command"].endswith("--seeds 1 --search --drop 30 --epochs 4")
     monkeypatch.setattr(graphs.SecondLook, "cost", lambda self, choice: (30.5, 1.0))
     (tiny_cora / "sgquant-gcn-cora-search.json").unlink()
     assert graphs.main(words) == 2
