@@ -298,16 +298,6 @@ def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: Weigh
     return slot, fresh, last_tile or not plan.resident
 
 
-def _before_windows(chunk: _Chunk) -> dict:
-    """Rows and columns by which the first pooling window begins before the tile. A row that is stored several times needs
-    none: beyond the tile, which has no other row, windows clamp to it."""
-    pool, (row, col) = chunk.plan.layer.pool, (chunk.row, chunk.col)
-    if chunk.plan.layer.repeat != (1, 1):
-        return dict(pad_y=0, pad_x=0)
-    return dict(pad_y=row.conv0 - (row.out0 * pool.stride[0] - pool.padding[0]),
-                pad_x=col.conv0 - (col.out0 * pool.stride[1] - pool.padding[1]))
-
-
 def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) -> None:
     plan, layer, target = chunk.plan, chunk.plan.layer, chunk.plan.target
     number = state.drains
@@ -346,7 +336,9 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         acc_rows=chunk.row.conv1 - chunk.row.conv0, acc_cols=chunk.col.conv1 - chunk.col.conv0,
         out_rows=out_rows, out_cols=out_cols,
         kernel_y=pool.kernel[0], kernel_x=pool.kernel[1], stride_y=pool.stride[0], stride_x=pool.stride[1],
-        **_before_windows(chunk),
+        # A row that is stored several times: beyond the tile's only row, windows clamp to it.
+        pad_y=chunk.row.conv0 - (chunk.row.out0 // layer.repeat[0] * pool.stride[0] - pool.padding[0]),
+        pad_x=chunk.col.conv0 - (chunk.col.out0 * pool.stride[1] - pool.padding[1]),
         digits=target.digits, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),

@@ -67,15 +67,14 @@ VGG_SMALL = Study("vgg-small-cifar10-w2a2", 60, 0.02, (Run("esb2-2", "esb2.0", "
 STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "vgg-small": VGG_SMALL}
 
 
-def recipe_of(study: Study, run: Run, epochs: int | None = None) -> TrainingRecipe:
-    """The training recipe of one run, with `epochs` of the low-bit stage in place of the study's. Where a study quantizes
-    all layers alike, first and last included, so does the run."""
+def recipe_of(study: Study, run: Run) -> TrainingRecipe:
+    """The training recipe of one run. Where a study quantizes all layers alike, first and last included, so does the run."""
     recipe = named(study.recipe)
     alike = recipe.quant.first_weights == recipe.quant.weights
     recipe = recipe.changed(study.rate, weights=run.weights, activations=run.activations,
                             first_weights=run.weights if alike else None, last_weights=run.weights if alike else None,
                             **dict(run.options))
-    return replace(recipe, low_bit=replace(recipe.low_bit, epochs=study.epochs if epochs is None else epochs))
+    return replace(recipe, low_bit=recipe.low_bit.with_epochs(study.epochs))
 
 
 def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed: int = 0, progress: bool = True,
@@ -93,7 +92,7 @@ def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed
     """
     if name not in STUDIES:
         raise ValueError(f"no study named {name!r}; there are {', '.join(STUDIES)}")
-    study = STUDIES[name]
+    study = STUDIES[name] if epochs is None else replace(STUDIES[name], epochs=epochs)
     runs = [run for run in study.runs if only in (None, run.name)]
     if not runs:
         raise ValueError(f"study {name} has no run {only!r}; it has {', '.join(run.name for run in study.runs)}")
@@ -101,7 +100,7 @@ def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed
     for run in runs:
         path = results / f"{name}-{run.name}.json"
         if not path.exists():
-            record.write(path, _measured(name, run, recipe_of(study, run, epochs), out, seed, progress, machine))
+            record.write(path, _measured(name, run, recipe_of(study, run), out, seed, progress, machine))
             written.append(path)
     return written
 
