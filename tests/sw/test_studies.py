@@ -23,7 +23,7 @@ def test_every_run_is_a_recipe(name):
         weight_quantizer(recipe.quant.weights)
         activation_quantizer(recipe.quant.activations)
         assert recipe.low_bit.epochs == study.epochs
-        assert (recipe.quant.first_weights == run.weights) == (name == "lenet5")
+        assert (recipe.quant.first_weights == run.weights) == (name in ("lenet5", "resnet56"))
 
 
 def test_records_are_written_once_and_the_real_network_is_shared(tmp_path, monkeypatch):
@@ -38,7 +38,7 @@ def test_records_are_written_once_and_the_real_network_is_shared(tmp_path, monke
     assert carry_out("digits", out, results, progress=False) == []
     with pytest.raises(ValueError, match="study digits has no run 'x'; it has vecq2, esb4"):
         carry_out("digits", out, results, only="x")
-    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, vgg-small, digits"):
+    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, resnet56, vgg-small, digits"):
         carry_out("x", out, results)
 
 

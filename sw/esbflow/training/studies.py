@@ -63,8 +63,13 @@ RESNET20 = Study("resnet20-cifar10-w4a4", 3, 0.01, (
     Run("twn", "twn", "u4"), Run("binary", "binary", "u4"), Run("lqnets4-4", "lqnets:4", "lqnets:4"),
     *LQNETS, Run("apot3", "apot:3", "pact:3"), Run("apot2", "apot:2", "pact:2"),
 ))
+# What stochastic quantization was published on: ternary and binary weights, with it and without.
+RESNET56 = Study("resnet56-cifar10-w2a8", 3, 0.01, (
+    Run("sq-twn", "sq(ramped,linear):twn", "u8"), Run("twn", "twn", "u8"),
+    Run("sq-binary", "sq(ramped,linear):binary", "u8"), Run("binary", "binary", "u8"),
+))
 VGG_SMALL = Study("vgg-small-cifar10-w2a2", 60, 0.02, (Run("esb2-2", "esb2.0", "pact:2"), *LQNETS))
-STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "vgg-small": VGG_SMALL}
+STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "resnet56": RESNET56, "vgg-small": VGG_SMALL}
 
 
 def recipe_of(study: Study, run: Run) -> TrainingRecipe:
