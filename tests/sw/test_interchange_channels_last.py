@@ -99,6 +99,14 @@ def test_sums_concatenations_pads_and_means_while_channels_are_last():
     exact(m, last(m, x), last=True)
 
 
+def test_leaky_relus_while_channels_are_last():
+    random, m = np.random.default_rng(6), image()
+    x = m.qdq(last(m, conv_layer(m, random, first(m, image_in(m)), pads=[1] * 4)), 2**-3, INT8)
+    x = m.qdq(m.add("PRelu", x, np.float32([[[0.25, 0.5, 2, -1]]])), 2**-5, INT8)
+    x = m.qdq(m.add("LeakyRelu", x, alpha=0.5), 2**-6, INT8)
+    exact(m, last(m, m.qdq(conv_layer(m, random, first(m, x), channels=4), 2**-2, np.int8(-128))), last=True)
+
+
 def test_a_pad_of_named_axes_and_weights_that_are_not_quantized():
     random, m = np.random.default_rng(12), image()
     x = m.add("Pad", image_in(m), np.int64([1, 0, 0, 2]), "", np.int64([1, 2]))

@@ -95,6 +95,34 @@ def test_a_clamp_costs_no_layer():
     assert [node.name for node in graph.nodes] == ["input", "conv"]
 
 
+SLOPES = np.float32([0.25, -0.5, 0, 1.5])[:, None, None]
+
+
+@pytest.mark.parametrize("operator, slope", [("LeakyRelu", 0.25), ("LeakyRelu", -1.0), ("PRelu", SLOPES),
+                                             ("PRelu", np.float32([0.5])), ("PRelu", SLOPES[None])])
+def test_leaky_relus_are_one_exact_layer_and_one_sum(operator, slope):
+    random, m = np.random.default_rng(5), Model(("n", 3, 6, 6))
+    given, options = ([slope], {}) if operator == "PRelu" else ([], {"alpha": slope})
+
+    def leaky(x):
+        return m.add("Add", m.add(operator, x, *given, **options), np.float32(OFF_TIES))
+
+    x = m.qdq(leaky(m.qdq(conv_layer(m, random, image_in(m), name="conv"), 2**-3, INT8)), 2**-4, INT8)
+    x = m.add("MaxPool", m.qdq(leaky(x), 2**-5, INT8), kernel_shape=[2, 2])
+    kinds = [type(node) for node in exact(m, x).nodes]
+    assert kinds == [ir.Input, ir.Conv2d, *(ir.Requantize, ir.Add) * 2, ir.MaxPool2d]
+
+
+def test_leaky_relus_of_the_image_of_padded_and_of_joined_tensors():
+    random, m = np.random.default_rng(6), Model(("n", 3, 6, 6))
+    x = m.qdq(m.add("PRelu", "image", SLOPES[1:]), 2**-6, INT8)
+    parts = [m.qdq(conv_layer(m, random, x, pads=[1] * 4), 2.0**-k, INT8) for k in (3, 4)]
+    slopes = np.concatenate([2 * SLOPES, SLOPES + 1.25])
+    x = m.qdq(m.add("PRelu", m.add("Concat", *parts, axis=1), slopes), 2**-6, INT8)
+    x = m.add("LeakyRelu", m.add("Pad", x, np.int64([0, 0, 1, 0, 0, 0, 0, 2])), alpha=0.5)
+    exact(m, m.qdq(conv_layer(m, random, m.qdq(x, 2**-7, INT8), channels=8), 2**-3, INT8))
+
+
 @pytest.mark.parametrize("low, high, form", [(-8, 7, "s4"), (-7, 7, "esb4.2"), (0, 15, "u4")])
 def test_clipped_codes_are_fewer_bits(low, high, form):
     """Brevitas's QCDQ: QuantizeLinear, Clip, DequantizeLinear."""
@@ -343,7 +371,7 @@ def test_operators_without_an_integer_form_are_named_with_a_fix():
         x = m.qdq(m.add(operator, x, *inputs, name="odd", **options), 2**-3, INT8)
         return refused(m, m.add("MaxPool", x, kernel_shape=[2, 2]))
 
-    assert after("LeakyRelu") == "LeakyRelu node 'odd': the integer graph has no LeakyRelu; use ReLU"
+    assert after("Elu") == "Elu node 'odd': the integer graph has no Elu; use ReLU"
     moved = ("node 'odd': what it makes of a map of shape (4, 6, 6) has no integer form; only a flatten, a choice of channels, "
              "repeated pixels and channels at the end have")
     assert after("Transpose", perm=[0, 1, 3, 2]) == f"Transpose {moved}"

@@ -181,3 +181,31 @@ def test_a_network_padded_as_keras_does_agrees(tmp_path):
     steps = np.abs(execute(graph, pixels[100:]).reshape(50, -1) - np.rint(expected / graph.output.scale))
     print(f"output values that differ: {100 * (steps > 0).mean():.2f} %, at most {steps.max():.0f} of 256 steps")
     assert steps.max() <= 3 and np.abs(expected).max() > 50 * graph.output.scale
+
+
+def test_a_detector_with_leaky_relus_agrees(tmp_path):
+    """As YOLOv3-tiny is built: leaky ReLUs throughout, max pools, and maps that are repeated and joined with larger ones."""
+    random, m = np.random.default_rng(1), Model(("n", 3, 16, 24))
+
+    def conv(x, out, channels, kernel, name, **options):
+        weight = random.standard_normal((out, channels, kernel, kernel)) * np.sqrt(2 / channels) / kernel
+        x = m.add("Conv", x, weight, random.standard_normal(out) / 4, name=name, pads=[kernel // 2] * 4)
+        return m.add("LeakyRelu", x, name=f"{name}_leaky", alpha=0.1)
+
+    x = m.add("MaxPool", conv("image", 8, 3, 3, "first"), kernel_shape=[2, 2], strides=[2, 2], name="pool1")
+    route = conv(x, 16, 8, 3, "second")
+    x = m.add("MaxPool", route, kernel_shape=[2, 2], strides=[2, 2], name="pool2")
+    x = conv(conv(x, 24, 16, 3, "third"), 8, 24, 1, "narrow")
+    x = m.add("Resize", x, "", np.float32([1, 1, 2, 2]), mode="nearest", coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor")
+    x = conv(m.add("Concat", x, route, axis=1), 16, 24, 3, "joined")
+    head = m.add("Conv", x, random.standard_normal((18, 16, 1, 1)) / 4, name="head")
+    pixels = random.integers(0, 256, (60, 3, 16, 24), dtype=np.uint8)
+    path = quantized(m.proto(head), (pixels, None), tmp_path)
+    graph = import_onnx(path)
+    kinds = [type(node).__name__ for node in graph.nodes]
+    assert kinds.count("Add") == 5 and kinds.count("Conv2d") == 6
+    expected = run_onnxruntime(onnx.load(path), real(pixels[20:]))
+    steps = np.abs(execute(graph, pixels[20:]) - np.rint(expected / graph.output.scale))
+    print(f"output values that differ: {100 * (steps > 0).mean():.2f} %, at most {steps.max():.0f} of 256 steps")
+    assert steps.max() <= 3 and np.abs(expected).max() > 50 * graph.output.scale

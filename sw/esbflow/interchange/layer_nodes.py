@@ -12,7 +12,7 @@ from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, unpadded, within
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
 from esbflow.numbers import Format, Signed
-from esbflow.quant.engine_layer import Stored
+from esbflow.quant.engine_layer import Stored, positive_part
 
 KNOWN = (Constant, Quantized)
 
@@ -273,6 +273,36 @@ def relu(walk, node, value):
     return _clip(walk, node, value, 0.0, np.inf)
 
 
+def leaky_relu(walk, node, value):
+    return _leaky(walk, node, value, np.full(shape_of(value)[0], attributes(node).get("alpha", 0.01)))
+
+
+def prelu(walk, node, value, slope):
+    if not isinstance(slope, KNOWN):
+        raise GraphError(f"{title(node)}: its slope is computed at run time; the integer graph needs a constant")
+    where = title(node)
+    rank = len(walk.model.shape(node.input[0], where))
+    return _leaky(walk, node, value, channels_of(np.asarray(slope.value), rank, shape_of(value), where))
+
+
+def _leaky(walk, node, value, slope: np.ndarray):
+    """slope*x + (1 - slope)*max(x, 0), `slope` float64 (c,): a sum behind the exact max(x, 0) of a stored tensor."""
+    where = title(node)
+    if isinstance(value, Padded):
+        return within(value, lambda inner: _leaky(walk, node, inner, slope))
+    if isinstance(value, Joined):
+        slopes = np.split(slope, np.cumsum([shape_of(part)[0] for part in value.parts])[:-1])
+        return Joined(tuple(_leaky(walk, node, part, own) for part, own in zip(value.parts, slopes)))
+    if isinstance(value, Image):
+        below = value.values * slope.astype(np.float32)[:, None]
+        return replace(value, values=np.where(value.values < 0, below, value.values))
+    source = walk.builder.stored(value, where)
+    name = walk.builder.unique(f"{node.name or node.output[0]}_positive")
+    positive = walk.builder.append(positive_part(name, source))
+    return Open(ir.Add, node.name, source, {}, slope * source.scale, np.zeros(len(slope)), positive,
+                (1 - slope) * source.scale, shape=source.shape)
+
+
 def clip(walk, node, value, low=None, high=None):
     options, ends = attributes(node), []
     for end, name, default in ((low, "min", -np.inf), (high, "max", np.inf)):
@@ -284,4 +314,5 @@ def clip(walk, node, value, low=None, high=None):
 
 LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "AveragePool": average_pool,
           "GlobalAveragePool": global_average_pool, "ReduceMean": global_average_pool, "Add": arithmetic, "Sub": arithmetic,
-          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip}
+          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip,
+          "LeakyRelu": leaky_relu, "PRelu": prelu}

@@ -1,4 +1,4 @@
-"""A product or sum with a constant, as a layer: residual scaling, LayerScale, x / 6, 1 - x."""
+"""A product or sum with a constant, as a layer: residual scaling, LayerScale, x / 6, 1 - x, the slope of a leaky ReLU."""
 
 import operator
 
@@ -53,3 +53,24 @@ class Affine(nn.Module):
 
     def extra_repr(self) -> str:
         return self.operation
+
+
+class Slope(Affine):
+    """x times the slope of a leaky ReLU, or times what that lacks to one (`rest`).
+
+    slope : a number, or a parameter of one element or (c,), one a channel, as PReLU has it.
+    """
+
+    def __init__(self, slope, rest: bool = False):
+        super().__init__("multiply", slope)
+        self.rest = rest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self._factor(x.dim())
+
+    def coefficients(self, channels: int, rank: int, where: str) -> tuple:
+        return Affine("multiply", self._factor(rank).detach()).coefficients(channels, rank, where)
+
+    def _factor(self, rank: int) -> torch.Tensor:
+        slope = self.constant.reshape(-1, *[1] * (rank - 2))
+        return 1 - slope if self.rest else slope

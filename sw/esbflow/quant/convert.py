@@ -17,6 +17,7 @@ from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
+from esbflow.quant.sums import replace_sums
 from esbflow.quant.trace import check_upsample, kind_of, trace
 
 
@@ -65,6 +66,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     traced = trace(model, shape)
     _remove_identities(traced)
     replace_functional_layers(traced)
+    replace_sums(traced)
     replace_constants(traced)
     replace_channel_moves(traced, shape)
     traced.recompile()

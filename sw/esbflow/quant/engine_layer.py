@@ -40,6 +40,13 @@ def selection(name: str, source: Stored, weight: np.ndarray, shape: tuple, **fie
                      requantizer=ir.Requantizer.pass_through(len(weight)), **fields)
 
 
+def positive_part(name: str, source: Stored) -> ir.Requantize:
+    """The node that makes zeros of a tensor's negative integers and keeps the others, in as few bits as those need."""
+    return ir.Requantize(name=name, inputs=(source.name,), shape=source.shape, scale=source.scale,
+                         format=Unsigned(max(1, source.form.max.bit_length())),
+                         requantizer=ir.Requantizer.pass_through(source.shape[0]))
+
+
 @dataclass(frozen=True, eq=False)
 class OpenLayer:
     """An engine layer that no quantizer has closed yet: y = gain*acc + residual_gain*r + offset, real, per channel.

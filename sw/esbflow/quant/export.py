@@ -19,7 +19,7 @@ from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.engine_layer import OpenLayer, Stored, selection
+from esbflow.quant.engine_layer import OpenLayer, Stored, positive_part, selection
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, pair
 from esbflow.quant.recipe import by_channel
@@ -204,6 +204,9 @@ class _Exporter:
         shift = _numpy(module.bias, 0, len(deviation)) - module.running_mean.double().cpu().numpy() * factor
         return layer.affine(factor, shift)
 
+    def _positive(self, node, module, value):
+        return self._append(positive_part(node.name, self._need_stored(value, node)))
+
     def _relu(self, node, module, value):
         return replace(self._open(value, node), relu=True, limit=clip_limit(node, module))
 
@@ -212,22 +215,17 @@ class _Exporter:
             values = values * 2
         if len(values) != 2:
             raise GraphError(f"{node.name}: only the sum of two tensors has an integer form")
-        layers = [v for v in values if isinstance(v, _Open)]
-        stored = [v for v in values if isinstance(v, Stored)]
-        if len(layers) == 1 and layers[0].residual is None and not layers[0].relu:
-            layer, other = layers[0], stored[0]
-        elif len(layers) == 0:
-            first, other = stored
-            layer = replace(_Open.copy_of(first, node.name), node=ir.Add)
-        else:
+        # The operand that is a stored tensor, with a gain and an offset at most, is the residual.
+        layer, other = sorted((self._open(value, node) for value in values), key=lambda v: v.node is ir.Requantize)
+        if other.node is not ir.Requantize or layer.residual is not None or layer.relu or other.relu:
             raise GraphError(f"{node.name}: an operand of the sum is not quantized; use quantize()")
-        if _shape(node) != other.shape:
+        if {part.source.shape for part in (layer, other) if part.node is ir.Requantize} != {_shape(node)}:
             raise GraphError(f"{node.name}: a sum of tensors of different shapes has no integer form")
         kind = ir.Add if layer.node is ir.Requantize else layer.node
         if kind not in (ir.Conv2d, ir.Add):
             raise GraphError(f"{node.name}: the engine adds to convolutions and stored tensors, not to {kind.__name__}; use "
                              "quantize()")
-        return replace(layer, node=kind, residual=other, residual_gain=np.full(len(layer.gain), other.scale))
+        return replace(layer, node=kind, residual=other.source, residual_gain=other.gain, offset=layer.offset + other.offset)
 
     def _maxpool(self, node, module, value):
         found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))

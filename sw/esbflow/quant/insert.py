@@ -28,12 +28,14 @@ class Open:
 
     state : "sums" of products or of pixels, "added" when a residual has come in, "relu" at the end.
     takes_residual : whether the layer can still add another tensor: convolutions, norms of stored tensors.
+    copied : whether it is a stored tensor with a gain and an offset so far, which a sum can read as a residual too.
     pooled : by average, which keeps the range and the sign of what it reads.
     limit : where its ReLU clips, or None.
     """
 
     state: str
     takes_residual: bool = False
+    copied: bool = False
     pooled: bool = False
     limit: float | None = None
 
@@ -52,7 +54,7 @@ class QuantizerInsertion:
         """Once."""
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
-                   "pad": self._pad, "upsample": self._moved, "pass": self._pass}
+                   "pad": self._pad, "upsample": self._moved, "positive": self._moved, "pass": self._pass}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -82,20 +84,23 @@ class QuantizerInsertion:
         if self._state(source) != "sums":
             self._store(source)
         before = self.open.pop(source, None)
-        self.open[node] = Open("sums", takes_residual=before is None or before.takes_residual)
+        self.open[node] = Open("sums", takes_residual=before is None or before.takes_residual,
+                               copied=before is None or before.copied)
 
     def _add(self, node: fx.Node) -> None:
         sources = tensors(node)
         for source in sources:
             if len(sources) == 1 or source in self.open and not self.open[source].takes_residual:  # the first: x + x
                 self._store(source)
-        # The last producer takes the other operand as its residual.
-        if [self._state(source) for source in tensors(node)] == ["sums", "sums"]:
+        # The last producer takes the other operand as its residual, scaled if that is all that was done to it.
+        if ([self._state(source) for source in tensors(node)] == ["sums", "sums"]
+                and not any(self.open[source].copied for source in tensors(node))):
             self._store(tensors(node)[0])
         for source in tensors(node):
             if self._state(source) != "sums":
                 self._store(source)
-        self.open.pop(next((source for source in tensors(node) if source in self.open), None), None)
+        for source in tensors(node):
+            self.open.pop(source, None)
         self.open[node] = Open("added")
 
     def _relu(self, node: fx.Node) -> None:

@@ -73,3 +73,10 @@ class SelectChannels(nn.Conv2d):
                 weight[o, i] = 1
         del self.weight
         self.register_buffer("weight", weight)
+
+
+class PositivePart(nn.Module):
+    """max(x, 0) of a stored tensor, whose integers, scale and positive levels stay what they are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu()

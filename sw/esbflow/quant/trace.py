@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from esbflow.graph.errors import GraphError
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
-from esbflow.quant.layers import SelectChannels
+from esbflow.quant.layers import PositivePart, SelectChannels
 from esbflow.quant.sized_trace import sized
 
 MODULES = (
     ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
     ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d,), "maxpool"), ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"),
-    ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"), ((Quantizer,), "quantizer"),
+    ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
     ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, operator.iadd, torch.add), "add"),
@@ -29,10 +29,10 @@ STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
 _LAYERS = tuple(cls for types, kind in MODULES for cls in types if kind != "quantizer")
-_ACTIVATION = "use ReLU or ReLU6, or run it on the host after the network"
+_ACTIVATION = "use ReLU, ReLU6 or LeakyReLU, or run it on the host after the network"
 _FIXES = {
-    **dict.fromkeys(("gelu", "silu", "leakyrelu", "leaky_relu", "elu", "selu", "celu", "prelu", "mish", "softplus",
-                     "hardswish", "hardsigmoid", "sigmoid", "tanh"), _ACTIVATION),
+    **dict.fromkeys(("gelu", "silu", "elu", "selu", "celu", "rrelu", "mish", "softplus", "hardswish",
+                     "hardsigmoid", "sigmoid", "tanh"), _ACTIVATION),
     **dict.fromkeys(("convtranspose2d", "conv_transpose2d"), "use nn.Upsample(mode='nearest') and a Conv2d"),
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
@@ -49,7 +49,7 @@ class _Tracer(fx.Tracer):
     them that compute the same."""
 
     def is_leaf_module(self, module, name):
-        return (isinstance(module, (Affine, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
+        return (isinstance(module, (Affine, PositivePart, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
                 or super().is_leaf_module(module, name) or _computes_as_torch(module))
 
 
@@ -84,7 +84,7 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, pass, quantizer, size, output.
+    concat, pad, positive, pass, quantizer, size, output.
 
     Raises
     ------
