@@ -42,6 +42,11 @@ def randomise_norms(model, images, seed=0):
     return model
 
 
+def distance(found: np.ndarray, expected: np.ndarray, step: float) -> float:
+    """Root mean square of the difference as a share of that of `expected`, which a step adds to."""
+    return np.sqrt(np.square(found - expected).mean()) / (np.sqrt(np.square(expected).mean()) + step)
+
+
 def calibrated(model, recipe, shape, seed=0):
     """A quantized model with random weights whose activation scales were set by images."""
     images = images_for(shape, 16, seed + 100)

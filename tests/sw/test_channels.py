@@ -20,7 +20,7 @@ from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import trace
 from esbflow.training.loop import calibrate
 from tests.compiler.machine import Machine
-from tests.sw.exported_models import both, calibrated, images_for, randomise_norms
+from tests.sw.exported_models import both, calibrated, distance, images_for, randomise_norms
 
 SHAPE = (3, 9, 8)
 
@@ -176,8 +176,55 @@ def test_other_moves_are_refused_by_name(moved, says):
         with pytest.raises(GraphError, match="does not take images of shape"):
             export(quantize(Model()), "net", SHAPE)
         return
-    with pytest.raises(GraphError, match=f"^{says} no integer form; use Conv2d, .*$"):
+    with pytest.raises(GraphError, match=f"^{says} no integer form; (use Conv2d|only whole channels can be chosen), .*$"):
         quantize(Model())
+
+
+def mixed(x):
+    half = x.shape[1] // 2
+    return torch.cat([x[:, half:], x[:, :half]], 1)
+
+
+@pytest.mark.parametrize("rows", [lambda x: x.flatten(1), lambda x: x.reshape(x.size(0), -1), nn.Flatten(),
+                                  lambda x: torch.flatten(shuffle(x, 2), 1)])
+def test_chosen_channels_may_be_flattened_at_once(rows):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rows, self.last = block(3, 6), rows, nn.Linear(4 * SHAPE[1] * SHAPE[2], 5)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.rows(x[:, :4])) + self.last(self.rows(shuffle(x, 3)[:, 1:5]))
+
+    model, images = Model(), images_for(SHAPE, 8)
+    with torch.no_grad():
+        expected = randomise_norms(model, images).eval()(torch.from_numpy(images) / 255).numpy()
+    quantized = calibrate(quantize(model, Recipe(weights="s8", activations="u8")), images).eval()
+    with torch.no_grad():
+        assert distance(quantized(torch.from_numpy(images) / 255).numpy(), expected, 0) < 0.05
+
+
+@pytest.mark.parametrize("shape", [None, SHAPE])
+@pytest.mark.parametrize("call", [
+    lambda x, y: (y := mixed(y)[:, 1:5], mixed(y) + y)[1],  # sizes of what was chosen, read after others have read it
+    lambda x, y: mixed(torch.cat([y, x], 1))[:, :4], lambda x, y: mixed(F.adaptive_max_pool2d(y, 1))[:, :4],
+    lambda x, y: mixed(y.amax((2, 3), keepdim=True))[:, :4], lambda x, y: mixed(F.leaky_relu(y, 0.1) - y)[:, :4]])
+def test_channels_are_counted_through_other_layers(call, shape):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = block(3, 6), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.last(call(x, self.first(x)))
+
+    model, images = Model(), images_for(SHAPE, 8)
+    with torch.no_grad():
+        expected = randomise_norms(model, images).eval()(torch.from_numpy(images) / 255).numpy()
+    graph = export(calibrate(quantize(model, Recipe(weights="s8", activations="u8"), shape), images), "net", SHAPE)
+    step = graph.output.scale
+    assert distance(execute(graph, images) * step, expected, step) < 0.15
 
 
 def test_what_asks_for_the_size_of_a_map_is_left_alone():

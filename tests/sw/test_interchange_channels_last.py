@@ -118,10 +118,11 @@ def test_a_pad_of_named_axes_and_weights_that_are_not_quantized():
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_the_mean_over_the_map(keep):
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax"])
+def test_the_mean_and_the_maximum_over_the_map(operator, keep):
     random, m = np.random.default_rng(6), image()
     x = last(m, m.qdq(conv_layer(m, random, first(m, image_in(m)), kernel=3, pads=[1, 0, 1, 0], strides=[3, 3]), 2**-3, INT8))
-    x = m.qdq(m.add("Add", m.add("ReduceMean", x, axes=[1, 2], keepdims=keep), np.full(4, OFF_TIES, np.float32)), 2**-6, INT8)
+    x = m.qdq(m.add("Add", m.add(operator, x, axes=[1, 2], keepdims=keep), np.full(4, OFF_TIES, np.float32)), 2**-6, INT8)
     if keep:
         x = m.add("Reshape", x, np.int64([-1, 4]))
     exact(m, m.qdq(dense(m, random, x, 4), 2**-6, INT8))

@@ -227,6 +227,56 @@ def test_pads_without_an_integer_form():
     assert "its format has no zero, but zeros stand around the map it reads" in refused(m, x)
 
 
+def test_the_value_to_pad_with_may_be_quantized():
+    random, m = np.random.default_rng(3), Model(("n", 3, 6, 6))
+    zero = m.add("DequantizeLinear", np.int8(0), np.float32(1), INT8)
+    x = m.add("Pad", image_in(m), np.int64([0, 0, 1, 0, 0, 0, 0, 1]), zero)
+    exact(m, m.qdq(conv_layer(m, random, x), 2**-3, INT8))
+
+
+@pytest.mark.parametrize("operator, options", [("GlobalMaxPool", {}), ("ReduceMax", {"axes": [2, 3]}),
+                                               ("ReduceMax", {"axes": [-1, -2], "keepdims": 0})])
+@pytest.mark.parametrize("open_layer", [False, True])
+def test_the_maximum_over_the_map(operator, options, open_layer):
+    random, m = np.random.default_rng(8), Model(("n", 3, 6, 6))
+    x = conv_layer(m, random, image_in(m))
+    x = m.add(operator, x if open_layer else m.qdq(x, 2**-3, INT8), **options)
+    graph = exact(m, m.qdq(m.add("Relu", x), 2**-3, INT8) if open_layer else x)
+    assert [type(node) for node in graph.nodes] == [ir.Input, ir.Conv2d, ir.MaxPool2d]
+    assert graph.output.kernel == graph.output.stride == (4, 4)
+    m = Model(("n", 3, 6, 6))
+    x = m.add("ReduceMax", image_in(m), name="odd", axes=[1, 2])
+    assert refused(m, x) == ("ReduceMax node 'odd': only the mean and the maximum over height and width have an integer "
+                             "form")
+
+
+def test_what_moves_values_may_stand_before_the_quantizer():
+    """onnxruntime quantizes no PRelu and no difference, so that such layers go on to a Resize or Slice as they are."""
+    random, m = np.random.default_rng(9), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, image_in(m), pads=[1] * 4, name="conv"), 2**-3, INT8)
+    x = m.add("PRelu", x, np.float32(0.25), name="leaky")
+    x = m.add("Resize", x, "", np.float32([1, 1, 2, 1]), mode="nearest", coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor", name="twice")
+    x = m.add("MaxPool", m.add("Relu", x), kernel_shape=[3, 2])
+    x = m.add("Slice", x, np.int64([1]), np.int64([3]), np.int64([1]), name="middle")
+    graph = exact(m, m.qdq(x, 2**-5, INT8))
+    assert [(type(node), node.name) for node in graph.nodes[3:]] == [
+        (ir.Add, "leaky_before3"), (ir.Upsample, "leaky_before2"), (ir.MaxPool2d, "leaky_before1"), (ir.Conv2d, "leaky")]
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Resize", conv_layer(m, random, image_in(m)), "", np.float32([1, 1, 2, 2]), mode="nearest")
+    x = m.qdq(m.add("Add", x, np.float32(1), name="odd"), 2**-3, INT8)
+    assert refused(m, x) == ("Add node 'odd': it follows a ReLU, Clip, MaxPool or Resize that is not quantized; put a "
+                             "quantizer between")
+
+
+@pytest.mark.parametrize("options, place", [({"start": 1}, 0), ({"start": 1, "end": 2}, 0), ({"end": -1}, 1), ({"start": 0}, 1)])
+def test_a_part_of_a_shape(options, place):
+    random, m = np.random.default_rng(10), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, image_in(m)), 2**-3, INT8)
+    half = m.add("Div", m.add("Gather", m.add("Shape", x, **options), np.int64([place])), np.int64([2]))
+    exact(m, m.add("Slice", x, half, np.int64([4]), np.int64([1])))
+
+
 def test_average_pools():
     for operator, options in (("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
                               ("AveragePool", {"kernel_shape": [4, 4], "pads": [1] * 4, "count_include_pad": 1}),

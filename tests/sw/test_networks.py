@@ -228,7 +228,10 @@ class Between(nn.Module):
     (nn.AdaptiveAvgPool2d((2, 3)), "AvgPool2d", (2, 2, 3)), (nn.AdaptiveAvgPool2d((12, 12)), "Upsample", (2, 12, 12)),
     (nn.AdaptiveAvgPool2d((None, 6)), "Requantize", (2, 6, 6)), (nn.AvgPool2d(3, 2), "AvgPool2d", (2, 2, 2)),
     (nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), "AvgPool2d", (2, 3, 3)),
-    (nn.MaxPool2d(3, 2, ceil_mode=True), "MaxPool2d", (2, 3, 3))])
+    (nn.MaxPool2d(3, 2, ceil_mode=True), "MaxPool2d", (2, 3, 3)), (nn.AdaptiveMaxPool2d((2, 3)), "MaxPool2d", (2, 2, 3)),
+    (lambda x: F.adaptive_max_pool2d(x, 1), "MaxPool2d", (2, 1, 1)),
+    (lambda x: torch.amax(x, (-1, -2), keepdim=True), "MaxPool2d", (2, 1, 1)),
+    (nn.Sequential(nn.ZeroPad2d(1), nn.AdaptiveMaxPool2d(2)), "MaxPool2d", (2, 2, 2))])
 def test_maps_change_their_size(call, operator, shape):
     torch.manual_seed(4)
     model = quantized(Between(call), (1, 6, 6))
@@ -250,10 +253,13 @@ def test_other_upsampling_is_refused(call, message):
 @pytest.mark.parametrize("call, message", [
     (nn.Upsample(scale_factor=1.5), r"call: upsampling from \(6, 6\) to \(9, 9\) has no integer form; use whole factors"),
     (lambda x: x.mean(1, keepdim=True).expand(-1, 2, -1, -1), r"expand: operator expand has no integer form; .*"),
+    (nn.AdaptiveMaxPool2d(4), r"call: adaptive pooling from 6x6 to 4x4 has no integer form; one size must divide the other"),
+    (nn.AdaptiveMaxPool2d(12), r"call: adaptive pooling from 6x6 to 12x12 has no integer form; one size must divide the other"),
+    (lambda x: x.amax((1, 2), keepdim=True), r"amax: a amax has an integer form only over height and width, dim=\(2, 3\)"),
     (lambda x: x.mean((1, 2), keepdim=True), r"mean: a mean has an integer form only over height and width, dim=\(2, 3\)")])
 def test_other_changes_of_size_are_refused(call, message):
     with pytest.raises(GraphError, match=f"^{message}$"):
-        export(quantized(Between(call), (1, 6, 6)) if "mean:" not in message else _mean_model(call), "net", (1, 6, 6))
+        export(quantized(Between(call), (1, 6, 6)) if "dim=" not in message else _mean_model(call), "net", (1, 6, 6))
 
 
 def _mean_model(call):
@@ -273,7 +279,7 @@ class Flattens(nn.Module):
 
 @pytest.mark.parametrize("call", [
     lambda x: x.view(x.size(0), -1), lambda x: x.reshape(x.shape[0], 2 * x.size(2)), lambda x: torch.flatten(x, 1),
-    lambda x: x.flatten(start_dim=1), lambda x: x.mean([2, 3]), lambda x: x.squeeze(-1).squeeze(-1),
+    lambda x: x.flatten(start_dim=1), lambda x: x.mean([2, 3]), lambda x: x.amax((2, 3)), lambda x: x.squeeze(-1).squeeze(-1),
     lambda x: torch.mean(x, dim=(-2, -1)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout())])
 def test_flattening_as_networks_do_it(call):
     torch.manual_seed(5)

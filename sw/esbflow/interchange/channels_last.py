@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from esbflow.graph.errors import GraphError
-from esbflow.interchange.layer_nodes import average_over_map, mean_axes
+from esbflow.interchange.layer_nodes import over_map, reduced_axes
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
 
@@ -75,9 +75,9 @@ def _map(walk, handler, node, inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
         return ChannelsLast(handler(walk, node, value, *_moved_pads(*inputs[1:])))
-    if node.op_type == "ReduceMean" and mean_axes(node, *inputs[1:] or (None,)) == [1, 2]:
-        mean = average_over_map(walk, node, value, (shape_of(value)[0], 1, 1))
-        return ChannelsLast(mean) if attributes(node).get("keepdims", 1) else mean
+    if node.op_type in ("ReduceMean", "ReduceMax") and reduced_axes(node, *inputs[1:] or (None,)) == [1, 2]:
+        pooled = over_map(walk, node, value, (shape_of(value)[0], 1, 1))
+        return ChannelsLast(pooled) if attributes(node).get("keepdims", 1) else pooled
     if node.op_type in ELEMENTWISE:
         others = [v.value if isinstance(v, ChannelsLast) else _first(v) for v in inputs]
         return ChannelsLast(handler(walk, node, *others))

@@ -132,10 +132,14 @@ def max_pool(walk, node, value):
     value, around = unpadded(value)
     source = replace(value.source, shape=value.out_shape) if isinstance(value, Open) else walk.builder.stored(value, where)
     window = _window(node, options, source, options["kernel_shape"], around, shape)
-    if isinstance(value, Open):
-        return replace(value, pools=(*value.pools, dict(window, shape=shape)))
-    name = walk.builder.unique(node.name or node.output[0])
-    return walk.builder.append(ir.MaxPool2d(name, (source.name,), shape, source.form, source.scale, **window))
+    return _maximum(walk, node, value, shape, window)
+
+
+def _maximum(walk, node, value, shape: tuple, window: dict):
+    def make(name: str, source: Stored) -> ir.MaxPool2d:
+        return ir.MaxPool2d(name, (source.name,), shape, source.form, source.scale, **window)
+
+    return walk.builder.moved(value, shape, make, node.name or node.output[0], title(node))
 
 
 def average_pool(walk, node, value):
@@ -150,21 +154,25 @@ def average_pool(walk, node, value):
     return _average(node, source, window, shape)
 
 
-def global_average_pool(walk, node, value, axes=None):
-    if node.op_type == "ReduceMean":
-        if mean_axes(node, axes) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
-            raise GraphError(f"{title(node)}: only the mean over height and width has an integer form")
-    return average_over_map(walk, node, value, walk.shape(node.output[0], node))
+def global_pool(walk, node, value, axes=None):
+    if node.op_type.startswith("Reduce"):
+        if reduced_axes(node, axes) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
+            raise GraphError(f"{title(node)}: only the mean and the maximum over height and width have an integer form")
+    return over_map(walk, node, value, walk.shape(node.output[0], node))
 
 
-def mean_axes(node, axes) -> list:
-    """The axes of a ReduceMean, of four, in order; they are an input or an attribute."""
+def reduced_axes(node, axes) -> list:
+    """The axes of a ReduceMean or ReduceMax, of four, in order; they are an input or an attribute."""
     found = axes.value.tolist() if isinstance(axes, Constant) else attributes(node).get("axes", ())
     return sorted(axis % 4 for axis in found)
 
 
-def average_over_map(walk, node, value, shape: tuple) -> Open:
-    """The mean over height and width, of `shape` (c, 1, 1)."""
+def over_map(walk, node, value, shape: tuple):
+    """The mean, or what is the largest, over height and width, of `shape` (c, 1, 1)."""
+    if node.op_type in ("GlobalMaxPool", "ReduceMax"):
+        value = walk.builder.plain(value, title(node))
+        whole = shape_of(value)[1:]
+        return _maximum(walk, node, value, shape, dict(kernel=whole, stride=whole, padding=(0, 0)))
     source = walk.builder.stored(value, title(node))
     return _average(node, source, dict(kernel=source.shape[1:], stride=source.shape[1:], padding=(0, 0)), shape)
 
@@ -181,7 +189,8 @@ def _scaled(layer: Open, factor: np.ndarray, shift: np.ndarray, where: str) -> O
     low, high = layer.low, layer.high
     if not layer.is_linear:
         if (shift != 0).any() or (factor <= 0).any() or np.ptp(factor) != 0:
-            raise GraphError(f"{where}: it follows a ReLU, Clip or MaxPool that is not quantized; put a quantizer between")
+            raise GraphError(f"{where}: it follows a ReLU, Clip, MaxPool or Resize that is not quantized; put a quantizer "
+                             "between")
         low, high = low * factor[0], high * factor[0]
     return replace(layer.affine(factor, shift), low=low, high=high)
 
@@ -313,6 +322,7 @@ def clip(walk, node, value, low=None, high=None):
 
 
 LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "AveragePool": average_pool,
-          "GlobalAveragePool": global_average_pool, "ReduceMean": global_average_pool, "Add": arithmetic, "Sub": arithmetic,
+          "GlobalAveragePool": global_pool, "ReduceMean": global_pool, "GlobalMaxPool": global_pool,
+          "ReduceMax": global_pool, "Add": arithmetic, "Sub": arithmetic,
           "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip,
           "LeakyRelu": leaky_relu, "PRelu": prelu}

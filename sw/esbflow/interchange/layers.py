@@ -9,7 +9,7 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
-from esbflow.interchange.values import Image, Joined, Open, Padded
+from esbflow.interchange.values import Image, Joined, Open, Padded, shape_of
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.engine_layer import Stored, one_a_channel
 
@@ -94,16 +94,31 @@ class Builder:
         return self.close(replace(layer, offset=offset), name, form, rule.step, where)
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
-        """Append the layer's node, and its max pools, with an output of `form` and real `scale`."""
+        """Append the layer's node, and those after it, with an output of `form` and real `scale`."""
         fields = layer.closed(scale, where)
         name = self.unique(layer.name or name)
-        first = self.unique(f"{name}_unpooled") if layer.pools else name
-        result = self.append(layer.node(name=first, shape=layer.shape, format=form, scale=float(scale), **fields))
-        for i, pool in enumerate(layer.pools):
-            last = i == len(layer.pools) - 1
-            result = self.append(ir.MaxPool2d(name if last else self.unique(f"{name}_pool{i}"), (result.name,),
-                                              format=form, scale=float(scale), **pool))
+        names = [*(self.unique(f"{name}_before{len(layer.after) - i}") for i in range(len(layer.after))), name]
+        result = self.append(layer.node(name=names[0], shape=layer.shape, format=form, scale=float(scale), **fields))
+        for after, (_, make) in zip(names[1:], layer.after):
+            result = self.append(make(after, result))
         return result
+
+    def moved(self, value, shape: tuple, make, name: str, where: str):
+        """A node of `shape` that keeps integers as they are, which `make` gives for a name and a stored tensor: now, or
+        when the open layer that it reads is closed."""
+        if isinstance(value, Open):
+            return replace(value, after=(*value.after, (shape, make)))
+        return self.append(make(self.unique(name), self.stored(value, where)))
+
+    def repeated(self, value, factor: tuple, name: str, where: str):
+        """Every pixel `factor` (y, x) times."""
+        channels, height, width = shape_of(value)
+        shape = channels, height * factor[0], width * factor[1]
+
+        def make(name: str, source: Stored) -> ir.Upsample:
+            return ir.Upsample(name, (source.name,), shape, source.form, source.scale, factor=factor)
+
+        return self.moved(value, shape, make, name, where)
 
     def join(self, value: Joined, where: str, name: str | None = None) -> Stored:
         """One Concat; parts of another format or scale are requantized to those of the part with the largest reach."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
 from esbflow.interchange.onnx_file import fold, title
@@ -129,14 +128,11 @@ def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:
 
 def _chosen_channels(walk, node, value, channels: np.ndarray, factors: tuple):
     """A 1x1 convolution of zeros and ones that keeps the integers, and repeated pixels."""
-    source = walk.builder.stored(value, title(node))
-    count, height, width = source.shape
+    name, where = node.name or node.output[0], title(node)
+    value = walk.builder.plain(value, where)
+    count, height, width = shape_of(value)
     if channels.tolist() != list(range(count)):
         weight = (channels[:, None] == np.arange(count)).astype(np.int64)[:, :, None, None]
-        name = walk.builder.unique(node.name or node.output[0])
-        source = walk.builder.append(selection(name, source, weight, (len(weight), height, width)))
-    if factors != (1, 1):
-        shape = (source.shape[0], height * factors[0], width * factors[1])
-        source = walk.builder.append(ir.Upsample(walk.builder.unique(node.name or node.output[0]), (source.name,), shape,
-                                                 source.form, source.scale, factor=factors))
-    return source
+        shape = len(weight), height, width
+        value = walk.builder.moved(value, shape, lambda name, source: selection(name, source, weight, shape), name, where)
+    return value if factors == (1, 1) else walk.builder.repeated(value, factors, name, where)

@@ -191,8 +191,8 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
     sizes = {}
     for node in graph.node:
         names = [name for name in node.input if name]
-        if node.op_type == "Shape" and names[0] in shapes and not node.attribute:
-            sizes[node.output[0]] = np.array(shapes[names[0]], np.int64)
+        if node.op_type == "Shape" and names[0] in shapes:
+            sizes[node.output[0]] = sizes_of(node, shapes[names[0]])
         elif sizes.keys() & set(names) and all(name in sizes or name in given or name in constants for name in names):
             given.update({name: fold(constants[name], {}, opset)[0] for name in names if name in constants})
             arrays = {name: sizes[name] if name in sizes else given[name] for name in names}
@@ -222,6 +222,12 @@ def fold(node, arrays: dict, opset: int) -> list:
         return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, arrays)]
     except Exception as error:  # the evaluator raises whatever its implementations raise
         raise GraphError(f"{title(node)}: its constant cannot be computed ({error}); simplify the model first") from None
+
+
+def sizes_of(node, shape: tuple) -> np.ndarray:
+    """What a Shape node gives for a tensor of `shape`: int64, all axes or those from `start` to `end`."""
+    options = attributes(node)
+    return np.array(shape[options.get("start", 0):options.get("end", len(shape))], np.int64)
 
 
 def attributes(node) -> dict:

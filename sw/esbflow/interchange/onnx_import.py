@@ -19,7 +19,7 @@ from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
 from esbflow.interchange.moves import MOVES, Moved
-from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, title
+from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, sizes_of, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
@@ -38,7 +38,7 @@ FIXES = {
     "ArgMax": "leave it to the host: cut it off",
     "Sigmoid": "use ReLU", "HardSigmoid": "use ReLU", "HardSwish": "use ReLU", "Elu": "use ReLU",
     "Gelu": "use ReLU", "Tanh": "use ReLU, or quantize to one bit",
-    "ConvTranspose": "use Resize and Conv", "GlobalMaxPool": "use MaxPool with the map's size",
+    "ConvTranspose": "use Resize and Conv",
     "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
     "MultiThreshold": "import the QONNX model as it was before FINN's conversion",
     "LayerNormalization": "use BatchNormalization",
@@ -155,7 +155,7 @@ class Walk:
         if node.op_type == "Constant":
             return Constant(_constant(node))
         if node.op_type == "Shape":
-            return Constant(np.array(self.model.shape(node.input[0], title(node)), np.int64))
+            return Constant(sizes_of(node, self.model.shape(node.input[0], title(node))))
         moved = node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized))
         handler = moves.move if moved else HANDLERS.get(node.op_type)
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:

@@ -6,7 +6,7 @@ import numpy as np
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Open, Padded
+from esbflow.interchange.values import Constant, Open, Padded, Quantized
 from esbflow.quant.engine_layer import Stored
 
 NONE = (0, 0, 0, 0)
@@ -23,7 +23,10 @@ def pad(walk, node, value, pads=None, constant=None, axes=None):
     options, where = attributes(node), title(node)
     if options.get("mode", "constant") != "constant":
         raise GraphError(f"{where}: padding by {options['mode']} has no integer form; pad with zeros")
-    if any(given is not None and not isinstance(given, Constant) for given in (pads, constant, axes)):
+    # onnxruntime quantizes the value to pad with like any other constant.
+    known = (isinstance(pads, Constant | None), isinstance(constant, Constant | Quantized | None),
+             isinstance(axes, Constant | None))
+    if not all(known):
         raise GraphError(f"{where}: its padding is computed at run time; the integer graph needs constants")
     fill = options.get("value", 0.0) if constant is None or not constant.value.size else float(constant.value.reshape(-1)[0])
     if fill != 0:

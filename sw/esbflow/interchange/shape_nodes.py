@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
@@ -62,15 +61,14 @@ def concat(walk, node, *values):
 
 
 def resize(walk, node, value, *others):
-    options, source = attributes(node), walk.builder.stored(value, title(node))
-    shape = walk.shape(node.output[0], node)
-    factor = tuple(new // old for new, old in zip(shape[1:], source.shape[1:]))
-    whole = min(factor) >= 1 and shape == (source.shape[0], *(s * f for s, f in zip(source.shape[1:], factor)))
+    options, value = attributes(node), walk.builder.plain(value, title(node))
+    shape, before = walk.shape(node.output[0], node), shape_of(value)
+    factor = tuple(new // old for new, old in zip(shape[1:], before[1:]))
+    whole = min(factor) >= 1 and shape == (before[0], *(s * f for s, f in zip(before[1:], factor)))
     rule = (options.get("coordinate_transformation_mode", "half_pixel"), options.get("nearest_mode", "round_prefer_floor"))
     if not whole or options.get("mode", "nearest") != "nearest" or rule not in REPEATS:
         raise GraphError(f"{title(node)}: only repeating pixels by whole factors has an integer form (mode nearest)")
-    name = walk.builder.unique(node.name or node.output[0])
-    return walk.builder.append(ir.Upsample(name, (source.name,), shape, source.form, source.scale, factor=factor))
+    return walk.builder.repeated(value, factor, node.name or node.output[0], title(node))
 
 
 SHAPES = {"Flatten": reshape, "Reshape": reshape, "Squeeze": reshape, "Unsqueeze": reshape, "Transpose": transpose,

@@ -39,24 +39,26 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Open(OpenLayer):
-    """An open layer whose output of `shape` is clipped to low..high, real, and then goes through max pools.
+    """An open layer whose output of `shape` is clipped to low..high, real, and is then pooled, repeated or chosen from.
 
-    Max pools come after rounding in the graph; rounding and clipping are monotonic, so that the order makes no difference.
+    In the graph these nodes come after rounding: `after` has, for each, its shape and a function that makes it of a name and
+    the stored tensor that it reads. Rounding and clipping are done to each value by itself and keep the order of values, so
+    that it makes no difference.
     """
 
     shape: tuple = ()
     low: float = -np.inf
     high: float = np.inf
-    pools: tuple = ()  # of dicts with kernel, stride, padding, shape
+    after: tuple = ()
 
     @property
     def is_linear(self) -> bool:
         """Whether nothing but gain and offset has been applied."""
-        return not self.pools and self.low == -np.inf and self.high == np.inf
+        return not self.after and self.low == -np.inf and self.high == np.inf
 
     @property
     def out_shape(self) -> tuple:
-        return self.pools[-1]["shape"] if self.pools else self.shape
+        return self.after[-1][0] if self.after else self.shape
 
     @property
     def is_copy(self) -> bool:

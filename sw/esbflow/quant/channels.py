@@ -22,20 +22,20 @@ _FUNCTIONS = (operator.getitem, *(getattr(torch, name) for name in _NAMES if has
               F.channel_shuffle)
 _METHODS = (*_NAMES, "split_with_sizes", "view", "contiguous", "unsqueeze", "squeeze")
 _MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten)
-_KEEP = ("norm", "relu", "maxpool", "upsample", "pad", "add")
+_KEEP = ("norm", "relu", "upsample", "pad", "add")
 """Kinds of nodes with as many channels as what they read."""
 
 _IMAGES = 11  # of the example
 _MAPS = ((3, 5), (1, 1))
 """Sizes of maps that show whether a chain asks for them, as squeeze does."""
 
-_TO_ROWS = (torch.mean, "mean")
-"""Averages that may leave rows of a matrix."""
+_TO_ROWS = (torch.mean, "mean", torch.amax, "amax")
+"""Pools that may leave rows of a matrix."""
 
 
 def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) -> None:
     """Make a SelectChannels of every chain of splits, slices, views and transposes whose outputs are channels of one tensor,
-    pixel by pixel. Chains that do anything else stay as they are.
+    pixel by pixel. What a chain does beyond that, such as a flatten at its end, stays as it is.
 
     `shape` (c, h, w) of the images if the model was traced for it, and sizes are numbers.
     """
@@ -46,11 +46,14 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
         return
     known = {} if shape is None else _map_sizes(traced, shape)
     device = next((parameter.device for parameter in traced.parameters()), None)
+    replaced, left = {}, set()
     for node in ends:
         source = _source(node, modules)
         sizes = (known[source],) if source in known else _possible_sizes(source, modules)
         orders = [_order(node, source, size, modules) for size in sizes]
         if not orders or None in orders or any(order != orders[0] for order in orders):
+            left.add(node)
+            ends += [read for read in tensors(node) if _moves(read, modules) and read not in ends]
             continue
         order, selected, channels = orders[0], source, sizes[0][0]
         if order != list(range(channels)):
@@ -59,7 +62,12 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
             traced.add_submodule(name, modules[name])
             with traced.graph.inserting_after(node):
                 selected = traced.graph.call_module(name, (source,))
-        for user in [user for user in node.users if not _moves(user, modules)]:
+        for user in [user for user in node.users if not (_moves(user, modules) or is_size(user))]:
+            user.replace_input_with(node, selected)
+        replaced[node] = selected
+    # Only now the sizes and what is left: further chains are computed through what this one has moved.
+    for node, selected in replaced.items():
+        for user in [user for user in node.users if is_size(user) or user in left]:
             user.replace_input_with(node, selected)
     traced.graph.eliminate_dead_code()
 
@@ -98,10 +106,14 @@ def _possible_sizes(node: fx.Node | None, modules: dict) -> list:
 
 
 def _channels(node: fx.Node, modules: dict) -> int | None:
-    """The channels of a map, from the layers that it comes from; None if they do not tell, or it may be no map."""
+    """The channels of a map, from the layers that it comes from, of the image from those that read it; None if they do not
+    tell, or it may be no map."""
     module = modules.get(node.target) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d):
         return module.out_channels
+    if node.op == "placeholder":
+        readers = (modules.get(user.target) for user in node.users if user.op == "call_module")
+        return next((reader.in_channels for reader in readers if isinstance(reader, nn.Conv2d)), None)
     try:
         kind = kind_of(node, modules)
     except GraphError:
@@ -109,7 +121,8 @@ def _channels(node: fx.Node, modules: dict) -> int | None:
     if kind == "concat":
         parts = [_channels(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
         return None if None in parts else sum(parts)
-    keeps = kind in _KEEP or kind == "pass" and drops(node, module) or kind == "avgpool" and node.target not in _TO_ROWS
+    pools = kind in ("maxpool", "avgpool") and (node.target not in _TO_ROWS or node.kwargs.get("keepdim"))
+    keeps = kind in _KEEP or pools or kind == "pass" and drops(node, module)
     return _channels(tensors(node)[0], modules) if keeps and tensors(node) else None
 
 

@@ -14,6 +14,7 @@ from esbflow.quant.base import check_finite
 from esbflow.quant.channels import replace_channel_moves
 from esbflow.quant.constants import replace_constants
 from esbflow.quant.functional import replace_functional_layers
+from esbflow.quant.in_place import replace_in_place
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
@@ -47,7 +48,6 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
                              "integer form; leave alpha and out away")
         if kind == "upsample":
             check_upsample(node, module)
-        _not_in_place(node, module)
     _pad_unequal_sides(traced, modules)
     _swap_layers(traced, modules, recipe)
     QuantizerInsertion(traced, recipe).run()
@@ -65,6 +65,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     _check_state(model)
     traced = trace(model, shape)
     _remove_identities(traced)
+    replace_in_place(traced)
     replace_functional_layers(traced)
     replace_sums(traced)
     replace_constants(traced)
@@ -95,14 +96,6 @@ def _remove_identities(traced: fx.GraphModule) -> None:
         if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-
-
-def _not_in_place(node: fx.Node, module: nn.Module | None) -> None:
-    """A ReLU or dropout that overwrites its input would overwrite a stored tensor that others read."""
-    if getattr(module, "inplace", False):
-        module.inplace = False
-    if node.kwargs.get("inplace"):
-        node.kwargs = {**node.kwargs, "inplace": False}
 
 
 def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:

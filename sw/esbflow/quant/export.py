@@ -21,10 +21,10 @@ from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, positive_part, selection
 from esbflow.quant.layers import SelectChannels
-from esbflow.quant.pooling import average_window, pair
+from esbflow.quant.pooling import average_window, max_window, pair
 from esbflow.quant.recipe import by_channel
 from esbflow.quant.sized_trace import propagate_shapes
-from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
+from esbflow.quant.trace import clip_limit, kind_of, zeros_around
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,8 @@ class _Exporter:
         if not isinstance(module, ActivationQuantizer):
             raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
+        if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
+            scale = min(scale, layer.reach() / form.max) or scale
         group = self.groups.of_store.get(node)
         if group is not None and _clips(layer, group.form, group.scale):
             form, scale = group.form, group.scale
@@ -228,14 +230,11 @@ class _Exporter:
         return replace(layer, node=kind, residual=other.source, residual_gain=other.gain, offset=layer.offset + other.offset)
 
     def _maxpool(self, node, module, value):
-        found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
-        source, padding = self._unpadded(value, node, found["padding"] or 0)
-        if pair(found["dilation"] or 1) != (1, 1):
-            raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
-        kernel = pair(found["kernel_size"])
+        kernel, stride, padding = max_window(node, module, _shape(node.all_input_nodes[0]), _shape(node))
+        source, padding = self._unpadded(value, node, padding)
         return self._append(ir.MaxPool2d(
             name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
-            kernel=kernel, stride=pair(found["stride"] or kernel), padding=padding))
+            kernel=kernel, stride=stride, padding=padding))
 
     def _avgpool(self, node, module, value):
         source, shape = self._need_stored(value, node), _shape(node)

@@ -1,4 +1,4 @@
-"""Average pools of torch as windows of the integer graph."""
+"""Pools of torch as windows of the integer graph."""
 
 from torch import fx, nn
 
@@ -24,20 +24,11 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     GraphError
         if it has no integer form.
     """
-    name = getattr(node.target, "__name__", str(node.target))
-    if module is None and name == "mean":
-        dims = options(node, None, ("dim",))["dim"]
-        if not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
-            raise GraphError(f"{node.name}: a mean has an integer form only over height and width, dim=(2, 3)")
-        return source[1:], source[1:], (0, 0)
-    if isinstance(module, nn.AdaptiveAvgPool2d) or "adaptive" in name:
-        if all(a % b == 0 for a, b in zip(source[1:], shape[1:])):
-            kernel = tuple(a // b for a, b in zip(source[1:], shape[1:]))
-            return kernel, kernel, (0, 0)
-        if all(b % a == 0 for a, b in zip(source[1:], shape[1:])):
+    if _over_map(node, module) or _adaptive(node, module):
+        if all(b % a == 0 for a, b in zip(source[1:], shape[1:])) and source != shape:
             return None, tuple(b // a for a, b in zip(source[1:], shape[1:])), None
-        sizes = " to ".join("x".join(map(str, size[1:])) for size in (source, shape))
-        raise GraphError(f"{node.name}: adaptive pooling from {sizes} has no integer form; one size must divide the other")
+        kernel = _parts(node, source, shape)
+        return kernel, kernel, (0, 0)
     found = options(node, module, OPTIONS)
     kernel = pair(found["kernel_size"])
     stride, padding = pair(found["stride"] or kernel), pair(found["padding"] or 0)
@@ -49,3 +40,45 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     if padding != (0, 0) and found["count_include_pad"] is False:
         raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
     return kernel, stride, padding
+
+
+def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
+    """(kernel, stride, padding) of a max pool from maps of shape `source` (c, h, w) to `shape`.
+
+    Raises
+    ------
+    GraphError
+        if it has no integer form.
+    """
+    if _over_map(node, module) or _adaptive(node, module):
+        kernel = _parts(node, source, shape)
+        return kernel, kernel, (0, 0)
+    found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+    if pair(found["dilation"] or 1) != (1, 1):
+        raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
+    kernel = pair(found["kernel_size"])
+    return kernel, pair(found["stride"] or kernel), pair(found["padding"] or 0)
+
+
+def _over_map(node: fx.Node, module) -> bool:
+    """Whether a node is a mean or a maximum by axes, which must be those of the map."""
+    name = getattr(node.target, "__name__", str(node.target))
+    if module is not None or name not in ("mean", "amax"):
+        return False
+    dims = options(node, None, ("dim",))["dim"]
+    if not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
+        raise GraphError(f"{node.name}: a {name} has an integer form only over height and width, dim=(2, 3)")
+    return True
+
+
+def _adaptive(node: fx.Node, module) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    return isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) or module is None and "adaptive" in name
+
+
+def _parts(node: fx.Node, source: tuple, shape: tuple) -> tuple:
+    """The window that divides a map of shape `source` into as many as `shape` has pixels."""
+    if any(a % b for a, b in zip(source[1:], shape[1:])):
+        sizes = " to ".join("x".join(map(str, size[1:])) for size in (source, shape))
+        raise GraphError(f"{node.name}: adaptive pooling from {sizes} has no integer form; one size must divide the other")
+    return tuple(a // b for a, b in zip(source[1:], shape[1:]))

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from esbflow.graph.errors import GraphError
+from esbflow.quant.proxy import Proxy
 
 
 def propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
@@ -38,7 +39,7 @@ def _refused(shape: tuple, error: Exception) -> GraphError:
     return GraphError(f"the network does not take images of shape {tuple(shape)}: {error}")
 
 
-class _SizedProxy(fx.Proxy):
+class _SizedProxy(Proxy):
     @property
     def shape(self) -> tuple:
         """All numbers but that of images, which a node computes."""

@@ -61,13 +61,13 @@ def _slope(traced: fx.GraphModule, node: fx.Node):
         if isinstance(module, nn.LeakyReLU):
             return module.negative_slope
         return module.weight if isinstance(module, nn.PReLU) else None
-    if node.op == "call_function" and node.target in _LEAKY:
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in _LEAKY:
         slope = options(node, None, ("negative_slope",))["negative_slope"]
         return 0.01 if slope is None else slope
-    if node.target in _PARAMETRIC and node.op != "output":
-        weight = options(node, None, ("weight",))["weight"]
-        return operator.attrgetter(weight.target)(traced) if weight.op == "get_attr" else None
-    return None
+    weight = options(node, None, ("weight",))["weight"] if node.target in _PARAMETRIC else None
+    return operator.attrgetter(weight.target)(traced) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
 def _module(traced: fx.GraphModule, name: str, module: nn.Module, source: fx.Node) -> fx.Node:

@@ -10,21 +10,24 @@ from esbflow.graph.errors import GraphError
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import PositivePart, SelectChannels
+from esbflow.quant.proxy import Proxy
 from esbflow.quant.sized_trace import sized
 
 MODULES = (
     ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
-    ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d,), "maxpool"), ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"),
-    ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
+    ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d, nn.AdaptiveMaxPool2d), "maxpool"),
+    ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"),
+    ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
     ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, operator.iadd, torch.add), "add"),
     ((F.relu, torch.relu, F.relu6, F.hardtanh, torch.clamp, torch.clip), "relu"),
-    ((F.max_pool2d, torch.max_pool2d), "maxpool"), ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
-    ((F.interpolate, F.upsample), "upsample"), ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
+    ((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, torch.amax), "maxpool"),
+    ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"), ((F.interpolate, F.upsample), "upsample"),
+    ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout2d), "pass"))
 METHODS = {"add": "add", "add_": "add", "relu": "relu", "relu_": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
-           "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
+           "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
@@ -36,9 +39,10 @@ _FIXES = {
     **dict.fromkeys(("convtranspose2d", "conv_transpose2d"), "use nn.Upsample(mode='nearest') and a Conv2d"),
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
-    **dict.fromkeys(("adaptivemaxpool2d", "adaptive_max_pool2d"), "use MaxPool2d with a kernel given in numbers"),
     **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
-    **dict.fromkeys(("amax", "max"), "use MaxPool2d with a kernel given in numbers"),
+    "max": "use MaxPool2d, or amax over dim=(2, 3)",
+    **dict.fromkeys(("getitem", "chunk", "split", "narrow"), "only whole channels can be chosen, of a map whose layers tell "
+                    "how many it has; if they do not, give quantize() the shape of the images"),
     **dict.fromkeys(("conv1d", "conv3d"), "use Conv2d")}
 _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the "
                 "host after the network")
@@ -47,6 +51,9 @@ _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, ad
 class _Tracer(fx.Tracer):
     """Traces through containers, not into layers that have an integer form of their own, nor into classes derived from
     them that compute the same."""
+
+    def proxy(self, node):
+        return Proxy(node, self)
 
     def is_leaf_module(self, module, name):
         return (isinstance(module, (Affine, PositivePart, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
@@ -106,7 +113,7 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     elif node.op == "call_function":
         name = getattr(target, "__name__", str(target))
         kind = next((kind for functions, kind in FUNCTIONS if target in functions), None)
-        if name.startswith(("boolean_dispatch", "_max_pool2d", "max_pool2d")):
+        if name in ("max_pool2d", "adaptive_max_pool2d"):  # functions that torch makes anew for each call
             kind = "maxpool"
     else:
         name = str(target)

@@ -1,0 +1,62 @@
+"""Random torch models, exported by torch and quantized by onnxruntime: the import against what onnxruntime computes."""
+
+import re
+import warnings
+
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from esbflow.graph.errors import GraphError
+from esbflow.graph.execute import execute
+from esbflow.interchange.onnx_import import import_onnx
+from tests.sw.exported_models import distance, images_for, randomise_norms
+from tests.sw.interchange_models import real, run_onnxruntime
+from tests.sw.random_models import RandomModel
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
+REFUSED = {11: "Sub node '/steps.6/Sub': the engine adds a quantized tensor to a quantized tensor or to a convolution; put ",
+           25: "QuantizeLinear node '/steps.8/Clip_output_0_QuantizeLinear': a clip to 0..1.5 steps before it leaves levels "}
+"""Where onnxruntime quantizes neither operand of a difference, and where a tensor is zero in all images and its step is 1."""
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, images):
+        self.images = iter(images)
+
+    def get_next(self):
+        image = next(self.images, None)
+        return None if image is None else {"image": image[None]}
+
+
+def quantized(seed: int, folder):
+    """(path of the QDQ file, images) of a random model."""
+    model = RandomModel(seed, dilated_same=False)
+    images, source, target = images_for(model.shape, 12, seed), str(folder / "float.onnx"), folder / "quantized.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter without onnxscript is an old one
+        torch.onnx.export(randomise_norms(model, images, seed).eval(), (torch.zeros(1, *model.shape),), source,
+                          input_names=["image"], dynamic_axes={"image": {0: "n"}}, dynamo=False)
+    quant_pre_process(source, source, skip_symbolic_shape=True)
+    quantize_static(source, target, Reader(real(images)), quant_format=QuantFormat.QDQ, per_channel=bool(seed % 2),
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True})
+    return target, images
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(28) if seed not in REFUSED])
+def test_random_models_agree_with_onnxruntime(seed, tmp_path):
+    path, images = quantized(seed, tmp_path)
+    graph = import_onnx(path)
+    expected = run_onnxruntime(onnx.load(path), real(images))
+    found = execute(graph, images).reshape(expected.shape) * graph.output.scale
+    assert distance(found, expected, graph.output.scale) < 0.03
+
+
+@pytest.mark.parametrize("seed", REFUSED)
+def test_what_has_no_integer_form_is_refused(seed, tmp_path):
+    path, _ = quantized(seed, tmp_path)
+    with pytest.raises(GraphError, match="^" + re.escape(REFUSED[seed])):
+        import_onnx(path)
