@@ -34,10 +34,17 @@ def mixed(x):
     return torch.cat([x[:, half:], x[:, :half]], 1)
 
 
-class RandomModel(nn.Module):
-    """`steps` operations on tensors of `shape` (c, h, w) and of each other, then pooled or flattened and classified.
+def parted(x):
+    """Half of the channels rectified, the other in front of it."""
+    first, second = x.chunk(2, dim=1)
+    return torch.cat([second, F.relu(first)], 1)
 
-    The same seed gives the same model with the same weights. Tensors that end up unread are joined before the end.
+
+class RandomModel(nn.Module):
+    """`steps` operations on tensors of `shape` (c, h, w) and of each other; then a map, or rows of one or two linear layers.
+
+    The same seed gives the same model with the same weights. Tensors that end up unread are joined before linear layers, and
+    left unread before a map.
     dilated_same : whether dilated convolutions may pad "same", which onnxruntime does not take.
     """
 
@@ -51,16 +58,10 @@ class RandomModel(nn.Module):
             self._append("conv", 0)
         while len(self.steps) < steps:
             kind = self._one_of("conv", "conv", "conv", "norm", "relu", "leaky", "affine", "sum", "sum", "pool", "concat",
-                                "channels", "upsample", "dropout", "pad", "again")
+                                "channels", "split", "upsample", "like", "dropout", "pad", "again")
             # Mostly what was computed last.
             self._append(kind, max(1, len(self.shapes) - 1 - int(self.random.geometric(0.6)) + 1))
-        self._finish()
-        self.trunk = len(self.steps)
-        channels, height, width = self.shapes[-1]
-        self.flat = bool(height * width <= 100 and self._one_of(True, False))
-        self.last = nn.Linear(channels * height * width if self.flat else channels, 5)
-        self.whole = self._one_of(Call(torch.mean, (2, 3)), Call(torch.amax, (2, 3)), nn.Sequential(nn.AdaptiveAvgPool2d(1),
-                                                                                                   nn.Flatten()))
+        self.head = self._head(self._one_of("map", "rows", "rows", "hidden"))
         self.end = self._one_of(nn.Identity(), nn.Identity(), nn.ReLU(), nn.Dropout(), nn.LeakyReLU(0.2))
         del self.random
 
@@ -68,8 +69,21 @@ class RandomModel(nn.Module):
         values = [x]
         for step, sources in zip(self.steps, self.sources):
             values.append(step(*(values[source] for source in sources)))
-        x = values[-1].flatten(1) if self.flat else self.whole(values[-1])
-        return self.end(self.last(x))
+        return self.end(self.head(values[-1]))
+
+    def _head(self, kind: str) -> nn.Module:
+        if kind == "map":
+            return nn.Conv2d(self.shapes[-1][0], 4, 1)
+        self._finish()
+        channels, height, width = self.shapes[-1]
+        to_rows = [Call(torch.mean, (2, 3)), Call(torch.amax, (2, 3)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())]
+        if height * width <= 100 and self._one_of(True, False):
+            channels *= height * width
+            to_rows = [nn.Flatten(), Call(lambda x: x.view(x.size(0), -1))]
+        layers = [nn.Linear(channels, 5)]
+        if kind == "hidden":
+            layers = [nn.Linear(channels, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 5)]
+        return nn.Sequential(self._one_of(*to_rows), *layers)
 
     # -- how it is drawn -----------------------------------------------------------------------------------------------
     def _one_of(self, *choices):
@@ -144,6 +158,16 @@ class RandomModel(nn.Module):
         if c >= 4:
             self._add("channels", Call(mixed), (c, h, w), source)
             self._add("channels", Call(lambda x, n: x[:, 1:n], c - 1), (c - 2, h, w), len(self.shapes) - 1)
+
+    def _split(self, source, c, h, w):
+        if c % 2 == 0:
+            self._add("split", Call(parted), (c, h, w), source)
+
+    def _like(self, source, c, h, w):
+        """As large as another map."""
+        larger = [i for i, shape in enumerate(self.shapes) if shape[1] % h == 0 and shape[2] % w == 0 and i]
+        other = self._one_of(*larger)
+        self._add("like", Call(lambda x, y: F.interpolate(x, size=y.shape[2:])), (c, *self.shapes[other][1:]), source, other)
 
     def _upsample(self, source, c, h, w):
         if h * w <= 80:

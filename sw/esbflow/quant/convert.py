@@ -66,6 +66,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     traced = trace(model, shape)
     _remove_identities(traced)
     replace_in_place(traced)
+    traced.graph.eliminate_dead_code()
     replace_functional_layers(traced)
     replace_sums(traced)
     replace_constants(traced)
