@@ -258,8 +258,8 @@ def test_what_moves_values_may_stand_before_the_quantizer():
     x = m.add("Resize", x, "", np.float32([1, 1, 2, 1]), mode="nearest", coordinate_transformation_mode="asymmetric",
               nearest_mode="floor", name="twice")
     x = m.add("MaxPool", m.add("Relu", x), kernel_shape=[3, 2])
-    x = m.add("Slice", x, np.int64([1]), np.int64([3]), np.int64([1]), name="middle")
-    graph = exact(m, m.qdq(x, 2**-5, INT8))
+    x = m.add("Mul", m.add("Slice", x, np.int64([1]), np.int64([3]), np.int64([1]), name="middle"), np.float32(0.5))
+    graph = exact(m, m.qdq(x, 2**-6, INT8))
     assert [(type(node), node.name) for node in graph.nodes[3:]] == [
         (ir.Add, "leaky_before3"), (ir.Upsample, "leaky_before2"), (ir.MaxPool2d, "leaky_before1"), (ir.Conv2d, "leaky")]
     m = Model(("n", 3, 6, 6))

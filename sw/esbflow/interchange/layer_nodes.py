@@ -185,13 +185,14 @@ def _average(node, source, window, shape):
 
 # -- elementwise ------------------------------------------------------------------------------------------------
 def _scaled(layer: Open, factor: np.ndarray, shift: np.ndarray, where: str) -> Open:
-    """factor * y + shift, float64 (c,)."""
+    """factor * y + shift, float64 (c,) of what the layer's channels have become."""
     low, high = layer.low, layer.high
     if not layer.is_linear:
         if (shift != 0).any() or (factor <= 0).any() or np.ptp(factor) != 0:
             raise GraphError(f"{where}: it follows a ReLU, Clip, MaxPool or Resize that is not quantized; put a quantizer "
                              "between")
         low, high = low * factor[0], high * factor[0]
+        factor, shift = np.full(len(layer.gain), factor[0]), np.zeros(len(layer.gain))
     return replace(layer.affine(factor, shift), low=low, high=high)
 
 
@@ -257,10 +258,9 @@ def batch_norm(walk, node, value, gamma, beta, mean, variance):
     factor = gamma / np.sqrt(variance + kind(options.get("epsilon", 1e-5)))
     if isinstance(value, Image):
         return replace(value, values=(value.values - mean[:, None]) * factor[:, None] + beta[:, None])
-    layer = walk.builder.open(value, where)
-    if len(factor) != len(layer.gain):
-        raise GraphError(f"{where}: it has {len(factor)} channels and its input {len(layer.gain)}; put it before the "
-                         "flatten")
+    layer, channels = walk.builder.open(value, where), shape_of(value)[0]
+    if len(factor) != channels:
+        raise GraphError(f"{where}: it has {len(factor)} channels and its input {channels}; put it before the flatten")
     return _scaled(replace(layer, name=layer.name or node.name), factor, beta - mean * factor, where)
 
 

@@ -52,7 +52,7 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
         sizes = (known[source],) if source in known else _possible_sizes(source, modules)
         orders = [_order(node, source, size, modules) for size in sizes]
         if not orders or None in orders or any(order != orders[0] for order in orders):
-            left.add(node)
+            left.add(node)  # and without its last step the chain may be a choice of channels
             ends += [read for read in tensors(node) if _moves(read, modules) and read not in ends]
             continue
         order, selected, channels = orders[0], source, sizes[0][0]
