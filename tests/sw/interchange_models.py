@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.infer_shapes import InferShapes
@@ -59,6 +61,25 @@ class Model:
 
 def imported(proto: onnx.ModelProto, **options) -> ir.Graph:
     return import_model(from_proto(proto, "model.onnx"), **options)
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, images: np.ndarray):
+        self.images = iter(images)
+
+    def get_next(self):
+        image = next(self.images, None)
+        return None if image is None else {"image": image[None]}
+
+
+def quantize_by_onnxruntime(source, target, images: np.ndarray, per_channel: bool, symmetric: bool = True, prepared=True) -> None:
+    """Write the float model of a file in QDQ format, calibrated by float32 images. Preparing it folds batch norms into
+    convolutions, as onnxruntime advises; `source` is overwritten then."""
+    if prepared:
+        quant_pre_process(source, source, skip_symbolic_shape=True)
+    quantize_static(source, target, _Reader(images), quant_format=QuantFormat.QDQ, per_channel=per_channel,
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+                    extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True})
 
 
 def run_onnxruntime(proto: onnx.ModelProto, images) -> np.ndarray:

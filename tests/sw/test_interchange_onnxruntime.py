@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -17,7 +15,7 @@ from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.interchange.onnx_file import GraphError
 from esbflow.interchange.onnx_import import import_onnx
-from tests.sw.interchange_models import Model, real, run_onnxruntime
+from tests.sw.interchange_models import Model, quantize_by_onnxruntime, real, run_onnxruntime
 
 
 class Network(nn.Module):
@@ -70,24 +68,11 @@ def model(digits):
     return m.proto(m.add("Gemm", x, p["last.weight"], p["last.bias"], transB=1, name="last"))
 
 
-class Reader(CalibrationDataReader):
-    def __init__(self, images):
-        self.images = iter(images)
-
-    def get_next(self):
-        image = next(self.images, None)
-        return None if image is None else {"image": image[None]}
-
-
 def quantized(model, digits, folder, symmetric=True, per_channel=True, prepared=True):
-    """Path of the model in QDQ format. Preparing it folds the batch norm into the convolution, as onnxruntime advises."""
+    """Path of the model in QDQ format."""
     source, target = folder / "float.onnx", folder / "quantized.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), source)
-    if prepared:
-        quant_pre_process(source, source, skip_symbolic_shape=True)
-    quantize_static(source, target, Reader(real(digits[0][:100])), quant_format=QuantFormat.QDQ, per_channel=per_channel,
-                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True})
+    quantize_by_onnxruntime(source, target, real(digits[0][:100]), per_channel, symmetric, prepared)
     return target
 
 

@@ -6,29 +6,18 @@ import warnings
 import onnx
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.interchange.onnx_import import import_onnx
 from tests.sw.exported_models import distance, images_for, randomise_norms
-from tests.sw.interchange_models import real, run_onnxruntime
+from tests.sw.interchange_models import quantize_by_onnxruntime, real, run_onnxruntime
 from tests.sw.random_models import RandomModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 REFUSED = {50: "PRelu node '/steps.1_1/PRelu': its input is not quantized; put a quantizer before it",
            91: "AveragePool node '/steps.9/AveragePool': its input is not quantized; put a quantizer before it"}
 """Where onnxruntime, which quantizes no PRelu and no difference, leaves two operators that the engine cannot do in one go."""
-
-
-class Reader(CalibrationDataReader):
-    def __init__(self, images):
-        self.images = iter(images)
-
-    def get_next(self):
-        image = next(self.images, None)
-        return None if image is None else {"image": image[None]}
 
 
 def quantized(seed: int, folder):
@@ -39,10 +28,7 @@ def quantized(seed: int, folder):
         warnings.simplefilter("ignore")  # the exporter without onnxscript is an old one
         torch.onnx.export(randomise_norms(model, images, seed).eval(), (torch.zeros(1, *model.shape),), source,
                           input_names=["image"], dynamic_axes={"image": {0: "n"}}, dynamo=False)
-    quant_pre_process(source, source, skip_symbolic_shape=True)
-    quantize_static(source, target, Reader(real(images)), quant_format=QuantFormat.QDQ, per_channel=bool(seed % 2),
-                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True})
+    quantize_by_onnxruntime(source, target, real(images), per_channel=bool(seed % 2))
     return target, images
 
 
