@@ -72,5 +72,7 @@ class Slope(Affine):
         return Affine("multiply", self._factor(rank).detach()).coefficients(channels, rank, where)
 
     def _factor(self, rank: int) -> torch.Tensor:
-        slope = self.constant.reshape(-1, *[1] * (rank - 2))
+        slope = self.constant  # a number has no axis, and so works on any device
+        if slope.dim():
+            slope = slope.reshape(-1, *[1] * (rank - 2))
         return 1 - slope if self.rest else slope
