@@ -19,6 +19,7 @@ from esbflow.training.loop import calibrate
 from tests.sw.exported_models import images_for, randomise_norms
 from tests.sw.random_models import RandomModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
 RECIPES = (Recipe(), Recipe(weights="s8", activations="u8"),
            Recipe(weights="esb2.0", activations="u2", residual_activations="u8", first_weights="esb4.1"))
