@@ -18,7 +18,7 @@ from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
 from tests.compiler.machine import Machine
-from tests.sw.exported_models import both, images_for
+from tests.sw.exported_models import both, distance, images_for
 
 FINE = Recipe(weights="s8", activations="u8")
 SHAPE = (3, 8, 7)
@@ -83,6 +83,34 @@ def test_the_engine_computes_the_same(engine):
     graph = export(quantized, "leaky", SHAPE)
     program = compile_graph(graph, ENGINES[engine], 2)
     assert np.array_equal(Machine(program).run(images[:2]), execute(graph, images[:2]))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_a_branch_that_is_zero_takes_a_sum_no_precision(gamma):
+    """Darknet's block as libraries start it, with gamma zero, or with a ReLU that is dead, beside a tensor of small values."""
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.leaky, self.last = nn.LeakyReLU(0.1), nn.Conv2d(8, 4, 1, bias=False)
+            self.first.weight.data *= 1e-4
+            self.first.bias.data *= 1e-4
+            self.norm.weight.data.fill_(gamma)
+            self.norm.bias.data.fill_(-100 * gamma)
+
+        def forward(self, x):
+            x = self.first(x)
+            y = self.norm(self.conv(x))
+            return self.last(x + (self.leaky(y) if gamma == 0 else F.relu(y)))
+
+    torch.manual_seed(2)
+    model, images = Block().eval(), images_for(SHAPE, 8)
+    real_images = torch.from_numpy(images).float() / 255
+    with torch.no_grad():
+        expected = model(real_images).numpy()
+        assert np.array_equal(model(real_images), model.last(model.first(real_images)))
+    graph = export(calibrate(quantize(model, FINE), images), "block", SHAPE)
+    assert distance(execute(graph, images) * graph.output.scale, expected, graph.output.scale) < 0.05
 
 
 def test_slopes_go_on_training_and_are_saved():

@@ -26,6 +26,9 @@ from esbflow.quant.recipe import by_channel
 from esbflow.quant.sized_trace import propagate_shapes
 from esbflow.quant.trace import clip_limit, kind_of, zeros_around
 
+FINEST = 2.0 ** -20
+"""Scale of a tensor that cannot be anything but zero."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Open(OpenLayer):
@@ -140,7 +143,7 @@ class _Exporter:
             raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
         if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
-            scale = min(scale, layer.reach() / form.max) or scale
+            scale = min(scale, float(np.abs(layer.gain).max()) or FINEST)
         group = self.groups.of_store.get(node)
         if group is not None and _clips(layer, group.form, group.scale):
             form, scale = group.form, group.scale
