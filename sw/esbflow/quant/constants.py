@@ -10,11 +10,12 @@ from esbflow.quant.affine import Affine
 from esbflow.quant.trace import is_size
 
 OPERATIONS = {
-    "multiply": (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"),
-    "divide": (operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"),
-    "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
-    "subtract": (operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"),
-    "negate": (operator.neg, torch.neg, torch.negative, "neg", "neg_")}
+    "multiply": (operator.mul, torch.mul, torch.multiply, "mul", "multiply"),
+    "divide": (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide"),
+    "add": (operator.add, torch.add, "add"),
+    "subtract": (operator.sub, torch.sub, torch.subtract, "sub", "subtract"),
+    "negate": (operator.neg, torch.neg, torch.negative, "neg")}
+"""Functions and methods; those in place have been made plain (in_place.py)."""
 _KINDS = {target: name for name, targets in OPERATIONS.items() for target in targets}
 
 

@@ -15,24 +15,23 @@ from esbflow.quant.constants import OPERATIONS
 from esbflow.quant.layers import PositivePart
 from esbflow.quant.trace import is_size, options
 
-_LEAKY = (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu)
+_LEAKY = (F.leaky_relu, torch._C._nn.leaky_relu)
 _PARAMETRIC = (F.prelu, torch.prelu, "prelu")
 _DIFFERENCE, _SUM = OPERATIONS["subtract"], OPERATIONS["add"]
 
 
 def replace_sums(traced: fx.GraphModule) -> None:
-    """Make plain sums of leaky ReLUs, of differences of two tensors, and of sums and differences with an `alpha`."""
+    """Make plain sums of leaky ReLUs, of differences of two tensors, and of sums and differences with an `alpha`.
+
+    Parameters that nothing reads any more are left for `replace_constants` to take out.
+    """
     for node in list(traced.graph.nodes):
         with traced.graph.inserting_before(node):
             terms = _terms(traced, node)
             if terms is None:
                 continue
             node.replace_all_uses_with(traced.graph.call_function(operator.add, terms))
-        parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
         traced.graph.erase_node(node)
-        for parameter in parameters:
-            if not parameter.users:
-                traced.graph.erase_node(parameter)
 
 
 def _terms(traced: fx.GraphModule, node: fx.Node) -> tuple | None:

@@ -20,13 +20,13 @@ MODULES = (
     ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
     ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
-    ((operator.add, operator.iadd, torch.add), "add"),
+    ((operator.add, torch.add), "add"),
     ((F.relu, torch.relu, F.relu6, F.hardtanh, torch.clamp, torch.clip), "relu"),
     ((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, torch.amax), "maxpool"),
     ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"), ((F.interpolate, F.upsample), "upsample"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout2d), "pass"))
-METHODS = {"add": "add", "add_": "add", "relu": "relu", "relu_": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
+METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
