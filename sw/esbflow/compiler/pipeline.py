@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import fold_input
@@ -24,9 +25,9 @@ BATCH_LIMIT = 256
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True) -> Program:
     """Compile for runs of `batch` images.
 
-    Passes: lower (operators to convolutions), fold_input (few input channels), split_pools (pools that are cheaper as
-    layers of their own), tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit
-    (instructions).
+    Passes: store_bipolar (signs as ternary levels), lower (operators to convolutions), fold_input (few input channels),
+    split_pools (pools that are cheaper as layers of their own), tensor_layout and place (memory), split_weights and
+    pack_layer (integers to codes), tile, emit (instructions).
 
     Raises
     ------
@@ -35,6 +36,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
+    graph = store_bipolar(graph)
     layers, fold_choice = lower(graph), None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:

@@ -7,13 +7,13 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.validate import validate, window_counts
-from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.numbers import ESB, Binary, Signed, Unsigned
 
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),
-               Unsigned(3), Signed(5))
-OUTPUTS = (Signed(16), Signed(32), Unsigned(16), Unsigned(32), Unsigned(4), Unsigned(8), ESB(4, 1))
+               Unsigned(3), Signed(5), Binary())
+OUTPUTS = (Signed(16), Signed(32), Unsigned(16), Unsigned(32), Unsigned(4), Unsigned(8), ESB(4, 1), Binary())
 _MAGNITUDES = {"esb4.1": (0, 1, 2, 3, 4, 6, 8, 12), "half": (1, 3, 5, 7, 9, 11, 13, 15), "ternary": (0, 1), "zero": (0,),
                "esb3.0": (0, 1, 2, 4)}
 _LIMITS = {"s4": (-8, 7), "s6": (-31, 31), "s8": (-128, 127)}
@@ -42,8 +42,8 @@ def random_graph(random: np.random.Generator, layers: int | None = None, channel
     `channels` and `size` bound the tensors. Requantizers are chosen so that outputs spread over their formats.
     """
     c, h, w = (int(random.integers(1, limit + 1)) for limit in (channels, size, size))
-    form = (Signed(8), Signed(8), Unsigned(4))[random.integers(3)]
-    table = random.integers(max(form.min, -128), form.max + 1, (c, 256))
+    form = (Signed(8), Signed(8), Unsigned(4), Binary())[random.integers(4)]
+    table = random.choice(form.levels, (c, 256))
     graph = ir.Graph("random", [ir.Input("input", (), (c, h, w), form, 1.0, table=table)])
     probe = random.integers(0, 256, (2, c, h, w), dtype=np.uint8)
     count = layers or int(random.integers(1, 5))
