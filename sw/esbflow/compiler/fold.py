@@ -2,6 +2,7 @@
 
 One image channel would use one row of the array in 16. The driver therefore lays the input out so that the window's
 values are channels; the convolution shrinks to (kernel_y, 1) or (1, 1) and the rows are full. Integers are the same.
+A first linear layer reads the whole image as channels, however many they are: it has no other window.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     ky, kx = layer.kernel
     channels, height, width = layer.in_shape
     _, out_height, out_width = layer.conv_shape
-    if layer.groups != 1 or layer.stacked or layer.residual is not None or len(layer.sources) > 1 or kx * ky == 1:
+    if layer.groups != 1 or layer.residual is not None or len(layer.sources) > 1 or kx * ky == 1:
         return None, layer
 
     def groups(n):
@@ -46,9 +47,9 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     options = [(ky * kx * groups(channels), groups(channels) * height * width, None)]
     columns = groups(channels * kx) * height * out_width
     window = groups(channels * kx * ky) * out_height * out_width
-    if channels * kx <= 4 * rows and columns <= GROWTH_LIMIT * options[0][1]:
+    if not layer.stacked and channels * kx <= 4 * rows and columns <= GROWTH_LIMIT * options[0][1]:
         options.append((ky * groups(channels * kx), columns, False))
-    if channels * kx * ky <= 4 * rows and window <= GROWTH_LIMIT * options[0][1]:
+    if (layer.stacked or channels * kx * ky <= 4 * rows) and window <= GROWTH_LIMIT * options[0][1]:
         options.append((groups(channels * kx * ky), window, True))
     _, _, fold_rows = min(options, key=lambda option: option[:2])
     if fold_rows is None:
