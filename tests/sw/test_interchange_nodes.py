@@ -346,6 +346,7 @@ def qonnx_exact(m, x, form):
     assert str(graph.output.format) == form
     levels = np.rint(found[x] / graph.output.scale).reshape(4, *graph.output.shape)
     assert np.array_equal(levels, execute(graph, pixels))
+    return graph
 
 
 @pytest.mark.parametrize("options, form", [
@@ -379,6 +380,33 @@ def test_bipolar_quant():
     w = m.add("BipolarQuant", random.normal(size=(4, 3, 3, 3)), np.float32(0.25), domain=QONNX)
     x = m.add("Conv", m.quant("image", 2**-5, 8), w)
     qonnx_exact(m, m.add("BipolarQuant", x, np.float32(1), domain=QONNX), "bin")
+
+
+TRUNC = {"domain": QONNX, "rounding_mode": "FLOOR"}
+
+
+@pytest.mark.parametrize("scale, power, nodes", [
+    (2**-6, 2, ["AvgPool2d"]), (2**-6, 3, ["AvgPool2d"]), (2**-5, 1, ["AvgPool2d", "Requantize"]), (2**-4, 0, ["AvgPool2d"])])
+def test_trunc(scale, power, nodes):
+    """Averages of four, in steps of 2**-6, floored to coarser ones: at once where they are whole numbers of Trunc's scale, else
+    after a layer that rounds to those. By no bits it is a rounding to the nearest."""
+    m = Model((1, 3, 6, 6))
+    x = m.add("AveragePool", m.quant("image", 2**-4, 4, signed=0), kernel_shape=[2, 2], strides=[2, 2])
+    x = x if scale == 2**-6 else m.add("Sub", x, np.float32(OFF_TIES))
+    x = m.add("Trunc", x, *np.float32([scale, 0, 6, scale * 2**power, 4]), signed=0, narrow=0, **TRUNC)
+    graph = qonnx_exact(m, x, "u4")
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", *nodes]
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ((1, 0, 4, 2), "is of QONNX's first version"), ((1, 1, 4, 2, 3), "use zero point 0"),
+    ((1, 0, 4, 3, 3), "its output scale must be its scale times a power of two"),
+    ((2, 0, 4, 1, 3), "its output scale must be its scale times a power of two")])
+def test_truncs_that_are_refused(inputs, message):
+    m = Model((1, 3, 6, 6))
+    x = m.add("Trunc", m.quant("image", 1.0, 4, signed=0), *map(np.float32, inputs), signed=0, narrow=0, **TRUNC)
+    with pytest.raises(GraphError, match=message):
+        imported(m.proto(x))
 
 
 def test_ties_go_up_and_not_to_even():

@@ -17,7 +17,7 @@ from esbflow.interchange.values import Constant, Quantized, shape_of
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 ELEMENTWISE = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Quant", "IntQuant", "FloatQuant", "BipolarQuant",
-                "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "LeakyRelu", "PRelu")
+                "Trunc", "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "LeakyRelu", "PRelu")
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 

@@ -54,11 +54,25 @@ class Builder:
         """`value`, which must be quantized."""
         value = self.plain(value, where)
         if isinstance(value, Image):
-            raise GraphError(f"{where}: the model's input is not quantized; put a quantizer (QuantIdentity, QuantizeLinear) "
-                             "right after the input")
+            return self.image(value, where)
         if not isinstance(value, Stored):
             raise GraphError(f"{where}: its input is not quantized; put a quantizer before it")
         return value
+
+    def image(self, value: Image, where: str) -> Stored:
+        """The image in codes of 8 bits, where the model reads it in real numbers: exact where values are pixels times a
+        positive number, else to half a step of 1/127 of the largest magnitude."""
+        largest = float(np.abs(value.values).max())
+        if not np.isfinite(largest):
+            raise GraphError(f"{where}: what is done to the model's input gives values that are not finite")
+        form = Signed(8) if value.values.min() < 0 else Unsigned(8)
+        scale = largest / form.max or 1.0
+        table = form.nearest(value.values / scale)
+        error = float(np.abs(table * scale - value.values).max())
+        exact = error <= 1e-6 * largest  # the values are float32
+        self.notes.append("the model does not quantize its input: the graph takes it in " + (
+            f"{form}, exactly" if exact else f"{form}, to {error:.2g} where its largest value is {largest:.3g}"))
+        return self.append(ir.Input(self.unique("input"), (), value.shape, form, scale, table=table))
 
     def plain(self, value, where: str):
         """Several tensors joined; one with zeros around it refused."""

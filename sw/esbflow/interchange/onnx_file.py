@@ -15,7 +15,7 @@ OPSETS = range(9, 25)
 """Versions of the ONNX operator set whose operators the import knows."""
 
 QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
-QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant")
+QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant", "Trunc")
 OPERATOR_FORMAT = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
 UNSUPPORTED_TYPES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 

@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear of ONNX; Quant, FloatQuant and BipolarQuant of QONNX."""
+"""QuantizeLinear and DequantizeLinear of ONNX; Quant, FloatQuant, BipolarQuant and Trunc of QONNX."""
 
 import numpy as np
 
@@ -52,9 +52,37 @@ def quant(walk, node, value, scale, zero_point, bits):
         if zero:
             raise GraphError(f"{where}: a signed bit with zero point {zero} has no integer form; use zero point 0")
         return _apply(walk, node, value, quantization.bipolar(scale, where))
-    low, high = (-(1 << bits - 1) + narrow, (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1 - narrow)
-    rule = quantization.linear(low, high, scale, where, zero, _rounding(node, options), zero)
+    rule = quantization.linear(*_ends(bits, signed, narrow), scale, where, zero, _rounding(node, options), zero)
     return _apply(walk, node, value, rule)
+
+
+def _ends(bits: int, signed: int, narrow: int) -> tuple:
+    return (-(1 << bits - 1) + narrow, (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1 - narrow)
+
+
+def trunc(walk, node, value, scale, zero_point, bits, output_scale, output_bits=None):
+    """Levels of `scale` to those of `output_scale`, a power of two as large: how Brevitas stores average pools. What is not
+    a whole number of the former is rounded to one first, in a layer of its own where both steps differ."""
+    options, where = attributes(node), title(node)
+    if output_bits is None:
+        raise GraphError(f"{where}: a Trunc without an output scale is of QONNX's first version; export the model again "
+                         "with a newer Brevitas")
+    if _whole(node, zero_point, "zero point"):
+        raise GraphError(f"{where}: a Trunc with a zero point has no integer form; use zero point 0")
+    fine, coarse = (quantization.check_scale(_known(node, v, what), where)
+                    for v, what in ((scale, "scale"), (output_scale, "output scale")))
+    power = np.log2(float(coarse.max()) / float(fine.max()))
+    if fine.size != 1 or coarse.size != 1 or not 0 <= round(power) < 32 or abs(power - round(power)) > 1e-5:
+        raise GraphError(f"{where}: its output scale must be its scale times a power of two, one for the whole tensor")
+    signed, narrow = options.get("signed", 1), options.get("narrow", 0)
+    ends = _ends(_whole(node, output_bits, "output bit width"), signed, narrow)
+    layer, rounding = walk.builder.open(value, where), _rounding(node, options)
+    if round(power) == 0:
+        rounding = "nearest"
+    elif not layer.is_multiple_of(float(fine.max())):
+        whole = quantization.linear(*_ends(_whole(node, bits, "bit width"), signed, 0), fine, where)
+        layer = walk.builder.quantize(layer, whole, f"{node.output[0]}_whole", where)
+    return _apply(walk, node, layer, quantization.linear(*ends, coarse, where, rounding=rounding))
 
 
 def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None):
@@ -162,4 +190,5 @@ def clip_codes(walk, node, codes, low=None, high=None):
 
 
 QUANTIZERS = {"Quant": quant, "IntQuant": quant, "FloatQuant": float_quant, "BipolarQuant": bipolar_quant,
+              "Trunc": trunc,
               "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear}

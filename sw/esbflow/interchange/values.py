@@ -60,6 +60,11 @@ class Open(OpenLayer):
     def out_shape(self) -> tuple:
         return self.after[-1][0] if self.after else self.shape
 
+    def is_multiple_of(self, step: float) -> bool:
+        """Whether every value that it can have is a whole number of steps."""
+        factors = np.concatenate([self.gain, self.offset, *(() if self.residual is None else (self.residual_gain,))]) / step
+        return self.is_linear and bool(np.abs(factors - np.rint(factors)).max() < 1e-4)
+
     @property
     def is_copy(self) -> bool:
         """Whether it is a stored tensor, scaled and shifted, and nothing else."""
