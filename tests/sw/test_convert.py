@@ -32,7 +32,7 @@ def steps(model):
 
 def test_lenet_stores_its_input_and_what_follows_each_relu():
     model = quantize(LeNet5())
-    assert steps(model) == ["s8", "conv1", "relu1", "u4", "pool1", "conv2", "relu2", "u4", "pool2", "flatten", "fc1",
+    assert steps(model) == ["u8", "conv1", "relu1", "u4", "pool1", "conv2", "relu2", "u4", "pool2", "flatten", "fc1",
                             "relu3", "u4", "fc2"]
     assert isinstance(model.conv1, QuantConv2d) and isinstance(model.fc1, QuantLinear)
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("order", ["after", "before"])
 def test_a_residual_block_is_one_layer_from_convolution_to_relu(order):
-    assert steps(quantize(Block(order))) == ["s8", "conv1", "bn1", "relu", "u4", "conv2", "bn2", "add", "relu", "u4", "conv1"]
+    assert steps(quantize(Block(order))) == ["u8", "conv1", "bn1", "relu", "u4", "conv2", "bn2", "add", "relu", "u4", "conv1"]
 
 
 class TwoBranches(nn.Module):
@@ -65,7 +65,7 @@ class TwoBranches(nn.Module):
 
 
 def test_of_two_convolutions_that_are_added_the_first_is_stored():
-    assert steps(quantize(TwoBranches())) == ["s8", "a", "s8", "b", "add", "s8", "c"]
+    assert steps(quantize(TwoBranches())) == ["u8", "a", "s8", "b", "add", "s8", "c"]
 
 
 class Functional(nn.Module):
@@ -83,7 +83,7 @@ class Functional(nn.Module):
 def test_functional_calls_and_methods_are_understood():
     found = steps(quantize(Functional()))
     assert found[4] == F.max_pool2d.__name__
-    assert found[:4] + found[5:] == ["s8", "conv", "relu", "u4", "norm", "relu", "u4", "avg_pool2d", "u8", "mean", "u8",
+    assert found[:4] + found[5:] == ["u8", "conv", "relu", "u4", "norm", "relu", "u4", "avg_pool2d", "u8", "mean", "u8",
                                      "flatten", "fc"]
 
 
@@ -144,7 +144,7 @@ def test_sums_with_more_arguments_are_refused_instead_of_made_plain(call):
 
 
 def test_a_tensor_may_be_added_to_itself():
-    assert steps(quantize(Wrapped(call=lambda x: x + x))) == ["s8", "conv", "s8", "add"]
+    assert steps(quantize(Wrapped(call=lambda x: x + x))) == ["u8", "conv", "s8", "add"]
 
 
 @pytest.mark.parametrize("options, text", [

@@ -20,7 +20,7 @@ from esbflow.graph.random import random_graph, random_images
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
 from esbflow.networks.resnet20 import ResNet20
-from esbflow.numbers import Signed
+from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.engine_layer import requantizer
 from esbflow.quant.export import export
 from esbflow.quant.fixed import IntegerModule, convert
@@ -107,6 +107,7 @@ def test_the_output_has_one_scale_and_cannot_saturate():
 
 def test_all_outputs_share_one_real_unit():
     """Two classes with weights a hundredfold apart: integers times the scale are the real logits of both."""
+    torch.manual_seed(9)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
     with torch.no_grad():
         net[3].weight[1] *= 0.01
@@ -120,14 +121,17 @@ def test_all_outputs_share_one_real_unit():
     assert np.abs(real - fake).max(axis=0) == pytest.approx([0, 0], abs=0.03 * fake[:, 1].std() + 2 * graph.output.scale)
 
 
-@pytest.mark.parametrize("mean, std, bits", [((0.0,), (1.0,), 8), ((0.1307,), (0.3081,), 8),
-                                             ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 8), ((0.5,), (0.5,), 4)])
-def test_code_zero_of_the_input_table_is_real_zero(mean, std, bits):
+@pytest.mark.parametrize("mean, std, bits, form", [
+    ((0.0,), (1.0,), 8, Unsigned(8)), ((0.0,), (2.0,), 1, Unsigned(1)), ((-0.5,), (1.0,), 3, Unsigned(3)),
+    ((0.1307,), (0.3081,), 8, Signed(8)), ((0.0, 0.1), (1.0, 1.0), 2, Signed(2)),
+    ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 8, Signed(8)), ((0.5,), (0.5,), 4, Signed(4))])
+def test_code_zero_of_the_input_table_is_real_zero(mean, std, bits, form):
+    """A sign is there where a pixel can be negative."""
     recipe = Recipe(mean=mean, std=std, input_bits=bits)
     net = nn.Sequential(nn.Conv2d(len(mean), 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
     shape = (len(mean), 6, 6)
     node = export(calibrated(net, recipe, shape), "net", shape).input
-    assert node.format == Signed(bits) and node.table.shape == (len(mean), 256)
+    assert node.format == form and node.table.shape == (len(mean), 256)
     real = (np.arange(256) / 255 - np.array(mean)[:, None]) / np.array(std)[:, None]
     # A table entry times the scale is within half a step of the normalised pixel: no zero point hides in it.
     assert np.abs(node.table * node.scale - real).max() <= 0.5 * node.scale * (1 + 1e-5)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
-from esbflow.numbers import Signed
-from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.limit import limit_step
@@ -65,10 +63,7 @@ class QuantizerInsertion:
 
     # -- what each kind of node does to the layer that it belongs to ---------------------------------------------------
     def _input(self, node: fx.Node) -> None:
-        recipe = self.recipe
-        largest = max(max(abs((0 - m) / s), abs((1 - m) / s)) for m, s in zip(recipe.mean, recipe.std))
-        form = Signed(recipe.input_bits)
-        self._insert(node, node.name, InputQuantizer(form, largest / form.max))
+        self._insert(node, node.name, self.recipe.input_quantizer())
 
     def _conv(self, node: fx.Node) -> None:
         self._moved(node)

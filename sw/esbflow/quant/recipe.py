@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer
+from esbflow.numbers import Signed, Unsigned
+from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
 from esbflow.quant.esb import SCALE_MODES
 from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
@@ -26,7 +27,8 @@ class Recipe:
         that multiply read it rounded once more, to `activations`. None is `activations` alone. It costs the engine a
         requantization, and is what published results at 2 and 3 bits do (their shortcuts are real numbers).
     first_weights, last_weights : of the first and the last layer.
-    input_bits : of the input's codes, 8 or less.
+    input_bits : of the input's codes, 1 to 8; they are unsigned where no mean is above 0, so that no pixel is negative, else
+        signed, of 2 bits or more.
     output_bits : 16 or 32, of the last layer's integers.
     per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
     scale_mode : of weights given as a format; see ESBWeightQuantizer.
@@ -75,8 +77,6 @@ class Recipe:
                 raise ValueError(f"activations follow a ReLU and need an unsigned format, not {text}")
         if not activation_quantizer(self.signed_activations).form.signed:
             raise ValueError(f"signed_activations needs a signed format, not {self.signed_activations}")
-        if not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits must be in 2..8, not {self.input_bits}")
         if self.output_bits not in (16, 32):
             raise ValueError(f"output_bits must be 16 or 32, not {self.output_bits}")
         if self.activation_scale not in ACTIVATION_SCALES:
@@ -84,6 +84,9 @@ class Recipe:
                              f"not {self.activation_scale!r}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError("mean and std need one entry a channel, and std must be positive")
+        least = 2 if max(self.mean) > 0 else 1
+        if not least <= self.input_bits <= 8:
+            raise ValueError(f"input_bits must be in {least}..8, not {self.input_bits}")
 
     def weight_quantizer(self, name: str, first: bool, last: bool) -> WeightQuantizer:
         """The quantizer of the weights of the layer called `name`."""
@@ -96,6 +99,12 @@ class Recipe:
         for name in names:
             text = _match(self.activation_overrides, name) or text
         return activation_quantizer(text, self.activation_scale, f"activation {names[0]}")
+
+    def input_quantizer(self) -> InputQuantizer:
+        """The quantizer of the image: its largest level is the largest magnitude that a pixel has."""
+        form = Signed(self.input_bits) if max(self.mean) > 0 else Unsigned(self.input_bits)
+        largest = max(max(abs(0 - m), abs(1 - m)) / s for m, s in zip(self.mean, self.std))
+        return InputQuantizer(form, largest / form.max)
 
     def excludes(self, name: str) -> bool:
         """Whether the layer stays real."""
