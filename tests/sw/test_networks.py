@@ -100,6 +100,7 @@ def test_every_network_is_made_by_name_with_any_number_of_classes():
 
 # -- torch = graph ------------------------------------------------------------------------------------------------
 SMALL = {  # shape of the images, and options: ImageNet's networks on few pixels, the heaviest layers narrower
+    "tfc": ((1, 28, 28), {}), "cifarnet": ((3, 32, 32), {}), "cnv": ((3, 32, 32), {}), "vgg7-64": ((3, 32, 32), {}),
     "vgg-small": ((3, 32, 32), {}), "resnet32": ((3, 32, 32), {}), "resnet56": ((3, 16, 16), {}),
     "lenet-caffe": ((1, 28, 28), {}), "resnet18": ((3, 64, 64), dict(width=32)), "resnet50": ((3, 64, 64), dict(width=32)),
     "mobilenet-v2": ((3, 64, 64), {}), "alexnet": ((3, 224, 224), dict(width=64)), "googlenet": ((3, 64, 64), {}),

@@ -13,6 +13,10 @@ from esbflow.training.product import ProductSchedule
 from esbflow.training.recipes import RECIPES
 from esbflow.training.studies import STUDIES, Run, Study, carry_out, recipe_of
 
+ALIKE = {**dict.fromkeys(("lenet5", "resnet56", "cnv", "lfc", "tfc"), (True, True)),
+         **dict.fromkeys(("cifarnet", "vgg7"), (True, False))}
+"""Studies whose first and last layers have the weights of all others."""
+
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_is_a_recipe(name):
@@ -23,7 +27,9 @@ def test_every_run_is_a_recipe(name):
         weight_quantizer(recipe.quant.weights)
         activation_quantizer(recipe.quant.activations)
         assert recipe.low_bit.epochs == study.epochs
-        assert (recipe.quant.first_weights == run.weights) == (name in ("lenet5", "resnet56"))
+        alike = recipe.quant.first_weights == run.weights, recipe.quant.last_weights == run.weights
+        assert alike == ALIKE.get(name, (False, False))
+        assert recipe.quant.input_bits == (dict(run.options).get("input_bits") or RECIPES[study.recipe].quant.input_bits)
 
 
 def test_records_are_written_once_and_the_real_network_is_shared(tmp_path, monkeypatch):
@@ -38,7 +44,8 @@ def test_records_are_written_once_and_the_real_network_is_shared(tmp_path, monke
     assert carry_out("digits", out, results, progress=False) == []
     with pytest.raises(ValueError, match="study digits has no run 'x'; it has vecq2, esb4"):
         carry_out("digits", out, results, only="x")
-    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, resnet56, vgg-small, digits"):
+    with pytest.raises(ValueError, match="no study named 'x'; there are lenet5, resnet20, resnet56, vgg-small, cifarnet, "
+                                         "vgg7, cnv, lfc, tfc, digits"):
         carry_out("x", out, results)
 
 

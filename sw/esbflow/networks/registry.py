@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from esbflow.networks.alexnet import AlexNet
+from esbflow.networks.cifarnet import CifarNet
+from esbflow.networks.cnv import CNV
 from esbflow.networks.densenet import DenseNet
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.googlenet import GoogLeNet
 from esbflow.networks.lenet5 import CaffeLeNet, LeNet5
+from esbflow.networks.mlp import MLP
 from esbflow.networks.mobilenet_v2 import MobileNetV2
 from esbflow.networks.resnet import ResNet18, ResNet50
 from esbflow.networks.resnet20 import ResNet, ResNet20
@@ -38,12 +41,22 @@ def _cifar_resnet(depth: int) -> Network:
     return Network(lambda classes: ResNet(depth, classes), ResNet.shape, 10)
 
 
+def _mlp(width: int) -> Network:
+    return Network(lambda classes: MLP(width, classes), MLP.shape, 10)
+
+
 IMAGENET = (3, 224, 224)
 NETWORKS = {
     "lenet5": Network(LeNet5, LeNet5.shape, 10),
     "lenet-caffe": Network(CaffeLeNet, CaffeLeNet.shape, 10),
     "digits": Network(DigitsNet, DigitsNet.shape, 10),
+    "tfc": _mlp(64),
+    "sfc": _mlp(256),
+    "lfc": _mlp(1024),
+    "cifarnet": Network(CifarNet, CifarNet.shape, 10),
+    "cnv": Network(CNV, CNV.shape, 10),
     "vgg-small": Network(VGGSmall, VGGSmall.shape, 10),
+    "vgg7-64": Network(lambda classes: VGGSmall(classes, width=64, hidden=1024), VGGSmall.shape, 10),
     "resnet20": Network(ResNet20, ResNet20.shape, 10),
     "resnet32": _cifar_resnet(32),
     "resnet56": _cifar_resnet(56),

@@ -113,6 +113,42 @@ def vgg_small(weights: str, activations: str) -> TrainingRecipe:
         quant=Recipe(weights=weights, activations=activations, scale_mode="learned", mean=CIFAR10_MEAN, std=CIFAR10_STD))
 
 
+def vgg7(weights: str, epochs: int) -> TrainingRecipe:
+    """VGG7-64 on CIFAR-10 from nothing, with the last layer at 8 bits, as muL2Q was published. 154 M MACs an image."""
+    return TrainingRecipe(
+        network="vgg7-64", data="cifar10",
+        real=Schedule(epochs=12, batch=128, rate=0.05, weight_decay=5e-4, shift=4, mirror=True),
+        low_bit=Schedule(epochs=epochs, batch=128, rate=0.01, shift=4, mirror=True, distill=0.7, temperature=3.0),
+        quant=Recipe(weights=weights, first_weights=weights, activations="u8", mean=CIFAR10_MEAN, std=CIFAR10_STD))
+
+
+def cifarnet(weights: str, epochs: int) -> TrainingRecipe:
+    """CifarNet on CIFAR-10, otherwise as `vgg7`."""
+    return replace(
+        vgg7(weights, epochs), network="cifarnet",
+        real=Schedule(epochs=20, batch=128, rate=0.1, weight_decay=1e-4, shift=2, mirror=True),
+        low_bit=Schedule(epochs=epochs, batch=128, rate=0.02, shift=2, mirror=True, distill=0.7, temperature=3.0))
+
+
+def cnv(weights: str, activations: str) -> TrainingRecipe:
+    """CNV on CIFAR-10 from nothing, all layers alike, with a public ResNet-20 (91.73 %) as teacher of the second stage."""
+    return TrainingRecipe(
+        network="cnv", data="cifar10", teacher=("resnet20", "resnet20_cifar10"),
+        real=Schedule(epochs=10, batch=128, rate=0.1, weight_decay=2e-4, shift=4, mirror=True),
+        low_bit=Schedule(epochs=8, batch=128, rate=0.02, shift=4, mirror=True, distill=0.7, temperature=3.0),
+        quant=Recipe(weights=weights, activations=activations, first_weights=weights, last_weights=weights,
+                     mean=CIFAR10_MEAN, std=CIFAR10_STD))
+
+
+def mlp(network: str, weights: str, activations: str, input_bits: int) -> TrainingRecipe:
+    """TFC, SFC or LFC on MNIST from nothing, all layers alike, the image of few bits too."""
+    return TrainingRecipe(
+        network=network, data="mnist", real=Schedule(epochs=6, batch=128, rate=0.05, shift=1),
+        low_bit=Schedule(epochs=16, batch=128, rate=0.02, shift=1, distill=0.7, temperature=3.0),
+        quant=Recipe(weights=weights, activations=activations, first_weights=weights, last_weights=weights,
+                     input_bits=input_bits))
+
+
 RECIPES = {
     "lenet5-mnist": TrainingRecipe(
         network="lenet5", data="mnist", real=Schedule(epochs=2, batch=64, rate=0.03, shift=1),
@@ -136,4 +172,9 @@ RECIPES = {
     # less memory, since codebooks are large beside a small network, and came to 87.9 %, rows to 90.0 %.
     "resnet20-cifar10-pq": resnet20_by(ProductSchedule(layer_steps=20, epochs=2, shift=4, mirror=True), "pq:256,3"),
     "vgg-small-cifar10-w2a2": vgg_small("esb2.0", "pact:2"),
+    "vgg7-64-cifar10-w2a8": vgg7("ul2q:2", 4),
+    "cifarnet-cifar10-w2a8": cifarnet("ul2q:2", 6),
+    "cnv-cifar10-w2a2": cnv("esb2.0", "u2"),
+    "lfc-mnist-w1a1": mlp("lfc", "binary", "u1", 1),
+    "tfc-mnist-w2a2": mlp("tfc", "esb2.0", "u2", 2),
 }

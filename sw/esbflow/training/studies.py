@@ -69,16 +69,26 @@ RESNET56 = Study("resnet56-cifar10-w2a8", 3, 0.01, (
     Run("sq-binary", "sq(ramped,linear):binary", "u8"), Run("binary", "binary", "u8"),
 ))
 VGG_SMALL = Study("vgg-small-cifar10-w2a2", 60, 0.02, (Run("esb2-2", "esb2.0", "pact:2"), *LQNETS))
-STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "resnet56": RESNET56, "vgg-small": VGG_SMALL}
+# What muL2Q was published on.
+UL2Q = tuple(Run(f"ul2q{bits}", f"ul2q:{bits}", "u8") for bits in (1, 2, 4, 8))
+CIFARNET = Study("cifarnet-cifar10-w2a8", 6, 0.02, UL2Q)
+VGG7 = Study("vgg7-64-cifar10-w2a8", 4, 0.01, UL2Q)
+# The networks of FINN, as Brevitas' examples train them.
+CNV = Study("cnv-cifar10-w2a2", 8, 0.02, (
+    Run("w2a2", "esb2.0", "u2"), Run("w1a2", "binary", "u2"), Run("w1a1", "binary", "u1")))
+LFC = Study("lfc-mnist-w1a1", 16, 0.02, (
+    Run("w1a1", "binary", "u1"), Run("w1a2", "binary", "u2", (("input_bits", 2),))))
+TFC = Study("tfc-mnist-w2a2", 16, 0.02, (Run("w2a2", "esb2.0", "u2"),))
+STUDIES = {"lenet5": LENET5, "resnet20": RESNET20, "resnet56": RESNET56, "vgg-small": VGG_SMALL, "cifarnet": CIFARNET,
+           "vgg7": VGG7, "cnv": CNV, "lfc": LFC, "tfc": TFC}
 
 
 def recipe_of(study: Study, run: Run) -> TrainingRecipe:
-    """The training recipe of one run. Where a study quantizes all layers alike, first and last included, so does the run."""
+    """The training recipe of one run. First and last layer are quantized like all others where the study does so."""
     recipe = named(study.recipe)
-    alike = recipe.quant.first_weights == recipe.quant.weights
-    recipe = recipe.changed(study.rate, weights=run.weights, activations=run.activations,
-                            first_weights=run.weights if alike else None, last_weights=run.weights if alike else None,
-                            **dict(run.options))
+    alike = {field: run.weights for field in ("first_weights", "last_weights")
+             if getattr(recipe.quant, field) == recipe.quant.weights}
+    recipe = recipe.changed(study.rate, weights=run.weights, activations=run.activations, **alike, **dict(run.options))
     return replace(recipe, low_bit=recipe.low_bit.with_epochs(study.epochs))
 
 
