@@ -472,14 +472,40 @@ def test_a_softmax_within_the_model_is_refused():
         "largest")
 
 
+@pytest.mark.parametrize("mean, pixel_max, form, said", [
+    (0.0, 255 / 128, "u8", "takes it in u8, exactly"), (0.0, 1.0, "u8", "takes it in u8, exactly"),
+    (1.0, 255 / 128, "s8", r"takes it in s8, to 0.0039 where its largest value is 1")])
+def test_an_input_that_is_not_quantized_is_taken_in_eight_bits(mean, pixel_max, form, said):
+    """Two layers read it, and it is one input; zeros around it are real zeros."""
+    random, m = np.random.default_rng(17), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, "image", pads=[1, 1, 1, 1]), 2**-5, INT8)
+    x = m.add("Add", x, m.qdq(conv_layer(m, random, "image", kernel=1), 2**-5, INT8))
+    proto = m.proto(m.qdq(x, 2**-5, INT8))
+    graph = imported(proto, pixel_max=pixel_max, mean=mean)
+    assert str(graph.input.format) == form and [type(node) for node in graph.nodes].count(ir.Input) == 1
+    assert [note for note in graph.info["notes"] if said in note] == graph.info["notes"] != []
+    real_table = np.arange(256) / 255 * pixel_max - mean
+    assert np.abs(graph.input.table * graph.input.scale - real_table).max() <= (0 if form == "u8" else 0.0040) + 1e-6
+    pixels = random_pixels(np.random.default_rng(7), 8, 3, 6, 6)
+    images = (pixels / 255 * pixel_max - mean).astype(np.float32)
+    steps, share = compare(graph, pixels, run_onnxruntime(proto, images))
+    assert steps <= 1 and share < (0.03 if form == "u8" else 0.15)
+
+
+def test_an_input_that_is_read_in_two_ways_is_refused():
+    random, m = np.random.default_rng(18), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, image_in(m), kernel=1), 2**-5, INT8)
+    y = m.qdq(conv_layer(m, random, "image", kernel=1, name="odd"), 2**-5, INT8)
+    assert refused(m, m.qdq(m.add("Add", x, y), 2**-4, INT8)) == (
+        "Conv node 'odd': the model's input is read in codes of s8 elsewhere and of u8 here; put one quantizer right after the "
+        "input")
+
+
 def test_layers_that_are_not_quantized_are_named():
     random = np.random.default_rng(17)
     m = Model(("n", 3, 6, 6))
     x = m.add("Conv", image_in(m), weights(random, 4, 3, 3, 3).astype(np.float32), name="odd")
     assert refused(m, m.qdq(x, 1, INT8)) == "Conv node 'odd': its weights are not quantized; quantize them too"
-    m = Model(("n", 3, 6, 6))
-    x = conv_layer(m, random, "image", name="odd")
-    assert "Conv node 'odd': the model's input is not quantized; put a quantizer" in refused(m, m.qdq(x, 1, INT8))
     m = Model(("n", 3, 6, 6))
     x = conv_layer(m, random, conv_layer(m, random, image_in(m)), channels=4, kernel=1, name="odd")
     assert refused(m, m.qdq(x, 1, INT8)) == "Conv node 'odd': its input is not quantized; put a quantizer before it"

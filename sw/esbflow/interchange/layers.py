@@ -70,9 +70,19 @@ class Builder:
         table = form.nearest(value.values / scale)
         error = float(np.abs(table * scale - value.values).max())
         exact = error <= 1e-6 * largest  # the values are float32
-        self.notes.append("the model does not quantize its input: the graph takes it in " + (
-            f"{form}, exactly" if exact else f"{form}, to {error:.2g} where its largest value is {largest:.3g}"))
-        return self.append(ir.Input(self.unique("input"), (), value.shape, form, scale, table=table))
+        note = "the model does not quantize its input: the graph takes it in " + (
+            f"{form}, exactly" if exact else f"{form}, to {error:.2g} where its largest value is {largest:.3g}")
+        self.notes += [] if note in self.notes else [note]
+        return self.input(value.shape, form, scale, table, where)
+
+    def input(self, shape: tuple, form: Format, scale: float, table: np.ndarray, where: str) -> Stored:
+        """The graph's input, which is read in one way."""
+        for node in self.graph.nodes[:1]:
+            if (str(node.format), node.scale) != (str(form), scale) or not np.array_equal(node.table, table):
+                raise GraphError(f"{where}: the model's input is read in codes of {node.format} elsewhere and of {form} "
+                                 "here; put one quantizer right after the input")
+            return Stored(node.name, node.shape, node.format, node.scale)
+        return self.append(ir.Input("input", (), shape, form, scale, table=table))
 
     def plain(self, value, where: str):
         """Several tensors joined; one with zeros around it refused."""
@@ -96,7 +106,7 @@ class Builder:
             table = rule.levels(value.values)
             if isinstance(rule.form, Signed) and rule.form.bits > 8 or rule.form.max > 255:
                 raise GraphError(f"{where}: the input is quantized to {rule.form}; the engine reads at most 8 bits")
-            return self.append(ir.Input(self.unique("input"), (), value.shape, rule.form, rule.step, table=table))
+            return self.input(value.shape, rule.form, rule.step, table, where)
         if isinstance(value, Joined):
             parts = tuple(self.quantize(part, rule, f"{name}_{i}", where) for i, part in enumerate(value.parts))
             return self.join(Joined(parts), where, name)

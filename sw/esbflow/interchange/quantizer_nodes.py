@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange import quantization
 from esbflow.interchange.onnx_file import attributes, title
@@ -163,7 +162,7 @@ def dequantize_linear(walk, node, value, scale, zero_point=None):
         if rule.form is None:
             raise GraphError(rule.reason)
         table = value.values.astype(np.int64) - zeros[0]
-        return walk.builder.append(ir.Input("input", (), value.shape, rule.form, rule.step, table=table))
+        return walk.builder.input(value.shape, rule.form, rule.step, table, where)
     if not isinstance(value, Constant):
         raise GraphError(f"{where}: its input is neither codes of a QuantizeLinear nor a constant; export the model in "
                          "QDQ format")
