@@ -3,16 +3,24 @@
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.fold import fold_input
 from esbflow.compiler.lower import lower
-from esbflow.graph.execute import convolve
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES
+from esbflow.graph import ir
+from esbflow.graph.execute import convolve, execute
 from esbflow.graph.random import random_images, random_weights
+from esbflow.graph.validate import validate
+from esbflow.numbers import Signed
 from esbflow.runtime import layout
+from tests.compiler.machine import Machine
 from tests.compiler.programs import one_conv
-from tests.sw.graph_nodes import seeds
+from tests.sw.graph_nodes import constants, input_node, seeds
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,3 +62,32 @@ def test_a_grey_image_folds_its_whole_window_on_a_wide_array():
     assert fold.rows and folded.in_shape == (25, 24, 24) and folded.kernel == (1, 1)
     fold, folded = fold_input(layer, 4)
     assert not fold.rows and folded.in_shape == (5, 28, 24) and folded.kernel == (5, 1)
+
+
+@pytest.mark.parametrize("name, shape, kernel", [("tiny4x4", (1, 9, 7), None), ("base16x16", (3, 20, 20), None),
+                                                 ("base16x16", (2, 5, 6), (5, 6)), ("large64x64", (1, 28, 28), None)])
+def test_a_first_linear_layer_reads_all_pixels_as_channels(name, shape, kernel):
+    """As does a convolution as large as its image; the images of a batch stay one tall map."""
+    random = np.random.default_rng((21, *shape))
+    if kernel:
+        graph = one_conv(random_weights(random, (9, shape[0], *kernel), "s8"), shape)
+    else:
+        weight = random_weights(random, (9, int(np.prod(shape))), "s8")
+        graph = validate(ir.Graph("one", [input_node(shape), ir.Linear(
+            "fc", ("input",), (9, 1, 1), Signed(32), 1.0, weight=weight, weight_format=Signed(8), weight_scale=np.ones(9),
+            requantizer=constants(9))]))
+    config, images = ENGINES[name], random_images(random, graph, 3)
+    program, without = (compile_graph(graph, config, 3, fold=fold) for fold in (True, False))
+    assert program.meta["input"]["channels"] == np.prod(shape) and without.meta["input"]["fold"] is None
+    assert np.array_equal(Machine(program).run(images), execute(graph, images))
+    assert np.array_equal(Machine(without).run(images), execute(graph, images))
+    assert count_cycles(program).total < count_cycles(without).total
+
+
+def test_an_mlp_on_mnist_is_not_bound_by_its_first_layer():
+    """784 pixels fill 49 rows of 16: before they were folded, each was a row of its own."""
+    graph = validate(ir.Graph("one", [input_node((1, 28, 28)), ir.Linear(
+        "fc", ("input",), (64, 1, 1), Signed(32), 1.0, weight=np.ones((64, 784), np.int64), weight_format=Signed(2),
+        weight_scale=np.ones(64), requantizer=constants(64))]))
+    folded, plain = (count_cycles(compile_graph(graph, ENGINES["base16x16"], fold=fold)).total for fold in (True, False))
+    assert 10 * folded < plain
