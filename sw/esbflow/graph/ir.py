@@ -47,7 +47,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Input(Node):
-    """uint8 image (c, h, w) -> table[c][value], a signed 8-bit code where code 0 is real zero."""
+    """uint8 image (c, h, w) -> table[c][value], a code of 8 bits or fewer where code 0 is real zero."""
 
     table: np.ndarray = None  # int64 (c, 256)
 
