@@ -119,7 +119,7 @@ class Builder:
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
         """Append the layer's node, and those after it, with an output of `form` and real `scale`."""
-        fields = layer.closed(scale, where)
+        fields = layer.closed(form, scale, where)
         name = self.unique(layer.name or name)
         names = [*(self.unique(f"{name}_before{len(layer.after) - i}") for i in range(len(layer.after))), name]
         result = self.append(layer.node(name=names[0], shape=layer.shape, format=form, scale=float(scale), **fields))

@@ -12,6 +12,7 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.snap import snap_weights
+from esbflow.quant.thresholds import exact_thresholds
 
 M_LIMIT = (1 << ir.M_BITS - 1) - 1
 B_LIMIT = (1 << ir.B_BITS - 1) - 1
@@ -75,15 +76,24 @@ class OpenLayer:
         return replace(self, gain=self.gain * factor, offset=self.offset * factor + shift,
                        residual_gain=None if self.residual is None else self.residual_gain * factor)
 
+    def _factors(self) -> tuple:
+        """int64 (c,): the sums of what acc multiplies with by positive and by negative integers."""
+        if "weight" in self.fields:
+            weight = self.fields["weight"].reshape(len(self.gain), -1)
+            return np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
+        taps = self.fields["kernel"][0] * self.fields["kernel"][1] if self.node is ir.AvgPool2d else 1
+        return np.full(len(self.gain), taps), np.zeros(len(self.gain), np.int64)
+
+    def sums(self) -> tuple:
+        """(c,) each: the smallest and the largest acc that can occur, zeros around the map among what is summed."""
+        positive, negative = self._factors()
+        low, high = min(self.source.form.min, 0), max(self.source.form.max, 0)
+        return positive * low + negative * high, positive * high + negative * low
+
     def reach(self) -> float:
         """The largest magnitude that y can have."""
-        if "weight" in self.fields:
-            terms = np.abs(self.fields["weight"].reshape(len(self.gain), -1)).sum(axis=1)
-        elif self.node is ir.AvgPool2d:
-            terms = np.full(len(self.gain), self.fields["kernel"][0] * self.fields["kernel"][1])
-        else:
-            terms = np.ones(len(self.gain))
-        reach = np.abs(self.gain) * terms * self.source.largest + np.abs(self.offset)
+        positive, negative = self._factors()
+        reach = np.abs(self.gain) * (positive - negative) * self.source.largest + np.abs(self.offset)
         if self.residual is not None:
             reach = reach + np.abs(self.residual_gain) * self.residual.largest
         return float(reach.max())
@@ -103,19 +113,24 @@ class OpenLayer:
         form = next((form for form in forms if steepest * form.max <= M_LIMIT * limit), forms[-1])
         return form, limit / form.max
 
-    def closed(self, scale: float, where: str) -> dict:
-        """Inputs, requantizer and weights of the node, once the real `scale` of its output is known.
+    def closed(self, form: Format, scale: float, where: str) -> dict:
+        """Inputs, requantizer and weights of the node, once format and real `scale` of its output are known.
 
-        Weights are moved to a scale that m expresses exactly (snap.py). Raises what `requantizer` raises.
+        Weights are moved to a scale that m expresses exactly (snap.py); where they stay as they are and nothing is added,
+        b is chosen so that sums get the level that real coefficients give them (thresholds.py). Raises what `requantizer`
+        raises.
         """
-        constants = requantizer(self.gain / scale, self.offset / scale,
-                                None if self.residual is None else self.residual_gain / scale, where)
-        fields = self.fields
+        gain, offset = self.gain / scale, self.offset / scale
+        constants = requantizer(gain, offset, None if self.residual is None else self.residual_gain / scale, where)
+        fields, same = self.fields, np.ones(len(gain), bool)
         if "weight" in fields:
-            weight, m, step = snap_weights(fields["weight"], fields["weight_format"],
-                                           np.ldexp(self.gain / scale, constants.s))
+            weight, m, step = snap_weights(fields["weight"], fields["weight_format"], np.ldexp(gain, constants.s))
+            same = (weight == fields["weight"]).reshape(len(gain), -1).all(axis=1)
             fields = dict(fields, weight=weight, weight_scale=fields["weight_scale"] * step)
             constants = replace(constants, m=m)
+        if self.residual is None:
+            exact = exact_thresholds(constants, gain, offset, form, *self.sums())
+            constants = replace(constants, b=np.where(same, exact.b, constants.b))
         inputs = (self.source.name,) + ((self.residual.name,) if self.residual else ())
         return dict(fields, inputs=inputs, requantizer=constants)
 

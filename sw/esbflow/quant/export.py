@@ -121,7 +121,7 @@ class _Exporter:
         if layer.name in self.weighted:
             self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
-                                       **layer.closed(scale, f"layer {layer.name}")))
+                                       **layer.closed(form, scale, f"layer {layer.name}")))
 
     def _need_stored(self, value, node) -> Stored:
         if not isinstance(value, Stored):

@@ -28,6 +28,7 @@ _A2Q_OWN = "Zhu et al., ICLR 2023 (not checked)"
 _A2Q = "as A2Q quotes it (not checked)"
 _RQ = "Louizos et al., ICLR 2019 (not checked)"
 _ALQ = "Qu et al., CVPR 2020, released code's README"
+_BREVITAS = "Brevitas' README"
 _SQ = "Dong et al., BMVC 2017 (not checked)"
 
 PUBLISHED = (
@@ -36,7 +37,9 @@ PUBLISHED = (
     Published("ALQ", "LeNet-5", "MNIST", "0.40/32", 99.1, None, _ALQ, "alq-lenet5-mnist"),
     *(Published("RQ", "LeNet-5", "MNIST", f"{bits}/{bits}", top1, None, _RQ, f"lenet5-srq{bits}")
       for bits, top1 in ((8, 99.45), (4, 99.42), (2, 99.24))),
-    Published("Brevitas", "LFC", "MNIST", "1/1", 98.88, None, "Brevitas' README", ""),
+    *(Published("Brevitas", network, "MNIST", bits, top1, None, _BREVITAS, ours)
+      for network, bits, top1, ours in (("LFC", "1/1", 98.88, "lfc-w1a1"), ("LFC", "1/2", 98.99, "lfc-w1a2"),
+                                        ("TFC", "2/2", 96.60, "tfc-w2a2"))),
     *(Published("APoT", "ResNet-20", "CIFAR-10", f"{bits}/{bits}", top1, 92.96, _APOT, f"resnet20-apot{bits}")
       for bits, top1 in ((2, 90.96), (3, 92.51), (4, 92.47))),
     *(Published("LQ-Nets", "ResNet-20", "CIFAR-10", f"{w}/{a}", top1, 92.1, _LQ, f"resnet20-lqnets{w}-{min(a, 8)}")
@@ -54,8 +57,8 @@ PUBLISHED = (
     *(Published(method, "ResNet-56", "CIFAR-10", bits, top1, 93.31, _SQ, f"resnet56-{name}")
       for method, bits, top1, name in (("BWN", "1/32", 83.58, "binary"), ("SQ-BWN", "1/32", 92.85, "sq-binary"),
                                        ("TWN", "2/32", 92.36, "twn"), ("SQ-TWN", "2/32", 93.80, "sq-twn"))),
-    *(Published("Brevitas", "CNV", "CIFAR-10", bits, top1, None, "Brevitas' README", "")
-      for bits, top1 in (("1/1", 84.22), ("1/2", 87.80), ("2/2", 89.03))),
+    *(Published("Brevitas", "CNV", "CIFAR-10", bits, top1, None, _BREVITAS, ours)
+      for bits, top1, ours in (("1/1", 84.22, "cnv-w1a1"), ("1/2", 87.80, "cnv-w1a2"), ("2/2", 89.03, "cnv-w2a2"))),
     *(Published("Degree-Quant", "GCN", data, "4/4", top1, real, _A2Q, f"sgquant-gcn-{data.lower()}-w4a4")
       for data, top1, real in (("Cora", 78.3, 81.5), ("Citeseer", 66.9, 70.3))),
     *(Published("A2Q", "GCN", data, bits, top1, real, _A2Q_OWN, f"sgquant-gcn-{data.lower()}-search")
