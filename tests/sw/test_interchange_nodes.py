@@ -313,6 +313,34 @@ def test_concat_of_tensors_with_different_scales():
     assert type(graph.output) is ir.Concat
 
 
+@pytest.mark.parametrize("parts, form", [
+    ([(4, 2**-2, 0), (4, 2**-1, 0)], "u5"), ([(4, 2**-2, 0), (4, 2**-2, 1)], "s5"), ([(1, 1.0, 1), (1, 2.0, 1)], "s3"),
+    ([(3, 2**-2, 0), (8, 2**-2, 1)], "s8"), ([(2, 1.0, 0), (2, 1.0, 0)], "u2")])
+def test_concat_of_few_bits_is_exact(parts, form):
+    """Formats and scales whose values one format of eight bits holds: none may lose its sign or its finest bits."""
+    random, m = np.random.default_rng(19), Model((1, 3, 6, 6))
+    image, tensors = m.quant("image", 2**-5, 8), []
+    for bits, scale, signed in parts:
+        w = m.quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 4)
+        x = m.add("Conv", image, w, np.full(4, OFF_TIES, np.float32))
+        tensors.append(m.quant(x if signed else m.add("Relu", x), scale, bits, signed=signed))
+    graph = qonnx_exact(m, m.add("Concat", *tensors, axis=1), form)
+    assert type(graph.output) is ir.Concat and len(np.unique(execute(graph, random_pixels(random, 4, 3, 6, 6)))) > 2
+
+
+def test_concat_of_other_scales_takes_eight_bits():
+    """Steps of 0.3 and 1 have no common one: 8 bits, a sign if any has one, up to the largest magnitude."""
+    random, m = np.random.default_rng(20), Model((1, 3, 6, 6))
+    image = m.quant("image", 2**-5, 8)
+    x = m.add("Conv", image, m.quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 4))
+    proto = m.proto(m.add("Concat", m.quant(x, 1.0, 4), m.quant(m.add("Relu", x), 0.3, 4, signed=0), axis=1))
+    graph, pixels = imported(proto), random_pixels(random, 4, 3, 6, 6)
+    assert str(graph.output.format) == "s8" and graph.output.scale == pytest.approx(8 / 128)
+    expected = run_qonnx(proto, real(pixels))[proto.graph.output[0].name]
+    difference = np.abs(execute(graph, pixels) * graph.output.scale - expected)
+    assert difference[:, 4:].max() < 0.6 * graph.output.scale and (difference > 0.6 * graph.output.scale).mean() < 0.01
+
+
 def test_upsampling():
     m = Model(("n", 3, 6, 6))
     exact(m, m.add("Resize", image_in(m), np.zeros(0, np.float32), np.float32([1, 1, 2, 3]), mode="nearest",

@@ -8,7 +8,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
-from esbflow.interchange.quantization import Quantization, limited
+from esbflow.interchange.quantization import Quantization, common, limited
 from esbflow.interchange.values import Image, Joined, Open, Padded, shape_of
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.engine_layer import Stored, one_a_channel
@@ -145,16 +145,16 @@ class Builder:
         return self.moved(value, shape, make, name, where)
 
     def join(self, value: Joined, where: str, name: str | None = None) -> Stored:
-        """One Concat; parts of another format or scale are requantized to those of the part with the largest reach."""
+        """One Concat; parts are requantized where they do not share format and scale."""
         parts = [self.stored(part, where) for part in value.parts]
-        largest = max(parts, key=lambda part: part.scale * max(-part.form.min, part.form.max))
+        form, scale = common([(part.form, part.scale) for part in parts])
         same = []
         for part in parts:
-            if (part.form, part.scale) != (largest.form, largest.scale):
-                part = self.close(self.open(part, where), f"{part.name}_joined", largest.form, largest.scale, where)
+            if (part.form, part.scale) != (form, scale):
+                part = self.close(self.open(part, where), f"{part.name}_joined", form, scale, where)
             same.append(part)
-        return self.append(ir.Concat(self.unique(name or where), tuple(part.name for part in same), value.shape,
-                                     largest.form, largest.scale))
+        return self.append(ir.Concat(self.unique(name or where), tuple(part.name for part in same), value.shape, form,
+                                     scale))
 
     def output(self, value, name: str) -> Stored:
         """The graph's last tensor: as it is stored, or with 32 bits and one scale so that nothing saturates.
