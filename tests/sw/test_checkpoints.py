@@ -164,7 +164,7 @@ def test_the_names_of_published_files_are_translated(tmp_path):
 
 
 def test_an_unknown_network_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"^no network named 'resnet19'; known: lenet5, lenet-caffe, digits, vgg-small, "):
+    with pytest.raises(ValueError, match=r"^no network named 'resnet19'; known: lenet5, lenet-caffe, digits, tfc, "):
         network("resnet19")
 
 

@@ -79,7 +79,7 @@ def test_layers_and_activations_are_overridden_by_pattern():
     model = quantize(Small(), recipe)
     assert [str(getattr(model, name).weight_quantizer.form) for name in ("conv1", "conv2", "conv3", "linear")] == [
         "s8", "esb2.0", "esb2.0", "s8"]
-    assert [str(q.form) for q in model.quantizers.values() if str(q.form) != "s8"] == ["u4", "u2", "u4", "u8"]
+    assert [str(q.form) for q in model.quantizers.values() if str(q.form) != "s8"] == ["u8", "u4", "u2", "u4", "u8"]
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 

@@ -8,6 +8,7 @@ from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import fold_input
+from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, place, tensor_layout
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pools import split_pools
@@ -25,9 +26,9 @@ BATCH_LIMIT = 256
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True) -> Program:
     """Compile for runs of `batch` images.
 
-    Passes: store_bipolar (signs as ternary levels), lower (operators to convolutions), fold_input (few input channels),
-    split_pools (pools that are cheaper as layers of their own), tensor_layout and place (memory), split_weights and
-    pack_layer (integers to codes), tile, emit (instructions).
+    Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
+    convolutions), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
+    tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit (instructions).
 
     Raises
     ------
@@ -36,7 +37,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
-    graph = store_bipolar(graph)
+    graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice = lower(graph), None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:

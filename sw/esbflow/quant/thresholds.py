@@ -31,7 +31,7 @@ def exact_thresholds(q: ir.Requantizer, gain: np.ndarray, offset: np.ndarray, fo
     gain*acc + offset, in output steps.
 
     gain, offset : float64 (c,), of which q.m and q.b are the roundings. low, high : (c,), the sums that occur. Channels for
-    which no b does that get one between the bounds, so that few sums are wrong, by one level.
+    which no b does that keep theirs, which is best where sums are small.
 
     >>> one = lambda value: np.array([value], np.int64)
     >>> q = ir.Requantizer(m=one(1547), b=one(-744489), s=one(18), n=one(0))  # 0.0059 * 566 - 2.84 = 0.4994, yet
@@ -53,6 +53,6 @@ def exact_thresholds(q: ir.Requantizer, gain: np.ndarray, offset: np.ndarray, fo
     border = np.ceil(np.ldexp(borders, q.s[:, None]))
     least = np.where(above <= last, border - above * m[:, None], -np.inf).max(axis=1)
     most = np.where(below > first, border - (below - 1) * m[:, None] - 1, np.inf).min(axis=1)
-    moved = np.clip(q.b, np.minimum(least, most), np.maximum(least, most))
     limit = (1 << ir.B_BITS - 1) - 1
-    return replace(q, b=np.where(steep, np.clip(moved, -limit, limit), q.b).astype(np.int64))
+    moved = np.clip(np.clip(q.b, least, np.maximum(least, most)), -limit, limit)
+    return replace(q, b=np.where(steep & (least <= most), moved, q.b).astype(np.int64))
