@@ -11,7 +11,6 @@ of its own makes 2*bit - 1 of it.
 """
 
 from dataclasses import replace
-from itertools import count
 
 import numpy as np
 
@@ -26,11 +25,10 @@ def store_bipolar(graph: ir.Graph) -> ir.Graph:
     tensor holds stays the same. The graph itself where it has none."""
     if not any(isinstance(node.format, Binary) for node in graph.nodes):
         return graph
-    names = {node.name for node in graph.nodes}
-    return replace(graph, nodes=[part for node in graph.nodes for part in _stored(node, names)])
+    return replace(graph, nodes=[part for node in graph.nodes for part in _stored(graph, node)])
 
 
-def _stored(node: ir.Node, names: set) -> tuple:
+def _stored(graph: ir.Graph, node: ir.Node) -> tuple:
     if not isinstance(node.format, Binary):
         return (node,)
     constants = getattr(node, "requantizer", None)
@@ -38,7 +36,7 @@ def _stored(node: ir.Node, names: set) -> tuple:
         return (replace(node, format=TERNARY),)
     if not constants.n.any():
         return (replace(node, format=TERNARY, requantizer=_sign(constants)),)
-    name = next(name for name in (f"{node.name}_bit{'_' * i}" for i in count()) if name not in names)
+    name = graph.unused(f"{node.name}_bit")
     bit = replace(node, name=name, format=Unsigned(1), requantizer=_is_positive(constants))
     return bit, ir.Requantize(node.name, (name,), node.shape, TERNARY, node.scale,
                               requantizer=_two_less_one(node.shape[0]))
@@ -46,12 +44,12 @@ def _stored(node: ir.Node, names: set) -> tuple:
 
 def _sign(q: ir.Requantizer) -> ir.Requantizer:
     threshold = np.where(q.m == 0, q.b, q.b // np.maximum(np.abs(q.m), 1))
-    limit = (1 << ir.B_BITS - 2) - 1  # beyond what sums reach, so that it only keeps b in its width
+    limit = ir.B_LIMIT // 2  # beyond what sums reach, so that it only keeps b in its width
     return replace(q, m=2 * np.sign(q.m), b=2 * np.clip(threshold, -limit, limit) + 1, s=np.zeros_like(q.s))
 
 
 def _is_positive(q: ir.Requantizer) -> ir.Requantizer:
-    return replace(q, b=np.minimum(q.b + 1, (1 << ir.B_BITS - 1) - 1), s=np.zeros_like(q.s))
+    return replace(q, b=np.minimum(q.b + 1, ir.B_LIMIT), s=np.zeros_like(q.s))
 
 
 def _two_less_one(channels: int) -> ir.Requantizer:

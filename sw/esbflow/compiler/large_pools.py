@@ -12,29 +12,27 @@ from esbflow.graph import ir
 
 def split_large_pools(graph: ir.Graph) -> ir.Graph:
     """The graph with global max pools of sides up to 225 pixels in two steps; the graph itself where it has none."""
-    shapes = {node.name: node.shape for node in graph.nodes}
-    large = {node.name for node in graph.nodes if isinstance(node, ir.MaxPool2d) and _is_large(node, shapes[node.inputs[0]])}
-    if not large:
+    if not any(_is_large(graph, node) for node in graph.nodes):
         return graph
     return replace(graph, nodes=[part for node in graph.nodes
-                                 for part in (_halves(node, shapes) if node.name in large else (node,))])
+                                 for part in (_halves(graph, node) if _is_large(graph, node) else (node,))])
 
 
-def _is_large(node: ir.MaxPool2d, source: tuple) -> bool:
-    """Whether a side is too long for one window and is all that the window reads."""
-    sides = zip(node.kernel, node.padding, node.shape[1:], source[1:])
-    return max(node.kernel) > POOL_LIMIT and all(
-        kernel <= POOL_LIMIT or (out == 1 and padding == 0 and kernel == size) for kernel, padding, out, size in sides)
+def _is_large(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether a side is too long for one window of a max pool and is all that the window reads."""
+    if not isinstance(node, ir.MaxPool2d) or max(node.kernel) <= POOL_LIMIT:
+        return False
+    sides = zip(node.kernel, node.padding, node.shape[1:], graph[node.inputs[0]].shape[1:])
+    return all(kernel <= POOL_LIMIT or (out == 1 and padding == 0 and kernel == size)
+               for kernel, padding, out, size in sides)
 
 
-def _halves(node: ir.MaxPool2d, shapes: dict) -> tuple:
-    channels, *sizes = shapes[node.inputs[0]]
+def _halves(graph: ir.Graph, node: ir.MaxPool2d) -> tuple:
+    channels, *sizes = graph[node.inputs[0]].shape
     counts = [-(-size // POOL_LIMIT) if kernel > POOL_LIMIT else None for size, kernel in zip(sizes, node.kernel)]
     parts = [1 if count is None else -(-size // count) for size, count in zip(sizes, counts)]
     left = [-(-size // part) for size, part in zip(sizes, parts)]
-    name = f"{node.name}_parts"
-    while name in shapes:
-        name += "_"
+    name = graph.unused(f"{node.name}_parts")
     first = replace(node, name=name, shape=(channels, *left), kernel=tuple(parts), stride=tuple(parts), padding=(0, 0))
     kernel, stride = (tuple(own if count is None else size for count, own, size in zip(counts, given, left))
                       for given in (node.kernel, node.stride))

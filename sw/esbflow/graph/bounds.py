@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.numbers import Format
 
 SUM_BITS = 42
 """Bits of the engine's exact sum acc*m + r*n + b with 28-bit accumulators; every executor here is exact beyond that."""
@@ -37,15 +38,23 @@ class Bound:
 
 def accumulator_range(graph: ir.Graph, node: ir.Node) -> tuple:
     """(low, high) int64 (channels,) of the node's accumulator; a zero of the padding counts too."""
-    source = graph[node.inputs[0]].format
-    smallest, largest = min(0, source.min), max(0, source.max)
-    if isinstance(node, (ir.Conv2d, ir.Linear)):
-        rows = node.weight.reshape(node.weight.shape[0], -1)
-        positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
-        return positive * smallest + negative * largest, positive * largest + negative * smallest
-    count = node.kernel[0] * node.kernel[1] if isinstance(node, ir.AvgPool2d) else 1
-    channels = node.shape[0]
-    return np.full(channels, count * smallest, np.int64), np.full(channels, count * largest, np.int64)
+    return sum_range(*factors(vars(node), node.shape[0]), graph[node.inputs[0]].format)
+
+
+def factors(fields: dict, channels: int) -> tuple:
+    """(positive, negative) int64 (channels,): the sums of the integers of either sign that an accumulator multiplies by,
+    from a node's `weight`, or the `kernel` of an average pool; one without either adds a single value."""
+    if "weight" in fields:
+        rows = fields["weight"].reshape(channels, -1)
+        return np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
+    taps = fields["kernel"][0] * fields["kernel"][1] if "kernel" in fields else 1
+    return np.full(channels, taps, np.int64), np.zeros(channels, np.int64)
+
+
+def sum_range(positive: np.ndarray, negative: np.ndarray, form: Format) -> tuple:
+    """(low, high) int64 (channels,) of sums with such `factors` of values of a format, or of zeros around a map."""
+    smallest, largest = min(0, form.min), max(0, form.max)
+    return positive * smallest + negative * largest, positive * largest + negative * smallest
 
 
 def bounds(graph: ir.Graph) -> dict:

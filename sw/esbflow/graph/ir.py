@@ -13,6 +13,8 @@ from esbflow.numbers import Format
 
 M_BITS, N_BITS, B_BITS, S_MAX = 12, 12, 40, 40
 """Widths of the requantizer's constants (signed) and the largest shift."""
+M_LIMIT, B_LIMIT = (1 << M_BITS - 1) - 1, (1 << B_BITS - 1) - 1
+"""The largest m (and n) and the largest b."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +166,13 @@ class Graph:
             if node.name == name:
                 return node
         raise KeyError(f"no node named {name!r} in graph {self.name!r}")
+
+    def unused(self, name: str) -> str:
+        """`name`, with underscores behind it if a node has it already."""
+        known = {node.name for node in self.nodes}
+        while name in known:
+            name += "_"
+        return name
 
     @property
     def input(self) -> Input:

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.graph import ir
+from esbflow.graph.bounds import factors, sum_range
 from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.snap import snap_weights
 from esbflow.quant.thresholds import exact_thresholds
-
-M_LIMIT = (1 << ir.M_BITS - 1) - 1
-B_LIMIT = (1 << ir.B_BITS - 1) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,23 +74,13 @@ class OpenLayer:
         return replace(self, gain=self.gain * factor, offset=self.offset * factor + shift,
                        residual_gain=None if self.residual is None else self.residual_gain * factor)
 
-    def _factors(self) -> tuple:
-        """int64 (c,): the sums of what acc multiplies with by positive and by negative integers."""
-        if "weight" in self.fields:
-            weight = self.fields["weight"].reshape(len(self.gain), -1)
-            return np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
-        taps = self.fields["kernel"][0] * self.fields["kernel"][1] if self.node is ir.AvgPool2d else 1
-        return np.full(len(self.gain), taps), np.zeros(len(self.gain), np.int64)
-
     def sums(self) -> tuple:
         """(c,) each: the smallest and the largest acc that can occur, zeros around the map among what is summed."""
-        positive, negative = self._factors()
-        low, high = min(self.source.form.min, 0), max(self.source.form.max, 0)
-        return positive * low + negative * high, positive * high + negative * low
+        return sum_range(*factors(self.fields, len(self.gain)), self.source.form)
 
     def reach(self) -> float:
         """The largest magnitude that y can have."""
-        positive, negative = self._factors()
+        positive, negative = factors(self.fields, len(self.gain))
         reach = np.abs(self.gain) * (positive - negative) * self.source.largest + np.abs(self.offset)
         if self.residual is not None:
             reach = reach + np.abs(self.residual_gain) * self.residual.largest
@@ -110,7 +98,7 @@ class OpenLayer:
         gains = (self.gain,) if self.residual is None else (self.gain, self.residual_gain)
         steepest = max(float(np.abs(gain).max()) for gain in gains)
         forms = [Unsigned(fewer) for fewer in range(bits, 0, -1)]
-        form = next((form for form in forms if steepest * form.max <= M_LIMIT * limit), forms[-1])
+        form = next((form for form in forms if steepest * form.max <= ir.M_LIMIT * limit), forms[-1])
         return form, limit / form.max
 
     def closed(self, form: Format, scale: float, where: str) -> dict:
@@ -165,8 +153,8 @@ def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Re
         raise GraphError(f"{where}: a scale or bias is not finite; the model has diverged, or a batch norm has no variance")
     tiny = 1e-300
     widest = np.maximum(np.abs(gain), np.abs(residual_gain))
-    room = np.minimum(np.log2(M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
-                      np.log2(B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
+    room = np.minimum(np.log2(ir.M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
+                      np.log2(ir.B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
     if room.min() < 0:
         raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
                          "not fit the requantizer; its output scale is far too small")

@@ -11,8 +11,6 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.numbers import Format
 
-_LARGEST = (1 << ir.M_BITS - 1) - 1
-
 
 def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> tuple:
     """Integers and multipliers whose products are nearest to weight * wanted, channel by channel.
@@ -32,7 +30,7 @@ def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> tuple:
     (array([[ 75, -37,   5]]), array([2]), array([1.33333333]))
     """
     rows, size = weight.reshape(len(weight), -1).astype(np.int64), np.abs(wanted)
-    low, high = np.minimum(np.floor(size), _LARGEST), np.minimum(np.ceil(size), _LARGEST)
+    low, high = np.minimum(np.floor(size), ir.M_LIMIT), np.minimum(np.ceil(size), ir.M_LIMIT)
     (levels, error), (levels_high, error_high) = _fit(rows, form, size, low), _fit(rows, form, size, high)
     up = error_high <= error
     levels, m = np.where(up[:, None], levels_high, levels), np.where(up, high, low)

@@ -53,6 +53,5 @@ def exact_thresholds(q: ir.Requantizer, gain: np.ndarray, offset: np.ndarray, fo
     border = np.ceil(np.ldexp(borders, q.s[:, None]))
     least = np.where(above <= last, border - above * m[:, None], -np.inf).max(axis=1)
     most = np.where(below > first, border - (below - 1) * m[:, None] - 1, np.inf).min(axis=1)
-    limit = (1 << ir.B_BITS - 1) - 1
-    moved = np.clip(np.clip(q.b, least, np.maximum(least, most)), -limit, limit)
+    moved = np.clip(np.clip(q.b, least, np.maximum(least, most)), -ir.B_LIMIT, ir.B_LIMIT)
     return replace(q, b=np.where(steep & (least <= most), moved, q.b).astype(np.int64))
