@@ -81,3 +81,26 @@ def test_a_clip_learns_from_what_lies_beyond_it_alone(form, dtype):
     assert torch.equal(x.grad, gradient * inside)
     wanted = 0.5 * (gradient * ratio.clamp(form.min, form.max).round() * ~inside).sum()
     assert step.grad.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("function", [lsq.learned_range, lsq.clipped_range])
+@pytest.mark.parametrize("form", [Unsigned(2), Signed(4), Unsigned(8)], ids=str)
+def test_mixed_precision_rounds_to_the_same_levels_within_what_bfloat16_can_tell(form, function):
+    x = (gaussian(2, 16, 30, 30) * form.max / 2).bfloat16().contiguous(memory_format=torch.channels_last)
+    gradient = gaussian(2, 16, 30, 30, seed=5).bfloat16()
+    results = []
+    for value, to_y in ((x, gradient), (x.float(), gradient.float())):
+        value, step = value.clone().requires_grad_(), torch.tensor(0.37, requires_grad=True)
+        y = function(value, step, form, 0.5)
+        y.backward(to_y)
+        assert y.dtype == value.grad.dtype == value.dtype
+        results.append((y.detach().float() / 0.37, value.grad.float(), step.grad))
+    (levels, to_x, to_step), (wanted, wanted_to_x, wanted_to_step) = results
+    # The ratio, 8 significant bits of it, and then the value are rounded: up to 1/256 of the level, twice, and the level's
+    # own rounding. Few lie so near to a boundary.
+    assert ((levels - wanted).abs() <= 1 + form.max / 128).all() and (levels - wanted).abs().mean() < 0.02 + form.max / 500
+    assert abs((levels - wanted).mean()) < 0.01 * form.max / 4  # no drift
+    assert (to_x != wanted_to_x).float().mean() < 0.02
+    assert to_step.dtype == torch.float32
+    # A sum of 28,800 terms that are rounded one by one.
+    assert abs(to_step - wanted_to_step) < 0.5 * form.max / 20 * 28_800 ** 0.5

@@ -53,6 +53,18 @@ def test_other_batches_shapes_and_weights_are_asked_anew(tmp_path):
     assert not torch.equal(other(x), cached(x)) and other.teacher.calls == 1 and cached.teacher.calls == 3
 
 
+def test_mixed_precision_has_answers_of_its_own(tmp_path):
+    cached = CachedTeacher(Counting(), tmp_path / "answers")
+    x = torch.randn(2, 6)
+    exact = cached(x)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = cached(x)
+    assert cached.teacher.calls == 2 and mixed.dtype == torch.float32
+    assert not torch.equal(mixed, exact) and torch.allclose(mixed, exact, atol=0.05)
+    assert torch.equal(cached(x), exact) and cached.teacher.calls == 2
+
+
 def test_the_order_in_memory_does_not_matter(tmp_path):
     cached = CachedTeacher(Counting(), tmp_path / "answers")
     x = torch.randn(2, 2, 1, 3)

@@ -22,6 +22,8 @@ def round_to_levels(x: torch.Tensor, form: Format) -> torch.Tensor:
     if isinstance(form, ESB):
         # The step doubles with each octave; rounding up across one lands on the next octave's first level.
         octaves = max(0, 2 ** form.exponent_bits - 2)
+        if not octaves:
+            return _half_up(x).clamp(form.min, form.max)
         octave = (torch.frexp(x).exponent - (form.significand + 1)).clamp(0, octaves)
         step = torch.exp2(octave.to(x.dtype))
         return (_half_up(x / step) * step).clamp(form.min, form.max)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esbflow.numbers import Format
-from esbflow.quant.base import round_to_levels
+from esbflow.quant.base import check_finite, round_to_levels
 from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows
 
 
@@ -51,12 +51,15 @@ class _Learned(torch.autograd.Function):
 
 class _LearnedRange(torch.autograd.Function):
     """The same for all integers of a range and one step for the tensor, in few passes over memory: on a CPU they cost
-    more than the arithmetic. Rounds half up but for the float just below a half."""
+    more than the arithmetic. float32 rounds half up but for the float just below a half; bfloat16 rounds half to even,
+    since x + 1/2 would itself be rounded from 64 on."""
 
     @staticmethod
     def forward(ctx, x, step, low, high, factor, ends):
         size = step.item()
-        y = torch.mul(x, 1 / size).add_(0.5).floor_().clamp_(low, high).mul_(size)
+        y = torch.mul(x, 1 / size)
+        y = y.round_() if x.dtype == torch.bfloat16 else y.add_(0.5).floor_()
+        y = y.clamp_(low, high).mul_(size)
         ctx.save_for_backward(x, y)
         ctx.size, ctx.low, ctx.high, ctx.factor, ctx.ends = size, low, high, factor, ends
         return y
@@ -66,12 +69,19 @@ class _LearnedRange(torch.autograd.Function):
         x, y = ctx.saved_tensors
         to_x = torch.ops.aten.hardtanh_backward(gradient, x, ctx.low * ctx.size, ctx.high * ctx.size)
         # sum of gradient * (level - x/step), or nothing, inside and gradient * level outside
-        to_step = (_inner(gradient, y) - _inner(to_x, y if ctx.ends else x)) / ctx.size * ctx.factor
+        to_step = _inner_difference(gradient, y, to_x, y if ctx.ends else x) / ctx.size * ctx.factor
         return to_x, to_step, None, None, None, None
 
 
+def _inner_difference(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """sum of a * b less sum of c * d: in float32 by dot, which is several times as fast, if all lie in memory in the same
+    order; in bfloat16, where dot is slow and two sums would lose their difference, as one sum."""
+    if a.dtype == torch.bfloat16:
+        return (a * b).addcmul_(c, d, value=-1).sum()
+    return _inner(a, b) - _inner(c, d)
+
+
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of products; by dot, which is several times as fast, if both lie in memory in the same order."""
     if a.dim() == 4 and not a.is_contiguous():
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # channels_last, perhaps
     if a.is_contiguous() and b.is_contiguous():
@@ -91,7 +101,8 @@ def clipped_range(x: torch.Tensor, step: torch.Tensor, form: Format, factor: flo
 
 
 def _range(x, step, form, factor, ends):
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():  # fused there anyhow
+    fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    if not fast or torch.compiler.is_compiling():  # fused there anyhow
         return _Learned.apply(x, step, form, factor, ends)
     return _LearnedRange.apply(x, step, form.min, form.max, factor, ends)
 
@@ -134,7 +145,8 @@ class LSQWeightQuantizer(WeightQuantizer):
 def learned_values(quantizer: WeightQuantizer, w: torch.Tensor) -> torch.Tensor:
     """Weights by the learned `step` of a quantizer; its value where a row is constant or zero is the exact one."""
     with torch.no_grad():
-        held = quantizer.scale(w)
+        check_finite(w, quantizer.name)
+        held = like_rows(quantizer.row_scale(as_rows(w, quantizer.per_channel)), w)
     step = like_rows(quantizer.step.abs(), w)
     count = w[0].numel() if quantizer.per_channel else w.numel()
     return learned_levels(w, held + (step - step.detach()), quantizer.form, step_factor(count, quantizer.form))

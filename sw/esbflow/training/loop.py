@@ -103,8 +103,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     images uint8 (n, c, h, w); labels int64 (n,), or uint8 masks (n, 1, h, w) that are moved and turned as their images are.
     `report(done, total, loss)` is called after every step. The order of images depends on the seed and the epoch only,
     so that a resumed run sees what an unbroken one would have seen. In a process group every rank takes its part of each
-    batch (see distributed.py). `precision` "bfloat16" runs layers in mixed precision (parameters stay float32), `compiled`
-    goes through torch.compile: both help on GPUs.
+    batch (see distributed.py). `precision` "bfloat16" runs layers, the teacher's too, in mixed precision (parameters stay
+    float32), which helps on GPUs and on CPUs that multiply bfloat16 (AMX, AVX512_BF16); `compiled` goes through
+    torch.compile, which helps on GPUs.
 
     Raises
     ------
@@ -134,12 +135,15 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     parallel = distributed.wrap(model)
     parallel = torch.compile(parallel) if compiled else parallel
 
-    def loss_by(network, x, target, wanted):
+    def scores_by(network, x):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            scores = network(x)
+            return network(x).float()
+
+    def loss_by(network, x, target, wanted):
+        scores = scores_by(network, x)
         if scores.shape[1] < classes:
             raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
-        return _loss(scores.float(), target, schedule, wanted)
+        return _loss(scores, target, schedule, wanted)
 
     for epoch in range(first, schedule.epochs):
         for quantizer in quantizers:
@@ -158,7 +162,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             x = normalise(distributed.share(batch), mean, std).to(device, memory_format=torch.channels_last)
             target = _target(distributed.share(target)).to(device)
             with torch.no_grad():
-                wanted = teacher(x) if schedule.distill else None
+                wanted = scores_by(teacher, x) if schedule.distill else None
             if schedule.sharpness and epoch >= first_sharp:
                 with sharp, sharp.moved(loss_by(model, x, target, wanted)):
                     loss = loss_by(parallel, x, target, wanted)

@@ -18,8 +18,8 @@ class CachedTeacher(nn.Module):
     """Gives what `teacher` gives in eval mode, float32 (n, classes), from the SQLite file `path` where it has been asked
     before.
 
-    An answer belongs to the teacher's weights and to every bit of the batch. Several processes may share the file, and one
-    that is killed leaves it usable. 128 answers of 10 classes take 5 kB.
+    An answer belongs to the teacher's weights, to every bit of the batch and to the precision (autocast or not). Several
+    processes may share the file, and one that is killed leaves it usable. 128 answers of 10 classes take 5 kB.
 
     Raises
     ------
@@ -46,7 +46,8 @@ class CachedTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, ...) -> (n, classes)."""
-        key = hashlib.blake2b(self._named + str(tuple(x.shape)).encode() + _bytes(x), digest_size=16).digest()
+        mixed = str(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else ""
+        key = hashlib.blake2b(self._named + mixed.encode() + str(tuple(x.shape)).encode() + _bytes(x), digest_size=16).digest()
         found = self._file.execute("SELECT classes, scores FROM answers WHERE batch = ?", (key,)).fetchone()
         if found:
             scores = np.frombuffer(found[1], np.float32).reshape(-1, found[0])
