@@ -1,6 +1,6 @@
 """From torch to the RTL: random models with fresh seeds, every value and every cycle.
 
-6 models in each run; `ESBFLOW_LAYER_FACTOR=5 pytest tests/end_to_end/test_torch_models.py` runs 30.
+8 models in each run, 2 of them of sequences; `ESBFLOW_LAYER_FACTOR=5 pytest tests/end_to_end/test_torch_models.py` runs 40.
 """
 
 import os
@@ -18,6 +18,7 @@ from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
 from tests.sw.exported_models import images_for, randomise_norms
 from tests.sw.random_models import RandomModel
+from tests.sw.random_sequences import RandomSequenceModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
@@ -25,10 +26,11 @@ RECIPES = (Recipe(), Recipe(weights="s8", activations="u8"),
            Recipe(weights="esb2.0", activations="u2", residual_activations="u8", first_weights="esb4.1"))
 
 
-@pytest.mark.parametrize("number", range(6 * FACTOR))
+@pytest.mark.parametrize("number", range(8 * FACTOR))
 def test_rtl_equals_graph_and_cycle_model(bench, seed, number):
     draw = int(np.random.default_rng((seed, 3000 + number)).integers(1 << 30))
-    model, name = RandomModel(draw, steps=14), ("base16x16", "small8x16")[number % 2]
+    model = (RandomModel if number % 4 else RandomSequenceModel)(draw, steps=14)
+    name = ("base16x16", "small8x16")[number % 2]
     images = images_for(model.shape, 8, draw)
     randomise_norms(model, images, draw)
     graph = export(calibrate(quantize(model, RECIPES[number % 3]), images), "random", model.shape)

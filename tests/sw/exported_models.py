@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.graph.execute import execute
+from esbflow.maps import map_shape
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
 from esbflow.quant.convert import quantize
@@ -16,13 +17,13 @@ from esbflow.training.loop import calibrate, normalise
 
 
 def images_for(shape, count=12, seed=0):
-    """Smooth random images: noise alone leaves most neurons of a random network silent."""
+    """Smooth random images, sequences or rows: noise alone leaves most neurons of a random network silent."""
     random = np.random.default_rng(seed)
-    c, h, w = shape
+    c, h, w = map_shape(shape)
     coarse = torch.from_numpy(random.random((count, c, 4, 4)))
     smooth = F.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=False).numpy()
     noisy = 255 * (0.8 * smooth + 0.2 * random.random((count, c, h, w)))
-    return noisy.round().astype(np.uint8)
+    return noisy.round().astype(np.uint8).reshape(count, *shape)
 
 
 def randomise_norms(model, images, seed=0):

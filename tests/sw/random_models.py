@@ -52,7 +52,7 @@ class RandomModel(nn.Module):
         super().__init__()
         self.random, self.dilated_same = np.random.default_rng(seed), dilated_same
         torch.manual_seed(seed)
-        self.shape = (self._one_of(1, 3, 4), *(int(n) for n in self.random.integers(6, 15, 2)))
+        self.shape = (self._one_of(1, 3, 4), *self._sizes())
         self.steps, self.sources, self.shapes, self.names = nn.ModuleList(), [], [self.shape], []
         while len(self.steps) == 0:
             self._append("conv", 0)
@@ -85,6 +85,9 @@ class RandomModel(nn.Module):
             layers = [nn.Linear(channels, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 5)]
         return nn.Sequential(self._one_of(*to_rows), *layers)
 
+    def _sizes(self) -> tuple:
+        return tuple(int(n) for n in self.random.integers(6, 15, 2))
+
     # -- how it is drawn -----------------------------------------------------------------------------------------------
     def _one_of(self, *choices):
         return choices[int(self.random.integers(len(choices)))]
@@ -97,8 +100,7 @@ class RandomModel(nn.Module):
 
     def _append(self, kind: str, source: int) -> None:
         """One operation that reads `source`, or nothing if it does not fit."""
-        c, h, w = self.shapes[source]
-        getattr(self, f"_{kind}")(source, c, h, w)
+        getattr(self, f"_{kind}")(source, *self.shapes[source])
 
     def _conv(self, source, c, h, w):
         kernel, stride, dilation = self._one_of(1, 3, 3, (3, 1), (2, 5)), self._one_of(1, 1, 1, 2), self._one_of(1, 1, 1, 2)

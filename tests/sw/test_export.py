@@ -1,7 +1,9 @@
 """From a quantized torch model to integers: torch = graph on every value, and what the exporter writes."""
 
+import copy
 import io
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -292,3 +294,18 @@ def test_constants_that_do_not_fit_are_refused_by_layer(gain, offset, residual, 
     with pytest.raises(GraphError, match=f"^layer fc1: {message}$"):
         requantizer(np.array([gain]), np.array([offset]), None if residual is None else np.array([residual]),
                     "layer fc1")
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_a_copy_of_a_quantized_model_exports_the_same(way):
+    net = NETWORKS["residual"]()
+    model, images = calibrated(net, RECIPES["s8 u8"], net.shape), images_for(net.shape)
+    other = way(model)
+    with torch.no_grad():
+        model.stem.weight.mul_(-1)  # of its own
+    before, after = export(other, "net", net.shape), export(model, "net", net.shape)
+    with torch.no_grad():
+        model.stem.weight.mul_(-1)
+    again = export(model, "net", net.shape)
+    assert before.info == again.info and np.array_equal(execute(before, images), execute(again, images))
+    assert not np.array_equal(execute(before, images), execute(after, images))

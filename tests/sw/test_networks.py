@@ -23,7 +23,7 @@ from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.fixed import IntegerModule
 from esbflow.quant.limit import StepLimit
-from esbflow.quant.recipe import Recipe
+from esbflow.quant.recipe import Recipe, recipe_of
 from esbflow.training import api
 from esbflow.training.api import top1
 from esbflow.training.folders import load_folder
@@ -58,7 +58,7 @@ def both(model, shape, count=2):
     """(graph, its outputs, the torch module's outputs, the fake-quantized model's outputs in output steps)."""
     graph, images = export(model, "net", shape), images_for(shape, count)
     with torch.no_grad():
-        fake = model(normalise(images, model.recipe.mean, model.recipe.std)).double().numpy() / graph.output.scale
+        fake = model(normalise(images, recipe_of(model)[0].mean, recipe_of(model)[0].std)).double().numpy() / graph.output.scale
     outputs = execute(graph, images)
     return graph, outputs, IntegerModule(graph)(torch.from_numpy(images)).numpy(), fake.reshape(outputs.shape)
 

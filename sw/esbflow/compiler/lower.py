@@ -215,6 +215,9 @@ def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
         layer = replace(layer, stride=layer.in_shape[1:], stacked=True)
     if layer.stacked and layer.residual is None and max(layer.stride) > 63:
         layer = replace(layer, stacked=False, stride=(1, 1))
+    if not layer.stacked:  # after a single window there is no step to the next
+        layer = replace(layer, stride=tuple(1 if step > 63 and size == 1 else step
+                                            for step, size in zip(layer.stride, layer.conv_shape[1:])))
     if max(layer.stride) > 63:
         raise CompileError(f"layer {layer.name}: the engine's strides reach 63, not {max(layer.stride)}")
     return layer

@@ -4,13 +4,15 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.maps import as_maps
 
 CHUNK_BYTES = 128 << 20
 """Images are run in chunks whose unfolded windows take about this much memory."""
 
 
 def execute(graph: ir.Graph, images: np.ndarray, keep: bool = False):
-    """Run uint8 images (n, c, h, w) through the graph.
+    """Run uint8 images (n, c, h, w) through the graph; sequences (n, c, length) are images one pixel high, and rows
+    (n, features) images of one pixel.
 
     Returns the output, int64 (n, c, h, w), or with `keep` a dict of every tensor by node name.
 
@@ -22,8 +24,7 @@ def execute(graph: ir.Graph, images: np.ndarray, keep: bool = False):
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise GraphError(f"images must be uint8, not {images.dtype}; the graph's input table does the normalisation")
-    if images.ndim != 4 or images.shape[1:] != tuple(graph.input.shape):
-        raise GraphError(f"images must have shape (n, {', '.join(map(str, graph.input.shape))}), not {images.shape}")
+    images = as_maps(images, graph.input.shape, GraphError)
     if keep:
         return _run(graph, images)
     largest = max(_unfolded_bytes(graph, node) for node in graph.nodes)

@@ -103,10 +103,15 @@ class ActivationQuantizer(Quantizer):
 
 
 class InputQuantizer(Quantizer):
-    """The network's input: a fixed scale that the normalisation of 8-bit images gives."""
+    """The network's input: a fixed scale that the normalisation of 8-bit images gives.
+
+    `recipe` and `shape` are those that `quantize` got. They are kept here since copies of a traced model, by copy.deepcopy
+    and by pickle, keep no attributes of the model but its layers.
+    """
 
     def __init__(self, form: Format, step: float):
         super().__init__(form)
+        self.recipe = self.shape = None
         self.register_buffer("step", torch.tensor(step))
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:

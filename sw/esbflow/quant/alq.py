@@ -42,10 +42,10 @@ def group_view(w: torch.Tensor, grouping: str) -> torch.Tensor:
     kernels have no kernels: "kernel" is "channel" there, and so is "pixel" for linear layers.
     """
     out = len(w)
-    if w.dim() == 4 and grouping == "kernel" and w[0, 0].numel() > 1:
+    if w.dim() > 2 and grouping == "kernel" and w[0, 0].numel() > 1:
         return w.reshape(out * w.shape[1], -1)
-    if w.dim() == 4 and grouping == "pixel":
-        return w.permute(0, 2, 3, 1).reshape(-1, w.shape[1])
+    if w.dim() > 2 and grouping == "pixel":
+        return w.movedim(1, -1).reshape(-1, w.shape[1])
     size, parts = w[0].numel(), parts_of(grouping) or 1
     while size % parts:
         parts -= 1
@@ -54,8 +54,8 @@ def group_view(w: torch.Tensor, grouping: str) -> torch.Tensor:
 
 def from_groups(groups: torch.Tensor, shape: torch.Size, grouping: str) -> torch.Tensor:
     """The inverse of `group_view`: (groups, n) -> (out, ...)."""
-    if len(shape) == 4 and grouping == "pixel":
-        return groups.reshape(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+    if len(shape) > 2 and grouping == "pixel":
+        return groups.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
     return groups.reshape(shape)
 
 

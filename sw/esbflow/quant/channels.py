@@ -5,6 +5,7 @@ through the chain, and what comes out names the channel that each output channel
 """
 
 import copy
+import math
 import operator
 
 import torch
@@ -12,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph.errors import GraphError
-from esbflow.quant.layers import SelectChannels
+from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
 from esbflow.quant.sized_trace import propagate_shapes
 from esbflow.quant.trace import drops, is_size, kind_of, tensors
 
@@ -26,8 +27,8 @@ _KEEP = ("norm", "relu", "upsample", "pad", "add")
 """Kinds of nodes with as many channels as what they read."""
 
 _IMAGES = 11  # of the example
-_MAPS = ((3, 5), (1, 1))
-"""Sizes of maps that show whether a chain asks for them, as squeeze does."""
+_MAPS = {1: ((5,), (1,)), 2: ((3, 5), (1, 1))}
+"""Sizes of sequences and of maps that show whether a chain asks for them, as squeeze does."""
 
 _TO_ROWS = (torch.mean, "mean", torch.amax, "amax")
 """Pools that may leave rows of a matrix."""
@@ -41,7 +42,7 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
     """
     modules = dict(traced.named_modules())
     ends = [node for node in traced.graph.nodes if _moves(node, modules)
-            and any(not _moves(user, modules) and not is_size(user) for user in node.users)]
+            and any(not _moves(user, modules) for user in node.users)]
     if not ends:
         return
     known = {} if shape is None else _map_sizes(traced, shape)
@@ -92,35 +93,38 @@ def _source(node: fx.Node, modules: dict) -> fx.Node | None:
 
 
 def _map_sizes(traced: fx.GraphModule, shape: tuple) -> dict:
-    """{node: (c, h, w)} of all maps, for images of `shape`."""
+    """{node: (c, h, w)}, or (c, length), of all tensors with as many axes as the images of `shape`."""
     copied = copy.deepcopy(traced).eval()  # no statistics must move
     propagate_shapes(copied, shape)
     found = zip(traced.graph.nodes, (getattr(node.meta.get("tensor_meta"), "shape", ()) for node in copied.graph.nodes))
-    return {node: tuple(sizes[1:]) for node, sizes in found if len(sizes) == 4}
+    return {node: tuple(sizes[1:]) for node, sizes in found if len(sizes) == len(shape) + 1}
 
 
 def _possible_sizes(node: fx.Node | None, modules: dict) -> list:
-    """[(channels, height, width), ...] that a map may have; none if it may be no map."""
-    channels = None if node is None else _channels(node, modules)
-    return [] if channels is None else [(channels, *sizes) for sizes in _MAPS]
+    """[(channels, height, width), ...], or (channels, length), that a map may have; none if it may be no map."""
+    channels, axes = (None if node is None else _channels(node, modules)) or (None, None)
+    return [] if channels is None else [(channels, *sizes) for sizes in _MAPS[axes]]
 
 
-def _channels(node: fx.Node, modules: dict) -> int | None:
-    """The channels of a map, from the layers that it comes from, of the image from those that read it; None if they do not
-    tell, or it may be no map."""
+def _channels(node: fx.Node, modules: dict) -> tuple | None:
+    """(channels, other axes) of a map or sequence, from the layers that it comes from, of the image from those that read it;
+    None if they do not tell, or it may be neither."""
     module = modules.get(node.target) if node.op == "call_module" else None
-    if isinstance(module, nn.Conv2d):
-        return module.out_channels
+    if isinstance(module, SelectChannels):
+        return module.out_channels, _channels(node.all_input_nodes[0], modules)[1]
+    if isinstance(module, CONVOLUTIONS):
+        return module.out_channels, len(module.kernel_size)
     if node.op == "placeholder":
         readers = (modules.get(user.target) for user in node.users if user.op == "call_module")
-        return next((reader.in_channels for reader in readers if isinstance(reader, nn.Conv2d)), None)
+        return next(((reader.in_channels, len(reader.kernel_size)) for reader in readers
+                     if isinstance(reader, CONVOLUTIONS) and not isinstance(reader, SelectChannels)), None)
     try:
         kind = kind_of(node, modules)
     except GraphError:
         return None  # said when its turn comes
     if kind == "concat":
         parts = [_channels(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
-        return None if None in parts else sum(parts)
+        return None if None in parts else (sum(channels for channels, _ in parts), parts[0][1])
     pools = kind in ("maxpool", "avgpool") and (node.target not in _TO_ROWS or node.kwargs.get("keepdim"))
     keeps = kind in _KEEP or pools or kind == "pass" and drops(node, module)
     return _channels(tensors(node)[0], modules) if keeps and tensors(node) else None
@@ -128,15 +132,17 @@ def _channels(node: fx.Node, modules: dict) -> int | None:
 
 def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list | None:
     """[channel of `source` for each channel of `node`], or None if it is not that."""
-    channels, height, width = sizes
-    indices = torch.arange(_IMAGES * channels * height * width).reshape(_IMAGES, *sizes)
+    channels, *size = sizes
+    pixels = math.prod(size)
+    indices = torch.arange(_IMAGES * channels * pixels).reshape(_IMAGES, *sizes)
     try:
         moved = _computed(node, {source: indices}, modules)
     except (RuntimeError, IndexError, TypeError, KeyError, ValueError):
         return None  # it does not take such a map, or asks for the size of another
-    if not isinstance(moved, torch.Tensor) or moved.dim() != 4 or (len(moved), *moved.shape[2:]) != (_IMAGES, height, width):
+    if (not isinstance(moved, torch.Tensor) or moved.dim() != indices.dim()
+            or (len(moved), *moved.shape[2:]) != (_IMAGES, *size)):
         return None
-    order = moved[0, :, 0, 0] // (height * width)
+    order = moved.flatten(2)[0, :, 0] // pixels
     same = len(order) > 0 and order.max() < channels and torch.equal(moved, indices[:, order])
     return order.tolist() if same else None
 

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
+from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import check_finite
 from esbflow.quant.channels import replace_channel_moves
 from esbflow.quant.constants import replace_constants
 from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.in_place import replace_in_place
 from esbflow.quant.insert import QuantizerInsertion
-from esbflow.quant.layers import QuantConv2d, QuantLinear, SelectChannels, padding_in_numbers
+from esbflow.quant.layers import CONVOLUTIONS, QUANTIZED, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.sums import replace_sums
 from esbflow.quant.trace import check_upsample, kind_of, trace
@@ -25,11 +26,10 @@ from esbflow.quant.trace import check_upsample, kind_of, trace
 def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = None) -> fx.GraphModule:
     """Put quantizers into a model; parameters are shared with it, so it should not be used any further.
 
-    `shape` (c, h, w) of the images is needed only for models that compute with the sizes of tensors, and decide by them.
-    Such a model is for images of that shape.
+    `shape` (c, h, w) of the images, or (c, length) of sequences, is needed only for models that compute with the sizes of
+    tensors, and decide by them. Such a model is for images of that shape.
 
-    Returns an fx.GraphModule that trains, evaluates, and saves its state dict as any other module. Its `recipe` is
-    kept with it.
+    Returns an fx.GraphModule that trains, evaluates, is copied and saved as any other module. `recipe_of` gives its recipe.
 
     Raises
     ------
@@ -51,7 +51,9 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     _pad_unequal_sides(traced, modules)
     _swap_layers(traced, modules, recipe)
     QuantizerInsertion(traced, recipe).run()
-    traced.recipe, traced.shape = recipe, None if shape is None else tuple(shape)
+    for module in traced.modules():
+        if isinstance(module, InputQuantizer):
+            module.recipe, module.shape = recipe, None if shape is None else tuple(shape)
     traced.graph.lint()
     traced.recompile()
     return traced
@@ -101,7 +103,7 @@ def _remove_identities(traced: fx.GraphModule) -> None:
 
 def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:
     """A convolution that pads "same" by an odd number of zeros reads a padded tensor instead."""
-    unequal = [node for node in traced.graph.nodes if isinstance(modules.get(node.target), nn.Conv2d)
+    unequal = [node for node in traced.graph.nodes if isinstance(modules.get(node.target), CONVOLUTIONS)
                and modules[node.target].padding_mode == "zeros" and padding_in_numbers(modules[node.target]) is None]
     for node in unequal:
         conv = modules[node.target]
@@ -111,25 +113,25 @@ def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:
         with traced.graph.inserting_before(node):
             node.replace_input_with(source, traced.graph.call_function(F.pad, (source, around)))
     for node in unequal:
-        modules[node.target].padding = (0, 0)
+        modules[node.target].padding = (0,) * len(modules[node.target].kernel_size)
 
 
 def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
     order = [node.target for node in traced.graph.nodes if node.op == "call_module"
-             and isinstance(modules[node.target], (nn.Conv2d, nn.Linear))
+             and isinstance(modules[node.target], tuple(QUANTIZED))
              and not isinstance(modules[node.target], SelectChannels)]
     if not order:
-        raise GraphError("the model has no Conv2d or Linear layer: there is nothing to quantize")
+        raise GraphError("the model has no convolution or Linear layer: there is nothing to quantize")
     for i, name in enumerate(order):
         module = modules[name]
-        if isinstance(module, (QuantConv2d, QuantLinear)):
+        if isinstance(module, tuple(QUANTIZED.values())):
             continue
-        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        if isinstance(module, CONVOLUTIONS) and module.padding_mode != "zeros":
             raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; pad "
                              "with zeros")
         if recipe.excludes(name):
             continue
         quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1)
-        cls = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+        cls = next(cls for base, cls in QUANTIZED.items() if isinstance(module, base))
         parent, _, leaf = name.rpartition(".")
         setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))

@@ -14,15 +14,16 @@ from torch import fx
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
+from esbflow.maps import map_shape
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, positive_part, selection
-from esbflow.quant.layers import SelectChannels
-from esbflow.quant.pooling import average_window, max_window, pair
-from esbflow.quant.recipe import by_channel
+from esbflow.quant.layers import SelectChannels, plane
+from esbflow.quant.pooling import average_window, max_window
+from esbflow.quant.recipe import by_channel, recipe_of
 from esbflow.quant.sized_trace import propagate_shapes
 from esbflow.quant.trace import clip_limit, kind_of, zeros_around
 
@@ -53,7 +54,8 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     ----------
     model : fx.GraphModule
     name : of the graph.
-    shape : (c, h, w) of the input images.
+    shape : (c, h, w) of the input images; (c, length) of sequences, (features,) of rows, which the graph has as maps
+        (c, 1, length) and (features, 1, 1).
 
     `info["modules"]` of the graph says which module of the model each node with weights was.
 
@@ -64,13 +66,13 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     ValueError
         if a weight is not finite, or a quantizer has never seen data.
     """
-    recipe, shape = getattr(model, "recipe", None), None if shape is None else tuple(shape)
+    (recipe, for_shape), shape = recipe_of(model), None if shape is None else tuple(shape)
     if recipe is None:
         raise GraphError("only a model that quantize() made can be exported")
     if shape is None:
         raise GraphError("export needs the shape (channels, height, width) of the input images")
-    if getattr(model, "shape", None) not in (None, shape):
-        raise GraphError(f"the model was quantized for images of shape {model.shape}, not {shape}: its sizes are numbers "
+    if for_shape not in (None, shape):
+        raise GraphError(f"the model was quantized for images of shape {for_shape}, not {shape}: its sizes are numbers "
                          "now; quantize it for that shape")
     for what, values in (*model.named_parameters(), *model.named_buffers()):
         check_finite(values, what)
@@ -78,7 +80,7 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     model.eval()
     try:
         propagate_shapes(model, shape)
-        graph = _Exporter(model, name, recipe, shape).run()
+        graph = _Exporter(model, name, recipe, map_shape(shape)).run()
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
@@ -159,20 +161,24 @@ class _Exporter:
                                      table=table))
 
     def _pad(self, node, module, value):
-        return _Padded(self._need_stored(value, node), zeros_around(node, module))
+        around = zeros_around(node, module)
+        if len(_real_shape(node)) == 2 and around[::2] != (0, 0):
+            raise GraphError(f"{node.name}: it pads the channels of a sequence, which has no integer form; pad its length")
+        return _Padded(self._need_stored(value, node), around)
 
     def _unpadded(self, value, node, own) -> tuple:
         """(stored tensor, padding before its first row and column): the layer's own and that of a pad before it."""
         around = value.around if isinstance(value, _Padded) else (0, 0, 0, 0)
         source = self._need_stored(value.source if isinstance(value, _Padded) else value, node)
-        return source, tuple(a + b for a, b in zip(around, pair(own)))
+        return source, tuple(a + b for a, b in zip(around, own))
 
     def _conv(self, node, module, value):
-        source, padding = self._unpadded(value, node, module.padding)
-        fields = dict(stride=tuple(module.stride), padding=padding, dilation=tuple(module.dilation), groups=module.groups)
+        source, padding = self._unpadded(value, node, plane(module.padding, 0))
+        kernel, stride, dilation = (plane(values, 1) for values in (module.kernel_size, module.stride, module.dilation))
+        fields = dict(stride=stride, padding=padding, dilation=dilation, groups=module.groups)
         for axis, size in enumerate(_shape(node)[1:]):
-            reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
-            least, _, most = window_counts(source.shape[axis + 1], reach, module.stride[axis], padding[axis])
+            reach = (kernel[axis] - 1) * dilation[axis] + 1
+            least, _, most = window_counts(source.shape[axis + 1], reach, stride[axis], padding[axis])
             if not least <= size <= most:
                 raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
                                  "kernel")
@@ -182,6 +188,10 @@ class _Exporter:
         return self._layer(ir.Conv2d, node, module, source, fields)
 
     def _linear(self, node, module, value):
+        read = _real_shape(node.all_input_nodes[0])
+        if len(read) > 1:
+            raise GraphError(f"{node.name}: a linear layer along the last axis of {read} has no integer form; flatten "
+                             "before it, or use a convolution of size 1")
         return self._layer(ir.Linear, node, module, self._need_stored(value, node), {})
 
     def _layer(self, cls, node, module, source, fields):
@@ -190,6 +200,8 @@ class _Exporter:
                              "quantize(), and take the layer off the recipe's exclude list")
         integers, scale = module.weight_quantizer.integers(module.weight)
         out = integers.shape[0]
+        if cls is ir.Conv2d:
+            integers = integers.reshape(*integers.shape[:2], *plane(module.kernel_size, 1))
         scale = scale.reshape(-1).double().expand(out).cpu().numpy().copy()
         bias = np.zeros(out) if module.bias is None else module.bias.detach().double().cpu().numpy()
         fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
@@ -311,8 +323,11 @@ def _tensor_name(node: fx.Node) -> str:
 
 
 def _shape(node: fx.Node) -> tuple:
-    shape = tuple(node.meta["tensor_meta"].shape[1:])
-    return shape + (1,) * (3 - len(shape))
+    return map_shape(_real_shape(node))
+
+
+def _real_shape(node: fx.Node) -> tuple:
+    return tuple(node.meta["tensor_meta"].shape[1:])
 
 
 def _clips(layer: _Open, form: Format, scale: float) -> bool:

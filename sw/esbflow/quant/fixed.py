@@ -5,6 +5,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph import ir
+from esbflow.graph.errors import GraphError
+from esbflow.maps import as_maps
 from esbflow.quant.base import round_to_levels
 from esbflow.quant.export import export
 
@@ -15,7 +17,8 @@ EXACT = 2 ** 53
 class IntegerModule(nn.Module):
     """Computes what the integer graph computes, value for value, on any device that has float64.
 
-    Shapes: images (n, c, h, w) of uint8 -> (n, c, h, w) float64, integers of the output format.
+    Shapes: images (n, c, h, w) of uint8, or sequences or rows as the graph takes them -> (n, c, h, w) float64, integers of
+    the output format.
     """
 
     def __init__(self, graph: ir.Graph):
@@ -33,7 +36,7 @@ class IntegerModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        values = {}
+        values, images = {}, as_maps(images, self.graph.input.shape, GraphError)
         for i, node in enumerate(self.graph.nodes):
             values[node.name] = self._run(i, node, images, [values[name] for name in node.inputs])
         return values[self.graph.output.name]

@@ -1,4 +1,4 @@
-"""Calls of F.conv2d, F.linear and F.batch_norm on a model's own parameters become the modules that compute the same.
+"""Calls of F.conv1d, F.conv2d, F.linear and F.batch_norm on a model's own parameters become modules that compute the same.
 
 Model libraries derive classes from torch's layers whose forward pass does more (a norm with an activation in it, a
 convolution that pads by itself); traced, only such a call is left of them.
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from esbflow.quant.trace import options
 
-_CALLS = {F.conv2d: "conv", torch.conv2d: "conv", F.linear: "linear", F.batch_norm: "norm", torch.batch_norm: "norm"}
+_CALLS = {F.conv1d: "conv", F.conv2d: "conv", torch.conv1d: "conv", torch.conv2d: "conv", F.linear: "linear",
+          F.batch_norm: "norm", torch.batch_norm: "norm"}
 _CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _NORM = {F.batch_norm: ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -74,14 +75,22 @@ def _layer(kind: str, weight: torch.Tensor, bias: bool, found: dict) -> nn.Modul
         return nn.Linear(width, out, bias, device="meta")
     groups, given = found["groups"] or 1, {"stride": 1, "padding": 0, "dilation": 1}
     given = {name: default if found[name] is None else found[name] for name, default in given.items()}
-    return nn.Conv2d(width * groups, out, tuple(weight.shape[2:]), groups=groups, bias=bias, device="meta", **given)
+    conv = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
+    return conv(width * groups, out, tuple(weight.shape[2:]), groups=groups, bias=bias, device="meta", **given)
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Of rows, sequences or maps, as the function is."""
+
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        pass
 
 
 def _norm(values: dict, found: dict) -> nn.BatchNorm2d:
     momentum, eps = found["momentum"], found["eps"]
     momentum = 0.1 if momentum is None else None if isinstance(momentum, fx.Node) else momentum  # computed: the mean of all
     some = next(iter(values.values()))
-    norm = nn.BatchNorm2d(len(some), 1e-5 if eps is None else eps, momentum, "weight" in values, "running_var" in values)
+    norm = _BatchNorm(len(some), 1e-5 if eps is None else eps, momentum, "weight" in values, "running_var" in values)
     if "bias" not in values:
         norm.bias = None
     return norm.to(some.device)

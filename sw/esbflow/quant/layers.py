@@ -6,28 +6,39 @@ from torch.nn import functional as F
 
 from esbflow.quant.base import Quantizer
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
-def padding_in_numbers(conv: nn.Conv2d) -> tuple | None:
-    """(rows, columns) of zeros on each side, also for "same" and "valid"; None where the sides would differ.
+
+def plane(values: tuple, neutral: int) -> tuple:
+    """(y, x) of what a layer has for each axis; a sequence is a map of one row.
+
+    >>> plane((3,), neutral=1), plane((3, 5), neutral=1)
+    ((1, 3), (3, 5))
+    """
+    return (neutral,) * (2 - len(values)) + tuple(values)
+
+
+def padding_in_numbers(conv: nn.Module) -> tuple | None:
+    """Zeros on each side, for each axis, also for "same" and "valid"; None where the sides would differ.
 
     >>> padding_in_numbers(nn.Conv2d(1, 1, (3, 5), padding="same", dilation=(1, 2)))
     (1, 4)
     """
     if conv.padding == "valid":
-        return (0, 0)
+        return (0,) * len(conv.kernel_size)
     if conv.padding != "same":
         return tuple(conv.padding)
     spans = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
     return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
 
 
-class QuantConv2d(nn.Conv2d):
-    """nn.Conv2d with a weight quantizer; bias stays real until export."""
+class _QuantConv:
+    """A convolution with a weight quantizer; bias stays real until export."""
 
     weight_quantizer: Quantizer
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, quantizer: Quantizer) -> "QuantConv2d":
+    def from_float(cls, conv: nn.Module, quantizer: Quantizer) -> nn.Module:
         """Share the parameters of `conv`."""
         layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding_in_numbers(conv),
                     conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
@@ -38,6 +49,14 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """nn.Conv1d with a weight quantizer."""
+
+
+class QuantConv2d(_QuantConv, nn.Conv2d):
+    """nn.Conv2d with a weight quantizer."""
 
 
 class QuantLinear(nn.Linear):
@@ -58,6 +77,10 @@ class QuantLinear(nn.Linear):
         return F.linear(x, self.weight_quantizer(self.weight), self.bias)
 
 
+QUANTIZED = {nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+"""What becomes of torch's layers with weights."""
+
+
 class SelectChannels(nn.Conv2d):
     """A 1x1 convolution of zeros and ones that never trains: ResNet's parameter-free shortcut.
 
@@ -73,6 +96,9 @@ class SelectChannels(nn.Conv2d):
                 weight[o, i] = 1
         del self.weight
         self.register_buffer("weight", weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.dim() == 4 else super().forward(x.unsqueeze(2)).squeeze(2)
 
 
 class PositivePart(nn.Module):

@@ -4,14 +4,20 @@ from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
 from esbflow.graph.ir import zeros_behind
+from esbflow.quant.layers import plane
 from esbflow.quant.trace import options
 
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 OPTIONS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 
-def pair(value) -> tuple:
-    """(y, x) of what torch takes as either."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value, neutral: int, rank: int) -> tuple:
+    """(y, x) of what torch takes as either, for a tensor of `rank` axes: sequences have three."""
+    return plane((value,) * (rank - 2) if isinstance(value, int) else value, neutral)
+
+
+def _rank(node: fx.Node) -> int:
+    return len(node.all_input_nodes[0].meta["tensor_meta"].shape)
 
 
 def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
@@ -30,8 +36,7 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
         kernel = _parts(node, source, shape)
         return kernel, kernel, (0, 0)
     found = options(node, module, OPTIONS)
-    kernel = pair(found["kernel_size"])
-    stride, padding = pair(found["stride"] or kernel), pair(found["padding"] or 0)
+    kernel, stride, padding = _window(node, found)
     if any(behind > p for behind, p in zip(zeros_behind(source[1:], shape[1:], kernel, stride, padding), padding)):
         raise GraphError(f"{node.name}: its windows reach over maps of {source[1]}x{source[2]} (ceil_mode), where an "
                          "average of fewer pixels has no integer form; use ceil_mode=False")
@@ -54,10 +59,16 @@ def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
         kernel = _parts(node, source, shape)
         return kernel, kernel, (0, 0)
     found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
-    if pair(found["dilation"] or 1) != (1, 1):
+    if _pair(found["dilation"] or 1, 1, _rank(node)) != (1, 1):
         raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
-    kernel = pair(found["kernel_size"])
-    return kernel, pair(found["stride"] or kernel), pair(found["padding"] or 0)
+    return _window(node, found)
+
+
+def _window(node: fx.Node, found: dict) -> tuple:
+    """(kernel, stride, padding) from a pool's options."""
+    size, stride, padding = found["kernel_size"], found["stride"] or found["kernel_size"], found["padding"] or 0
+    rank = _rank(node)
+    return _pair(size, 1, rank), _pair(stride, 1, rank), _pair(padding, 0, rank)
 
 
 def _over_map(node: fx.Node, module) -> bool:
@@ -65,15 +76,17 @@ def _over_map(node: fx.Node, module) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
     if module is not None or name not in ("mean", "amax"):
         return False
-    dims = options(node, None, ("dim",))["dim"]
-    if not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
-        raise GraphError(f"{node.name}: a {name} has an integer form only over height and width, dim=(2, 3)")
+    dims, rank = options(node, None, ("dim",))["dim"], _rank(node)
+    dims = (dims,) if isinstance(dims, int) else dims or ()
+    if rank not in (3, 4) or sorted(d % rank for d in dims) != list(range(2, rank)):
+        axes = "the length of a sequence, dim=2" if rank == 3 else "height and width, dim=(2, 3)"
+        raise GraphError(f"{node.name}: a {name} has an integer form only over {axes}")
     return True
 
 
 def _adaptive(node: fx.Node, module) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
-    return isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) or module is None and "adaptive" in name
+    return isinstance(module, _ADAPTIVE) or module is None and "adaptive" in name
 
 
 def _parts(node: fx.Node, source: tuple, shape: tuple) -> tuple:

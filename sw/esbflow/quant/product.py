@@ -171,7 +171,7 @@ class ProductQuantizer(WeightQuantizer):
     def prepare(self, w: torch.Tensor) -> None:
         """A start without data: plain k-means on the weights, on a sample of them in large layers."""
         check_finite(w, self.name)
-        width = w.shape[-1] if w.dim() == 4 and w.shape[1] == 1 else w[0].numel()
+        width = w.shape[-1] if w.dim() > 2 and w.shape[1] == 1 else w[0].numel()
         self.size = min(self.size, width, w[0].numel())
         if self.per_channel:
             self.gains = nn.Parameter(torch.ones(len(w), dtype=w.dtype, device=w.device))

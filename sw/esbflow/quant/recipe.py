@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
@@ -123,6 +124,12 @@ class Recipe:
 
 def _match(overrides: tuple, name: str) -> str | None:
     return next((text for pattern, text in overrides if fnmatch.fnmatch(name, pattern)), None)
+
+
+def recipe_of(model: nn.Module) -> tuple:
+    """(recipe, shape of images or None) that `quantize` made a model with; (None, None) of any other."""
+    inputs = (module for module in model.modules() if isinstance(module, InputQuantizer))
+    return next(((module.recipe, module.shape) for module in inputs), (None, None))
 
 
 def by_channel(values: tuple, channels: int) -> np.ndarray:

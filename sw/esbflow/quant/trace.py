@@ -9,28 +9,32 @@ from torch.nn import functional as F
 from esbflow.graph.errors import GraphError
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
-from esbflow.quant.layers import PositivePart, SelectChannels
+from esbflow.quant.layers import CONVOLUTIONS, PositivePart, SelectChannels
 from esbflow.quant.proxy import Proxy
 from esbflow.quant.sized_trace import sized
 
 MODULES = (
-    ((nn.Conv2d,), "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
-    ((nn.ReLU, nn.Hardtanh), "relu"), ((nn.MaxPool2d, nn.AdaptiveMaxPool2d), "maxpool"),
-    ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"), ((nn.ConstantPad2d,), "pad"),
-    ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
-    ((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
+    (CONVOLUTIONS, "conv"), ((nn.Linear,), "linear"), ((nn.BatchNorm2d, nn.BatchNorm1d, Affine), "norm"),
+    ((nn.ReLU, nn.Hardtanh), "relu"),
+    ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "maxpool"),
+    ((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"),
+    ((nn.ConstantPad1d, nn.ConstantPad2d), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
+    ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, torch.add), "add"),
     ((F.relu, torch.relu, F.relu6, F.hardtanh, torch.clamp, torch.clip), "relu"),
-    ((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, torch.amax), "maxpool"),
-    ((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean), "avgpool"), ((F.interpolate, F.upsample), "upsample"),
+    ((torch.max_pool1d, torch.max_pool2d, torch.amax), "maxpool"),
+    ((F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
+    ((F.interpolate, F.upsample), "upsample"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
-    ((torch.flatten, torch.squeeze, F.dropout, F.dropout2d), "pass"))
+    ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
+_MAX_POOLS = ("max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d")
+"""Functions that torch makes anew for each call."""
 _LAYERS = tuple(cls for types, kind in MODULES for cls in types if kind != "quantizer")
 _ACTIVATION = "use ReLU, ReLU6 or LeakyReLU, or run it on the host after the network"
 _FIXES = {
@@ -43,7 +47,7 @@ _FIXES = {
     "max": "use MaxPool2d, or amax over dim=(2, 3)",
     **dict.fromkeys(("getitem", "chunk", "split", "narrow"), "only whole channels can be chosen, of a map whose layers tell "
                     "how many it has; if they do not, give quantize() the shape of the images"),
-    **dict.fromkeys(("conv1d", "conv3d"), "use Conv2d")}
+    "conv3d": "use Conv2d"}
 _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, addition or concatenation, or run it on the "
                 "host after the network")
 
@@ -113,7 +117,7 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     elif node.op == "call_function":
         name = getattr(target, "__name__", str(target))
         kind = next((kind for functions, kind in FUNCTIONS if target in functions), None)
-        if name in ("max_pool2d", "adaptive_max_pool2d"):  # functions that torch makes anew for each call
+        if name in _MAX_POOLS:
             kind = "maxpool"
     else:
         name = str(target)

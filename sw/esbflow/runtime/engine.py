@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from esbflow.engine_config import INTERFACE_VERSION
+from esbflow.maps import as_maps
 from esbflow.registers import COUNTERS, ID_VALUE, LOG_BEATS, REGIONS, REGISTERS
 from esbflow.runtime.errors import EngineBusy, EngineFault, EngineMissing, EngineTimeout, InputError, ProgramError
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
@@ -140,7 +141,8 @@ class Engine:
 
     # -- running ------------------------------------------------------------------------------------------------
     def run(self, images: np.ndarray, progress=None, deadline_cycles: int | None = None) -> Result:
-        """Run uint8 images (n, c, h, w), any n; the program's batch is filled up with zeros.
+        """Run uint8 images (n, c, h, w), sequences (n, c, length) or rows (n, features), any n; the program's batch is
+        filled up with zeros.
 
         `progress`, if given, is called with the number of images done. A batch that takes more engine cycles than
         `deadline_cycles` is stopped; None leaves it to the watchdog.
@@ -176,8 +178,7 @@ class Engine:
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise InputError(f"images must be uint8, not {images.dtype}; the program's table does the normalisation")
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise InputError(f"images must have shape (n, {', '.join(map(str, shape))}), not {images.shape}")
+        images = as_maps(images, shape, InputError)
         if len(images) == 0:
             raise InputError("there are no images to run: the batch is empty")
         return images

@@ -298,7 +298,7 @@ class _Run:
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
             batch = augmented(self.images[chosen], schedule.shift, schedule.mirror, random)
             self.model.zero_grad()
-            x = loop.normalise(share(batch), self.mean, self.std).to(self.device, memory_format=torch.channels_last)
+            x = loop.inputs(share(batch), self.mean, self.std, self.device)
             scores = self.model(x)
             loss = F.cross_entropy(scores, torch.as_tensor(share(self.labels[chosen]), device=self.device))
             if not torch.isfinite(loss):

@@ -7,7 +7,15 @@ def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Ge
     """Move each image of a batch by up to `shift` pixels (zeros come in) and, with `mirror`, turn half of them left-right.
 
     images : uint8 (n, c, h, w); returns a new array of that shape, or the same one if there is nothing to do.
+
+    Raises
+    ------
+    ValueError
+        if there is something to do and they are no images.
     """
+    if (shift or mirror) and images.ndim != 4:
+        raise ValueError(f"only images (n, c, h, w) can be moved and turned, not {images.shape}; use shift=0 and "
+                         "mirror=False")
     if shift:
         count, _, height, width = images.shape
         padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)))

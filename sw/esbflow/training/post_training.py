@@ -16,7 +16,7 @@ from torch import fx, nn
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import round_to_levels
 from esbflow.quant.convert import quantize, real_layers
-from esbflow.quant.recipe import Recipe
+from esbflow.quant.recipe import Recipe, recipe_of
 from esbflow.training.loop import calibrate, normalise
 
 SAMPLES = 200_000
@@ -90,7 +90,7 @@ def search_scales(model: fx.GraphModule, images: np.ndarray) -> None:
             seen.append(flat[::max(1, flat.numel() * (len(images) // BATCH + 1) // SAMPLES)].clone())
 
         with _watched({name: quantizer}, watch):
-            for x in _batches(images, model.recipe):
+            for x in _batches(images, recipe_of(model)[0]):
                 model(x)
         quantizer.step.copy_(best_scale(torch.cat(seen), quantizer))
 
@@ -116,9 +116,9 @@ def correct_batch_norms(model: fx.GraphModule, real: nn.Module, images: np.ndarr
     norms = {name: m for name, m in model.named_modules()
              if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.track_running_stats}
     reference = dict(real.named_modules())
-    wanted = _moments(real, {name: reference[name] for name in norms}, images, model.recipe)
+    wanted = _moments(real, {name: reference[name] for name in norms}, images, recipe_of(model)[0])
     for name, norm in norms.items():
-        mean, variance = _moments(model, {name: norm}, images, model.recipe)[name]
+        mean, variance = _moments(model, {name: norm}, images, recipe_of(model)[0])[name]
         norm.running_mean += mean - wanted[name][0]
         norm.running_var *= ((variance + norm.eps) / (wanted[name][1] + norm.eps)).clamp(0.1, 10)
 
@@ -129,10 +129,10 @@ def correct_biases(model: fx.GraphModule, real: nn.Module, images: np.ndarray) -
     modules, reference = dict(model.named_modules()), dict(real.named_modules())
     names = [node.target for node in model.graph.nodes if node.op == "call_module"
              and hasattr(modules[node.target], "weight_quantizer") and not _norm_follows(node, modules)]
-    wanted = _moments(real, {name: reference[name] for name in names}, images, model.recipe, of_output=True)
+    wanted = _moments(real, {name: reference[name] for name in names}, images, recipe_of(model)[0], of_output=True)
     for name in names:
         layer = modules[name]
-        found = _moments(model, {name: layer}, images, model.recipe, of_output=True)[name]
+        found = _moments(model, {name: layer}, images, recipe_of(model)[0], of_output=True)[name]
         shift = wanted[name][0] - found[0]
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(shift))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
+from esbflow.quant.layers import CONVOLUTIONS, plane
 from esbflow.quant.product import ProductQuantizer
 from esbflow.training import loop
 from esbflow.training.augment import augmented
@@ -76,12 +77,14 @@ class ProductSchedule:
 def gram_of(layer: nn.Module, x: torch.Tensor, size: int) -> torch.Tensor:
     """X^T X (size, size), float64: inputs x of a layer, unrolled to what each weight of a row meets and cut like its blocks.
 
-    x : (n, c, h, w) for a convolution, (n, features) for a linear layer.
+    x : (n, c, h, w) or (n, c, length) for a convolution, (n, features) for a linear layer.
     """
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         # Channels of all groups count alike: each filter sees those of its own group.
         x = x.reshape(len(x) * layer.groups, x.shape[1] // layer.groups, *x.shape[2:])
-        x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+        x = x if x.dim() == 4 else x.unsqueeze(2)
+        x = F.unfold(x, plane(layer.kernel_size, 1), plane(layer.dilation, 1), plane(layer.padding, 0),
+                     plane(layer.stride, 1)).transpose(1, 2)
     rows = x.reshape(-1, x.shape[-1])
     blocks = F.pad(rows, (0, -rows.shape[1] % size)).reshape(-1, size)
     return (blocks.T @ blocks).double()
@@ -225,7 +228,7 @@ class _Run:
 
     def _step(self, optimizer, chosen, random, done: int) -> None:
         batch = augmented(self.images[chosen], self.schedule.shift, self.schedule.mirror, random)
-        x = loop.normalise(share(batch), self.mean, self.std).to(self.device, memory_format=torch.channels_last)
+        x = loop.inputs(share(batch), self.mean, self.std, self.device)
         with torch.no_grad():
             wanted = self.teacher(x)
         loss = distillation(self.model(x), wanted)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from esbflow.quant.base import across_ranks
-from esbflow.quant.layers import QuantConv2d, QuantLinear
+from esbflow.quant.layers import QUANTIZED
 
 
 class SharpnessAware:
@@ -35,7 +35,7 @@ class SharpnessAware:
 
     def __init__(self, model: nn.Module, radius: float):
         self.radius = radius
-        layers = [module for module in model.modules() if isinstance(module, (QuantConv2d, QuantLinear))]
+        layers = [module for module in model.modules() if isinstance(module, tuple(QUANTIZED.values()))]
         self._quantizers = [layer.weight_quantizer for layer in layers]
         self._norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
         self._weights, self._moves = {}, {}

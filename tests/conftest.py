@@ -1,0 +1,14 @@
+"""What all tests share: torch's random numbers are the same in each run, and do not depend on the tests before."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_module():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module):
+    torch.manual_seed(0)
