@@ -12,6 +12,15 @@ def map_shape(shape: tuple) -> tuple:
     return tuple(shape) + (1,) * (3 - len(shape))
 
 
+def plane(values: tuple, neutral: int) -> tuple:
+    """(y, x) of what a layer has for each axis; a sequence is a map of one row.
+
+    >>> plane((3,), neutral=1), plane((3, 5), neutral=1)
+    ((1, 3), (3, 5))
+    """
+    return (neutral,) * (2 - len(values)) + tuple(values)
+
+
 def as_maps(images, shape: tuple, error: type = ValueError):
     """Rows (n, features), sequences (n, channels, length) or images (n, c, h, w), an array or tensor, as (n, *shape).
 

@@ -100,7 +100,7 @@ def run_qonnx(proto: onnx.ModelProto, images: np.ndarray) -> dict:
     image = next(value.name for value in proto.graph.input if value.name not in known)
     runs = [execute_onnx(model, {image: images[i:i + 1]}, return_full_exec_context=True) for i in range(len(images))]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]
-            if name not in known and np.ndim(runs[0][name]) in (2, 4)}
+            if name not in known and np.ndim(runs[0][name]) in (2, 3, 4)}
 
 
 def compare(graph: ir.Graph, pixels: np.ndarray, expected: np.ndarray) -> tuple:

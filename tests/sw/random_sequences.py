@@ -74,6 +74,8 @@ class RandomSequenceModel(RandomModel):
         groups = self._one_of(1, 1, 1, c if c > 1 else 1)
         out = groups * self._one_of(1, 2) if groups > 1 else self._one_of(3, 8, 17)
         padding = self._one_of(0, 1, kernel // 2, "same") if stride == 1 and kernel > 1 else 0
+        if padding == "same" and not self.dilated_same:
+            dilation = 1
         conv = nn.Conv1d(c, out, kernel, stride, padding, dilation, groups, bias=self._one_of(True, False))
         self._try("conv", Functional(conv) if dilation == groups == 1 and padding == 0 and self._one_of(True, False) else conv,
                   source)

@@ -105,8 +105,8 @@ def test_dynamic_shapes_besides_the_batch(refused):
     m = quantized_model(("n", 3, "height", 6))
     assert refused(m.proto(m.output)) == ("FILE: its input has an axis of unknown size 'height'; only the batch may be dynamic, "
                                           "export it with a fixed height and width")
-    m = quantized_model(("n", 108))
-    assert refused(m.proto(m.output)).startswith("FILE: its input has 2 axes; the integer graph takes images")
+    m = quantized_model(("n", 3, 1, 6, 6))
+    assert refused(m.proto(m.output)).startswith("FILE: its input has 5 axes; the integer graph takes images")
 
 
 def test_shapes_that_do_not_fit(refused):

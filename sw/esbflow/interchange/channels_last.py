@@ -75,7 +75,8 @@ def _map(walk, handler, node, inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
         return ChannelsLast(handler(walk, node, value, *_moved_pads(*inputs[1:])))
-    if node.op_type in ("ReduceMean", "ReduceMax") and reduced_axes(node, *inputs[1:] or (None,)) == [1, 2]:
+    reduces = node.op_type in ("ReduceMean", "ReduceMax")
+    if reduces and reduced_axes(node, inputs[1] if len(inputs) > 1 else None, 4) == [1, 2]:
         pooled = over_map(walk, node, value, (shape_of(value)[0], 1, 1))
         return ChannelsLast(pooled) if attributes(node).get("keepdims", 1) else pooled
     if node.op_type in ELEMENTWISE:

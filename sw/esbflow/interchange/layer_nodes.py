@@ -11,6 +11,7 @@ from esbflow.interchange.layers import channels_of
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, unpadded, within
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
+from esbflow.maps import plane
 from esbflow.numbers import Format, Signed
 from esbflow.quant.engine_layer import Stored, positive_part
 
@@ -58,10 +59,12 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
     the map or more for max pools, as much for average pools. All else is refused.
     """
     where = title(node)
-    if len(kernel) != 2:
-        raise GraphError(f"{where}: windows of {len(kernel)} axes have no integer form; only those of images have")
-    stride = tuple(options.get("strides", (1, 1)))
-    pads = tuple(options.get("pads", (0, 0, 0, 0)))
+    if len(kernel) not in (1, 2):
+        raise GraphError(f"{where}: windows of {len(kernel)} axes have no integer form; only those of images and of "
+                         "sequences have")
+    ends = [options.get("pads", (0, 0) * len(kernel))[i * len(kernel):(i + 1) * len(kernel)] for i in range(2)]
+    stride, pads = plane(options.get("strides", (1, 1)[:len(kernel)]), 1), (*plane(ends[0], 0), *plane(ends[1], 0))
+    kernel, dilation = plane(kernel, 1), plane(dilation, 1)
     auto = options.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         need = [max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
@@ -79,16 +82,17 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
             ceil = ", ceil_mode=0" if options.get("ceil_mode") else ""
             raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph has not; "
                              f"use equal padding smaller than the kernel{ceil}")
-    return dict(kernel=tuple(kernel), stride=stride, padding=pads[:2])
+    return dict(kernel=kernel, stride=stride, padding=pads[:2])
 
 
 def conv(walk, node, value, weight, bias=None):
     value, around = unpadded(value)
     options, source = attributes(node), walk.builder.stored(value, title(node))
     fields, shape = _weights(node, weight, 0), walk.shape(node.output[0], node)
-    dilation = tuple(options.get("dilations", (1, 1)))
-    window = _window(node, options, source, fields["weight"].shape[2:], around, shape, dilation)
-    del window["kernel"]
+    kernel = fields["weight"].shape[2:]
+    dilation = plane(options.get("dilations", (1, 1)[:len(kernel)]), 1)
+    window = _window(node, options, source, kernel, around, shape, dilation)
+    fields["weight"] = fields["weight"].reshape(*fields["weight"].shape[:2], *window.pop("kernel"))
     return Open(ir.Conv2d, node.name, source, dict(fields, **window, dilation=dilation, groups=options.get("group", 1)),
                 fields["weight_scale"] * source.scale, _bias(node, bias, len(fields["weight"])), shape=shape)
 
@@ -156,15 +160,17 @@ def average_pool(walk, node, value):
 
 def global_pool(walk, node, value, axes=None):
     if node.op_type.startswith("Reduce"):
-        if reduced_axes(node, axes) != [2, 3] or len(walk.model.shape(node.input[0], title(node))) != 4:
-            raise GraphError(f"{title(node)}: only the mean and the maximum over height and width have an integer form")
+        rank = len(walk.model.shape(node.input[0], title(node)))
+        if rank not in (3, 4) or reduced_axes(node, axes, rank) != list(range(2, rank)):
+            axes = "the length of a sequence" if rank == 3 else "height and width"
+            raise GraphError(f"{title(node)}: only the mean and the maximum over {axes} have an integer form")
     return over_map(walk, node, value, walk.shape(node.output[0], node))
 
 
-def reduced_axes(node, axes) -> list:
-    """The axes of a ReduceMean or ReduceMax, of four, in order; they are an input or an attribute."""
+def reduced_axes(node, axes, rank: int) -> list:
+    """The axes of a ReduceMean or ReduceMax, of `rank`, in order; they are an input or an attribute."""
     found = axes.value.tolist() if isinstance(axes, Constant) else attributes(node).get("axes", ())
-    return sorted(axis % 4 for axis in found)
+    return sorted(axis % rank for axis in found)
 
 
 def over_map(walk, node, value, shape: tuple):

@@ -89,8 +89,8 @@ def _indices(walk, node, value) -> tuple:
     indices = _in_place(shape_of(inner))
     if isinstance(value, (ChannelsLast, RowsLast)):
         indices = indices.transpose(TO_LAST)
-    rows = isinstance(value, RowsLast) or len(walk.model.shape(node.input[0], title(node))) == 2
-    return inner, indices.reshape(1, -1) if rows else indices
+    seen = walk.model.shape(node.input[0], title(node))
+    return inner, indices.reshape(1, *seen[1:]) if len(seen) < 4 else indices
 
 
 def _in_place(shape: tuple) -> np.ndarray:
@@ -102,10 +102,13 @@ def _expressed(walk, node, moved: Moved):
     inner, indices = moved.value, moved.indices
     first = _in_place(shape_of(inner))
     last = first.transpose(TO_LAST)
+    sequences = [(first[:, :, 0], inner)] if first.shape[2] == 1 else []
     for array, value in ((first, inner), (first.reshape(1, -1), inner), (last, ChannelsLast(inner)),
-                         (last.reshape(1, -1), RowsLast(inner))):
+                         (last.reshape(1, -1), RowsLast(inner)), *sequences):
         if np.array_equal(array, indices):
             return value
+    if indices.ndim == 3 and sequences:
+        indices = indices[:, :, None]
     if indices.ndim != 4:
         return moved
     chosen = _chosen(indices, first)

@@ -151,9 +151,9 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _shapes(where, proto: onnx.ModelProto, image) -> dict:
     copy = without_quantizers(proto)
     axes = next(v for v in copy.graph.input if v.name == image.name).type.tensor_type.shape.dim
-    if len(axes) != 4:
-        raise GraphError(f"{where}: its input has {len(axes)} axes; the integer graph takes images (n, channels, "
-                         "height, width)")
+    if len(axes) not in (2, 3, 4):
+        raise GraphError(f"{where}: its input has {len(axes)} axes; the integer graph takes images (n, channels, height, "
+                         "width), sequences (n, channels, length) and rows (n, features)")
     if not axes[0].HasField("dim_value") or axes[0].dim_value < 1:
         axes[0].dim_value = 1
     for axis in axes[1:]:

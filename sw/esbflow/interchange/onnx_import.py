@@ -23,6 +23,7 @@ from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, firs
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
+from esbflow.maps import map_shape
 
 HANDLERS = {**QUANTIZERS, **LAYERS, **SHAPES}
 
@@ -75,7 +76,7 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
         except ValueError:
             raise GraphError(f"the model's metadata {PIXEL_MAX} is no number; give --pixel-max") from None
     model, note = _before_softmax(model)
-    shape = model.shapes[model.input][1:]
+    shape = map_shape(model.shapes[model.input][1:])
     walk = Walk(model, name or model.name)
     walk.builder.notes += [note] if note else []
     last = channels_last.input_is_last(model.nodes, model.input, model.shapes)
@@ -182,12 +183,12 @@ class Walk:
         return handler(self, node, *inputs)
 
     def shape(self, tensor: str, node) -> tuple:
-        """(c, h, w) of a tensor of the model."""
+        """(c, h, w) of a tensor of the model; sequences have h = 1, rows h = w = 1."""
         found = self.model.shape(tensor, title(node))
-        if len(found) not in (2, 4):
+        if len(found) not in (2, 3, 4):
             raise GraphError(f"{title(node)}: a tensor of shape {found} has no integer form; only (n, channels, height, "
-                             "width) and (n, features) have")
-        return tuple(found[1:]) + (1,) * (4 - len(found))
+                             "width), (n, channels, length) and (n, features) have")
+        return map_shape(found[1:])
 
     def only_feeds_output(self, node) -> bool:
         """Whether a QuantizeLinear and its DequantizeLinear stand just before the model's output, and nowhere else."""

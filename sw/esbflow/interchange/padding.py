@@ -7,6 +7,7 @@ import numpy as np
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Open, Padded, Quantized
+from esbflow.maps import plane
 from esbflow.quant.engine_layer import Stored
 
 NONE = (0, 0, 0, 0)
@@ -37,11 +38,12 @@ def pad(walk, node, value, pads=None, constant=None, axes=None):
     full[:, range(rank) if axes is None else axes.value] = amounts
     if not full.any():
         return value
-    if rank != 4 or full[:, :2].any() or full.min() < 0:
+    if rank not in (3, 4) or full[:, :2].any() or full.min() < 0:
         raise GraphError(f"{where}: padding {amounts.reshape(-1).tolist()} has no integer form; only zeros around height "
                          "and width have")
     inner, before = unpadded(value)
-    return Padded(inner, tuple(int(n) for n in np.add(before, full[:, 2:].reshape(-1))))
+    around = (*plane(full[0, 2:], 0), *plane(full[1, 2:], 0))
+    return Padded(inner, tuple(int(n) for n in np.add(before, around)))
 
 
 def unpadded(value) -> tuple:

@@ -14,14 +14,14 @@ from torch import fx
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
-from esbflow.maps import map_shape
+from esbflow.maps import map_shape, plane
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, positive_part, selection
-from esbflow.quant.layers import SelectChannels, plane
+from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, max_window
 from esbflow.quant.recipe import by_channel, recipe_of
 from esbflow.quant.sized_trace import propagate_shapes

@@ -9,15 +9,6 @@ from esbflow.quant.base import Quantizer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
-def plane(values: tuple, neutral: int) -> tuple:
-    """(y, x) of what a layer has for each axis; a sequence is a map of one row.
-
-    >>> plane((3,), neutral=1), plane((3, 5), neutral=1)
-    ((1, 3), (3, 5))
-    """
-    return (neutral,) * (2 - len(values)) + tuple(values)
-
-
 def padding_in_numbers(conv: nn.Module) -> tuple | None:
     """Zeros on each side, for each axis, also for "same" and "valid"; None where the sides would differ.
 

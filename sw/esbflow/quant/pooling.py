@@ -4,7 +4,7 @@ from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
 from esbflow.graph.ir import zeros_behind
-from esbflow.quant.layers import plane
+from esbflow.maps import plane
 from esbflow.quant.trace import options
 
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)

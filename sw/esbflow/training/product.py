@@ -16,9 +16,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from esbflow.maps import plane
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
-from esbflow.quant.layers import CONVOLUTIONS, plane
+from esbflow.quant.layers import CONVOLUTIONS
 from esbflow.quant.product import ProductQuantizer
 from esbflow.training import loop
 from esbflow.training.augment import augmented
