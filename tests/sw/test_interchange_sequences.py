@@ -114,13 +114,45 @@ def test_rows_of_features(first):
     ("Pad", (np.int64([0, 1, 0, 0, 0, 0]),), {}, "Pad node 'pad3': padding [0, 1, 0, 0, 0, 0] has no integer form"),
     ("ReduceMean", (), dict(axes=[1]), "ReduceMean node 'reducemean3': only the mean and the maximum over the length of a "
                                        "sequence have an integer form"),
-    ("Transpose", (), dict(perm=[0, 2, 1]), "Transpose node 'transpose3': what it makes of a map of shape (3, 1, 13) has no"),
     ("Slice", (np.int64([1]), np.int64([3]), np.int64([2])), {}, "Slice node 'slice3': what it makes of a map of shape"),
 ])
 def test_what_sequences_have_not_is_refused_by_name(operator, inputs, options, sentence):
     m, output = one(operator, *inputs, **options)
-    channels = {"Pad": 4, "Slice": 3, "Transpose": 13}.get(operator)
+    channels = {"Pad": 4, "Slice": 3}.get(operator)
     output = output if channels is None else m.add("Conv", output, weights(2, channels, 1)(m))
     with pytest.raises(GraphError) as error:
         imported(m.proto(m.qdq(output, 0.1, np.int8(0)), opset=13))
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rows", ["flat", "mean"])
+def test_sequences_with_channels_last(channels, rows):
+    """By the chains that tf2onnx makes of Keras' Conv1D, MaxPooling1D, ZeroPadding1D, Concatenate, Flatten and pooling."""
+    m = Model(("n", 12, channels))
+    x = m.add("Add", m.add("Mul", m.qdq("image", 1 / 255, np.uint8(0)), np.float32([2.0])), np.float32([-1.0]))
+    x = m.add("Unsqueeze", m.qdq(x, 1 / 127, np.int8(0)), np.int64([1]))
+    x = m.add("Reshape", x, np.int64([-1, 1, 1, 12])) if channels == 1 else m.add("Transpose", x, perm=[0, 3, 1, 2])
+    x = m.add("Squeeze", m.add("Conv", x, weights(5, channels, 1, 3)(m), pads=[0, 1, 0, 1]), np.int64([2]))
+    x = m.add("Mul", x, np.float32([[[1], [0.5], [2], [-1], [1]]]))
+    x = m.qdq(m.add("Relu", m.add("Transpose", x, perm=[0, 2, 1])), 1 / 100, np.int8(0))
+    x = m.qdq(m.add("Add", x, np.float32([0.1, 0.2, 0, 0, 0.3])), 1 / 80, np.int8(0))
+    pooled = m.add("MaxPool", m.add("Unsqueeze", m.add("Transpose", x, perm=[0, 2, 1]), np.int64([2])), kernel_shape=[1, 2],
+                   strides=[1, 2])
+    x = m.add("Transpose", m.add("Squeeze", pooled, np.int64([2])), perm=[0, 2, 1])
+    x = m.add("Concat", x, m.add("Slice", x, np.int64([1]), np.int64([3]), np.int64([2])), axis=-1)
+    x = m.add("Transpose", m.add("Pad", x, np.int64([0, 1, 0, 0, 0, 0])), perm=[0, 2, 1])
+    x = m.qdq(m.add("Conv", x, weights(4, 7, 2, seed=1)(m)), 1 / 60, np.int8(0))
+    x = m.add("Transpose", x, perm=[0, 2, 1])
+    if rows == "flat":
+        x = m.add("Reshape", x, np.int64([-1, 24]))
+    else:
+        x = m.qdq(m.add("ReduceMean", x, axes=[1], keepdims=0), 1 / 120, np.int8(0))
+    x = m.qdq(m.add("MatMul", x, weights(24 if rows == "flat" else 4, 3, seed=2)(m)), 1 / 200, np.int8(0))
+    proto, pixels = m.proto(x, opset=13), random_pixels(np.random.default_rng(0), 16, 12, channels)
+    graph = imported(proto)
+    assert graph.input.shape == (channels, 1, 12)
+    assert graph.info["notes"] == [f"the model's images are (length, channels), the graph's ({channels}, 1, 12)"]
+    expected = run_onnxruntime(proto, real(pixels))
+    step, share = compare(graph, np.ascontiguousarray(pixels.transpose(0, 2, 1)), expected)
+    assert step <= 3 and share < 0.15 and np.abs(expected).max() >= 16 / 200

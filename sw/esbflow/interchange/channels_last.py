@@ -1,4 +1,4 @@
-"""Models whose axes are (n, height, width, channels): what Keras and TensorFlow write.
+"""Models whose axes are (n, height, width, channels), or (n, length, channels): what Keras and TensorFlow write.
 
 Their convolutions are those of ONNX, with axes swapped before and after. The integer graph has (channels, height, width)
 throughout, so that a swap is nothing but another way to name the axes of the same tensor, which is noted beside the value;
@@ -23,7 +23,7 @@ _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 @dataclass(frozen=True, eq=False)
 class ChannelsLast:
-    """A tensor that ONNX sees as (n, h, w, c), and `value` as the graph has it."""
+    """A tensor that ONNX sees as (n, h, w, c), or (n, w, c) where h is 1, and `value` as the graph has it."""
 
     value: object
 
@@ -36,16 +36,19 @@ class RowsLast:
 
 
 def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
-    """Whether the model's input is (n, h, w, c): the first thing that is done with it, but for zeros around it and what is
-    done to each value, is to put its last axis first."""
+    """Whether the model's input is (n, h, w, c) or (n, w, c): the first thing that is done with it, but for zeros around it,
+    an axis more and what is done to each value, is to put its last axis first."""
     reached = {tensor}
     for node in nodes:
         if not reached.intersection(node.input):
             continue
         if node.op_type == "Transpose":
-            return attributes(node).get("perm") == TO_FIRST
+            return attributes(node).get("perm") in (TO_FIRST, [0, 2, 1])
         if node.op_type in _RESHAPES:
             before, after = (shapes.get(name, ()) for name in (node.input[0], node.output[0]))
+            if len(before) == 3 and after[1:] == (1, *before[1:]):
+                reached.add(node.output[0])
+                continue
             return len(before) == 4 and before[3] == 1 and after[1:] == (1, *before[1:3])
         if node.op_type not in (*ELEMENTWISE, "Pad"):
             return False
@@ -70,25 +73,27 @@ def compute(walk, handler, node, inputs: list):
 
 
 def _map(walk, handler, node, inputs):
-    value = next(value for value in inputs if isinstance(value, ChannelsLast)).value
-    if node.op_type == "Concat" and attributes(node)["axis"] % 4 == 3 and all(isinstance(v, ChannelsLast) for v in inputs):
+    place, value = next((i, value.value) for i, value in enumerate(inputs) if isinstance(value, ChannelsLast))
+    rank = len(walk.model.shape(node.input[place], title(node)))
+    joins = node.op_type == "Concat" and attributes(node)["axis"] % rank == rank - 1
+    if joins and all(isinstance(v, ChannelsLast) for v in inputs):
         return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
-        return ChannelsLast(handler(walk, node, value, *_moved_pads(*inputs[1:])))
+        return ChannelsLast(handler(walk, node, value, *_moved_pads(rank, *inputs[1:])))
     reduces = node.op_type in ("ReduceMean", "ReduceMax")
-    if reduces and reduced_axes(node, inputs[1] if len(inputs) > 1 else None, 4) == [1, 2]:
+    if reduces and reduced_axes(node, inputs[1] if len(inputs) > 1 else None, rank) == list(range(1, rank - 1)):
         pooled = over_map(walk, node, value, (shape_of(value)[0], 1, 1))
         return ChannelsLast(pooled) if attributes(node).get("keepdims", 1) else pooled
     if node.op_type in ELEMENTWISE:
-        others = [v.value if isinstance(v, ChannelsLast) else _first(v) for v in inputs]
+        others = [v.value if isinstance(v, ChannelsLast) else _first(v, rank) for v in inputs]
         return ChannelsLast(handler(walk, node, *others))
     raise _refused(node)
 
 
-def _moved_pads(pads: Constant, fill=None, axes=None) -> tuple:
-    amounts = np.zeros((2, 4), np.int64)
-    amounts[:, range(4) if axes is None else axes.value] = pads.value.reshape(2, -1)
-    return Constant(amounts[:, TO_FIRST].reshape(-1)), fill
+def _moved_pads(rank: int, pads: Constant, fill=None, axes=None) -> tuple:
+    amounts = np.zeros((2, rank), np.int64)
+    amounts[:, range(rank) if axes is None else axes.value] = pads.value.reshape(2, -1)
+    return Constant(amounts[:, [0, rank - 1, *range(1, rank - 1)]].reshape(-1)), fill
 
 
 def _rows(walk, handler, node, inputs):
@@ -115,12 +120,12 @@ def _reordered(weights, axis: int, shape: tuple, node):
     return replace(weights, levels=np.take(weights.levels, order, axis), scale=np.take(full, order, axis))
 
 
-def _first(value):
-    """A constant beside a tensor (n, h, w, c) as one beside (n, c, h, w)."""
+def _first(value, rank: int):
+    """A constant beside a tensor (n, h, w, c), of `rank` axes, as one beside (n, c, h, w)."""
     if not isinstance(value, (Constant, Quantized)) or np.ndim(value.value) == 0 or np.size(value.value) == 1:
         return value
     array = np.asarray(value.value)
-    return Constant(array.reshape((1,) * (4 - array.ndim) + array.shape).transpose(TO_FIRST))
+    return Constant(np.moveaxis(array.reshape((1,) * (rank - array.ndim) + array.shape), -1, 1))
 
 
 def _with_axis(node, axis: int):

@@ -102,19 +102,21 @@ def _expressed(walk, node, moved: Moved):
     inner, indices = moved.value, moved.indices
     first = _in_place(shape_of(inner))
     last = first.transpose(TO_LAST)
-    sequences = [(first[:, :, 0], inner)] if first.shape[2] == 1 else []
+    sequences = [(first[:, :, 0], inner), (last[:, 0], ChannelsLast(inner))] if first.shape[2] == 1 else []
     for array, value in ((first, inner), (first.reshape(1, -1), inner), (last, ChannelsLast(inner)),
                          (last.reshape(1, -1), RowsLast(inner)), *sequences):
         if np.array_equal(array, indices):
             return value
     if indices.ndim == 3 and sequences:
-        indices = indices[:, :, None]
-    if indices.ndim != 4:
+        as_first, as_last = indices[:, :, None], indices[:, None]
+    elif indices.ndim == 4:
+        as_first = as_last = indices
+    else:
         return moved
-    chosen = _chosen(indices, first)
+    chosen = _chosen(as_first, first)
     if chosen is not None:
         return _chosen_channels(walk, node, inner, *chosen)
-    chosen = _chosen(indices.transpose(TO_FIRST), first)
+    chosen = _chosen(as_last.transpose(TO_FIRST), first)
     return moved if chosen is None else ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
 
 

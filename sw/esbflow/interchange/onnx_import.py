@@ -76,15 +76,16 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
         except ValueError:
             raise GraphError(f"the model's metadata {PIXEL_MAX} is no number; give --pixel-max") from None
     model, note = _before_softmax(model)
-    shape = map_shape(model.shapes[model.input][1:])
+    shape = model.shapes[model.input][1:]
     walk = Walk(model, name or model.name)
     walk.builder.notes += [note] if note else []
     last = channels_last.input_is_last(model.nodes, model.input, model.shapes)
-    shape = (shape[2], *shape[:2]) if last else shape
+    shape = map_shape((shape[-1], *shape[:-1]) if last else shape)
     image = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
     walk.values[model.input] = ChannelsLast(image) if last else image
     if last:
-        walk.builder.notes.append(f"the model's images are (height, width, channels), the graph's {shape}")
+        axes = "(height, width, channels)" if len(model.shapes[model.input]) == 4 else "(length, channels)"
+        walk.builder.notes.append(f"the model's images are {axes}, the graph's {shape}")
     for node in model.nodes:
         walk.visit(node)
     if model.output not in walk.values:

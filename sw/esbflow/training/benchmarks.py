@@ -8,6 +8,7 @@ bench-train` installs it into an environment of its own.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -54,7 +55,7 @@ def brevitas_resnet20() -> nn.Module | None:
 
 
 def contestants(device: str, compiled: bool) -> dict:
-    """{name: model} in training mode; all but Brevitas' in the memory layout that `train` uses."""
+    """{name: model} in training mode, some in the memory layout that `train` uses, and in mixed precision."""
     models = {"fp32": ResNet20(), "fp32, channels last": ResNet20().to(memory_format=torch.channels_last),
               "esbflow W4A4": quantize(ResNet20(), Recipe(weights="esb4.1", activations="u4")),
               "esbflow W4A4, channels last": quantize(ResNet20(), Recipe(weights="esb4.1", activations="u4")).to(
@@ -63,15 +64,19 @@ def contestants(device: str, compiled: bool) -> dict:
     if brevitas is not None:
         models["brevitas W4A4"] = brevitas
     models = {name: model.to(device).train() for name, model in models.items()}
+    models.update({f"{name}, bfloat16": copy.deepcopy(models[name])
+                   for name in ("fp32, channels last", "esbflow W4A4, channels last")})
     if compiled:
         models.update({f"{name}, compiled": torch.compile(model) for name, model in list(models.items())
                        if "brevitas" not in name})
     return models
 
 
-def step(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> None:
-    """Forward and backward."""
-    F.cross_entropy(model(x), labels).backward()
+def step(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, mixed: bool = False) -> None:
+    """Forward and backward, in mixed precision or in float32."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+        scores = model(x)
+    F.cross_entropy(scores.float(), labels).backward()
     for parameter in model.parameters():
         parameter.grad = None
 
@@ -88,7 +93,7 @@ def measure(batch: int = 128, rounds: int = 10, threads: int = 2, device: str = 
         for name, model in models.items():
             data = x.contiguous(memory_format=torch.channels_last) if "channels last" in name else x
             began = time.perf_counter()
-            step(model, data, labels)
+            step(model, data, labels, "bfloat16" in name)
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn >= 2:
