@@ -13,11 +13,22 @@ from torch.nn import functional as F
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.graph.execute import convolve, execute, requantize
+from esbflow.graph.execute import convolve, exact_type, execute, requantize
 from esbflow.graph.random import random_graph, random_images
 from esbflow.graph.validate import validate
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 from tests.sw.graph_nodes import constants, conv_node, input_node, output_of, seeds
+
+
+@pytest.mark.parametrize("largest, kind", [(2 ** 24 - 1, np.float32), (2 ** 24, np.float64), (2 ** 53 - 1, np.float64),
+                                           (2 ** 53, np.int64)])
+def test_sums_are_exact_in_the_type_they_are_computed_in(largest, kind):
+    assert exact_type(np.array([[3, -1], [0, largest]]), np.array([0, -1])) is kind
+    random, x = np.random.default_rng(0), np.array([-255, 254, 255, 1, -1, 253]).reshape(1, 6, 1, 1)
+    shares = random.dirichlet(np.ones(6), 40)
+    weight = (shares * (largest // 255)).astype(np.int64) * random.choice([-1, 1], (40, 6))
+    exact = [sum(int(w) * int(v) for w, v in zip(row, x.reshape(-1))) for row in weight]
+    assert convolve(x, weight[:, :, None, None], (1, 1), (0, 0), (1, 1), 1).reshape(-1).tolist() == exact
 
 
 # -- the executor against torch -----------------------------------------------------------------------------------

@@ -67,12 +67,18 @@ def _windows(x: np.ndarray, kernel, stride, dilation, out) -> np.ndarray:
         (sn, sc, sy * dilation[0], sx * dilation[1], sy * stride[0], sx * stride[1]), writeable=False)
 
 
+def exact_type(weight: np.ndarray, x: np.ndarray) -> type:
+    """In which products of weights (out, ...) and values x are summed exactly, in any order: float32 where no sum of
+    magnitudes reaches 2**24, float64 below 2**53, int64 beyond."""
+    largest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0)) * max(1, int(np.abs(x).max(initial=0)))
+    return np.float32 if largest < 2 ** 24 else np.float64 if largest < 2 ** 53 else np.int64
+
+
 def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, groups, out: tuple | None = None) -> np.ndarray:
     """Exact integer convolution, int64 (n, out, h, w). `out` (h, w) says how many zeros follow the last row and column;
     without it as many as `padding` puts before the first.
 
-    Products are summed in float64 by matrix multiplication where the sum of magnitudes stays below 2**53, which is
-    exact, and in int64 otherwise.
+    Products are summed by matrix multiplication in the shortest type that is exact (see `exact_type`).
     """
     n, channels, height, width = x.shape
     out_channels, per_group, ky, kx = weight.shape
@@ -80,9 +86,7 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, group
     if out is None:
         out = ((height + 2 * padding[0] - reach[0]) // stride[0] + 1, (width + 2 * padding[1] - reach[1]) // stride[1] + 1)
     behind = ir.zeros_behind((height, width), out, reach, stride, padding)
-    exact = (np.abs(weight).reshape(out_channels, -1).sum(axis=1).max(initial=0)
-             * max(1, int(np.abs(x).max(initial=0))) < 2 ** 53)
-    kind = np.float64 if exact else np.int64
+    kind = exact_type(weight, x)
     padded = np.pad(x.astype(kind), ((0, 0), (0, 0), (padding[0], behind[0]), (padding[1], behind[1])))
     windows = _windows(padded, (ky, kx), stride, dilation, out)
     result = np.empty((n, out_channels, *out), dtype=np.int64)
@@ -105,8 +109,7 @@ def _conv(node, images, x, residual=None):
 
 def _linear(node, images, x):
     flat = x.reshape(len(x), -1)
-    exact = np.abs(node.weight).sum(axis=1).max(initial=0) * max(1, int(np.abs(flat).max(initial=0))) < 2 ** 53
-    kind = np.float64 if exact else np.int64
+    kind = exact_type(node.weight, flat)
     acc = (flat.astype(kind) @ node.weight.T.astype(kind)).astype(np.int64)
     return requantize(node, acc[:, :, None, None])
 
