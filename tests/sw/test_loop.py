@@ -97,6 +97,27 @@ def test_a_schedule_refuses_nonsense_when_it_is_made(fields, message):
         Schedule(**fields)
 
 
+def test_a_slow_start_keeps_a_wide_last_layer_from_being_thrown_away(task):
+    """8,192 features that are all positive: what the first steps at the full rate do to their weights."""
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.last = nn.Conv2d(1, 128, 1), nn.Linear(8192, 8)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.features(x)).flatten(1))
+
+    peaks = []
+    for warmup in (0, 4):
+        torch.manual_seed(0)
+        losses = []
+        train(Wide(), *task, Schedule(epochs=4, batch=32, rate=0.01, warmup=warmup),
+              report=lambda done, total, loss, losses=losses: losses.append(loss))
+        assert len(losses) == 64
+        peaks.append(max(losses))
+    assert peaks[1] < 0.5 * peaks[0] and peaks[1] < 4
+
+
 def test_no_images_are_refused():
     none = np.zeros((0, 1, 8, 8), np.uint8)
     with pytest.raises(ValueError, match=r"^there are no images to train on$"):

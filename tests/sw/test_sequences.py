@@ -226,3 +226,8 @@ def test_images_of_another_shape_are_refused():
         export(calibrated(Sequence(), Recipe(), (2, 48)), "net", (2, 1, 48))
     with pytest.raises(ValueError, match=r"^images must be uint8 of shape \(n, channels, height, width\), not float32"):
         loop.normalise(np.zeros((3, 2, 48), np.float32), (0,), (1,))
+    for use in (lambda images: train(Sequence(), images, np.zeros(3, int), Schedule()),
+                lambda images: calibrate(quantize(Sequence()), images),
+                lambda images: evaluate(Sequence(), images, np.zeros(3, int))):
+        with pytest.raises(ValueError, match=r"^images must be uint8 of shape \(n, channels, length\), not uint8 \(3, 2, 1, 48\)$"):
+            use(np.zeros((3, 2, 1, 48), np.uint8))

@@ -268,8 +268,7 @@ class _Run:
                        if isinstance(getattr(module, "weight_quantizer", None), ALQQuantizer)]
         if not self.layers:
             raise ValueError('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
-        if len(images) == 0:
-            raise ValueError("there are no images to train on")
+        images = loop.checked_images(model, images, "train on")
         self.model, self.images, self.schedule = model, images, schedule
         self.labels = loop.checked_labels(labels, len(images))
         self.mean, self.std, self.seed, self.report = mean, std, seed, report

@@ -11,6 +11,7 @@ from torch import nn
 from esbflow.files import whole
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
+from esbflow.quant.layers import CONVOLUTIONS
 from esbflow.quant.recipe import by_channel
 from esbflow.training import distributed
 from esbflow.training.augment import augmented_pair
@@ -24,6 +25,8 @@ PRECISIONS = ("float32", "bfloat16")
 class Schedule:
     """One stage of training: SGD with momentum, the learning rate falling as a half cosine to zero.
 
+    warmup : epochs in which the rate first rises in even steps to what the cosine says (Goyal et al., "Accurate, Large
+        Minibatch SGD", 2017, section 2.2): for networks that a full first step would throw far away.
     sharpness : radius of sharpness-aware minimization in the last third of the epochs, whose steps cost twice as much then
         (see sharpness.py); 0 is without.
     shift : pixels by which each training image is moved at random. mirror : turn half of them left-right.
@@ -46,6 +49,7 @@ class Schedule:
     distill: float = 0.0
     temperature: float = 1.0
     sharpness: float = 0.0
+    warmup: float = 0.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -71,6 +75,18 @@ class Schedule:
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
         if not 0 <= self.sharpness < math.inf:
             raise ValueError(f"sharpness must be 0 or a positive radius, not {self.sharpness}")
+        if not 0 <= self.warmup < math.inf:
+            raise ValueError(f"warmup must be 0 or a number of epochs, not {self.warmup}")
+
+    def rate_at(self, done: int, steps: int) -> float:
+        """The learning rate after `done` steps, of which an epoch has `steps`.
+
+        >>> schedule = Schedule(epochs=4, rate=0.1, warmup=1)
+        >>> [round(schedule.rate_at(done, 10), 4) for done in (0, 4, 9, 20, 39)]
+        [0.01, 0.0488, 0.088, 0.05, 0.0002]
+        """
+        rise = min(1.0, (done + 1) / (self.warmup * steps)) if self.warmup else 1.0
+        return rise * self.rate * 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
 
 
 def normalise(images, mean, std) -> torch.Tensor:
@@ -82,9 +98,7 @@ def normalise(images, mean, std) -> torch.Tensor:
     ValueError
         if images are something else, or mean and std have neither one entry nor one a channel.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or not 2 <= images.ndim <= 4:
-        raise ValueError(f"images must be uint8 of shape (n, channels, height, width), not {images.dtype} {images.shape}")
+    images = _bytes(images, (2, 3, 4))
     x = torch.from_numpy(np.array(images)).float() / 255
     mean, std = (torch.tensor(by_channel(v, x.shape[1]), dtype=torch.float32).reshape(1, -1, *[1] * (x.dim() - 2))
                  for v in (mean, std))
@@ -95,6 +109,28 @@ def inputs(images, mean, std, device: torch.device) -> torch.Tensor:
     """What `normalise` makes of images, on a device; maps with channels last, which makes convolutions a fifth faster."""
     x = normalise(images, mean, std)
     return x.to(device, memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
+
+
+def checked_images(model: nn.Module, images: np.ndarray, purpose: str) -> np.ndarray:
+    """Images, sequences or rows, with as many axes as a model's convolutions read: torch takes (n, h, w) for one image.
+
+    Raises
+    ------
+    ValueError
+        if there are none to `purpose`, they are not uint8, or have another number of axes.
+    """
+    if len(images) == 0:
+        raise ValueError(f"there are no images to {purpose}")
+    first = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
+    return _bytes(images, (2, 3, 4) if first is None else (2 + len(first.kernel_size),))
+
+
+def _bytes(images, axes: tuple) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in axes:
+        wanted = "(n, channels, length)" if axes == (3,) else "(n, channels, height, width)"
+        raise ValueError(f"images must be uint8 of shape {wanted}, not {images.dtype} {images.shape}")
+    return images
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -122,8 +158,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         if images or labels are none, too few or of another kind, a teacher is needed and missing, the precision is
         unknown, or the loss is no longer finite.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to train on")
+    images = checked_images(model, images, "train on")
     labels = checked_labels(labels, len(images))
     classes = int(labels.max()) + 1 if labels.ndim == 1 else 1
     if schedule.distill and teacher is None:
@@ -163,7 +198,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         for step in range(steps):
             done = epoch * steps + step
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate * 0.5 * (1 + math.cos(math.pi * done / total))
+                group["lr"] = schedule.rate_at(done, steps)
             for quantizer in quantizers:
                 quantizer.advance(done / total)
             chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
@@ -271,8 +306,7 @@ def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean=(0.0
     ValueError
         if there are no images, or not as many labels.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to evaluate on")
+    images = checked_images(model, images, "evaluate on")
     labels = checked_labels(labels, len(images))
     device = device_of(model)
     was_training = model.training
@@ -294,8 +328,7 @@ def calibrate(model: nn.Module, images: np.ndarray, mean=(0.0,), std=(1.0,), bat
     ValueError
         if there are no images.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to calibrate on")
+    images = checked_images(model, images, "calibrate on")
     was_training = model.training
     model.eval()
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]

@@ -145,8 +145,7 @@ class _Run:
         self.layers = layers_of(model)
         if not self.layers:
             raise ValueError('no layer has a ProductQuantizer; use quantize() with weights such as "pq:256,8"')
-        if len(images) == 0:
-            raise ValueError("there are no images to train on")
+        images = loop.checked_images(model, images, "train on")
         self.model, self.teacher, self.images, self.schedule = model, teacher.eval(), images, schedule
         self.mean, self.std, self.seed, self.report = mean, std, seed, report
         self.device = loop.device_of(model)
