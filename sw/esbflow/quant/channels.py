@@ -111,7 +111,8 @@ def _channels(node: fx.Node, modules: dict) -> tuple | None:
     None if they do not tell, or it may be neither."""
     module = modules.get(node.target) if node.op == "call_module" else None
     if isinstance(module, SelectChannels):
-        return module.out_channels, _channels(node.all_input_nodes[0], modules)[1]
+        source = _channels(node.all_input_nodes[0], modules)
+        return source and (module.out_channels, source[1])
     if isinstance(module, CONVOLUTIONS):
         return module.out_channels, len(module.kernel_size)
     if node.op == "placeholder":

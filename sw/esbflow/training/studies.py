@@ -72,7 +72,7 @@ VGG_SMALL = Study("vgg-small-cifar10-w2a2", 60, 0.02, (Run("esb2-2", "esb2.0", "
 # What muL2Q was published on.
 UL2Q = tuple(Run(f"ul2q{bits}", f"ul2q:{bits}", "u8") for bits in (1, 2, 4, 8))
 CIFARNET = Study("cifarnet-cifar10-w2a8", 6, 0.02, UL2Q)
-VGG7 = Study("vgg7-64-cifar10-w2a8", 2, 0.01, UL2Q)
+VGG7 = Study("vgg7-64-cifar10-w2a8", 4, 0.01, UL2Q)
 # The networks of FINN, as Brevitas' examples train them.
 CNV = Study("cnv-cifar10-w2a2", 8, 0.02, (
     Run("w2a2", "esb2.0", "u2"), Run("w1a2", "binary", "u2"), Run("w1a1", "binary", "u1")))
