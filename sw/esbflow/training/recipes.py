@@ -116,8 +116,8 @@ def vgg_small(weights: str, activations: str) -> TrainingRecipe:
 
 
 def vgg7(weights: str, epochs: int) -> TrainingRecipe:
-    """VGG7-64 on CIFAR-10 from nothing, with the last layer at 8 bits, as muL2Q was published. 154 M MACs an image. Not measured to
-    its end; the slow start took the loss of the first 80 steps from 1.96 to 1.73."""
+    """VGG7-64 on CIFAR-10 from nothing, with the last layer at 8 bits, as muL2Q was published. 154 M MACs an image. Not
+    measured to its end; the slow start took the loss after 80 steps from 1.96 to 1.73."""
     return TrainingRecipe(
         network="vgg7-64", data="cifar10",
         real=Schedule(epochs=12, batch=128, rate=0.05, weight_decay=5e-4, shift=4, mirror=True, warmup=0.25),
