@@ -47,9 +47,11 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     options = [(ky * kx * groups(channels), groups(channels) * height * width, None)]
     columns = groups(channels * kx) * height * out_width
     window = groups(channels * kx * ky) * out_height * out_width
-    if not layer.stacked and channels * kx <= 4 * rows and columns <= GROWTH_LIMIT * options[0][1]:
+    plain = options[0][1]
+    # What the host's CPU writes: many channels only where they take no more memory than the image, at large strides.
+    if not layer.stacked and columns <= (GROWTH_LIMIT * plain if channels * kx <= 4 * rows else plain):
         options.append((ky * groups(channels * kx), columns, False))
-    if (layer.stacked or channels * kx * ky <= 4 * rows) and window <= GROWTH_LIMIT * options[0][1]:
+    if window <= (GROWTH_LIMIT * plain if layer.stacked or channels * kx * ky <= 4 * rows else plain):
         options.append((groups(channels * kx * ky), window, True))
     _, _, fold_rows = min(options, key=lambda option: option[:2])
     if fold_rows is None:

@@ -13,7 +13,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
 from esbflow.interchange.onnx_file import fold, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
-from esbflow.quant.engine_layer import selection
+from esbflow.quant.engine_layer import crop, rectangle, selection
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Expand", "Slice", "Split", "Gather")
 
@@ -109,6 +109,8 @@ def _expressed(walk, node, moved: Moved):
             return value
     if indices.ndim == 3 and sequences:
         as_first, as_last = indices[:, :, None], indices[:, None]
+    elif indices.ndim == 2 and indices.size == first.shape[1]:
+        as_first = as_last = indices[:, :, None, None]  # one pixel
     elif indices.ndim == 4:
         as_first = as_last = indices
     else:
@@ -117,7 +119,12 @@ def _expressed(walk, node, moved: Moved):
     if chosen is not None:
         return _chosen_channels(walk, node, inner, *chosen)
     chosen = _chosen(as_last.transpose(TO_FIRST), first)
-    return moved if chosen is None else ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
+    if chosen is not None:
+        return ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
+    if (found := _cropped(as_first, first)) is not None:
+        return _crop(walk, node, inner, as_first.shape[1:], found)
+    found = _cropped(as_last.transpose(TO_FIRST), first)
+    return moved if found is None else ChannelsLast(_crop(walk, node, inner, as_last.transpose(TO_FIRST).shape[1:], found))
 
 
 def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:
@@ -129,6 +136,22 @@ def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:
     channels = indices[0, :, 0, 0] // (height * width)
     expected = first[:, channels].repeat(factors[0], axis=2).repeat(factors[1], axis=3)
     return (channels, factors) if np.array_equal(expected, indices) else None
+
+
+def _cropped(indices: np.ndarray, first: np.ndarray) -> tuple | None:
+    """What `rectangle` says of `indices` (1, c, h, w), if they are pixels of all channels alike."""
+    (_, channels, height, width) = first.shape
+    if indices.shape[1] != channels:
+        return None
+    offsets = np.arange(channels)[:, None, None] * height * width
+    alike = (indices[0] - offsets == indices[0, :1]).all()
+    return rectangle(indices[0, 0], height, width) if alike and (indices[0, 0] < height * width).all() else None
+
+
+def _crop(walk, node, value, shape: tuple, found: tuple):
+    name, where = node.name or node.output[0], title(node)
+    value = walk.builder.plain(value, where)
+    return walk.builder.moved(value, shape, lambda name, source: crop(name, source, shape, *found), name, where)
 
 
 def _chosen_channels(walk, node, value, channels: np.ndarray, factors: tuple):

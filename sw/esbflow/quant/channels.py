@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from esbflow.graph.errors import GraphError
 from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
 from esbflow.quant.sized_trace import propagate_shapes
-from esbflow.quant.trace import drops, is_size, kind_of, tensors
+from esbflow.quant.trace import crops, drops, is_size, kind_of, options, tensors
 
 _NAMES = ("chunk", "split", "tensor_split", "narrow", "select", "unbind", "transpose", "swapaxes", "swapdims", "permute",
           "movedim", "moveaxis", "flip", "reshape", "flatten", "unflatten")
@@ -23,7 +23,7 @@ _FUNCTIONS = (operator.getitem, *(getattr(torch, name) for name in _NAMES if has
               F.channel_shuffle)
 _METHODS = (*_NAMES, "split_with_sizes", "view", "contiguous", "unsqueeze", "squeeze")
 _MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten)
-_KEEP = ("norm", "relu", "upsample", "pad", "add")
+_KEEP = ("norm", "relu", "upsample", "pad", "crop", "add")
 """Kinds of nodes with as many channels as what they read."""
 
 _IMAGES = 11  # of the example
@@ -40,13 +40,14 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
 
     `shape` (c, h, w) of the images if the model was traced for it, and sizes are numbers.
     """
+    _replace_channel_pads(traced)
     modules = dict(traced.named_modules())
     ends = [node for node in traced.graph.nodes if _moves(node, modules)
             and any(not _moves(user, modules) for user in node.users)]
     if not ends:
         return
     known = {} if shape is None else _map_sizes(traced, shape)
-    device = next((parameter.device for parameter in traced.parameters()), None)
+    device = _device(traced)
     replaced, left = {}, set()
     for node in ends:
         source = _source(node, modules)
@@ -73,9 +74,32 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
     traced.graph.eliminate_dead_code()
 
 
+def _replace_channel_pads(traced: fx.GraphModule) -> None:
+    """Channels of zeros before and behind those of a map, F.pad(x, (0, 0, 0, 0, 4, 4)): ResNet's parameter-free shortcut."""
+    for node in list(traced.graph.nodes):
+        if node.target is not F.pad:
+            continue
+        pads, mode, value = options(node, None, ("pad", "mode", "value")).values()
+        modules, source = dict(traced.named_modules()), node.all_input_nodes[0]
+        found = _channels(source, modules)
+        around = pads[2 * found[1]:] if found else ()
+        if len(around) != 2 or any(pads[:-2]) or min(around) < 0 or (mode or "constant") != "constant" or value:
+            continue
+        order = [-1] * around[0] + list(range(found[0])) + [-1] * around[1]
+        name = f"{node.name}_channels"
+        traced.add_submodule(name, SelectChannels(order, found[0]).to(_device(traced)).train(traced.training))
+        with traced.graph.inserting_after(node):
+            node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
+        traced.graph.erase_node(node)
+
+
+def _device(traced: fx.GraphModule):
+    return next((parameter.device for parameter in traced.parameters()), None)
+
+
 def _moves(node: fx.Node, modules: dict) -> bool:
-    """Whether a node does nothing but move values."""
-    if is_size(node):
+    """Whether a node does nothing but move values, all of a map's together."""
+    if is_size(node) or crops(node):
         return False
     if node.op == "call_module":
         return isinstance(modules.get(node.target), _MODULES)
@@ -123,6 +147,8 @@ def _channels(node: fx.Node, modules: dict) -> tuple | None:
         kind = kind_of(node, modules)
     except GraphError:
         return None  # said when its turn comes
+    if kind == "crop" and any(isinstance(entry, int | fx.Node) for entry in node.args[1]):
+        return None  # an axis less
     if kind == "concat":
         parts = [_channels(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
         return None if None in parts else (sum(channels for channels, _ in parts), parts[0][1])

@@ -78,7 +78,7 @@ class ConcatGroups:
 
     def _keeps(self, node: fx.Node) -> bool:
         """Whether a node hands integers on as they are."""
-        return (kind_of(node, self._modules) in ("maxpool", "upsample", "pass")
+        return (kind_of(node, self._modules) in ("maxpool", "upsample", "crop", "pass")
                 or isinstance(self._modules.get(node.target), SelectChannels))
 
     def _stores(self, node: fx.Node) -> list:

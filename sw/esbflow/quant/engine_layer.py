@@ -39,6 +39,31 @@ def selection(name: str, source: Stored, weight: np.ndarray, shape: tuple, **fie
                      requantizer=ir.Requantizer.pass_through(len(weight)), **fields)
 
 
+def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
+    """((top, left), (step down, step right)) of the pixels `taken`, int (rows, columns) of numbers counted along the rows of
+    a map; None if they are no rectangle, perhaps with pixels left out in even steps.
+
+    >>> rectangle(np.array([[6, 8], [16, 18]]), 4, 5)
+    ((1, 1), (2, 2))
+    """
+    if not taken.size:
+        return None
+    (top, left), (down, right) = (divmod(int(pixel), width) for pixel in (taken[0, 0], taken[-1, -1]))
+    steps = tuple(max(1, reach // max(1, count - 1)) for reach, count in zip((down - top, right - left), taken.shape))
+    map_ = np.arange(height * width).reshape(height, width)
+    same = np.array_equal(taken, map_[top::steps[0], left::steps[1]][:taken.shape[0], :taken.shape[1]])
+    return ((top, left), steps) if same else None
+
+
+def crop(name: str, source: Stored, shape: tuple, corner: tuple, steps: tuple) -> ir.Conv2d:
+    """The node that takes a rectangle of a map's pixels, `shape` (c, h, w): a convolution whose window has a one at the
+    place of its corner and zeros elsewhere."""
+    kernel = (size - (count - 1) * step for size, count, step in zip(source.shape[1:], shape[1:], steps))
+    weight = np.zeros((shape[0], 1, *kernel), np.int64)
+    weight[:, :, corner[0], corner[1]] = 1
+    return selection(name, source, weight, shape, stride=steps, groups=shape[0])
+
+
 def positive_part(name: str, source: Stored) -> ir.Requantize:
     """The node that makes zeros of a tensor's negative integers and keeps the others, in as few bits as those need."""
     return ir.Requantize(name=name, inputs=(source.name,), shape=source.shape, scale=source.scale,

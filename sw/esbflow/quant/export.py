@@ -20,12 +20,12 @@ from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.engine_layer import OpenLayer, Stored, positive_part, selection
+from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, rectangle, selection
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, max_window
 from esbflow.quant.recipe import by_channel, recipe_of
-from esbflow.quant.sized_trace import propagate_shapes
-from esbflow.quant.trace import clip_limit, kind_of, zeros_around
+from esbflow.quant.sized_trace import known_sizes, propagate_shapes
+from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
 
 FINEST = 2.0 ** -20
 """Scale of a tensor that cannot be anything but zero."""
@@ -298,9 +298,30 @@ class _Exporter:
                              "only flatten has")
         return value
 
+    def _softmax(self, node, module, value):
+        dim, rank = options(node, module, ("dim",))["dim"], len(_real_shape(node)) + 1
+        if (0 if rank == 3 else 1) != 1 and dim is None or dim is not None and dim % rank != 1:
+            raise GraphError(f"{node.name}: a softmax over axis {dim} is not over the classes; take it out of the model")
+        self.graph.info.setdefault("notes", []).append(
+            f"{node.name} is left to the host: the largest value stays the largest")
+        return value
+
+    def _crop(self, node, module, value):
+        source, read, shape = self._need_stored(value, node), _real_shape(node.all_input_nodes[0]), _shape(node)
+        index, (_, height, width) = known_sizes(node.args[1]), source.shape
+        if len(read) < 2 or Ellipsis in index and len(index) > len(read):
+            raise GraphError(f"{node.name}: a choice of features has no integer form; choose channels of a map, before it "
+                             "is flattened")
+        taken = torch.arange(height * width).reshape(1, 1, *read[1:])[index].numpy()
+        found = rectangle(taken.reshape(shape[1:]), height, width) if taken.size == shape[1] * shape[2] else None
+        if found is None:
+            raise GraphError(f"{node.name}: what it takes of a map of shape {source.shape} has no integer form; only "
+                             "rectangles of pixels have, of all channels")
+        return source if shape == source.shape else self._append(crop(node.name, source, shape, *found))
+
     def _computed(self, node: fx.Node) -> fx.Node:
         """The node that computed what "pass" nodes have passed on since."""
-        while kind_of(node, self.modules) == "pass":
+        while kind_of(node, self.modules) in ("pass", "softmax"):
             node = node.all_input_nodes[0]
         return node
 

@@ -5,6 +5,7 @@ from torch import fx, nn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.ir import zeros_behind
 from esbflow.maps import plane
+from esbflow.quant.sized_trace import known_sizes
 from esbflow.quant.trace import options
 
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
@@ -35,7 +36,7 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
             return None, tuple(b // a for a, b in zip(source[1:], shape[1:])), None
         kernel = _parts(node, source, shape)
         return kernel, kernel, (0, 0)
-    found = options(node, module, OPTIONS)
+    found = known_sizes(options(node, module, OPTIONS))
     kernel, stride, padding = _window(node, found)
     if any(behind > p for behind, p in zip(zeros_behind(source[1:], shape[1:], kernel, stride, padding), padding)):
         raise GraphError(f"{node.name}: its windows reach over maps of {source[1]}x{source[2]} (ceil_mode), where an "
@@ -58,7 +59,7 @@ def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     if _over_map(node, module) or _adaptive(node, module):
         kernel = _parts(node, source, shape)
         return kernel, kernel, (0, 0)
-    found = options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+    found = known_sizes(options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")))
     if _pair(found["dilation"] or 1, 1, _rank(node)) != (1, 1):
         raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
     return _window(node, found)

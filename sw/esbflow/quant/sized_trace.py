@@ -18,8 +18,23 @@ from esbflow.graph.errors import GraphError
 from esbflow.quant.proxy import Proxy
 
 
+class _Shapes(ShapeProp):
+    """Notes of each node that is a size what it is, in `meta["size"]`."""
+
+    def run_node(self, n: fx.Node):
+        result = super().run_node(n)
+        if not isinstance(result, torch.Tensor):
+            n.meta["size"] = result
+        return result
+
+
+def known_sizes(value):
+    """An argument of a node after `propagate_shapes`: numbers in place of nodes that are sizes."""
+    return fx.map_arg(value, lambda node: node.meta.get("size", node))
+
+
 def propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
-    """Note in `meta["tensor_meta"].shape` of each node what it is for one image of `shape` (c, h, w).
+    """Note in `meta["tensor_meta"].shape` of each node what it is for one image of `shape` (c, h, w), or of other axes.
 
     Raises
     ------
@@ -30,7 +45,7 @@ def propagate_shapes(model: fx.GraphModule, shape: tuple) -> None:
     try:
         # torch prints a traceback of its own before it raises.
         with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            ShapeProp(model).propagate(image)
+            _Shapes(model).propagate(image)
     except RuntimeError as error:
         raise _refused(shape, error.__cause__ or error) from None
 

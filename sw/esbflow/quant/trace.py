@@ -19,6 +19,7 @@ MODULES = (
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "maxpool"),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"),
     ((nn.ConstantPad1d, nn.ConstantPad2d), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
+    ((nn.Softmax, nn.LogSoftmax), "softmax"),
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, torch.add), "add"),
@@ -26,10 +27,12 @@ FUNCTIONS = (
     ((torch.max_pool1d, torch.max_pool2d, torch.amax), "maxpool"),
     ((F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
     ((F.interpolate, F.upsample), "upsample"),
+    ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), "softmax"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
-           "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass"}
+           "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass",
+           "softmax": "softmax", "log_softmax": "softmax"}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
@@ -95,7 +98,7 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, positive, pass, quantizer, size, output.
+    concat, pad, crop, positive, pass, softmax, quantizer, size, output.
 
     Raises
     ------
@@ -114,6 +117,8 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     if node.op == "call_module":
         name = type(target).__name__
         kind = next((kind for types, kind in MODULES if isinstance(target, types)), "pass" if name in STOCHASTIC else None)
+    elif crops(node):
+        return "crop"
     elif node.op == "call_function":
         name = getattr(target, "__name__", str(target))
         kind = next((kind for functions, kind in FUNCTIONS if target in functions), None)
@@ -136,6 +141,16 @@ def is_size(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
     return bool(node.all_input_nodes) and all(is_size(source) for source in node.all_input_nodes)
+
+
+def crops(node: fx.Node) -> bool:
+    """Whether a node takes a part of each map or sequence, as x[:, :, 1:-1], x[:, :, ::2, ::2] or x[:, :, -1]."""
+    if node.op != "call_function" or node.target is not operator.getitem or is_size(node):
+        return False
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    whole = index[:1] == (Ellipsis,) or index[:2] == (slice(None), slice(None))
+    rest = index[1:] if index[:1] == (Ellipsis,) else index[2:]
+    return whole and 0 < len(rest) < 3 and all(isinstance(entry, slice | int | fx.Node) for entry in rest)
 
 
 def tensors(node: fx.Node) -> list:

@@ -1,0 +1,57 @@
+"""A softmax behind the last layer is left to the host; anywhere else it is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from esbflow.graph.errors import GraphError
+from esbflow.graph.execute import execute
+from esbflow.quant.convert import quantize
+from esbflow.quant.export import export
+from esbflow.training.loop import calibrate
+from tests.sw.exported_models import images_for
+
+
+class Classifier(nn.Module):
+    def __init__(self, end, rows=True):
+        super().__init__()
+        self.first, self.last, self.end = nn.Conv2d(1, 4, 3), nn.Linear(4, 3) if rows else nn.Conv2d(4, 3, 1), end
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.end(self.last(x.mean((2, 3)) if isinstance(self.last, nn.Linear) else x))
+
+
+@pytest.mark.parametrize("end, rows", [
+    (nn.Softmax(dim=1), True), (nn.LogSoftmax(dim=-1), True), (lambda x: F.log_softmax(x, dim=1), True),
+    (lambda x: F.softmax(F.dropout(x, training=False), -1), True), (lambda x: torch.log_softmax(x, 1), True),
+    (lambda x: x.softmax(1), True), (lambda x: x.softmax(dim=1), False), (nn.Softmax(1), False)])
+def test_the_graph_ends_before_the_softmax(end, rows):
+    model, images = Classifier(end, rows), images_for((1, 8, 8), 8)
+    quantized = calibrate(quantize(model), images)
+    graph = export(quantized, "net", (1, 8, 8))
+    plain = export(calibrate(quantize(Classifier(nn.Identity(), rows)), images), "net", (1, 8, 8))
+    assert graph.output.format == plain.output.format and graph.output.name == "last"
+    (note,) = graph.info["notes"]
+    assert note.endswith(" is left to the host: the largest value stays the largest")
+    with torch.no_grad():
+        answers = quantized.eval()(torch.from_numpy(images) / 255).numpy().argmax(1)
+    assert np.array_equal(execute(graph, images).argmax(1).reshape(answers.shape), answers)
+
+
+@pytest.mark.parametrize("end, sentence", [
+    (lambda x: F.softmax(x, 0), r"^softmax: a softmax over axis 0 is not over the classes; take it out of the model"),
+    (lambda x: F.relu(F.softmax(x, 1)), r"^softmax: a softmax within the network has no integer form; only behind the last"),
+    (lambda x: F.softmax(x, 1) + x, r"^softmax: a softmax within the network has no integer form")])
+def test_a_softmax_elsewhere_is_refused(end, sentence):
+    images = images_for((1, 8, 8), 8)
+    with pytest.raises(GraphError, match=sentence):
+        export(calibrate(quantize(Classifier(end)), images), "net", (1, 8, 8))
+
+
+def test_a_softmax_over_an_axis_that_is_not_said_is_that_of_torch():
+    images = images_for((1, 8, 8), 8)
+    with pytest.warns(UserWarning, match="Implicit dimension choice"):
+        export(calibrate(quantize(Classifier(nn.Softmax())), images), "net", (1, 8, 8))
