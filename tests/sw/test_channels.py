@@ -160,7 +160,7 @@ def test_any_slice_of_any_shuffle(groups, each, data):
 
 @pytest.mark.parametrize("moved, says", [
     (lambda x: x.flip(0), "flip: operator flip has"), (lambda x: x.transpose(2, 3), "transpose: operator transpose has"),
-    (lambda x: x[:, :, 1:], "getitem: operator getitem has"), (lambda x: x[:2], "getitem: operator getitem has"),
+    (lambda x: x[:, 1:, 1:], "getitem: operator getitem has"), (lambda x: x[:2], "getitem: operator getitem has"),
     (lambda x: x.chunk(2, dim=2)[1], "chunk: operator chunk has"),
     (lambda x: x.reshape(x.size(0), 2, 12, -1), None)])
 def test_other_moves_are_refused_by_name(moved, says):

@@ -123,11 +123,11 @@ PADDING = "pad with zeros"
 
 
 @pytest.mark.parametrize("model, name, fix", [
-    (Wrapped(nn.Sigmoid()), "Sigmoid", ACTIVATION), (Wrapped(nn.GELU()), "GELU", ACTIVATION),
+    (Wrapped(nn.Sigmoid(), nn.ReLU()), "Sigmoid", ACTIVATION), (Wrapped(nn.GELU()), "GELU", ACTIVATION),
     (Wrapped(nn.ELU()), "ELU", ACTIVATION), (Wrapped(nn.LayerNorm(2)), "LayerNorm", "use BatchNorm2d"),
     (Wrapped(nn.ConvTranspose2d(2, 2, 3)), "ConvTranspose2d", "use nn.Upsample(mode='nearest') and a Conv2d"),
-    (Wrapped(call=torch.sigmoid), "sigmoid", ACTIVATION), (Wrapped(call=F.gelu), "gelu", ACTIVATION),
-    (Wrapped(call=lambda x: x.tanh()), "tanh", ACTIVATION), (Wrapped(call=lambda x: x * x), "mul", GENERAL),
+    (Wrapped(call=lambda x: x + torch.sigmoid(x)), "sigmoid", ACTIVATION), (Wrapped(call=F.gelu), "gelu", ACTIVATION),
+    (Wrapped(call=lambda x: x.tanh().relu()), "tanh", ACTIVATION), (Wrapped(call=lambda x: x * x), "mul", GENERAL),
     (Wrapped(call=lambda x: x.permute(0, 2, 3, 1)), "permute", GENERAL), (Wrapped(nn.ReflectionPad2d(1)), "ReflectionPad2d", PADDING),
 ])
 def test_an_operator_without_an_integer_form_is_refused_by_name(model, name, fix):

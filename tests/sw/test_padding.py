@@ -102,7 +102,7 @@ class Padding(nn.Module):
     (lambda net, x: net.last(F.pad(x, (1, 1), value=2.0)), "padding by 2.0 has no integer form; pad with zeros"),
     (lambda net, x: net.last(F.pad(x, (-1, 1))), r"padding \(-1, 1\) has no integer form; only zeros around height and width "
                                                  "have"),
-    (lambda net, x: net.last(F.pad(x, (0, 0, 0, 0, 1, 0))), r"padding \(0, 0, 0, 0, 1, 0\) has no integer form; .*"),
+    (lambda net, x: net.last(F.pad(x, (0, 0, 1, 0, 1, 0))), r"padding \(0, 0, 1, 0, 1, 0\) has no integer form; .*"),
     (lambda net, x: net.last(F.pad(x, (1, 1)).relu()), "relu cannot take over its zeros; only convolutions and max pools can"),
     (lambda net, x: net.last(F.max_pool2d(F.pad(x, (1, 1)), 2)), "its zeros stand beside values below zero, .* put a ReLU "
                                                                  "before it, or use the pool's own padding")])

@@ -201,9 +201,9 @@ class Shaped(nn.Module):
 
 
 @pytest.mark.parametrize("call, sentence", [
-    (lambda x: F.max_pool1d(F.pad(x, (0, 0, 1, 0)), 2).flatten(1), r"^pad: it pads the channels of a sequence, which has no integer form"),
+    (lambda x: F.max_pool1d(F.pad(x, (1, 0, 1, 0)), 2).flatten(1), r"^pad: it pads the channels of a sequence, which has no integer form"),
     (lambda x: x.mean(1), r"^mean: a mean has an integer form only over the length of a sequence, dim=2"),
-    (lambda x: x[:, :, 1:5].flatten(1), r"^getitem: operator getitem has no integer form; only whole channels"),
+    (lambda x: x[:, 1:3, 1:5].flatten(1), r"^getitem: operator getitem has no integer form; only whole channels"),
     (lambda x: x.transpose(1, 2).flatten(1), r"^transpose: operator transpose has no integer form"),
     (lambda x: F.max_pool1d(x, 2, 1, 0, 2).flatten(1), r"^max_pool1d: a dilated max pool has no integer form; use dilation 1"),
     (lambda x: F.adaptive_avg_pool1d(x, 5).flatten(1), r"adaptive pooling from 1x18 to 1x5 has no integer form"),

@@ -20,7 +20,7 @@ from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import CONVOLUTIONS, QUANTIZED, SelectChannels, padding_in_numbers
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.sums import replace_sums
-from esbflow.quant.trace import check_upsample, kind_of, trace
+from esbflow.quant.trace import check_upsample, kind_of, options, trace
 
 
 def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = None) -> fx.GraphModule:
@@ -96,7 +96,8 @@ def _check_state(model: nn.Module) -> None:
 
 def _remove_identities(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
-        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity):
+        identity = node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity)
+        if identity or node.target is F.pad and not any(options(node, None, ("pad",))["pad"]):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
 

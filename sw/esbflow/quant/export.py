@@ -298,10 +298,13 @@ class _Exporter:
                              "only flatten has")
         return value
 
-    def _softmax(self, node, module, value):
-        dim, rank = options(node, module, ("dim",))["dim"], len(_real_shape(node)) + 1
-        if (0 if rank == 3 else 1) != 1 and dim is None or dim is not None and dim % rank != 1:
-            raise GraphError(f"{node.name}: a softmax over axis {dim} is not over the classes; take it out of the model")
+    def _host(self, node, module, value):
+        name, rank = type(module).__name__ if module is not None else node.name, len(_real_shape(node)) + 1
+        if "softmax" in name.lower():
+            dim = options(node, module, ("dim",))["dim"]
+            dim = dim if dim is not None else 0 if rank == 3 else 1  # torch's choice
+            if dim % rank != 1:
+                raise GraphError(f"{node.name}: a softmax over axis {dim} is not over the classes; take it out of the model")
         self.graph.info.setdefault("notes", []).append(
             f"{node.name} is left to the host: the largest value stays the largest")
         return value
@@ -321,7 +324,7 @@ class _Exporter:
 
     def _computed(self, node: fx.Node) -> fx.Node:
         """The node that computed what "pass" nodes have passed on since."""
-        while kind_of(node, self.modules) in ("pass", "softmax"):
+        while kind_of(node, self.modules) in ("pass", "host"):
             node = node.all_input_nodes[0]
         return node
 

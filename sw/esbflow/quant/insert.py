@@ -16,7 +16,6 @@ from esbflow.quant.limit import limit_step
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import clip_limit, drops, kind_of, tensors, zeros_around
 
-_ENDS = ("output", "softmax")
 _WITHIN = {"sums": ("norm", "add", "relu"), "added": ("relu",), "relu": ()}
 """What the layer of an open tensor can still compute, by the tensor's state."""
 
@@ -54,7 +53,7 @@ class QuantizerInsertion:
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
                    "pad": self._pad, "upsample": self._moved, "crop": self._moved, "positive": self._moved,
-                   "pass": self._pass, "softmax": self._softmax}
+                   "pass": self._pass, "host": self._pass}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -123,17 +122,9 @@ class QuantizerInsertion:
     def _continued(self, node: fx.Node, state: str) -> bool:
         """Whether all that reads a "pass" node is the output, or what the layer in this state can still compute."""
         within = _WITHIN[state] if drops(node, self._module(node)) else ()
-        return all(self._kind(user) in (*within, *_ENDS) or self._kind(user) == "pass" and self._continued(user, state)
-                   for user in node.users)
-
-    def _softmax(self, node: fx.Node) -> None:
-        """Left to the host, behind the last layer."""
-        source = tensors(node)[0]
-        if any(self._kind(user) not in _ENDS for user in node.users):
-            raise GraphError(f"{node.name}: a softmax within the network has no integer form; only behind the last layer, "
-                             "where it is left to the host")
-        if source in self.open:
-            self.open[node] = self.open.pop(source)
+        kinds = {user: self._kind(user) for user in node.users}
+        return all(kind in (*within, "output", "host") or kind == "pass" and self._continued(user, state)
+                   for user, kind in kinds.items())
 
     def _pad(self, node: fx.Node) -> None:
         """The layers that read it take the zeros over."""

@@ -19,7 +19,7 @@ MODULES = (
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "maxpool"),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"),
     ((nn.ConstantPad1d, nn.ConstantPad2d), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
-    ((nn.Softmax, nn.LogSoftmax), "softmax"),
+    ((nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid, nn.Tanh), "host"),
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, torch.add), "add"),
@@ -27,12 +27,13 @@ FUNCTIONS = (
     ((torch.max_pool1d, torch.max_pool2d, torch.amax), "maxpool"),
     ((F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
     ((F.interpolate, F.upsample), "upsample"),
-    ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), "softmax"),
+    ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.sigmoid, torch.sigmoid, F.logsigmoid, F.tanh, torch.tanh,
+      torch.argmax), "host"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass",
-           "softmax": "softmax", "log_softmax": "softmax"}
+           **dict.fromkeys(("softmax", "log_softmax", "sigmoid", "tanh", "argmax"), "host")}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
@@ -47,6 +48,8 @@ _FIXES = {
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
+    **dict.fromkeys(("softmax", "log_softmax", "logsoftmax", "argmax"), "only behind the last layer, where it is left to "
+                    "the host"),
     "max": "use MaxPool2d, or amax over dim=(2, 3)",
     **dict.fromkeys(("getitem", "chunk", "split", "narrow"), "only whole channels can be chosen, of a map whose layers tell "
                     "how many it has; if they do not, give quantize() the shape of the images"),
@@ -98,7 +101,7 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, crop, positive, pass, softmax, quantizer, size, output.
+    concat, pad, crop, positive, pass, quantizer, size, output, host: what rises with the last layer's values, behind it.
 
     Raises
     ------
@@ -127,9 +130,15 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     else:
         name = str(target)
         kind = METHODS.get(name) if node.op == "call_method" else None
-    if kind is None:
+    if kind is None or kind == "host" and not _ends(node, modules):
         raise GraphError(f"{node.name}: operator {name} has no integer form; {_FIXES.get(name.lower(), _GENERAL_FIX)}")
     return kind
+
+
+def _ends(node: fx.Node, modules: dict) -> bool:
+    """Whether nothing but the output reads a node, perhaps through what the host does too."""
+    return all(user.op == "output" or kind_of(user, modules) in ("host", "pass") and _ends(user, modules)
+               for user in node.users)
 
 
 def is_size(node: fx.Node) -> bool:

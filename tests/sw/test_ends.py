@@ -1,4 +1,4 @@
-"""A softmax behind the last layer is left to the host; anywhere else it is refused."""
+"""A softmax, sigmoid, ... behind the last layer is left to the host; anywhere else it is refused."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,9 @@ class Classifier(nn.Module):
 @pytest.mark.parametrize("end, rows", [
     (nn.Softmax(dim=1), True), (nn.LogSoftmax(dim=-1), True), (lambda x: F.log_softmax(x, dim=1), True),
     (lambda x: F.softmax(F.dropout(x, training=False), -1), True), (lambda x: torch.log_softmax(x, 1), True),
-    (lambda x: x.softmax(1), True), (lambda x: x.softmax(dim=1), False), (nn.Softmax(1), False)])
-def test_the_graph_ends_before_the_softmax(end, rows):
+    (lambda x: x.softmax(1), True), (lambda x: x.softmax(dim=1), False), (nn.Softmax(1), False),
+    (torch.sigmoid, True), (nn.Sigmoid(), False), (lambda x: F.softmax(x, 1).squeeze(-1), True), (torch.tanh, True)])
+def test_the_graph_ends_before_what_the_host_does(end, rows):
     model, images = Classifier(end, rows), images_for((1, 8, 8), 8)
     quantized = calibrate(quantize(model), images)
     graph = export(quantized, "net", (1, 8, 8))
@@ -43,12 +44,20 @@ def test_the_graph_ends_before_the_softmax(end, rows):
 
 @pytest.mark.parametrize("end, sentence", [
     (lambda x: F.softmax(x, 0), r"^softmax: a softmax over axis 0 is not over the classes; take it out of the model"),
-    (lambda x: F.relu(F.softmax(x, 1)), r"^softmax: a softmax within the network has no integer form; only behind the last"),
-    (lambda x: F.softmax(x, 1) + x, r"^softmax: a softmax within the network has no integer form")])
-def test_a_softmax_elsewhere_is_refused(end, sentence):
+    (lambda x: F.relu(F.softmax(x, 1)), r"^softmax: operator softmax has no integer form; only behind the last layer"),
+    (lambda x: F.softmax(x, 1) + x, r"^softmax: operator softmax has no integer form; only behind the last layer"),
+    (lambda x: F.relu(x.sigmoid()), r"^sigmoid: operator sigmoid has no integer form; use ReLU")])
+def test_what_the_host_does_is_refused_elsewhere(end, sentence):
     images = images_for((1, 8, 8), 8)
     with pytest.raises(GraphError, match=sentence):
         export(calibrate(quantize(Classifier(end)), images), "net", (1, 8, 8))
+
+
+def test_an_argmax_at_the_end_is_that_of_the_graph():
+    model, images = Classifier(lambda x: x.argmax(dim=1)), images_for((1, 8, 8), 8)
+    quantized = calibrate(quantize(model), images)
+    answers = quantized.eval()(torch.from_numpy(images) / 255).numpy()
+    assert np.array_equal(execute(export(quantized, "net", (1, 8, 8)), images).reshape(8, 3).argmax(1), answers)
 
 
 def test_a_softmax_over_an_axis_that_is_not_said_is_that_of_torch():
