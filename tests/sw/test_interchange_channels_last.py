@@ -134,12 +134,13 @@ def test_an_output_with_its_channels_last_is_noted():
     assert graph.info["notes"][1] == "the output of the model has its channels last, that of the graph first"
 
 
-def test_a_softmax_at_the_end_is_left_to_the_host():
+@pytest.mark.parametrize("end", ["Softmax", "LogSoftmax", "Sigmoid"])
+def test_a_softmax_at_the_end_is_left_to_the_host(end):
     random, m = np.random.default_rng(9), image()
     x = last(m, m.qdq(conv_layer(m, random, first(m, image_in(m))), 2**-3, INT8))
     scores = m.qdq(dense(m, random, m.add("Flatten", x), 48), 2**-2, INT8)
-    plain, graph = imported(m.proto(scores)), imported(m.proto(m.qdq(m.add("Softmax", scores, name="last"), 2**-8, INT8)))
-    assert graph.info["notes"][0] == "Softmax node 'last' is left to the host: the largest value stays the largest"
+    plain, graph = imported(m.proto(scores)), imported(m.proto(m.qdq(m.add(end, scores, name="last"), 2**-8, INT8)))
+    assert graph.info["notes"][0] == f"{end} node 'last' is left to the host: the largest value stays the largest"
     pixels = random_pixels(random, 4, 3, HEIGHT, WIDTH)
     np.testing.assert_array_equal(execute(graph, pixels), execute(plain, pixels))
 
