@@ -28,23 +28,16 @@ from esbflow.training import api
 from esbflow.training.api import top1
 from esbflow.training.folders import load_folder
 from esbflow.training.loop import Schedule, calibrate, normalise, train
+from tests.sw.exported_models import images_for
 
 CLOSED = Recipe(scale_mode="closed_form")  # in place of the search, which takes seconds for millions of weights
 WIDE = Recipe(weights="s8", activations="u8", scale_mode="closed_form")
 
 
-def images_for(shape, count=4, seed=0):
-    """Smooth random images: noise alone leaves most neurons of a random network silent."""
-    random = np.random.default_rng(seed)
-    coarse = torch.from_numpy(random.random((count, shape[0], 4, 4)))
-    smooth = F.interpolate(coarse, size=shape[1:], mode="bilinear", align_corners=False).numpy()
-    return (255 * (0.8 * smooth + 0.2 * random.random((count, *shape)))).round().astype(np.uint8)
-
-
 def quantized(model, shape, recipe=WIDE, seed=0):
     """The model with batch norms of real data's statistics, quantized and calibrated on a few random images."""
     images = images_for(shape, 4, seed + 100)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
     for norm in norms:
         norm.momentum = 1.0
         nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -104,7 +97,8 @@ SMALL = {  # shape of the images, and options: ImageNet's networks on few pixels
     "vgg-small": ((3, 32, 32), {}), "resnet32": ((3, 32, 32), {}), "resnet56": ((3, 16, 16), {}),
     "lenet-caffe": ((1, 28, 28), {}), "resnet18": ((3, 64, 64), dict(width=32)), "resnet50": ((3, 64, 64), dict(width=32)),
     "mobilenet-v2": ((3, 64, 64), {}), "alexnet": ((3, 224, 224), dict(width=64)), "googlenet": ((3, 64, 64), {}),
-    "densenet121": ((3, 64, 64), {}), "unet": ((3, 32, 32), {})}
+    "densenet121": ((3, 64, 64), {}), "unet": ((3, 32, 32), {}),
+    "vgg10": ((2, 256), dict(length=256)), "m5": ((1, 4000), dict(width=32))}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -125,7 +119,7 @@ def test_the_integer_module_equals_the_graph_on_every_value(name):
     assert operators.count("Requantize") <= {"unet": 3, "densenet121": 62 + 1, "alexnet": 1}.get(name, 0)
 
 
-@pytest.mark.parametrize("name", ["unet", "mobilenet-v2", "googlenet", "densenet121"])
+@pytest.mark.parametrize("name", ["unet", "mobilenet-v2", "googlenet", "densenet121", "vgg10", "m5"])
 def test_fake_quantization_follows_the_graph(name):
     """At 8 bits: what is left is the rounding of m, and a common scale where tensors are concatenated."""
     torch.manual_seed(0)

@@ -13,6 +13,8 @@ from esbflow.compiler.lower import Layer
 
 GROWTH_LIMIT = 32
 """The folded input may be this many times larger than the image: it is written and read once."""
+WIDE_LIMIT = 2
+"""The same, where it has more channels than four rows of the array."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ def fold_input(layer: Layer, rows: int) -> tuple:
     columns = groups(channels * kx) * height * out_width
     window = groups(channels * kx * ky) * out_height * out_width
     plain = options[0][1]
-    # What the host's CPU writes: many channels only where they take no more memory than the image, at large strides.
-    if not layer.stacked and columns <= (GROWTH_LIMIT * plain if channels * kx <= 4 * rows else plain):
+    # What the host's CPU writes: many channels only where they take little more memory than the image, at large strides.
+    if not layer.stacked and columns <= plain * (GROWTH_LIMIT if channels * kx <= 4 * rows else WIDE_LIMIT):
         options.append((ky * groups(channels * kx), columns, False))
-    if window <= (GROWTH_LIMIT * plain if layer.stacked or channels * kx * ky <= 4 * rows else plain):
+    if window <= plain * (GROWTH_LIMIT if layer.stacked or channels * kx * ky <= 4 * rows else WIDE_LIMIT):
         options.append((groups(channels * kx * ky), window, True))
     _, _, fold_rows = min(options, key=lambda option: option[:2])
     if fold_rows is None:

@@ -16,6 +16,7 @@ from esbflow.networks.mlp import MLP
 from esbflow.networks.mobilenet_v2 import MobileNetV2
 from esbflow.networks.resnet import ResNet18, ResNet50
 from esbflow.networks.resnet20 import ResNet, ResNet20
+from esbflow.networks.signals import M5, VGG10
 from esbflow.networks.unet import UNet
 from esbflow.networks.vgg_small import VGGSmall
 
@@ -26,7 +27,7 @@ class Network:
 
     make: Callable
     shape: tuple
-    """(c, h, w) of the images it was published for."""
+    """(c, h, w) of the images, or (c, length) of the sequences, that it was published for."""
     classes: int
     unused: tuple = ()
     """Prefixes of tensors that published checkpoints hold and inference does not need."""
@@ -69,6 +70,8 @@ NETWORKS = {
     "densenet121": Network(DenseNet, IMAGENET, 1000,
                            renamed=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)),
     "unet": Network(UNet, UNet.shape, 1),
+    "vgg10": Network(VGG10, VGG10.shape, 24),
+    "m5": Network(M5, M5.shape, 10),
 }
 
 
