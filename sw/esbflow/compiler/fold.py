@@ -13,7 +13,7 @@ from esbflow.compiler.lower import Layer
 
 GROWTH_LIMIT = 32
 """The folded input may be this many times larger than the image: it is written and read once."""
-WIDE_LIMIT = 2
+WIDE_LIMIT = 1.25
 """The same, where it has more channels than four rows of the array."""
 
 
