@@ -10,8 +10,9 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
-from tests.sw.exported_models import images_for
+from tests.sw.exported_models import distance, images_for
 
 
 class Classifier(nn.Module):
@@ -51,6 +52,18 @@ def test_what_the_host_does_is_refused_elsewhere(end, sentence):
     images = images_for((1, 8, 8), 8)
     with pytest.raises(GraphError, match=sentence):
         export(calibrate(quantize(Classifier(end)), images), "net", (1, 8, 8))
+
+
+def test_pixels_that_are_shuffled_at_the_end_are_those_of_the_graph():
+    """As networks of super-resolution end (ESPCN)."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.PixelShuffle(2))
+    images = images_for((1, 8, 8), 8)
+    quantized = calibrate(quantize(model, Recipe(weights="s8", activations="u8")), images).eval()
+    graph = export(quantized, "net", (1, 8, 8))
+    assert graph.info["notes"] == ["_3 is left to the host: it moves the graph's output"]
+    found = F.pixel_shuffle(torch.from_numpy(execute(graph, images) * graph.output.scale), 2).numpy()
+    with torch.no_grad():
+        assert distance(found, quantized(torch.from_numpy(images) / 255).numpy(), graph.output.scale) < 0.01
 
 
 def test_an_argmax_at_the_end_is_that_of_the_graph():

@@ -305,8 +305,9 @@ class _Exporter:
             dim = dim if dim is not None else 0 if rank == 3 else 1  # torch's choice
             if dim % rank != 1:
                 raise GraphError(f"{node.name}: a softmax over axis {dim} is not over the classes; take it out of the model")
-        self.graph.info.setdefault("notes", []).append(
-            f"{node.name} is left to the host: the largest value stays the largest")
+        moves = "pixel" in name.lower()
+        self.graph.info.setdefault("notes", []).append(f"{node.name} is left to the host: " + (
+            "it moves the graph's output" if moves else "the largest value stays the largest"))
         return value
 
     def _crop(self, node, module, value):

@@ -19,7 +19,7 @@ MODULES = (
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "maxpool"),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"),
     ((nn.ConstantPad1d, nn.ConstantPad2d), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
-    ((nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid, nn.Tanh), "host"),
+    ((nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.PixelShuffle), "host"),
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
     ((operator.add, torch.add), "add"),
@@ -28,7 +28,7 @@ FUNCTIONS = (
     ((F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean), "avgpool"),
     ((F.interpolate, F.upsample), "upsample"),
     ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.sigmoid, torch.sigmoid, F.logsigmoid, F.tanh, torch.tanh,
-      torch.argmax), "host"),
+      torch.argmax, F.pixel_shuffle), "host"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
@@ -48,8 +48,8 @@ _FIXES = {
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
-    **dict.fromkeys(("softmax", "log_softmax", "logsoftmax", "argmax"), "only behind the last layer, where it is left to "
-                    "the host"),
+    **dict.fromkeys(("softmax", "log_softmax", "logsoftmax", "argmax", "pixelshuffle", "pixel_shuffle"),
+                    "only behind the last layer, where it is left to the host"),
     "max": "use MaxPool2d, or amax over dim=(2, 3)",
     **dict.fromkeys(("getitem", "chunk", "split", "narrow"), "only whole channels can be chosen, of a map whose layers tell "
                     "how many it has; if they do not, give quantize() the shape of the images"),
@@ -101,7 +101,8 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, crop, positive, pass, quantizer, size, output, host: what rises with the last layer's values, behind it.
+    concat, pad, crop, positive, pass, quantizer, size, output, and host: behind the last layer, what rises with its values
+    or moves them.
 
     Raises
     ------
