@@ -82,14 +82,19 @@ def test_a_part_of_a_map_is_the_same_in_torch_graph_and_program(call, shape, row
                                                             "integer form; only rectangles of pixels have"),
     (lambda x, other: x.flatten(1)[..., 3:8], SEQUENCE, True, r"^getitem: a choice of features has no integer form"),
     (lambda x, other: x[:, 1:3, 2:], MAP, False, r"^getitem: operator getitem has no integer form; only whole channels"),
+    (lambda x, other: x[:, :, x.argmax()], MAP, False, r"^(getitem|argmax): operator \w+ has no integer form"),
+    (lambda x, other: x[:, :, None], MAP, False, r"^getitem: operator getitem has no integer form"),
+    (lambda x, other: x[:, :, [1, 3]], MAP, False, r"^getitem: operator getitem has no integer form"),
     (lambda x, other: x[1:], MAP, False, r"^getitem: operator getitem has no integer form"),
     (lambda x, other: F.pad(x, (0, 0, 0, 0, 1, 1), value=1.0), MAP, False, r"^pad: padding by 1.0 has no integer form"),
     (lambda x, other: F.pad(x, (0, 0, 0, 0, -1, 1)), MAP, False, r"^pad: padding \(0, 0, 0, 0, -1, 1\) has no integer form"),
 ])
 def test_other_parts_are_refused_by_name(call, shape, rows, sentence):
-    images = images_for(shape, 8)
-    model = Cropped(call, shape, rows)
-    model(torch.zeros(2, *shape))
+    images, model = images_for(shape, 8), Cropped(call, shape, rows)
+    if rows:
+        model(torch.zeros(2, *shape))
+    else:
+        model.last = nn.Conv2d(4, 3, 1)
     with pytest.raises(GraphError, match=sentence):
         export(calibrate(quantize(model, FINE), images), "net", shape)
 

@@ -160,7 +160,10 @@ def crops(node: fx.Node) -> bool:
     index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     whole = index[:1] == (Ellipsis,) or index[:2] == (slice(None), slice(None))
     rest = index[1:] if index[:1] == (Ellipsis,) else index[2:]
-    return whole and 0 < len(rest) < 3 and all(isinstance(entry, slice | int | fx.Node) for entry in rest)
+    numbers = [part for entry in rest for part in
+               ((entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (entry,))]
+    known = all(is_size(part) if isinstance(part, fx.Node) else part is None or isinstance(part, int) for part in numbers)
+    return whole and 0 < len(rest) < 3 and known and all(entry is not None for entry in rest)
 
 
 def tensors(node: fx.Node) -> list:
