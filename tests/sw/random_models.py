@@ -48,6 +48,9 @@ class RandomModel(nn.Module):
     dilated_same : whether dilated convolutions may pad "same", which onnxruntime does not take.
     """
 
+    KINDS = ("conv", "conv", "conv", "norm", "relu", "leaky", "affine", "sum", "sum", "pool", "concat", "channels", "split",
+             "upsample", "like", "dropout", "pad", "again")
+
     def __init__(self, seed: int, steps: int = 10, dilated_same: bool = True):
         super().__init__()
         self.random, self.dilated_same = np.random.default_rng(seed), dilated_same
@@ -57,8 +60,7 @@ class RandomModel(nn.Module):
         while len(self.steps) == 0:
             self._append("conv", 0)
         while len(self.steps) < steps:
-            kind = self._one_of("conv", "conv", "conv", "norm", "relu", "leaky", "affine", "sum", "sum", "pool", "concat",
-                                "channels", "split", "upsample", "like", "dropout", "pad", "again")
+            kind = self._one_of(*self.KINDS)
             # Mostly what was computed last.
             self._append(kind, max(1, len(self.shapes) - 1 - int(self.random.geometric(0.6)) + 1))
         self.head = self._head(self._one_of("map", "rows", "rows", "hidden"))

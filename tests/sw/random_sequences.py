@@ -40,7 +40,9 @@ def shuffled(x):
 
 
 class RandomSequenceModel(RandomModel):
-    """As RandomModel, with the operations of sequences."""
+    """As RandomModel, with the operations of sequences, parts of them and zeros as channels among them."""
+
+    KINDS = (*RandomModel.KINDS, "part", "part", "zeros")
 
     def _sizes(self):
         return (int(self.random.integers(9, 40)),)
@@ -112,6 +114,15 @@ class RandomSequenceModel(RandomModel):
 
     def _pad(self, source, c, length):
         self._try("pad", nn.Sequential(nn.ZeroPad1d((2, 1)), nn.Conv1d(c, 6, 4, 2)), source)
+
+    def _part(self, source, c, length):
+        if length >= 6:
+            part = self._one_of(lambda x: x[:, :, 2:-1], lambda x: x[:, :, ::2], lambda x: x[..., 1:x.shape[2] - 2],
+                                lambda x: x[:, :, 1::3], lambda x: x[:, :, -2:])
+            self._try("part", Call(part), source)
+
+    def _zeros(self, source, c, length):
+        self._try("zeros", Call(F.pad, (0, 0, 1, 2)), source)
 
     def _concat(self, source, c, length):
         same = [i for i, shape in enumerate(self.shapes) if shape[1:] == (length,)]

@@ -76,7 +76,7 @@ def weights(*shape, seed=0):
     ("Resize", ("", np.float32([1, 1, 2])), dict(mode="nearest")),
     ("Slice", (np.int64([1]), np.int64([3]), np.int64([1])), {}),
     ("Gather", (np.int64([2, 0]),), dict(axis=1)),
-    ("Unsqueeze", (np.int64([2]),), {}),
+    ("Pad", (np.int64([0, 1, 0, 0, 2, 0]),), {}), ("Unsqueeze", (np.int64([2]),), {}),
     ("Flatten", (), {}),
 ])
 def test_one_operator_on_sequences(operator, inputs, options):
@@ -111,10 +111,10 @@ def test_rows_of_features(first):
 
 
 @pytest.mark.parametrize("operator, inputs, options, sentence", [
-    ("Pad", (np.int64([0, 1, 0, 0, 0, 0]),), {}, "Pad node 'pad3': padding [0, 1, 0, 0, 0, 0] has no integer form"),
+    ("Pad", (np.int64([0, 1, 1, 0, 0, 0]),), {}, "Pad node 'pad3': padding [0, 1, 1, 0, 0, 0] has no integer form"),
     ("ReduceMean", (), dict(axes=[1]), "ReduceMean node 'reducemean3': only the mean and the maximum over the length of a "
                                        "sequence have an integer form"),
-    ("Slice", (np.int64([1]), np.int64([3]), np.int64([2])), {}, "Slice node 'slice3': what it makes of a map of shape"),
+    ("Slice", (np.int64([9]), np.int64([0]), np.int64([2]), np.int64([-1])), {}, "Slice node 'slice3': what it makes of a map of shape"),
 ])
 def test_what_sequences_have_not_is_refused_by_name(operator, inputs, options, sentence):
     m, output = one(operator, *inputs, **options)

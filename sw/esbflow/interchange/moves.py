@@ -66,7 +66,7 @@ def compute(walk, handler, node, inputs: list):
 def refused(moved: Moved) -> GraphError:
     """What is said of moved values that the graph cannot express."""
     return GraphError(f"{moved.by}: what it makes of a map of shape {shape_of(moved.value)} has no integer form; only a "
-                      "flatten, a choice of channels, repeated pixels and channels at the end have")
+                      "flatten, a choice of channels, rectangles of pixels, repeated pixels and channels at the end have")
 
 
 def as_output(value):

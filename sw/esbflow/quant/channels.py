@@ -36,17 +36,21 @@ _TO_ROWS = (torch.mean, "mean", torch.amax, "amax")
 
 def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) -> None:
     """Make a SelectChannels of every chain of splits, slices, views and transposes whose outputs are channels of one tensor,
-    pixel by pixel. What a chain does beyond that, such as a flatten at its end, stays as it is.
+    pixel by pixel, and of zeros as channels. What a chain does beyond that, such as a flatten at its end, stays as it is.
 
     `shape` (c, h, w) of the images if the model was traced for it, and sizes are numbers.
     """
-    _replace_channel_pads(traced)
+    known = {} if shape is None else _map_sizes(traced, shape)
+    _replace_chains(traced, known)
+    _replace_channel_pads(traced, known)
+
+
+def _replace_chains(traced: fx.GraphModule, known: dict) -> None:
     modules = dict(traced.named_modules())
     ends = [node for node in traced.graph.nodes if _moves(node, modules)
             and any(not _moves(user, modules) for user in node.users)]
     if not ends:
         return
-    known = {} if shape is None else _map_sizes(traced, shape)
     device = _device(traced)
     replaced, left = {}, set()
     for node in ends:
@@ -74,23 +78,30 @@ def replace_channel_moves(traced: fx.GraphModule, shape: tuple | None = None) ->
     traced.graph.eliminate_dead_code()
 
 
-def _replace_channel_pads(traced: fx.GraphModule) -> None:
-    """Channels of zeros before and behind those of a map, F.pad(x, (0, 0, 0, 0, 4, 4)): ResNet's parameter-free shortcut."""
+def _replace_channel_pads(traced: fx.GraphModule, known: dict) -> None:
+    """F.pad(x, (0, 0, 0, 0, 4, 4)), as ResNet's parameter-free shortcut has it."""
     for node in list(traced.graph.nodes):
         if node.target is not F.pad:
             continue
-        pads, mode, value = options(node, None, ("pad", "mode", "value")).values()
         modules, source = dict(traced.named_modules()), node.all_input_nodes[0]
-        found = _channels(source, modules)
-        around = pads[2 * found[1]:] if found else ()
-        if len(around) != 2 or any(pads[:-2]) or min(around) < 0 or (mode or "constant") != "constant" or value:
+        found = (known[source][0], len(known[source]) - 1) if source in known else _channels(source, modules)
+        channels, axes = found or (0, 0)
+        around = _channel_pads(node, axes)
+        pads, mode, value = options(node, None, ("pad", "mode", "value")).values()
+        if not any(around) or any(pads[:-2]) or min(around) < 0 or (mode or "constant") != "constant" or value:
             continue
-        order = [-1] * around[0] + list(range(found[0])) + [-1] * around[1]
+        order = [-1] * around[0] + list(range(channels)) + [-1] * around[1]
         name = f"{node.name}_channels"
-        traced.add_submodule(name, SelectChannels(order, found[0]).to(_device(traced)).train(traced.training))
+        traced.add_submodule(name, SelectChannels(order, channels).to(_device(traced)).train(traced.training))
         with traced.graph.inserting_after(node):
             node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
         traced.graph.erase_node(node)
+
+
+def _channel_pads(node: fx.Node, axes: int) -> tuple:
+    """How many channels a pad of a map with so many other axes puts before and behind."""
+    pads = options(node, None, ("pad",))["pad"]
+    return tuple(pads[2 * axes:]) if axes and len(pads) == 2 * axes + 2 else (0, 0)
 
 
 def _device(traced: fx.GraphModule):
@@ -152,6 +163,9 @@ def _channels(node: fx.Node, modules: dict) -> tuple | None:
     if kind == "concat":
         parts = [_channels(part, modules) for part in (node.args[0] if node.args else node.kwargs["tensors"])]
         return None if None in parts else (sum(channels for channels, _ in parts), parts[0][1])
+    if node.target is F.pad:
+        found = _channels(tensors(node)[0], modules)
+        return found and (found[0] + sum(_channel_pads(node, found[1])), found[1])
     pools = kind in ("maxpool", "avgpool") and (node.target not in _TO_ROWS or node.kwargs.get("keepdim"))
     keeps = kind in _KEEP or pools or kind == "pass" and drops(node, module)
     return _channels(tensors(node)[0], modules) if keeps and tensors(node) else None
