@@ -191,6 +191,21 @@ def test_what_sequences_have_not_is_refused_by_name(call, sentence):
         export(calibrate(quantize(model, FINE), sequences), "net", (2, 20))
 
 
+def test_channels_of_a_sequence_may_be_chosen_first_of_all():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv1d(2, 3, 3)
+
+        def forward(self, x):
+            return self.body(x[:, 1:])
+
+    sequences = images_for((3, 20), 8)
+    quantized = copy.deepcopy(quantize(Chosen(), FINE, (3, 20)))  # the copy's modules are in the order of the calls
+    graph = export(calibrate(quantized, sequences), "net", (3, 20))
+    assert execute(graph, sequences).shape == (8, 3, 1, 18)
+
+
 def test_images_of_another_shape_are_refused():
     graph = export(calibrated(Sequence(), Recipe(), (2, 48)), "net", (2, 48))
     for shape in ((3, 48, 2), (3, 96), (3, 2, 48, 1), (3, 1, 2, 1, 48), (3,)):

@@ -118,13 +118,14 @@ def _expressed(walk, node, moved: Moved):
     chosen = _chosen(as_first, first)
     if chosen is not None:
         return _chosen_channels(walk, node, inner, *chosen)
-    chosen = _chosen(as_last.transpose(TO_FIRST), first)
+    turned = as_last.transpose(TO_FIRST)
+    chosen = _chosen(turned, first)
     if chosen is not None:
         return ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
     if (found := _cropped(as_first, first)) is not None:
         return _crop(walk, node, inner, as_first.shape[1:], found)
-    found = _cropped(as_last.transpose(TO_FIRST), first)
-    return moved if found is None else ChannelsLast(_crop(walk, node, inner, as_last.transpose(TO_FIRST).shape[1:], found))
+    found = _cropped(turned, first)
+    return moved if found is None else ChannelsLast(_crop(walk, node, inner, turned.shape[1:], found))
 
 
 def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:

@@ -11,7 +11,7 @@ from torch import nn
 from esbflow.files import whole
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
-from esbflow.quant.layers import CONVOLUTIONS
+from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
 from esbflow.quant.recipe import by_channel
 from esbflow.training import distributed
 from esbflow.training.augment import augmented_pair
@@ -121,7 +121,8 @@ def checked_images(model: nn.Module, images: np.ndarray, purpose: str) -> np.nda
     """
     if len(images) == 0:
         raise ValueError(f"there are no images to {purpose}")
-    first = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
+    first = next((module for module in model.modules()
+                  if isinstance(module, CONVOLUTIONS) and not isinstance(module, SelectChannels)), None)
     return _bytes(images, (2, 3, 4) if first is None else (2 + len(first.kernel_size),))
 
 
