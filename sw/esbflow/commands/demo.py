@@ -95,13 +95,15 @@ def _from_zoo(name, out) -> tuple:
 def _top1_on(out, graph, images, labels) -> dict:
     """Top-1 on the same images: real numbers and fake quantization (if the models are there), integer graph."""
     from esbflow.graph.execute import execute
+    from esbflow.quant.recipe import recipe_of
     from esbflow.training.api import load_float_model, load_model, top1
     from esbflow.training.loop import evaluate
 
     found = {"float_top1": None, "fake_quant_top1": None, "graph_top1": top1(execute(graph, images), labels)}
     if (out / "model.pt").exists():
         model = load_model(out / "model.pt")
-        scale = model.recipe.mean, model.recipe.std
+        recipe, _ = recipe_of(model)
+        scale = recipe.mean, recipe.std
         found["float_top1"] = evaluate(load_float_model(out / "float.pt"), images, labels, *scale)
         found["fake_quant_top1"] = evaluate(model, images, labels, *scale)
     return found
