@@ -11,7 +11,7 @@ def test_the_three_accuracies_are_those_of_the_training_on_the_same_images(tmp_p
     images, labels = load_images("digits", "test")
     found = _top1_on(tmp_path, load(tmp_path / "graph.npz"), images, labels)
     assert found == {name: metrics[name] for name in ("float_top1", "fake_quant_top1", "graph_top1")}
-    assert min(found.values()) > 50
+    assert min(found.values()) > 20  # of ten classes, after two epochs
 
 
 def test_a_graph_without_its_models_has_the_accuracy_of_the_integers_only(tmp_path):
