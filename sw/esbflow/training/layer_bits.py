@@ -23,7 +23,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.quant.convert import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.bit_costs import trial
-from esbflow.training.loop import normalise
+from esbflow.training.loop import checked_images, normalise
 from esbflow.training.record import model_bytes
 
 CANDIDATES = ("esb2.0", "esb3.1", "esb4.1", "s8")
@@ -69,8 +69,7 @@ class BitSearch:
 
     def __init__(self, model: nn.Module, recipe: Recipe, images: np.ndarray, labels: np.ndarray, config: EngineConfig,
                  candidates: tuple = CANDIDATES, report=None):
-        if len(images) == 0:
-            raise ValueError("there are no images to measure losses on")
+        images = checked_images(model, images, "measure losses on")
         if len(candidates) < 2:
             raise ValueError("a search needs at least two candidates for the weights")
         self.model, self.recipe, self.config, self.candidates = model, recipe, config, tuple(candidates)
