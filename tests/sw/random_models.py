@@ -18,11 +18,11 @@ class Call(nn.Module):
 
 
 class Scale(nn.Module):
-    """A learned factor a channel, as LayerScale has it."""
+    """A learned factor a channel of tensors with so many other `axes`, as LayerScale has it."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, axes=2):
         super().__init__()
-        self.gamma = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+        self.gamma = nn.Parameter(torch.rand(channels, *[1] * axes) + 0.5)
 
     def forward(self, x):
         return x * self.gamma

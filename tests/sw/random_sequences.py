@@ -4,18 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.sw.random_models import Call, RandomModel, mixed, parted
-
-
-class Scale(nn.Module):
-    """A learned factor a channel of a sequence."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.rand(channels, 1) + 0.5)
-
-    def forward(self, x):
-        return x * self.gamma
+from tests.sw.random_models import Call, RandomModel, Scale, mixed, parted
 
 
 class Functional(nn.Module):
@@ -94,7 +83,7 @@ class RandomSequenceModel(RandomModel):
         self.shapes[-1] = (c, length)
 
     def _affine(self, source, c, length):
-        self._add("affine", self._one_of(Scale(c), Call(torch.mul, -0.7), Call(torch.add, 0.25), Call(lambda x: 1 - x)),
+        self._add("affine", self._one_of(Scale(c, 1), Call(torch.mul, -0.7), Call(torch.add, 0.25), Call(lambda x: 1 - x)),
                   (c, length), source)
 
     def _sum(self, source, c, length):

@@ -51,7 +51,6 @@ def _replace_chains(traced: fx.GraphModule, known: dict) -> None:
             and any(not _moves(user, modules) for user in node.users)]
     if not ends:
         return
-    device = _device(traced)
     replaced, left = {}, set()
     for node in ends:
         source = _source(node, modules)
@@ -63,11 +62,8 @@ def _replace_chains(traced: fx.GraphModule, known: dict) -> None:
             continue
         order, selected, channels = orders[0], source, sizes[0][0]
         if order != list(range(channels)):
-            name = f"{node.name}_channels"
-            modules[name] = SelectChannels(order, channels).to(device).train(traced.training)
-            traced.add_submodule(name, modules[name])
-            with traced.graph.inserting_after(node):
-                selected = traced.graph.call_module(name, (source,))
+            selected = _select(traced, node, source, order, channels)
+            modules[selected.target] = traced.get_submodule(selected.target)
         for user in [user for user in node.users if not (_moves(user, modules) or is_size(user))]:
             user.replace_input_with(node, selected)
         replaced[node] = selected
@@ -91,10 +87,7 @@ def _replace_channel_pads(traced: fx.GraphModule, known: dict) -> None:
         if not any(around) or any(pads[:-2]) or min(around) < 0 or (mode or "constant") != "constant" or value:
             continue
         order = [-1] * around[0] + list(range(channels)) + [-1] * around[1]
-        name = f"{node.name}_channels"
-        traced.add_submodule(name, SelectChannels(order, channels).to(_device(traced)).train(traced.training))
-        with traced.graph.inserting_after(node):
-            node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
+        node.replace_all_uses_with(_select(traced, node, source, order, channels))
         traced.graph.erase_node(node)
 
 
@@ -104,8 +97,13 @@ def _channel_pads(node: fx.Node, axes: int) -> tuple:
     return tuple(pads[2 * axes:]) if axes and len(pads) == 2 * axes + 2 else (0, 0)
 
 
-def _device(traced: fx.GraphModule):
-    return next((parameter.device for parameter in traced.parameters()), None)
+def _select(traced: fx.GraphModule, node: fx.Node, source: fx.Node, order: list, channels: int) -> fx.Node:
+    """A SelectChannels of `source` behind `node`, whose name it takes."""
+    device = next((parameter.device for parameter in traced.parameters()), None)
+    name = f"{node.name}_channels"
+    traced.add_submodule(name, SelectChannels(order, channels).to(device).train(traced.training))
+    with traced.graph.inserting_after(node):
+        return traced.graph.call_module(name, (source,))
 
 
 def _moves(node: fx.Node, modules: dict) -> bool:

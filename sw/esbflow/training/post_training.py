@@ -81,6 +81,7 @@ def _watched(modules: dict, watch):
 @torch.no_grad()
 def search_scales(model: fx.GraphModule, images: np.ndarray) -> None:
     """Give each activation quantizer, in the order of the network, the scale of least squared error on the images."""
+    recipe, _ = recipe_of(model)
     quantizers = {name: q for name, q in model.quantizers.items() if type(q) is ActivationQuantizer and bool(q.seen)}
     for name, quantizer in quantizers.items():
         seen = []
@@ -90,7 +91,7 @@ def search_scales(model: fx.GraphModule, images: np.ndarray) -> None:
             seen.append(flat[::max(1, flat.numel() * (len(images) // BATCH + 1) // SAMPLES)].clone())
 
         with _watched({name: quantizer}, watch):
-            for x in _batches(images, recipe_of(model)[0]):
+            for x in _batches(images, recipe):
                 model(x)
         quantizer.step.copy_(best_scale(torch.cat(seen), quantizer))
 
@@ -113,12 +114,13 @@ def correct_batch_norms(model: fx.GraphModule, real: nn.Module, images: np.ndarr
     The difference of two networks on the same images is far less noisy than statistics estimated anew: on 300 CIFAR-10
     images those cost ResNet-20 five points, this gains.
     """
+    recipe, _ = recipe_of(model)
     norms = {name: m for name, m in model.named_modules()
              if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.track_running_stats}
     reference = dict(real.named_modules())
-    wanted = _moments(real, {name: reference[name] for name in norms}, images, recipe_of(model)[0])
+    wanted = _moments(real, {name: reference[name] for name in norms}, images, recipe)
     for name, norm in norms.items():
-        mean, variance = _moments(model, {name: norm}, images, recipe_of(model)[0])[name]
+        mean, variance = _moments(model, {name: norm}, images, recipe)[name]
         norm.running_mean += mean - wanted[name][0]
         norm.running_var *= ((variance + norm.eps) / (wanted[name][1] + norm.eps)).clamp(0.1, 10)
 
@@ -126,13 +128,14 @@ def correct_batch_norms(model: fx.GraphModule, real: nn.Module, images: np.ndarr
 @torch.no_grad()
 def correct_biases(model: fx.GraphModule, real: nn.Module, images: np.ndarray) -> None:
     """Add to the bias of each layer without a batch norm behind it the mean that quantization took away, layer by layer."""
+    recipe, _ = recipe_of(model)
     modules, reference = dict(model.named_modules()), dict(real.named_modules())
     names = [node.target for node in model.graph.nodes if node.op == "call_module"
              and hasattr(modules[node.target], "weight_quantizer") and not _norm_follows(node, modules)]
-    wanted = _moments(real, {name: reference[name] for name in names}, images, recipe_of(model)[0], of_output=True)
+    wanted = _moments(real, {name: reference[name] for name in names}, images, recipe, of_output=True)
     for name in names:
         layer = modules[name]
-        found = _moments(model, {name: layer}, images, recipe_of(model)[0], of_output=True)[name]
+        found = _moments(model, {name: layer}, images, recipe, of_output=True)[name]
         shift = wanted[name][0] - found[0]
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(shift))
