@@ -1,0 +1,1 @@
+"""Structures of LUTs, carry chains and LUT RAM, each with a plain twin."""
