@@ -29,7 +29,8 @@ _PASS = {
     "half": "half of the activation buffer", "bank": "accumulator bank", "slot": "weight slot",
     "shift": "left shift in 4-bit digits", "signed": "the activation digit is signed",
     "first": "overwrite the accumulators", "keep": "keep the tile of the pass before: load nothing",
-    "codebook": "16 entries of 5 bits (magnitude, sign on top): what the tile's codes mean",
+    "book": "which of the two codebooks the tile's codes index", "load_book": "write that codebook first",
+    "codebook": "its 16 entries of 5 bits: sign on top of the magnitude, or two's complement, see engine_facts.book_entry",
     **{f"wait_{name}": f"take a token: {meaning}" for name, meaning in (
         ("weights", "the slot is full"), ("activations", "the half is full"), ("accumulators", "the bank is free"))},
     **{f"post_{name}": f"give a token: {meaning}" for name, meaning in (

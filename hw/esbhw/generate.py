@@ -12,20 +12,39 @@ from esbflow import registers  # noqa: E402
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig  # noqa: E402
 from esbflow.files import write_json, write_whole
 from esbhw.engine.engine import Engine  # noqa: E402
+from esbhw.target import Target  # noqa: E402
 
 TOP = "esb_engine"
 
 
-def rtlil(config: EngineConfig) -> str:
+def rtlil(config: EngineConfig, target: str = "generic") -> str:
     """The engine as Yosys RTLIL, hierarchical; what simulation and synthesis start from."""
+    chosen = Target(target)
+    return elaborate_top(config, chosen) + elaborate_definitions(chosen)
+
+
+def elaborate_top(config: EngineConfig, target: Target) -> str:
+    """RTLIL of all modules of an engine that are not shared."""
     engine = Engine(config)
-    return back_rtlil.convert(engine, name=TOP, ports=engine.ports, emit_src=False)
+    return back_rtlil.convert(engine, name=TOP, platform=target, ports=engine.ports, emit_src=False)
 
 
-def verilog(config: EngineConfig) -> str:
+def elaborate_definitions(target: Target) -> str:
+    """RTLIL of the modules that a design shares, each once, those that they share included."""
+    texts = []
+    done = set()
+    while len(done) < len(target.definitions):
+        for module, component in [*target.definitions.items()]:
+            if module not in done:
+                done.add(module)
+                text = back_rtlil.convert(component, name=module, platform=target, emit_src=False)
+                texts.append(text.replace("attribute \\top 1\n", ""))
+    return "".join(texts)
+
+
+def verilog(config: EngineConfig, target: str = "generic") -> str:
     """The engine as plain Verilog; what goes to Vivado."""
-    engine = Engine(config)
-    return back_verilog.convert(engine, name=TOP, ports=engine.ports, emit_src=False, strip_internal_attrs=True)
+    return back_verilog._convert_rtlil_text(rtlil(config, target), strip_internal_attrs=True)
 
 
 def manifest(config: EngineConfig) -> dict:

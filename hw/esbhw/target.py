@@ -29,13 +29,15 @@ class Target:
         self.definitions = {}
         """Module name -> component, for every shared module that the design instantiates."""
 
-    def share(self, m, label: str, module: str, component) -> SimpleNamespace:
-        """Instantiate `component` in `m` as `label`; its module is emitted once, as `module`.
+    def share(self, m, label: str, module: str, make, *arguments) -> SimpleNamespace:
+        """Instantiate the component make(*arguments) in `m` as `label`; its module is emitted once, as `module`.
 
         Equal components must have equal module names and the reverse. The component's members are signals of the
-        result. A shared module has no reset: its registers must be `reset_less`, or harmless after a reset.
+        result. A shared module is not reset with the block around it (ResetInserter does not reach into it).
         """
-        self.definitions.setdefault(module, component)
+        if module not in self.definitions:
+            self.definitions[module] = make(*arguments)
+        component = self.definitions[module]
         members, ports = {}, {}
         for name, member in component.signature.members.items():
             members[name] = signal = Signal(member.shape, name=f"{label}_{name}")
@@ -49,9 +51,9 @@ def has_primitives(platform) -> bool:
     return getattr(platform, "name", None) == "xilinx" and isinstance(platform, Target)
 
 
-def share(m, platform, label: str, module: str, component):
+def share(m, platform, label: str, module: str, make, *arguments):
     """`Target.share` where there is a target; elsewhere (a bench's own elaboration) a plain submodule."""
     if isinstance(platform, Target):
-        return platform.share(m, label, module, component)
-    m.submodules[label] = component
+        return platform.share(m, label, module, make, *arguments)
+    m.submodules[label] = component = make(*arguments)
     return component

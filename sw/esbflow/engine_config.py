@@ -12,6 +12,10 @@ AXI_BEAT_BITS = 128
 AXI_ADDRESS_BITS = 40
 DIGIT_BITS = 4
 """Bits of a stored activation digit and of a stored weight code."""
+TABLE_INPUTS = 4
+"""Rows that share a table of the table array."""
+TABLE_ENTRIES = 1 << TABLE_INPUTS
+ARRAYS = ("shiftadd", "table")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class EngineConfig:
     ----------
     name : what the command line calls it.
     rows : input channels that one pass reduces (R). A power of two, 4..128.
+    array : "shiftadd" (weights in registers, shifts and adds) or "table" (sums of four weights in LUT RAM).
+    weight_min, weight_max : range of one weight digit, at most -15..15. The shift-add array takes -(2**n - 1)..2**n - 1
+        (sign and magnitude) or -2**(n-1)..2**(n-1) - 1 (two's complement).
+    table_groups : groups of four rows whose tables are written at once; a power of two. The table array writes a tile in
+        16 * rows / 4 / table_groups cycles, and takes cols * table_groups generators for it.
     cols : output channels that one pass computes (C). A power of two, rows..128.
     accumulator_width : bits of one accumulator, two's complement.
     accumulator_depth : output pixels in one accumulator bank; there are two banks.
@@ -61,12 +70,18 @@ class EngineConfig:
     max_burst: int = 32
     queue_depth: int = 8
     clock_mhz: int = 250
+    array: str = "shiftadd"
+    weight_min: int = -15
+    weight_max: int = 15
+    table_groups: int = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "name" and (not isinstance(value, int) or isinstance(value, bool)):
+            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
+        if self.array not in ARRAYS:
+            raise ValueError(f"array must be one of {', '.join(ARRAYS)}, not {self.array!r}")
         _power_of_two("rows", self.rows, 4, 128)
         _power_of_two("cols", self.cols, self.rows, 128)
         _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, 32))
@@ -81,6 +96,20 @@ class EngineConfig:
         _in_range("clock_mhz", self.clock_mhz, 1, 1000)
         if self.activation_beats < self.beats_per_word:
             raise ValueError("activation_beats must hold at least one word")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        _in_range("weight_min", self.weight_min, -15, -1)
+        _in_range("weight_max", self.weight_max, 0, 15)
+        _power_of_two("table_groups", self.table_groups, 1, self.rows // TABLE_INPUTS)
+        if self.array == "shiftadd" and self.weight_planes is None:
+            raise ValueError(f"the shift-add array takes weights -(2**n - 1)..2**n - 1 or -2**(n-1)..2**(n-1) - 1, not "
+                             f"{self.weight_min}..{self.weight_max}; use the table array, or a wider range")
+        if self.array == "table":
+            codes = self.table_groups * self.cols * TABLE_INPUTS
+            if self.tile_beats > 1 and self.path_codes > codes:
+                raise ValueError(f"weight_path_beats brings {self.path_codes} codes a cycle and {self.table_groups} table "
+                                 f"groups take {codes}; use a narrower path or more table_groups")
 
     # -- derived sizes; the only place where they are computed -----------------------------------
     @property
@@ -117,9 +146,50 @@ class EngineConfig:
         return max(1, self.rows * self.cols * DIGIT_BITS // AXI_BEAT_BITS)
 
     @property
-    def tile_load_cycles(self) -> int:
-        """Cycles that a weight tile takes from its slot into the array's shadow registers."""
+    def path_codes(self) -> int:
+        """Weight codes that move from a slot to the array in a cycle."""
+        return min(self.weight_path_beats * AXI_BEAT_BITS // DIGIT_BITS, self.rows * self.cols)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the weight path in a tile."""
         return self.tile_beats // self.weight_path_beats
+
+    @property
+    def table_sets(self) -> int:
+        """Parts of a tile whose tables are written one after the other; 1 in the shift-add array."""
+        return self.rows // TABLE_INPUTS // self.table_groups if self.array == "table" else 1
+
+    @property
+    def set_cycles(self) -> int:
+        """Cycles from one set's codes to the next one's: a table has 16 entries, written one a cycle."""
+        rows = self.tile_rows // self.table_sets
+        return max(TABLE_ENTRIES, rows) if self.array == "table" else rows
+
+    @property
+    def tile_load_cycles(self) -> int:
+        """Cycles that a weight tile takes from its slot to the array."""
+        return self.table_sets * self.set_cycles
+
+    @property
+    def weight_planes(self):
+        """(bits of a digit's magnitude or of its two's complement, is it sign and magnitude); None if it is neither."""
+        bits = self.weight_max.bit_length()
+        if self.weight_max == (1 << bits) - 1:
+            if self.weight_min == -self.weight_max:
+                return bits, True
+            if self.weight_min == -(1 << bits):
+                return bits + 1, False
+        return None
+
+    @property
+    def radix_bits(self) -> int:
+        """Wider weights are split into digits of this many bits.
+
+        >>> EngineConfig("w4", rows=4, cols=4).radix_bits, EngineConfig("w2", 4, 4, weight_min=-2, weight_max=1).radix_bits
+        (4, 2)
+        """
+        return (self.weight_max - self.weight_min + 1).bit_length() - 1
 
     @property
     def lane_groups(self) -> int:
@@ -129,7 +199,7 @@ class EngineConfig:
     @property
     def requantize_width(self) -> int:
         """Bits of the exact sum acc*m + r*n + b."""
-        return max(self.accumulator_width + 12, 40) + 2
+        return max(self.accumulator_width + 13, 40) + 2
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -150,7 +220,7 @@ class EngineConfig:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 """Counts up whenever instructions, registers or memory layout change their meaning."""
 
 

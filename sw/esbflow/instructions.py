@@ -28,6 +28,7 @@ _TRANSFER = _HEADER + (
 FIELDS = {
     "LOAD": _TRANSFER,
     "WEIGHTS": _TRANSFER,
+    # The tile's codes stand for the entries of one of two codebooks, `book`; with `load_book` the pass brings it.
     # A pass streams rows x cols output pixels. Pixel (0, 0) reads buffer word `address` (two's complement: padding
     # lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero.
     "PASS": _HEADER + (
@@ -36,7 +37,7 @@ FIELDS = {
         ("half", 1), ("bank", 1), ("slot", 7), ("shift", 5), ("signed", 1), ("first", 1), ("keep", 1),
         ("wait_weights", 1), ("wait_activations", 1), ("wait_accumulators", 1),
         ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1),
-        ("codebook", 80),
+        ("book", 1), ("load_book", 1), ("codebook", 80),
     ),
     # A drain requantizes a bank's acc_rows x acc_cols pixels, takes the maximum over each window (1x1: none), and
     # stores out_rows x out_cols words of each plane and digit. Window coordinates clamp to the tile, which for a

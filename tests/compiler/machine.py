@@ -6,6 +6,7 @@ allow a race gives wrong integers under some order, and one that can lock up doe
 
 import numpy as np
 
+from esbflow.engine_facts import array_offset, dot_largest, weight_bits
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
@@ -34,7 +35,7 @@ class Machine:
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
         self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
         self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
-        self.tile = None
+        self.tile, self.weights, self.books = None, None, [None, None]
         self.tokens, self.highest = {}, {}
 
     def run(self, images, order=None):
@@ -138,9 +139,13 @@ class Machine:
         if not f["keep"]:
             start = f["slot"] * config.tile_beats * 16
             packed = self.slots[start:start + config.rows * config.cols // 2]
-            self.tile = np.stack([packed & 15, packed >> 4], axis=1).reshape(config.cols, config.rows)
-        entries = np.array([f["codebook"] >> (5 * i) & 31 for i in range(16)])
-        magnitude, negative = (entries & 15)[self.tile], (entries >> 4)[self.tile] == 1
+            packed_codes = np.stack([packed & 15, packed >> 4], axis=1)
+            self.tile = packed_codes.reshape(config.cols, config.rows)
+            if config.array == "table":
+                self.tile = packed_codes.reshape(-1, config.cols, 4).transpose(1, 0, 2).reshape(config.cols, config.rows)
+            if f["load_book"]:
+                self.books[f["book"]] = [_entry(config, f["codebook"] >> (5 * i) & 31) for i in range(16)]
+            self.weights = np.array(self.books[f["book"]])[self.tile]
         r, c = np.mgrid[:f["rows"], :f["cols"]]
         y, x = f["y"] + r * f["stride_y"], f["x"] + c * f["stride_x"]
         inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
@@ -149,11 +154,12 @@ class Machine:
         if f["signed"]:
             digits = (digits ^ 8) - 8
         pixels = digits.reshape(-1, config.rows)
-        # The array adds the complement for a negative weight; the compiler corrects b.
-        total = pixels @ np.where(negative, 0, magnitude).T + ~pixels @ np.where(negative, magnitude, 0).T
+        # The array's dots are not negative; the compiler takes off b what they have too much.
+        total = pixels @ self.weights.T + array_offset(config, self.weights, bool(f["signed"]))
+        assert total.min() >= 0 and total.max() <= dot_largest(config)
         bank = self.accumulators[f["bank"]]
         values = (0 if f["first"] else bank[:len(pixels)]) + (total << (4 * f["shift"]))
-        assert values.min() >= -(1 << config.accumulator_width - 1) and values.max() < 1 << config.accumulator_width - 1
+        assert values.max() < 1 << config.accumulator_width
         bank[:len(pixels)] = values
 
     def _drain(self, f):
@@ -211,6 +217,16 @@ class Machine:
 
     def _end(self, f):
         pass
+
+
+def _entry(config, bits):
+    """The integer of a 5-bit codebook entry."""
+    if config.array == "shiftadd" and config.weight_planes[1]:
+        planes = config.weight_planes[0]
+        magnitude = bits & ((1 << planes) - 1)
+        return -magnitude if bits >> planes else magnitude
+    width = weight_bits(config)
+    return (bits ^ 1 << width - 1) - (1 << width - 1) if bits < 1 << width else None
 
 
 def _kind(opcode, fields):

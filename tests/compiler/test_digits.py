@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esbflow.compiler.digits import ones_complement_loss, split_weights
+from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.graph.random import random_weights
 from esbflow.numbers import ESB
@@ -16,7 +16,7 @@ from tests.sw.graph_nodes import seeds
 def test_split_weights_add_up_exactly(values, bits, with_zero):
     weight = np.array([v >> (16 - bits) for v in values])
     digits = split_weights(weight, with_zero=with_zero)
-    assert np.array_equal(sum(d.values << (4 * d.position) for d in digits), weight)
+    assert np.array_equal(sum(d.values << d.shift for d in digits), weight)
     for digit in digits:
         assert np.abs(digit.book).max() <= 15 and len(digit.book) == 16 and digit.codes.max() < 16
         assert digit.book[digit.padding_code] == 0 or not with_zero
@@ -30,30 +30,32 @@ def test_split_weights_add_up_exactly(values, bits, with_zero):
 def test_weights_take_as_few_digits_as_their_range_allows(values, count):
     weight = np.array(list(values))
     digits = split_weights(weight)
-    assert len(digits) == count and np.array_equal(sum(d.values << (4 * d.position) for d in digits), weight)
+    assert len(digits) == count and np.array_equal(sum(d.values << d.shift for d in digits), weight)
 
 
 def test_weights_wider_than_16_bits_are_refused():
-    with pytest.raises(CompileError, match=r"^layer fc: weights 0..32768 need more than 16 bits$"):
+    with pytest.raises(CompileError, match=r"^layer fc: weights 0..32768 need more than 4 digits of an engine with weights "
+                                           r"-15..15; use fewer weight bits, or a wider engine$"):
         split_weights(np.array([0, 32768]), "layer fc")
 
 
-def test_codebook_field_holds_sign_and_magnitude_of_each_entry():
-    (digit,) = split_weights(np.array([-12, 0, 7]))
-    # Entry 0 is -12 (sign 1, magnitude 1100), entry 1 is 0, entry 2 is 7.
-    assert digit.codebook == 0b11100 | 0b00000 << 5 | 0b00111 << 10
-    assert digit.codes.tolist() == [0, 1, 2]
+@given(st.lists(st.integers(-(2**11), 2**11 - 1), min_size=1, max_size=40), st.integers(1, 12), st.booleans(),
+       st.sampled_from([(-8, 7, 4), (-2, 1, 2), (-1, 1, 1), (-4, 3, 3), (-7, 7, 3), (-12, 12, 4), (-3, 3, 2)]))
+def test_narrow_engines_take_digits_of_their_own_range(values, bits, with_zero, engine):
+    low, high, radix_bits = engine
+    weight = np.array([v >> (12 - bits) for v in values])
+    try:
+        digits = split_weights(weight, "w", with_zero, low, high, radix_bits)
+    except CompileError:
+        assert bits + 1 > radix_bits * 4 or bits + 1 > 3 * radix_bits
+        return
+    assert np.array_equal(sum(d.values << d.shift for d in digits), weight)
+    for digit in digits:
+        assert low <= digit.values.min() and digit.values.max() <= high and digit.codes.max() < 16
 
 
-@given(seeds, st.sampled_from(["esb4.1", "s8", "half", "s6"]), st.sampled_from([(0, 16), (-8, 8)]))
-def test_ones_complement_loss_is_what_the_array_lacks(seed, kind, activations):
-    """The array adds weight * a for positive weights and |weight| * ~a for negative ones."""
-    random = np.random.default_rng(seed)
-    weight = random_weights(random, (3, 7), kind)
-    a = random.integers(*activations, 7)
-    array = lack = 0
-    for digit in split_weights(weight):
-        values = digit.values
-        one = np.where(values < 0, -values * ~a, values * a).sum(axis=1)
-        array, lack = array + (one << (4 * digit.position)), lack + ones_complement_loss(digit).sum(axis=1)
-    assert np.array_equal(array + lack, weight @ a)
+@pytest.mark.parametrize("value, shifts", [(7, [0]), (119, [0, 4]), (120, [0, 4, 8]), (-128, [0, 4])])
+def test_balanced_digits_reach_less_far_up_than_down(value, shifts):
+    """-8..7 in each of two digits are -136..119: 120 needs a third."""
+    digits = split_weights(np.array([value, -7, 0, 5] + list(range(-100, -80))), low=-8, high=7)
+    assert [digit.shift for digit in digits][-1] == shifts[-1] or value == 7

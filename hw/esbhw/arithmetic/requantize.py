@@ -40,7 +40,7 @@ class RequantizeLane(wiring.Component):
         self._acc = accumulator_width
         self._sum = sum_width
         super().__init__({
-            "valid": In(1), "acc": In(signed(accumulator_width)), "residual": In(signed(RESIDUAL_BITS)),
+            "valid": In(1), "acc": In(accumulator_width), "residual": In(signed(RESIDUAL_BITS)),
             "constants": In(CONSTANTS), "format": In(FORMAT),
             "level": Out(signed(LEVEL_BITS + 1)),
         })
@@ -60,7 +60,7 @@ class RequantizeLane(wiring.Component):
             valids.append(valid)
 
         # Cycles 1..3: all partial products, three adder stages.
-        rows = partial_products(self.acc, k.m) + partial_products(self.residual, k.n) + [k.b]
+        rows = partial_products(Cat(self.acc, Const(0, 1)).as_signed(), k.m) + partial_products(self.residual, k.n) + [k.b]
         with m.If(valids[0]):
             rows = add_level(m, rows, "stage1", "sync", operands=3)
         with m.If(valids[1]):

@@ -1,30 +1,68 @@
 """Two banks of accumulators in block RAM: one is added to while the other is drained."""
 
-from amaranth import Module, Mux, Signal, signed, unsigned
-from amaranth.lib import wiring
+from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib.data import StructLayout
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Component, In, Out
 
+from esbflow import engine_facts as facts
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-
-SHIFT_DIGITS = 3
-"""A pass is shifted left by 0 to 3 digits of 4 bits."""
+from esbhw.fabric.adder_rows import add_row, plain, selected
+from esbhw.fabric.luts import multiplexed
+from esbhw.target import share
 
 
 def control_layout(config: EngineConfig):
     """What travels with a pixel through the array."""
     return StructLayout({
-        "valid": 1, "first": 1, "bank": 1, "index": range(config.accumulator_depth), "shift": range(SHIFT_DIGITS + 1),
-        "post": 1,
+        "valid": 1, "first": 1, "bank": 1, "index": range(config.accumulator_depth),
+        "shift": range(facts.SHIFT_DIGITS + 1), "post": 1,
     })
 
 
-class Accumulators(wiring.Component):
-    """acc[bank][index][c] = (first ? 0 : acc[bank][index][c]) + (dot[c] << 4*shift).
+class AccumulatorColumn(Component):
+    """The adder of one column: sum = (first ? 0 : old[bank]) + (dot << 4*shift), one register after the shift, one after
+    the sum. Gives a drain the old value of the bank that it reads, too.
+
+    Members
+    -------
+    dot, shift : In;  first, bank : In(1), a cycle after `shift`;  old0, old1 : In(width), with `first`
+    total : Out(width);  lost : Out(1), with `total`: the sum did not fit
+    drain_bank : In(1);  drained : Out(width), combinational
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._width, self._dot_bits = config.accumulator_width, facts.dot_bits(config)
+        super().__init__({
+            "dot": In(self._dot_bits), "shift": In(range(facts.SHIFT_DIGITS + 1)), "first": In(1), "bank": In(1),
+            "old0": In(self._width), "old1": In(self._width), "total": Out(self._width), "lost": Out(1),
+            "drain_bank": In(1), "drained": Out(self._width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        width = self._width
+        # Wide enough to see what falls off at the top.
+        shifted = Signal(self._dot_bits + DIGIT_BITS * facts.SHIFT_DIGITS, reset_less=True)
+        options = [(self.dot << DIGIT_BITS * k)[:len(shifted)] for k in range(facts.SHIFT_DIGITS + 1)]
+        low, high = (Mux(self.shift[0], b, a) for a, b in (options[:2], options[2:]))
+        m.d.sync += shifted.eq(Mux(self.shift[1], high, low))
+        old = selected((self.old0, self.old1), self.bank, self.first)
+        total, _ = add_row(m, platform, [old, plain(shifted[:width])], "sum", width + 1)
+        stored, lost = Signal(width, reset_less=True), Signal(reset_less=True)
+        m.d.sync += [stored.eq(total), lost.eq(total[width] | (shifted[width:] != 0 if len(shifted) > width else 0))]
+        m.d.comb += [
+            self.total.eq(stored), self.lost.eq(lost),
+            self.drained.eq(multiplexed(m, platform, "drain", self.old0, self.old1, self.drain_bank)),
+        ]
+        return m
+
+
+class Accumulators(Component):
+    """acc[bank][index][c] = (first ? 0 : acc[bank][index][c]) + (dot[c] << 4*shift), unsigned.
 
     `control` comes with its `dots`. One pixel a cycle; the same pixel again after HAZARD_CYCLES at the earliest.
-    `post` rises LATENCY cycles after `control`, when a drain may read the sum.
+    `post` rises ACCUMULATE_LATENCY cycles after `control`, when a drain may read the sum.
 
     Members
     -------
@@ -34,15 +72,11 @@ class Accumulators(wiring.Component):
     overflow : Out(1), for good
     """
 
-    HAZARD_CYCLES = 3
-    LATENCY = 2
-
-    def __init__(self, config: EngineConfig, dot_bits: int):
+    def __init__(self, config: EngineConfig):
         self._config = config
-        self._dot_bits = dot_bits
         super().__init__({
             "control": In(control_layout(config)),
-            "dots": In(config.cols * dot_bits),
+            "dots": In(config.cols * facts.dot_bits(config)),
             "post": Out(1),
             "drain_bank": In(1), "drain_index": In(range(config.accumulator_depth)),
             "drain_data": Out(config.cols * config.accumulator_width),
@@ -52,7 +86,7 @@ class Accumulators(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        width = config.accumulator_width
+        width, dot_bits = config.accumulator_width, facts.dot_bits(config)
         layout = control_layout(config)
         reads, writes = [], []
         for bank in range(2):
@@ -73,36 +107,26 @@ class Accumulators(wiring.Component):
         drained = Signal()
         m.d.sync += drained.eq(self.drain_bank)
         m.d.comb += [
-            self.drain_data.eq(Mux(drained, reads[1].data, reads[0].data)),
             self.post.eq(sum_control.valid & sum_control.post),
         ]
 
-        old_row = Signal(config.cols * width)
-        m.d.comb += old_row.eq(Mux(shifted_control.bank, reads[1].data, reads[0].data))
-        overflows = Signal(config.cols)
+        totals, lost = [], Signal(config.cols)
         for c in range(config.cols):
-            dot = self.dots.word_select(c, self._dot_bits).as_signed()
-            # Wide enough to see what falls off at the top.
-            shifted = Signal(signed(self._dot_bits + DIGIT_BITS * SHIFT_DIGITS), name=f"shifted_{c}")
-            options = [dot << (DIGIT_BITS * k) for k in range(SHIFT_DIGITS + 1)]
-            with m.Switch(self.control.shift):
-                for k, option in enumerate(options):
-                    with m.Case(k):
-                        m.d.sync += shifted.eq(option)
-            old = Signal(signed(width), name=f"old_{c}")
-            total = Signal(signed(max(width, len(shifted)) + 1), name=f"total_{c}")
-            stored = Signal(signed(width), name=f"stored_{c}")
+            column = share(m, platform, f"column_{c}", "accumulator_column", AccumulatorColumn, config)
             m.d.comb += [
-                old.eq(Mux(shifted_control.first, 0, old_row.word_select(c, width).as_signed())),
-                total.eq(old + shifted),
+                column.dot.eq(self.dots.word_select(c, dot_bits)), column.shift.eq(self.control.shift),
+                column.first.eq(shifted_control.first), column.bank.eq(shifted_control.bank),
+                column.old0.eq(reads[0].data.word_select(c, width)), column.old1.eq(reads[1].data.word_select(c, width)),
+                column.drain_bank.eq(drained), lost[c].eq(column.lost),
+                self.drain_data.word_select(c, width).eq(column.drained),
             ]
-            top = total[width - 1:]
-            m.d.sync += [
-                stored.eq(total),
-                overflows[c].eq(shifted_control.valid & (top != 0) & (top != (1 << len(top)) - 1)),
-            ]
-            for write in writes:
-                m.d.comb += write.data.word_select(c, width).eq(stored)
-        with m.If(overflows.any()):
+            totals.append(column.total)
+        for write in writes:
+            m.d.comb += write.data.eq(Cat(*totals))
+        # One level of logic from 128 columns' flags to the one that stops the engine.
+        some = Signal(-(-config.cols // 6))
+        valid = Signal()
+        m.d.sync += [valid.eq(sum_control.valid), *(some[k].eq(lost[6 * k:6 * k + 6].any()) for k in range(len(some)))]
+        with m.If(valid & some.any()):
             m.d.sync += self.overflow.eq(1)
         return m

@@ -1,36 +1,34 @@
 """The activation buffer: two halves of whole memory beats, read as words of one pixel."""
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, EngineConfig
-from esbhw.arithmetic.shift_add import ACTIVATION_BITS
 
 
 class ActivationBuffer(wiring.Component):
     """Holds beats as they lie in memory; gives one word of `rows` digits a cycle.
 
-    The digits of the word asked for are on `digits` LATENCY cycles later, extended to 5-bit two's complement, all
-    zero where `inside` was low. Writes and reads do not disturb each other.
+    The digits of the word asked for are on `digits` ACTIVATION_LATENCY cycles later, signed ones in offset binary (8
+    added, so that their top bit is inverted); where `inside` was low, all of them stand for zero. Writes and reads do not
+    disturb each other.
 
     Members
     -------
     write_valid, write_half, write_address (beats), write_data : In
     read_half, read_address (words), inside, signed : In
-    digits : Out(rows * 5)
+    digits : Out(rows * 4)
     address_fault : Out(1), for good, on a write behind the end of a half
     """
-
-    LATENCY = 2
 
     def __init__(self, config: EngineConfig):
         self._config = config
         super().__init__({
             "write_valid": In(1), "write_half": In(1), "write_address": In(16), "write_data": In(AXI_BEAT_BITS),
             "read_half": In(1), "read_address": In(20), "inside": In(1), "signed": In(1),
-            "digits": Out(config.rows * ACTIVATION_BITS),
+            "digits": Out(config.rows * DIGIT_BITS),
             "address_fault": Out(1),
         })
 
@@ -68,6 +66,6 @@ class ActivationBuffer(wiring.Component):
         word = read.data.word_select(sub, config.word_bits) if sub_bits else read.data
         for r in range(config.rows):
             digit = word.word_select(r, DIGIT_BITS) if sub_bits else read.data.word_select(r, DIGIT_BITS)
-            extended = Cat(digit, digit[DIGIT_BITS - 1] & is_signed)
-            m.d.sync += self.digits.word_select(r, ACTIVATION_BITS).eq(Mux(inside, extended, 0))
+            top = Const(1 << DIGIT_BITS - 1, DIGIT_BITS)
+            m.d.sync += self.digits.word_select(r, DIGIT_BITS).eq(Mux(inside, digit, 0) ^ Mux(is_signed, top, 0))
         return m

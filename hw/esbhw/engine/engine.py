@@ -3,11 +3,12 @@
 from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib.wiring import Flow
 
+from esbflow import engine_facts as facts
 from esbflow.engine_config import EngineConfig
 from esbflow.registers import COUNTERS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
-from esbhw.engine.array import ShiftAddArray
+from esbhw.engine.array import make_array
 from esbhw.engine.axi import WritePort, read_signature, write_signature
 from esbhw.engine.constants import ConstantBanks
 from esbhw.engine.control import Control, lite_signature
@@ -81,13 +82,12 @@ class Engine(Elaboratable):
             "fetch": fetch, "load": load, "weights": weights,
             "sequencer": Sequencer(config), "drain": Drain(config), "tokens": Tokens(),
             "activation_buffer": ActivationBuffer(config), "slots": WeightSlots(config),
-            "array": ShiftAddArray(config), "constants": ConstantBanks(config),
-            "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(),
+            "array": make_array(config), "constants": ConstantBanks(config),
+            "accumulators": Accumulators(config), "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(),
             "store_splitter": BurstSplitter(config.max_burst, tag_bits=1),
             **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
                for unit, opcode in QUEUED_OPCODES.items()},
         }
-        units["accumulators"] = Accumulators(config, units["array"].dot_bits)
         for name, unit in units.items():
             setattr(m.submodules, name, ResetInserter(stopped)(unit))
         sequencer, drain, tokens = units["sequencer"], units["drain"], units["tokens"]
@@ -136,12 +136,14 @@ class Engine(Elaboratable):
             activation_buffer.inside.eq(sequencer.inside), activation_buffer.signed.eq(sequencer.signed),
             array.activations.eq(activation_buffer.digits), array.swap.eq(sequencer.swap),
             array.load_en.eq(sequencer.load_en), array.load_index.eq(sequencer.load_index),
-            array.load_codes.eq(slots.read_data), array.codebook.eq(sequencer.codebook),
+            array.load_codes.eq(slots.read_data), array.book.eq(sequencer.book),
+            array.book_en.eq(sequencer.book_en), array.book_address.eq(sequencer.book_address),
+            array.book_data.eq(sequencer.book_data),
             slots.read_address.eq(sequencer.slot_address),
             accumulators.dots.eq(array.dots),
         ]
         travelling = sequencer.control
-        for i in range(activation_buffer.LATENCY + array.LATENCY):
+        for i in range(facts.ACTIVATION_LATENCY + facts.array_latency(config)):
             register = Signal(control_layout(config), name=f"control_{i}")
             m.submodules[f"control_stage_{i}"] = stage = Module()
             stage.d.sync += register.eq(travelling)

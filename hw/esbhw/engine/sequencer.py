@@ -4,9 +4,10 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from esbflow import engine_facts as facts
 from esbflow import instructions
-from esbflow.engine_config import EngineConfig
-from esbhw.engine.accumulators import SHIFT_DIGITS, Accumulators, control_layout
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbhw.engine.accumulators import control_layout
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.tokens import COUNT_BITS
 
@@ -14,15 +15,17 @@ from esbhw.engine.tokens import COUNT_BITS
 class Sequencer(wiring.Component):
     """Two stages, so that the next pass's weights move while this pass streams.
 
-    Preload takes a PASS off the queue in cycle p once its weights are there, and moves the tile in tile_load_cycles
-    (T); the stream stage can take the pass from cycle p + T + 1 on (p + 1 if it keeps the weights). A pass taken in
-    cycle a issues its rows*cols pixels (n) in a+1 .. a+n, the next is taken in a + max(n, HAZARD_CYCLES) at the
-    earliest, and preload takes the next PASS in a+1.
+    Preload takes a PASS off the queue in cycle p once its weights are there. It writes the codebook (BOOK_CYCLES, if the
+    PASS brings one) and moves the tile (tile_load_cycles, and load_tail until the array has it); the stream stage can take
+    the pass in the cycle after that (p + 1 if it keeps the weights). A pass taken in cycle a issues its rows*cols pixels
+    (n) in a+1 .. a+n, the next is taken in a + max(n, HAZARD_CYCLES) at the earliest, and preload takes the next PASS in
+    a+1.
 
     Members
     -------
     i : In(stream of 256 bits)
-    slot_address : Out, and load_en, load_index, codebook : Out, one cycle behind the address
+    slot_address : Out, and load_en, load_index, book : Out, one cycle behind the address
+    book_en, book_address, book_data : Out, the codebook's entries
     read_half, read_address, inside, signed : Out, the word of the pixel issued in this cycle
     swap : Out(1), SWAP_LATENCY after a pass was taken: with the pixel's digits at the activation buffer's output
     control : Out(control_layout), the pixel issued in this cycle
@@ -34,11 +37,12 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        slots = config.weight_slots * config.tile_load_cycles
+        slots = config.weight_slots * config.tile_rows
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "slot_address": Out(range(slots)),
-            "load_en": Out(1), "load_index": Out(range(max(2, config.tile_load_cycles))), "codebook": Out(80),
+            "load_en": Out(1), "load_index": Out(range(max(2, config.tile_rows))), "book": Out(1),
+            "book_en": Out(1), "book_address": Out(DIGIT_BITS + 1), "book_data": Out(facts.weight_bits(config)),
             "read_half": Out(1), "read_address": Out(20), "inside": Out(1), "signed": Out(1),
             "swap": Out(1), "control": Out(control_layout(config)),
             "weights_count": In(COUNT_BITS), "take_weights": Out(1), "post_weights": Out(1),
@@ -61,31 +65,55 @@ class Sequencer(wiring.Component):
         staged = Signal(layout)
         have_staged = Signal()
         loaded = Signal()
-        step = Signal(range(load_cycles + 1))
-        stepping = Signal()
         weights_here = ~head.wait_weights | (self.weights_count != 0)
         legal = Signal()
         m.d.comb += [
             head.eq(self.i.payload),
             legal.eq((head.rows != 0) & (head.cols != 0) & (head.slot < config.weight_slots)
-                     & (head.shift <= SHIFT_DIGITS)),
+                     & (head.shift <= facts.SHIFT_DIGITS)),
             self.i.ready.eq(~have_staged & weights_here & ~self.field_fault),
-            self.slot_address.eq(staged.slot * load_cycles + step if load_cycles & (load_cycles - 1) else
-                                 Cat(step[:(load_cycles - 1).bit_length()], staged.slot)),
-            self.codebook.eq(staged.codebook), self.preloading.eq(stepping),
+            self.book.eq(staged.book),
+        ]
+        # A row of a set in each cycle; then nothing until the set's time is over.
+        set_cycles, set_rows = config.set_cycles, max(1, config.tile_rows // config.table_sets)
+        row_bits, set_bits = (set_rows - 1).bit_length(), (config.table_sets - 1).bit_length()
+        step = Signal(range(load_cycles + 1))
+        stepping, booking, waiting = Signal(), Signal(), Signal()
+        index = Signal((config.tile_rows - 1).bit_length())
+        within = (set_cycles - 1).bit_length()
+        entries = Signal(len(staged.codebook))
+        entry = Signal(range(facts.BOOK_CYCLES))
+        tail = Signal(range(facts.load_tail(config) + 1))
+        reading = Signal()
+        m.d.comb += [
+            index.eq(Cat(step[:row_bits], step[within:within + set_bits])),
+            reading.eq(stepping & (step[row_bits:within] == 0)),
+            self.slot_address.eq(Cat(index, staged.slot)),
+            self.preloading.eq(stepping | booking | waiting),
+            self.book_en.eq(booking), self.book_address.eq(Cat(entry, staged.book)),
+            self.book_data.eq(entries),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += self.take_weights.eq(head.wait_weights)
-            m.d.sync += [staged.eq(head), have_staged.eq(1), loaded.eq(head.keep), stepping.eq(~head.keep),
-                         step.eq(0)]
+            m.d.sync += [staged.eq(head), have_staged.eq(1), loaded.eq(head.keep), entries.eq(head.codebook),
+                         booking.eq(~head.keep & head.load_book), stepping.eq(~head.keep & ~head.load_book)]
             with m.If(~legal):
                 m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(head.layer)]
+        with m.If(booking):
+            m.d.sync += [entry.eq(entry + 1), entries.eq(entries >> facts.BOOK_ENTRY_BITS)]
+            with m.If(entry == facts.BOOK_CYCLES - 1):
+                m.d.sync += [booking.eq(0), stepping.eq(1), entry.eq(0)]
         with m.If(stepping):
             m.d.sync += step.eq(step + 1)
             with m.If(step == load_cycles - 1):
-                m.d.sync += [loaded.eq(1), stepping.eq(0)]
+                m.d.sync += [stepping.eq(0), step.eq(0), loaded.eq(not facts.load_tail(config)),
+                             waiting.eq(facts.load_tail(config) > 0)]
                 m.d.comb += self.post_weights.eq(staged.post_weights)
-        m.d.sync += [self.load_en.eq(stepping), self.load_index.eq(step)]
+        with m.If(waiting):
+            m.d.sync += tail.eq(tail + 1)
+            with m.If(tail == facts.load_tail(config) - 1):
+                m.d.sync += [waiting.eq(0), tail.eq(0), loaded.eq(1)]
+        m.d.sync += [self.load_en.eq(reading), self.load_index.eq(index)]
 
         # -- stream ----------------------------------------------------------------------------------
         running = Signal()
@@ -97,14 +125,14 @@ class Sequencer(wiring.Component):
         x_start = Signal(signed(12))
         address = Signal(signed(20))
         row_address = Signal(signed(20))
-        index = Signal(range(config.accumulator_depth + 1))
-        bubbles = Signal(range(Accumulators.HAZARD_CYCLES))
+        pixel = Signal(range(config.accumulator_depth + 1))
+        bubbles = Signal(range(facts.HAZARD_CYCLES))
         last_col = col == now.cols - 1
         last_pixel = last_col & (row == now.rows - 1)
         finishing = Signal()
         # A pass of 1 or 2 pixels is followed by bubbles, until its first pixel may be added to again.
         m.d.comb += finishing.eq(Mux(bubbles != 0, bubbles == 1,
-                                     running & last_pixel & (index >= Accumulators.HAZARD_CYCLES - 1)))
+                                     running & last_pixel & (pixel >= facts.HAZARD_CYCLES - 1)))
         free = finishing | (~running & (bubbles == 0))
         activations_here = ~staged.wait_activations | (self.activations_count != 0)
         bank_free = ~staged.wait_accumulators | (self.accumulators_count != 0)
@@ -124,7 +152,7 @@ class Sequencer(wiring.Component):
             m.d.sync += bubbles.eq(bubbles - 1)
         with m.If(running):
             m.d.sync += [col.eq(col + 1), x.eq(x + now.stride_x), address.eq(address + now.stride_x),
-                         index.eq(index + 1)]
+                         pixel.eq(pixel + 1)]
             with m.If(last_col):
                 m.d.sync += [
                     col.eq(0), row.eq(row + 1), x.eq(x_start), y.eq(y + now.stride_y),
@@ -132,15 +160,15 @@ class Sequencer(wiring.Component):
                 ]
             with m.If(last_pixel):
                 m.d.sync += running.eq(0)
-                with m.If(index < Accumulators.HAZARD_CYCLES - 1):
-                    m.d.sync += bubbles.eq(Accumulators.HAZARD_CYCLES - 1 - index)
-            with m.If(index == config.accumulator_depth):
+                with m.If(pixel < facts.HAZARD_CYCLES - 1):
+                    m.d.sync += bubbles.eq(facts.HAZARD_CYCLES - 1 - pixel)
+            with m.If(pixel == config.accumulator_depth):
                 m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(now.layer), running.eq(0)]
         with m.If(take):
             m.d.sync += [
                 now.eq(staged), running.eq(1), have_staged.eq(0), loaded.eq(0),
                 row.eq(0), col.eq(0), y.eq(staged.y), x.eq(staged.x), x_start.eq(staged.x),
-                address.eq(staged.address), row_address.eq(staged.address), index.eq(0),
+                address.eq(staged.address), row_address.eq(staged.address), pixel.eq(0),
             ]
         m.d.comb += [
             self.issue.eq(running), self.pass_done.eq(running & last_pixel), self.layer.eq(now.layer),
@@ -148,10 +176,10 @@ class Sequencer(wiring.Component):
             self.inside.eq((y >= 0) & (y < now.in_rows) & (x >= 0) & (x < now.in_cols)),
             self.post_activations.eq(running & last_pixel & now.post_activations),
             self.control.valid.eq(running), self.control.first.eq(now.first), self.control.bank.eq(now.bank),
-            self.control.index.eq(index), self.control.shift.eq(now.shift),
+            self.control.index.eq(pixel), self.control.shift.eq(now.shift),
             self.control.post.eq(last_pixel & now.post_accumulators),
         ]
-        # The tile becomes active together with its first pixel's digits: see ActivationBuffer.LATENCY.
+        # The tile becomes active together with its first pixel's digits: see ACTIVATION_LATENCY.
         swapped = Signal()
         m.d.sync += [swapped.eq(take & ~staged.keep), self.swap.eq(swapped)]
         return m

@@ -20,7 +20,7 @@ class WeightSlots(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self.depth = config.weight_slots * config.tile_load_cycles
+        self.depth = config.weight_slots * config.tile_rows
         super().__init__({
             "write_valid": In(1), "write_address": In(16), "write_data": In(AXI_BEAT_BITS),
             "read_address": In(range(self.depth)),

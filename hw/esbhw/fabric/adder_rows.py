@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from amaranth import Cat, Const, Instance, Mux, Signal, Value
 
+from esbhw.fabric.luts import emit_lut
 from esbhw.target import has_primitives
 
-LUT_INPUTS = 5  # shared by the two outputs of a LUT6_2
 CARRY_BITS = 8
 
 
@@ -70,8 +70,8 @@ def selected(choices: tuple, select: Value, clear: Value) -> Term:
     return Term(Mux(clear, 0, Mux(select, one, zero)), bits, (1 << len(zero)) - 1)
 
 
-def add_row(m, platform, terms: list, name: str, width: int | None = None) -> tuple:
-    """(sum of up to three terms modulo 2**width, its largest value), combinational.
+def add_row(m, platform, terms: list, name: str, width: int | None = None, carry: Value | None = None) -> tuple:
+    """(sum of up to three terms, and of the bit `carry`, modulo 2**width, its largest value), combinational.
 
     Takes one LUT6_2 for each bit at which more than one term has a bit; lower bits of a single plain term are wires.
 
@@ -84,29 +84,29 @@ def add_row(m, platform, terms: list, name: str, width: int | None = None) -> tu
     ValueError
         if a bit needs more inputs than a LUT6_2 has.
     """
-    largest = sum(term.largest for term in terms)
+    largest = sum(term.largest for term in terms) + (carry is not None)
     needed = max(1, largest.bit_length())
     width = needed if width is None else min(width, needed)
     total = Signal(width, name=name)
     if not has_primitives(platform):
-        m.d.comb += total.eq(sum((term.value for term in terms[1:]), start=terms[0].value))
+        m.d.comb += total.eq(sum((term.value for term in terms[1:]), start=terms[0].value) + (0 if carry is None else carry))
     else:
-        _Row(m, terms, name, width).emit(total)
+        _Row(m, terms, name, width, carry).emit(total)
     return total, min(largest, (1 << width) - 1)
 
 
 class _Row:
     """The primitives of one row."""
 
-    def __init__(self, m, terms, name, width):
-        self._m, self._name, self._width = m, name, width
+    def __init__(self, m, terms, name, width, carry):
+        self._m, self._name, self._width, self._carry_in = m, name, width, carry
         self._columns = [[term.bits[i] for term in terms if i < len(term.bits) and term.bits[i] is not None]
                          for i in range(width)]
 
     def emit(self, total: Signal) -> None:
         columns, width = self._columns, self._width
         low = 0
-        while low < width and len(columns[low]) <= 1:
+        while low < width and len(columns[low]) <= 1 and self._carry_in is None:
             low += 1
         out = [self._single(column, i) for i, column in enumerate(columns[:low])]
         if low < width:
@@ -122,7 +122,7 @@ class _Row:
             return inputs[0]
         if not inputs:
             return Const(function(), 1)
-        o6, _ = self._lut(f"single{i}", list(inputs), function, None)
+        o6, _ = emit_lut(self._m, f"{self._name}_single{i}", list(inputs), function)
         return o6
 
     def _chain(self, low: int) -> list:
@@ -154,7 +154,7 @@ class _Row:
                 found = values(bits)
                 return int(sum(found) >= 2) if ternary else (found[0] if found else 0)
 
-            o6, o5 = self._lut(f"bit{i}", inputs, exclusive_or, other)
+            o6, o5 = emit_lut(self._m, f"{self._name}_bit{i}", inputs, exclusive_or, other)
             sums.append(o6)
             if ternary:
                 direct.append(Const(0, 1) if carried is None else carried)
@@ -164,7 +164,7 @@ class _Row:
         return self._carry(sums, direct, width - low)
 
     def _carry(self, sums, direct, width) -> list:
-        out, carry, last = [], Const(0, 1), None
+        out, carry, last = [], Const(0, 1) if self._carry_in is None else self._carry_in, None
         for start in range(0, len(sums), CARRY_BITS):
             s, d = sums[start:start + CARRY_BITS], direct[start:start + CARRY_BITS]
             pad = Const(0, CARRY_BITS - len(s))
@@ -176,20 +176,6 @@ class _Row:
             carry, last = co[CARRY_BITS - 1], co[len(s) - 1]
         return [*out, last][:width]
 
-    def _lut(self, label, inputs, function6, function5):
-        """(O6, O5) of a LUT6_2 whose sixth input is high."""
-        if len(inputs) > LUT_INPUTS:
-            raise ValueError(f"row {self._name}: {label} needs {len(inputs)} inputs and a LUT6_2 shares {LUT_INPUTS}")
-        content = 0
-        for k in range(1 << LUT_INPUTS):
-            bits = [k >> z & 1 for z in range(len(inputs))]
-            content |= (function5(*bits) if function5 else 0) << k | function6(*bits) << (k + 32)
-        o6, o5 = Signal(name=f"{self._name}_{label}_o6"), Signal(name=f"{self._name}_{label}_o5")
-        pins = {f"i_I{z}": inputs[z] if z < len(inputs) else Const(0, 1) for z in range(LUT_INPUTS)}
-        self._m.submodules[f"{self._name}_{label}"] = Instance(
-            "LUT6_2", p_INIT=Const(content, 64), **pins, i_I5=Const(1, 1), o_O6=o6, o_O5=o5)
-        return o6, o5
-
 
 def register(m, value: Value, name: str) -> Signal:
     """The value one cycle later; no reset."""
@@ -198,20 +184,9 @@ def register(m, value: Value, name: str) -> Signal:
     return q
 
 
-def tree_levels(operands: int) -> int:
-    """Register levels of `add_tree`.
-
-    >>> [tree_levels(n) for n in (1, 2, 3, 4, 9, 10, 32)]
-    [0, 1, 1, 2, 2, 3, 4]
-    """
-    levels = 0
-    while operands > 1:
-        operands, levels = -(-operands // 3), levels + 1
-    return levels
-
-
 def add_tree(m, platform, terms: list, name: str) -> Term:
-    """The sum of all terms, three at a time, registered after every level: `tree_levels(len(terms))` cycles later."""
+    """The sum of all terms, three at a time, registered after every level:
+    `engine_facts.tree_levels(len(terms))` cycles later."""
     level = 0
     while len(terms) > 1:
         terms = sorted(terms, key=lambda term: len(term.bits))

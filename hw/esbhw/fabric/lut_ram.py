@@ -1,6 +1,6 @@
 """Distributed RAM of 32 words: one write port, and an asynchronous read port for each pair of bits or for all of them."""
 
-from amaranth import Cat, ClockSignal, Const, Instance, Module, Signal
+from amaranth import Cat, ClockSignal, Const, Instance, Module, Signal, unsigned
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import Component, In, Out
 
@@ -20,7 +20,7 @@ class LutRam(Component):
     """
 
     def __init__(self, width: int):
-        self._width = width
+        self.width, self.ports = width, 1
         super().__init__({
             "write_en": In(1), "write_address": In(5), "write_data": In(width),
             "read_address": In(5), "read_data": Out(width),
@@ -31,7 +31,7 @@ class LutRam(Component):
         if has_primitives(platform):
             _primitives(m, self.write_en, self.write_address,
                         [(self.write_data[k:k + 2], self.read_address, self.read_data[k:k + 2])
-                         for k in range(0, self._width, 2)])
+                         for k in range(0, self.width, 2)])
         else:
             _memory(m, self.write_en, self.write_address, self.write_data, [(self.read_address, self.read_data)])
         return m
@@ -47,7 +47,7 @@ class LutRamPorts(Component):
     """
 
     def __init__(self, width: int, ports: int):
-        self._width, self._ports = width, ports
+        self.width, self.ports = width, ports
         super().__init__({
             "write_en": In(1), "write_address": In(5), "write_data": In(width),
             "read_address": In(ports * 5), "read_data": Out(ports * width),
@@ -55,24 +55,26 @@ class LutRamPorts(Component):
 
     def elaborate(self, platform):
         m = Module()
-        reads = [(self.read_address.word_select(p, 5), self.read_data.word_select(p, self._width))
-                 for p in range(self._ports)]
+        reads = [(self.read_address.word_select(p, 5), self.read_data.word_select(p, self.width))
+                 for p in range(self.ports)]
         if has_primitives(platform):
             _primitives(m, self.write_en, self.write_address,
                         [(self.write_data[k:k + 2], address, data[k:k + 2])
-                         for address, data in reads for k in range(0, self._width, 2)])
+                         for address, data in reads for k in range(0, self.width, 2)])
         else:
             _memory(m, self.write_en, self.write_address, self.write_data, reads)
         return m
 
 
 def _memory(m, write_en, write_address, write_data, reads) -> None:
-    m.submodules.memory = memory = Memory(shape=len(write_data), depth=WORDS, init=[])
-    write = memory.write_port()
-    m.d.comb += [write.en.eq(write_en), write.addr.eq(write_address), write.data.eq(write_data)]
-    for address, data in reads:
-        read = memory.read_port(domain="comb")
-        m.d.comb += [read.addr.eq(address), data.eq(read.data)]
+    """The plain twin: a memory for each read port, as the RAM blocks hold a copy for each."""
+    for k, (address, data) in enumerate(reads):
+        m.submodules[f"memory_{k}"] = memory = Memory(shape=unsigned(len(write_data)), depth=WORDS, init=[])
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        m.d.comb += [
+            write.en.eq(write_en), write.addr.eq(write_address), write.data.eq(write_data),
+            read.addr.eq(address), data.eq(read.data),
+        ]
 
 
 def _primitives(m, write_en, write_address, ports) -> None:

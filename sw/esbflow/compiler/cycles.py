@@ -1,8 +1,8 @@
 """The cycle model: when every instruction of a program starts and ends on ideal memory, exactly.
 
 Units take their instructions in order, so one walk over the program computes all times: a token's k-th taker
-waits for its k-th post, which stands earlier in the program. The constants below are the documented timings
-of the blocks in hw/esbhw/engine; tests hold the sum against the RTL, cycle for cycle.
+waits for its k-th post, which stands earlier in the program. The constants are the timings of the blocks in
+engine_facts; tests hold the sum against the RTL, cycle for cycle.
 
 Ideal memory: ready is always high, the first beat of a read is on offer `latency` cycles after its address was taken
 or one cycle after the previous burst's last beat, then one beat a cycle; a write is answered `latency` cycles after
@@ -14,27 +14,26 @@ from dataclasses import dataclass, field
 
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import (
+    ACCUMULATE_LATENCY,
+    ACTIVATION_LATENCY,
+    BEAT_TO_WRITE,
+    BOOK_CYCLES,
+    FETCH_BUFFERED,
+    FETCH_BURST,
+    HAZARD_CYCLES,
+    OUTSTANDING_READS,
+    OUTSTANDING_WRITES,
+    SPLIT_CYCLES,
+    array_latency,
+    load_tail,
+)
 from esbflow.instructions import DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
 from esbflow.registers import LOG_BEATS
 
-# -- hw/esbhw/engine: constants of the blocks -----------------------------------------------------------------
-SPLIT_CYCLES = 2  # BurstSplitter: accept to first burst, and burst to burst
-BEAT_TO_WRITE = 1  # ReadPort: bus to buffer
-FETCH_BURST = 16
-FETCH_BUFFERED = 32
-OUTSTANDING_READS = 16
-OUTSTANDING_WRITES = 64
-HAZARD_CYCLES = 3  # Accumulators
-ACTIVATION_LATENCY = 2  # ActivationBuffer
-ACCUMULATE_LATENCY = 2  # Accumulators
 DRAIN_LATENCY = 14  # Drain: issue to beat
 SETUP_CYCLES = 2  # Drain
 BEATS_PER_4K = 256
-
-
-def array_latency(rows: int) -> int:
-    """ShiftAddDot.latency, without importing gateware."""
-    return rows.bit_length() // 2 + 1
 
 
 @dataclass
@@ -133,7 +132,7 @@ class CycleModel:
         self.layers = {}
         self._staged_free = 0
         self._stream_free = 0
-        self._array = array_latency(config.rows)
+        self._array = array_latency(config)
 
     # -- tokens -------------------------------------------------------------------------------------------
     def _post(self, name: str, cycle: int) -> None:
@@ -238,10 +237,13 @@ class CycleModel:
         waited_instruction = accept
         if fields["wait_weights"]:
             accept = max(accept, self._take("weights_full"))
-        load_cycles = 0 if fields["keep"] else self.config.tile_load_cycles
+        load_cycles = tail = 0
+        if not fields["keep"]:
+            load_cycles = self.config.tile_load_cycles + (BOOK_CYCLES if fields["load_book"] else 0)
+            tail = load_tail(self.config)
         if fields["post_weights"]:
             self._post("weights_free", accept + load_cycles)
-        staged = accept + load_cycles + 1
+        staged = accept + load_cycles + tail + 1
         take = max(staged, self._stream_free)
         with_activations = take
         if fields["wait_activations"]:

@@ -5,31 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from esbflow.compiler.errors import CompileError
+from esbflow.engine_facts import CODES
 
-CODES = 16
-LARGEST = 15
-"""A weight digit is a sign and a 4-bit magnitude."""
+MOST_DIGITS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class WeightDigit:
-    """`codes` (uint8, the weight's shape) index `book` (16 integers in -15..15); the digit weighs 16**position."""
+    """`codes` (uint8, the weight's shape) index `book` (16 integers of the array's range); the digit weighs
+    2**`shift`."""
 
     codes: np.ndarray
     book: np.ndarray
-    position: int
+    shift: int
 
     @property
     def values(self) -> np.ndarray:
         return self.book[self.codes]
-
-    @property
-    def codebook(self) -> int:
-        """The 80-bit field of a PASS: entry i in bits 5i..5i+4, sign on top of the magnitude."""
-        word = 0
-        for i, value in enumerate(self.book):
-            word |= (abs(int(value)) | (16 if value < 0 else 0)) << (5 * i)
-        return word
 
     @property
     def padding_code(self) -> int:
@@ -41,54 +33,50 @@ class WeightDigit:
         return int(zeros[0] if len(zeros) else np.flatnonzero(self.book >= 0)[0])
 
 
-def _digit(values: np.ndarray, position: int) -> WeightDigit:
+def _digit(values: np.ndarray, shift: int) -> WeightDigit:
     book = np.unique(np.append(values, 0))
     if len(book) > CODES:
         book = np.unique(values)
     codes = np.searchsorted(book, values).astype(np.uint8)
     padded = np.zeros(CODES, dtype=np.int64)
     padded[:len(book)] = book
-    return WeightDigit(codes, padded, position)
+    return WeightDigit(codes, padded, shift)
 
 
-def split_weights(weight: np.ndarray, name: str = "weights", with_zero: bool = False) -> list:
-    """Digits d with sum over d of values * 16**position = weight, exactly; as few as the codes allow.
+def split_weights(weight: np.ndarray, name: str = "weights", with_zero: bool = False, low: int = -15, high: int = 15,
+                  radix_bits: int = 4) -> list:
+    """Digits d with sum over d of values * 2**shift = weight, exactly; as few as the array's range low..high allows.
 
-    One digit holds any 16 integers in -15..15 (so ESB(4,1), every linear set to 4 bits and half-integer grids);
-    wider ones are cut in two's complement, 4 bits a digit. `with_zero` asks for a zero in every book, as grouped
-    layers need.
+    One digit holds any 16 integers of the range (with -15..15: ESB(4,1), every linear set to 4 bits, half-integer grids).
+    Wider weights are cut into digits of `radix_bits` bits: in two's complement where the range has 0..2**radix_bits - 1,
+    else into the digits of the range itself. `with_zero` asks for a zero in every book, as grouped layers need.
 
     Raises
     ------
     CompileError
         if the weights need more than four digits.
 
-    >>> [(d.position, d.values.tolist()) for d in split_weights(np.array([-12, 8, 0]))]
+    >>> [(d.shift, d.values.tolist()) for d in split_weights(np.array([-12, 8, 0]))]
     [(0, [-12, 8, 0])]
-    >>> [(d.position, d.values.tolist()) for d in split_weights(np.array([-127, 100]))]
-    [(0, [1, 4]), (1, [-8, 6])]
+    >>> [(d.shift, d.values.tolist()) for d in split_weights(np.array([-127, 100]))]
+    [(0, [1, 4]), (4, [-8, 6])]
+    >>> [(d.shift, d.values.tolist()) for d in split_weights(np.array([-127, 100]), low=-8, high=7)]
+    [(0, [1, 4]), (4, [-8, 6])]
     """
     weight = np.asarray(weight, dtype=np.int64)
     distinct = np.unique(np.append(weight, 0) if with_zero else weight)
-    if len(distinct) == 0 or (np.abs(distinct).max() <= LARGEST and len(distinct) <= CODES
+    if len(distinct) == 0 or (low <= distinct.min() and distinct.max() <= high and len(distinct) <= CODES
                               and (len(distinct) < CODES or distinct.max() >= 0)):
         return [_digit(weight, 0)]
-    for count in range(1, 5):
-        half = 1 << (4 * count - 1)
-        if -half <= distinct[0] and distinct[-1] < half:
-            break
-    else:
-        raise CompileError(f"{name}: weights {distinct[0]}..{distinct[-1]} need more than 16 bits")
-    digits = []
-    for position in range(count):
-        if position == count - 1:
-            values = weight >> (4 * position)  # arithmetic: the top digit keeps the sign
-        else:
-            values = (weight >> (4 * position)) & 15
-        digits.append(_digit(values, position))
-    return digits
-
-
-def ones_complement_loss(digit: WeightDigit) -> np.ndarray:
-    """What the array lacks per negative weight: its magnitude, weighed. Shape of the weights."""
-    return np.where(digit.values < 0, -digit.values, 0) << (4 * digit.position)
+    radix = 1 << radix_bits
+    lowest = 0 if high >= radix - 1 else max(low, -radix // 2)
+    top = (max(low, -radix // 2), min(high, radix // 2 - 1))
+    digits, rest = [], weight
+    while not (digits and top[0] <= rest.min() and rest.max() <= top[1]):
+        if len(digits) == MOST_DIGITS - 1:
+            raise CompileError(f"{name}: weights {distinct[0]}..{distinct[-1]} need more than {MOST_DIGITS} digits of an "
+                               f"engine with weights {low}..{high}; use fewer weight bits, or a wider engine")
+        values = (rest - lowest) % radix + lowest
+        digits.append(_digit(values, radix_bits * len(digits)))
+        rest = (rest - values) >> radix_bits
+    return [*digits, _digit(rest, radix_bits * len(digits))]

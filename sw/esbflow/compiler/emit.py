@@ -11,6 +11,7 @@ from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import BOOKS
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -62,6 +63,8 @@ class _State:
     posted: int = 0
     taken: int = 0
     slots: dict = field(default_factory=dict)  # resident tiles: beat offset -> slot
+    books: list = field(default_factory=lambda: [None] * BOOKS)  # codebooks in the array
+    last_book: int = 0
 
 
 def emit(config: EngineConfig, plans: list) -> list:
@@ -252,13 +255,14 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
             slot, fresh, frees = (0, False, False) if keep else _slot(config, state, chunk, weight_pass)
             if opens:
                 state.passes_begun += 1
+            book, load_book = (0, False) if keep else _book(state, weight_pass.codebook)
             state.words.append(encode(
                 "PASS", layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
                 half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
                 first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(very_first),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
                 post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1),
-                codebook=weight_pass.codebook))
+                book=book, load_book=int(load_book), codebook=weight_pass.codebook if load_book else 0))
         if chunk.last:
             _emit_drain(config, state, chunk, group)
 
@@ -277,6 +281,14 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
     return dict(rows=row.conv1 - row.conv0, cols=col.conv1 - col.conv0, in_rows=row.in1 - row.in0,
                 in_cols=min(chunk.plan.source.width, first_col + window) - first_col, stride_y=layer.stride[0],
                 stride_x=layer.stride[1], y=y, x=x, address=place + y * window + x, row_step=layer.stride[0] * window)
+
+
+def _book(state: _State, codebook: int) -> tuple:
+    """(place of a codebook in the array, must the pass bring it); it takes the place of the one used less lately."""
+    load = codebook not in state.books
+    book = 1 - state.last_book if load else state.books.index(codebook)
+    state.books[book], state.last_book = codebook, book
+    return book, load
 
 
 def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: WeightPass) -> tuple:

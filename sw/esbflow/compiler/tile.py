@@ -7,6 +7,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import load_tail
 
 ROW_LIMIT = 1023
 """Rows and columns of a tile and of its input are 10-bit fields."""
@@ -176,7 +177,7 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
     """Cycles, roughly: what cannot be hidden, plus the longest of compute, loads and drains."""
     out_groups = -(-layer.weight.shape[0] // config.cols)
     images = 1 if layer.stacked else target.images
-    shortest = config.tile_load_cycles + 4
+    shortest = config.tile_load_cycles + load_tail(config) + 4
     compute = load = drain = last_drain = 0
     reloads = 1 if planes <= tiling.planes_at_once else out_groups
     for row in tiling.rows:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esbflow.compiler.digits import ones_complement_loss, split_weights
+from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
-from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TABLE_INPUTS, EngineConfig
+from esbflow.engine_facts import BOOK_ENTRY_BITS, LARGEST_DIGIT, SHIFT_DIGITS, array_offset, book_entry, dot_largest
 from esbflow.graph.ir import B_BITS
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
@@ -56,7 +57,12 @@ class WeightsRegion:
         return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.uint8)
 
     def tile(self, codes: np.ndarray) -> int:
-        """Store a (cols, rows) tile of codes; code c*rows + r, low nibble first. Returns its beat offset."""
+        """Store a (cols, rows) tile of codes, low nibble first. Returns its beat offset.
+
+        Code c*rows + r for the shift-add array; group by group of four rows, (r // 4 * cols + c)*4 + r % 4, for tables.
+        """
+        if self._config.array == "table":
+            codes = codes.reshape(self._config.cols, -1, TABLE_INPUTS).transpose(1, 0, 2)
         flat = codes.reshape(-1).astype(np.uint8)
         packed = flat[0::2] | flat[1::2] << 4
         padded = np.zeros(self._config.tile_beats * BEAT_BYTES, dtype=np.uint8)
@@ -74,7 +80,7 @@ class WeightsRegion:
 
 
 def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool) -> LayerWeights:
-    """Cut a layer's weights into tiles and correct b for the array's one's complements.
+    """Cut a layer's weights into tiles and take off b what the array's dots have too much.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
     accumulators must be overwritten.
@@ -87,25 +93,21 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     rows, cols = config.rows, config.cols
     out_channels, per_group = layer.weight.shape[:2]
     out_per_group = out_channels // layer.groups
-    digits = split_weights(layer.weight, f"layer {layer.name}", with_zero=layer.groups > 1)
-    highest = max(digit.position for digit in digits) + in_digits - 1
-    if highest > 3:
+    digits = split_weights(layer.weight, f"layer {layer.name}", layer.groups > 1, config.weight_min, config.weight_max,
+                           config.radix_bits)
+    highest = max(digit.shift for digit in digits) + DIGIT_BITS * (in_digits - 1)
+    if highest > DIGIT_BITS * SHIFT_DIGITS or any(digit.shift % DIGIT_BITS for digit in digits):
         raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
-                           "need more than the engine's 3 digit positions; use fewer weight bits")
-    loss = sum(ones_complement_loss(digit).sum(axis=(1, 2, 3)) for digit in digits)
-    # Every activation digit of the layer sees the same negative weights.
-    loss = sum(loss << (4 * d) for d in range(in_digits))
-    corrected = layer.requantizer.b + layer.requantizer.m * loss
-    if np.any((corrected < -(1 << B_BITS - 1)) | (corrected >= 1 << B_BITS - 1)):
-        raise CompileError(f"layer {layer.name}: a requantizer offset needs more than {B_BITS} bits")
-    _check_accumulator(config, layer, digits, in_digits, in_signed)
+                           f"need shifts that engine {config.name} has not; use fewer weight bits")
 
     groups, constants = [], []
-    live, books = [digit.values != 0 for digit in digits], [(digit.codebook, digit.padding_code) for digit in digits]
+    live = [digit.values != 0 for digit in digits]
+    books = [(_codebook(config, digit.book), digit.padding_code) for digit in digits]
     in_groups = channel_groups(layer.source_channels, rows)
     for og in range(-(-out_channels // cols)):
         first, last = og * cols, min(out_channels, (og + 1) * cols)
-        passes = []
+        passes, too_much = [], np.zeros(cols, dtype=np.int64)
+        reach = np.zeros(cols, dtype=np.int64)
         for ig, (channel_out, channel_in, row_at), ty, tx, number in _tiles(live, range(first, last), in_groups, per_group,
                                                                             out_per_group):
             digit, codebook, padding_code = digits[number], *books[number]
@@ -113,16 +115,37 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
             tile[channel_out - first, row_at] = digit.codes[channel_out, channel_in, ty, tx]
             offset = region.tile(tile)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
-            passes += [WeightPass(
-                offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx, shift=digit.position + d,
-                signed=in_signed and d == in_digits - 1, codebook=codebook) for d in range(in_digits)]
+            for d in range(in_digits):
+                signed, shift = in_signed and d == in_digits - 1, digit.shift + DIGIT_BITS * d
+                passes.append(WeightPass(offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx,
+                                         shift=shift // DIGIT_BITS, signed=signed, codebook=codebook))
+                too_much += array_offset(config, digit.book[tile], signed) << shift
+                reach += _reach(config, digit.book[tile]) << shift
+        _check_accumulator(config, layer, int(reach.max()))
         groups.append(passes)
         values = {name: np.zeros(cols, dtype=np.int64) for name in "mnsb"}
-        for name, source in (("m", layer.requantizer.m), ("n", layer.requantizer.n), ("s", layer.requantizer.s),
-                             ("b", corrected)):
-            values[name][:last - first] = source[first:last]
+        for name in "mnsb":
+            values[name][:last - first] = getattr(layer.requantizer, name)[first:last]
+        values["b"] -= values["m"] * too_much
+        if np.any((values["b"] < -(1 << B_BITS - 1)) | (values["b"] >= 1 << B_BITS - 1)):
+            raise CompileError(f"layer {layer.name}: a requantizer offset needs more than {B_BITS} bits")
         constants.append(region.constants(**values))
     return LayerWeights(groups, constants)
+
+
+def _codebook(config: EngineConfig, book: np.ndarray) -> int:
+    """The codebook field of a PASS: entry i in bits 5i..5i+4."""
+    return sum(book_entry(config, int(value)) << BOOK_ENTRY_BITS * i for i, value in enumerate(book))
+
+
+def _reach(config: EngineConfig, tile: np.ndarray) -> np.ndarray:
+    """An upper bound of each column's dots with a tile."""
+    if config.array == "shiftadd" and config.weight_planes[1]:
+        return LARGEST_DIGIT * np.abs(tile).sum(axis=1)
+    if config.array == "table":
+        # Entries of a table lie above the offset by what its positive weights add.
+        return array_offset(config, tile, False) + LARGEST_DIGIT * np.maximum(tile, 0).sum(axis=1)
+    return np.full(len(tile), dot_largest(config))
 
 
 def _tiles(live, outputs, in_groups, per_group, out_per_group) -> list:
@@ -156,17 +179,9 @@ def _block(outputs, channel0, count, per_group, out_per_group):
     return outs[which_out], channels[which_row] - starts[which_out], which_row
 
 
-def _check_accumulator(config, layer, digits, in_digits, in_signed):
-    """Bound every partial sum, whatever the order of passes: the array adds ~a for negative weights."""
-    reach = np.zeros(layer.weight.shape[0], dtype=np.int64)
-    for digit in digits:
-        magnitude = np.abs(digit.values).sum(axis=(1, 2, 3)) << (4 * digit.position)
-        for d in range(in_digits):
-            is_signed = in_signed and d == in_digits - 1
-            largest = 8 if is_signed else 16  # |a| and |~a| of a 4-bit digit
-            reach += (magnitude << (4 * d)) * largest
-    worst = int(reach.max(initial=0))
-    bits = worst.bit_length() + 1
+def _check_accumulator(config, layer, worst: int) -> None:
+    """Sums only grow, since dots are not negative: the last one bounds them all, whatever the order of passes."""
+    bits = worst.bit_length()
     if bits > config.accumulator_width:
         raise CompileError(
             f"layer {layer.name}: its accumulator may need {bits} bits and engine {config.name} has "

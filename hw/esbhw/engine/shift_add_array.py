@@ -1,0 +1,135 @@
+"""The shift-add array: weights in registers, one dot product a column, shifts, adds and one's complements."""
+
+from amaranth import Cat, Module, Signal
+from amaranth.lib.wiring import Component, In, Out
+
+from esbflow import engine_facts as facts
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbhw.engine.array import array_signature
+from esbhw.engine.codebook import CodebookDecoder
+from esbhw.fabric.adder_rows import Term, add_row, add_tree, gated, inverted, plain, register
+from esbhw.fabric.luts import exclusive_or
+from esbhw.target import share
+
+
+class ShiftAddColumn(Component):
+    """One output channel: its weights, twice, and their dot product with the activations.
+
+    Magnitude bit j gates a copy of the activation that weighs 2**j. A leaf row adds two gated activations; a tree adds
+    the rows of a bit plane; the planes are joined at the end. A set sign inverts the activation first, so that the result
+    has 15 * |w| too much (sign and magnitude); in two's complement the top plane's sum is inverted. Throughput is one dot
+    a cycle, latency `engine_facts.array_latency`; no reset, no back-pressure.
+
+    Members
+    -------
+    activations : In(rows * 4), offset binary
+    swap : In(1), as in `array_signature`
+    write_en : In(parts);  write_digits : In(rows / parts * width): part k of the shadow tile is written where bit k is set
+    dot : Out(dot_bits)
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._rows = config.rows
+        self._planes, self._magnitude = config.weight_planes
+        self._width = facts.weight_bits(config)
+        self._part = min(config.rows, config.path_codes)
+        self._dot_bits = facts.dot_bits(config)
+        super().__init__({
+            "activations": In(config.rows * DIGIT_BITS), "swap": In(1),
+            "write_en": In(config.rows // self._part), "write_digits": In(self._part * self._width),
+            "dot": Out(self._dot_bits),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        late_swap = Signal(reset_less=True)  # magnitudes are used a cycle after signs
+        m.d.sync += late_swap.eq(self.swap)
+        activations, weights = [], []
+        for r in range(self._rows):
+            part, place = divmod(r, self._part)
+            # A register a digit, not a row of digits: a processor that simulates this takes bytes, not bit fields.
+            shadow = Signal(self._width, name=f"shadow_{r}", reset_less=True)
+            with m.If(self.write_en[part]):
+                m.d.sync += shadow.eq(self.write_digits.word_select(place, self._width))
+            digit = self.activations.word_select(r, DIGIT_BITS)
+            weight = Signal(self._planes, name=f"weight_{r}", reset_less=True)
+            with m.If(late_swap if self._magnitude else self.swap):
+                m.d.sync += weight.eq(shadow[:self._planes])
+            if self._magnitude:
+                sign = Signal(name=f"sign_{r}", reset_less=True)
+                with m.If(self.swap):
+                    m.d.sync += sign.eq(shadow[self._planes])
+                digit = register(m, exclusive_or(m, platform, f"flip_{r}", digit, sign), f"flipped_{r}")
+            activations.append(digit)
+            weights.append(weight)
+        planes = [self._plane(m, platform, activations, weights, j) for j in range(self._planes)]
+        total = self._join(m, platform, planes)
+        m.d.comb += self.dot.eq(total.value)
+        return m
+
+    def _plane(self, m, platform, activations, weights, j) -> Term:
+        leaves = []
+        for k in range(0, self._rows, 2):
+            total, largest = add_row(m, platform, [gated(activations[r], weights[r][j]) for r in (k, k + 1)],
+                                     f"plane{j}_leaf_{k // 2}")
+            leaves.append(plain(register(m, total, f"plane{j}_leaf_{k // 2}_q"), largest))
+        return add_tree(m, platform, leaves, f"plane{j}")
+
+    def _join(self, m, platform, planes) -> Term:
+        """The planes, each weighed by its bit; the top one of a two's complement inverted in its last row."""
+        terms = [term.shifted(j) for j, term in enumerate(planes)]
+        if self._magnitude or len(terms) == 1:
+            return add_tree(m, platform, terms, "join")
+        low, top = terms[:-1], planes[-1].value
+        if len(low) > 2:
+            low, top = [add_tree(m, platform, low, "join")], register(m, top, "join_top_q")
+        bits = (self._rows * facts.LARGEST_DIGIT).bit_length()
+        total, largest = add_row(m, platform, [*low, inverted(top, bits).shifted(len(planes) - 1)], "join_last")
+        return plain(register(m, total, "join_last_q"), largest)
+
+
+class ShiftAddArray(Component):
+    """rows x cols multiply-accumulate lanes without multipliers; ports as in `array_signature`.
+
+    The next tile's codes are looked up in a codebook and written to shadow registers, a row of the weight path a cycle;
+    a digit is in its shadow register, to be swapped, LOAD_LATENCY cycles after its code was on the port.
+    Latency is `engine_facts.array_latency`; one pixel a cycle; no back-pressure, no reset.
+    """
+
+    LOAD_LATENCY = 2
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        super().__init__(array_signature(config))
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        width, codes = facts.weight_bits(config), config.path_codes
+        block = min(8, codes)
+        digits = Signal(codes * width, reset_less=True)
+        for k in range(0, codes, block):
+            decoder = share(m, platform, f"decoder_{k // block}", f"codebook_{width}x{block}", CodebookDecoder, width, block)
+            m.d.comb += [
+                decoder.write_en.eq(self.book_en), decoder.write_address.eq(self.book_address),
+                decoder.write_data.eq(self.book_data), decoder.book.eq(self.book),
+                decoder.codes.eq(self.load_codes[k * DIGIT_BITS:(k + block) * DIGIT_BITS]),
+            ]
+            with m.If(self.load_en):
+                m.d.sync += digits[k * width:(k + block) * width].eq(decoder.digits)
+        writing = Signal(config.tile_rows, reset_less=True)
+        m.d.sync += [writing[i].eq(self.load_en & (self.load_index == i)) for i in range(config.tile_rows)]
+        part = min(config.rows, codes)
+        dots = []
+        for c in range(config.cols):
+            column = share(m, platform, f"column_{c}", "shift_add_column", ShiftAddColumn, config)
+            row, place = divmod(c * config.rows, codes)
+            parts = config.rows // part
+            m.d.comb += [
+                column.activations.eq(self.activations), column.swap.eq(self.swap),
+                column.write_en.eq(writing[row:row + parts]),
+                column.write_digits.eq(digits[place * width:(place + part) * width]),
+            ]
+            dots.append(column.dot)
+        m.d.comb += self.dots.eq(Cat(*dots))
+        return m
