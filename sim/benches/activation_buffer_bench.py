@@ -1,11 +1,11 @@
-"""ActivationBuffer: every word of both halves, two cycles after its address, as extended digits or zeros."""
+"""ActivationBuffer: every word of both halves, two cycles after its address, in offset binary, or zeros."""
 
 import random
 
 import cocotb
 
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
-from esbhw.arithmetic.shift_add import ACTIVATION_BITS
+from esbflow.engine_facts import ACTIVATION_LATENCY, SIGN_OFFSET
 from esbhw.engine.activation_buffer import ActivationBuffer
 from sim.benches.testbench import Testbench, config, cut, join, signed
 
@@ -19,10 +19,10 @@ class Model:
 
     def digits(self, half: int, address: int, inside: bool, as_signed: bool) -> list:
         if not inside:
-            return [0] * self.config.rows
+            return [SIGN_OFFSET if as_signed else 0] * self.config.rows
         beat = join(self.halves[half], AXI_BEAT_BITS)
         nibbles = cut(beat >> (address * self.config.word_bits), DIGIT_BITS, self.config.rows)
-        return [signed(nibble, DIGIT_BITS) if as_signed else nibble for nibble in nibbles]
+        return [signed(nibble, DIGIT_BITS) + SIGN_OFFSET if as_signed else nibble for nibble in nibbles]
 
 
 async def start(dut):
@@ -49,14 +49,14 @@ async def gives_any_word_a_cycle_with_the_documented_latency(dut):
     asked = [(half, address, 1, half) for half in range(2) for address in range(words)]
     asked += [(rng.randrange(2), rng.randrange(-words, 3 * words), 0, 1) for _ in range(20)]
     asked += [(rng.randrange(2), rng.randrange(words), rng.randrange(2), rng.randrange(2)) for _ in range(60)]
-    latency = ActivationBuffer.LATENCY
+    latency = ACTIVATION_LATENCY
     for number in range(len(asked) + latency):
         if number < len(asked):
             half, address, inside, as_signed = asked[number]
             tb.set(read_half=half, read_address=address, inside=inside, signed=as_signed)
         await tb.tick()
         if number >= latency:
-            assert cut(tb.get("digits"), ACTIVATION_BITS, model.config.rows, True) == model.digits(
+            assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == model.digits(
                 *asked[number - latency]), asked[number - latency]
     assert not tb.get("address_fault")
 
@@ -77,8 +77,8 @@ async def writes_and_reads_do_not_disturb_each_other(dut):
         pending.append(model.digits(half, word, True, False))
         model.halves[1 - half][beat] = data
         await tb.tick()
-        if len(pending) > ActivationBuffer.LATENCY:
-            assert cut(tb.get("digits"), ACTIVATION_BITS, model.config.rows, True) == pending.pop(0)
+        if len(pending) > ACTIVATION_LATENCY:
+            assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == pending.pop(0)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -88,6 +88,6 @@ async def refuses_a_write_behind_the_end(dut):
     tb.set(write_valid=1, write_half=0, write_address=model.config.activation_beats, write_data=0)
     await tb.tick()
     tb.set(write_valid=0, read_half=0, read_address=0, inside=1)
-    await tb.tick(ActivationBuffer.LATENCY + 1)
+    await tb.tick(ACTIVATION_LATENCY + 1)
     assert tb.get("address_fault")
-    assert cut(tb.get("digits"), ACTIVATION_BITS, model.config.rows, True) == model.digits(0, 0, True, False)
+    assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == model.digits(0, 0, True, False)

@@ -5,15 +5,16 @@ import random
 
 import cocotb
 
+from esbflow import engine_facts as facts
 from esbflow.instructions import encode
-from esbhw.engine.accumulators import Accumulators, control_layout
+from esbhw.engine.accumulators import control_layout
 from esbhw.engine.sequencer import Sequencer
 from sim.benches.testbench import Source, Testbench, config, signed
 
 STALLS = ("stall_instruction", "stall_weights", "stall_activations", "stall_accumulators", "stall_hazard")
 PULSES = ("take_weights", "post_weights", "take_activations", "post_activations", "take_accumulators", "pass_done",
           "swap", "load_en", *STALLS)
-HAZARD = Accumulators.HAZARD_CYCLES
+HAZARD = facts.HAZARD_CYCLES
 
 
 class Bench(Testbench):
@@ -22,7 +23,7 @@ class Bench(Testbench):
     def __init__(self, dut):
         self.size = config()
         self.layout = control_layout(self.size)
-        self.pixels, self.issued, self.loads = [], [], {}
+        self.pixels, self.issued, self.loads, self.books = [], [], {}, {}
         self.log = {name: [] for name in PULSES}
         super().__init__(dut, Sequencer(self.size).signature)
 
@@ -38,7 +39,9 @@ class Bench(Testbench):
             for name in PULSES:
                 if self.get(name):
                     self.log[name].append(self.cycle)
-            self.loads[self.cycle] = (self.get("slot_address"), self.get("load_index"), self.get("codebook"))
+            self.loads[self.cycle] = (self.get("slot_address"), self.get("load_index"), self.get("book"))
+            if self.get("book_en"):
+                self.books[self.cycle] = (self.get("book_address"), self.get("book_data"))
             control = self.layout.from_bits(self.get("control"))
             assert control.valid == self.get("issue")
             stalls = sum(self.get(name) for name in STALLS)
@@ -88,7 +91,8 @@ def random_pass(rng, size) -> dict:
             "stride_y": rng.randrange(1, 4), "stride_x": rng.randrange(1, 4), "y": rng.randrange(-4, 3),
             "x": rng.randrange(-4, 3), "address": rng.randrange(-50, 500), "row_step": rng.randrange(200),
             "slot": rng.randrange(size.weight_slots), "shift": rng.randrange(4), "layer": rng.randrange(4096),
-            "codebook": rng.getrandbits(80), **{name: rng.randrange(2) for name in flags}}
+            "codebook": rng.getrandbits(80),
+            "book": rng.randrange(2), "load_book": rng.randrange(2), **{name: rng.randrange(2) for name in flags}}
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -109,23 +113,31 @@ async def pixels_of_random_passes_come_in_order(dut, rate):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(keep=[0, 1])
-async def a_lone_pass_has_its_documented_cycles(dut, keep):
+@cocotb.parametrize(keep=[0, 1], load_book=[0, 1])
+async def a_lone_pass_has_its_documented_cycles(dut, keep, load_book):
     tb = Bench(dut)
     await tb.begin()
-    fields = {"rows": 2, "cols": 5, "slot": 3, "codebook": 99, "keep": keep, "wait_weights": 1, "post_weights": 1,
+    codebook = random.Random(5).getrandbits(80)
+    fields = {"rows": 2, "cols": 5, "slot": 3, "codebook": codebook, "book": 1, "load_book": load_book, "keep": keep,
+              "wait_weights": 1, "post_weights": 1,
               "wait_activations": 1, "wait_accumulators": 1, "post_activations": 1, "layer": 7}
     [p] = await tb.run([fields])
-    load = tb.size.tile_load_cycles
-    taken = p + 1 if keep else p + load + 1
+    load, tail = tb.size.tile_load_cycles, facts.load_tail(tb.size)
+    book = facts.BOOK_CYCLES if load_book else 0
+    taken = p + 1 if keep else p + book + load + tail + 1
     assert tb.issued == list(range(taken + 1, taken + 11))
     assert tb.log["take_weights"] == [p]
     assert tb.log["take_activations"] == tb.log["take_accumulators"] == [taken]
     assert tb.log["post_activations"] == tb.log["pass_done"] == [taken + 10]
-    assert tb.log["post_weights"] == ([] if keep else [p + load])
+    assert tb.log["post_weights"] == ([] if keep else [p + book + load])
     assert tb.log["swap"] == ([] if keep else [taken + 2])
     # The tile's address, and its data's destination one cycle later.
-    assert tb.log["load_en"] == ([] if keep else list(range(p + 2, p + 2 + load)))
+    sets, rows = tb.size.table_sets, tb.size.tile_rows // tb.size.table_sets
+    reads = [p + book + 2 + k * tb.size.set_cycles + i for k in range(sets) for i in range(rows)]
+    assert tb.log["load_en"] == ([] if keep else reads)
+    width = facts.weight_bits(tb.size)
+    assert tb.books == ({} if keep or not load_book else {
+        p + 1 + i: (i | 1 << 4, codebook >> facts.BOOK_ENTRY_BITS * i & ((1 << width) - 1)) for i in range(16)})
     assert tb.get("layer") == 7
 
 
@@ -133,13 +145,13 @@ async def a_lone_pass_has_its_documented_cycles(dut, keep):
 async def the_tile_s_rows_are_asked_for_and_written_in_order(dut):
     tb = Bench(dut)
     await tb.begin()
-    load = tb.size.tile_load_cycles
+    rows = tb.size.tile_rows
     for slot in range(tb.size.weight_slots):
-        [p] = await tb.run([{"rows": 1, "cols": 4, "slot": slot, "codebook": slot + 1}])
-        asked = [tb.loads[p + 1 + i] for i in range(load)]
-        written = [tb.loads[p + 2 + i] for i in range(load)]
-        assert [address for address, _, _ in asked] == [slot * load + i for i in range(load)]
-        assert [(row, book) for _, row, book in written] == [(i, slot + 1) for i in range(load)]
+        tb.log["load_en"].clear()
+        await tb.run([{"rows": 1, "cols": 4, "slot": slot, "book": slot & 1}])
+        read = tb.log["load_en"]
+        assert [tb.loads[cycle - 1][0] for cycle in read] == [slot * rows + i for i in range(rows)]
+        assert [tb.loads[cycle][1:] for cycle in read] == [(i, slot & 1) for i in range(rows)]
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -147,7 +159,7 @@ async def passes_follow_at_the_documented_distance(dut):
     """Distance from take to take: pixels or the hazard, unless the next tile is not in yet."""
     tb = Bench(dut)
     await tb.begin()
-    load = tb.size.tile_load_cycles
+    load = tb.size.tile_load_cycles + facts.load_tail(tb.size)
     for pixels in (1, 2, 3, load, load + 1, load + 2, load + 3, 12):
         for keep in (0, 1):
             tb.issued.clear()

@@ -78,7 +78,7 @@ class EngineConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
+            if field.type is int and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
         if self.array not in ARRAYS:
             raise ValueError(f"array must be one of {', '.join(ARRAYS)}, not {self.array!r}")

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
-from esbflow.graph.random import random_weights
 from esbflow.numbers import ESB
-from tests.sw.graph_nodes import seeds
 
 
 @given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40), st.integers(1, 16), st.booleans())

@@ -75,11 +75,16 @@ def test_an_engine_of_impossible_size_is_refused(fields, error, message):
 def test_the_hash_depends_on_every_size_and_on_neither_name_nor_clock():
     base = ENGINES["base16x16"]
     assert replace(base, name="other", clock_mhz=100).hash == base.hash
-    other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 2}
+    other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 2, "array": "shiftadd", "table_groups": 2,
+             "weight_min": -8, "weight_max": 7}
+    base = replace(base, array="table", weight_min=-12, weight_max=12)
     for field in dataclasses.fields(base):
         if field.name not in ("name", "clock_mhz"):
             value = other.get(field.name, getattr(base, field.name) // 2)
-            assert replace(base, **{field.name: value}).hash != base.hash, field.name
+            changed = {field.name: value}
+            if field.name == "array":
+                changed |= {"weight_min": -15, "weight_max": 15}
+            assert replace(base, **changed).hash != base.hash, field.name
 
 
 @pytest.mark.parametrize("name", ENGINES)

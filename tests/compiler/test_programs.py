@@ -115,13 +115,17 @@ def test_passes_in_any_order_give_the_same_sum():
     keep = instructions.layout("PASS")["keep"][0]
     decoded = [instructions.decode(word) for word in program.words]
     slots = [i for i, (opcode, _) in enumerate(decoded) if opcode == "PASS"]
-    tiles, current = {}, None
+    tiles, current, books, held = {}, None, {}, [0, 0]
     for i in range(slots[-1] + 1):
         opcode, fields = decoded[i]
         if opcode == "WEIGHTS" and fields["destination"] == 0:
             current = fields["offset"]
         if opcode == "PASS":
-            tiles[i] = current
+            if fields["load_book"]:
+                held[fields["book"]] = fields["codebook"]
+            if not fields["keep"]:
+                book = held[fields["book"]]
+            tiles[i], books[i] = current, book
     assert len(slots) == 2 * 2 * 9 * 2, "two channel groups, two digits each of weights and activations, nine taps"
     for _ in range(3):
         machine = Machine(program)
@@ -137,7 +141,7 @@ def test_passes_in_any_order_give_the_same_sum():
             size = machine.config.tile_beats * 16
             machine.slots[:size] = program.weights[16 * tiles[i]:16 * tiles[i] + size]
             word = (program.words[i] & ~(1 << low) & ~(1 << keep)) | (k == 0) << low
-            machine._pass({**instructions.decode(word)[1], "slot": 0})
+            machine._pass({**instructions.decode(word)[1], "slot": 0, "load_book": 1, "codebook": books[i]})
         machine._drain(next(fields for opcode, fields in decoded if opcode == "DRAIN"))
         output = program.meta["output"]
         values = layout.unpack(machine.memory["output"], tuple(output["shape"]), 1, 16, output["digits"],
@@ -212,7 +216,7 @@ REFUSED = {
                r"layer conv: the window of one row of outputs does not fit the engine's buffers \(64 beats a half, 64 "
                r"accumulators\); use a larger engine or a smaller kernel"),
     "digits": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 30000), (4, 2, 2)), ENGINES["base16x16"]),
-               r"layer conv: weights of 4 digits times activations of 2 need more than the engine's 3 digit positions; use "
+               r"layer conv: weights of 4 digits times activations of 2 need shifts that engine base16x16 has not; use "
                r"fewer weight bits"),
     "no layer": (lambda: compile_graph(ir.Graph("empty", one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)).nodes[:1]),
                                        ENGINES["tiny4x4"]),

@@ -3,10 +3,9 @@
 import pytest
 
 from esbflow.engine_config import EngineConfig
-from esbhw.arithmetic.shift_add import ShiftAddDot
 from esbhw.engine.accumulators import Accumulators
 from esbhw.engine.activation_buffer import ActivationBuffer
-from esbhw.engine.array import ShiftAddArray
+from esbhw.engine.array import make_array
 from esbhw.engine.constants import ConstantBanks
 from esbhw.engine.residual_buffer import ResidualBuffer
 from esbhw.engine.weight_slots import WeightSlots
@@ -45,11 +44,15 @@ def test_the_constants_come_in_groups_of_lanes(cols, lanes):
 
 def test_the_accumulators_add_and_drain():
     size = config(4)
-    folder = build.build("accumulators", Accumulators(size, ShiftAddDot.dot_bits(size.rows)))
+    folder = build.build("accumulators", Accumulators(size))
     build.run("accumulators_bench", folder, size)
 
 
-@pytest.mark.parametrize("rows, cols, path", [(4, 4, 1), (8, 16, 2)])
-def test_the_array_swaps_tiles_without_losing_a_cycle(rows, cols, path):
-    size = config(rows, cols, weight_path_beats=path)
-    build.run("array_bench", build.build("array", ShiftAddArray(size)), size)
+@pytest.mark.parametrize("rows, cols, options", [
+    (4, 4, {}), (8, 16, dict(weight_path_beats=2)), (8, 8, dict(weight_min=-8, weight_max=7)),
+    (4, 4, dict(array="table")), (16, 8, dict(array="table", table_groups=2, cols=16)),
+    (8, 16, dict(array="table", weight_min=-8, weight_max=7, weight_path_beats=2)),
+    (16, 16, dict(array="table", table_groups=1, weight_min=-1, weight_max=1))])
+def test_the_array_swaps_tiles_without_losing_a_cycle(rows, cols, options):
+    size = config(rows, **{"cols": cols, **options})
+    build.run("array_bench", build.build("array", make_array(size)), size)
