@@ -34,7 +34,10 @@ from esbhw import yosys
 from esbhw.generate import TOP, rtlil
 from esbhw.netlist import Netlist, lut6_2_pairs
 
-LIBRARY = "read_verilog -lib -specify +/xilinx/cells_sim.v\nread_verilog -lib +/xilinx/cells_xtra.v\ndesign -save library\n"
+LIBRARIES = {  # each is the one before and more; a run reads what its modules need
+    "common": "read_verilog -lib -specify +/xilinx/cells_sim.v",
+    "whole": "read_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks its 328 modules
+}
 SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf -run"
 FORMAT = 1
 """Counts up when what the cache keeps of a module changes."""
@@ -107,7 +110,7 @@ def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cach
     """
     start = time.monotonic()
     mapped = synthesize_rtlil(rtlil(config), TOP, progress, cache, flatten)
-    return _add_up(mapped, TOP, per_block and not flatten, start)
+    return replace(add_up(mapped, TOP, per_block and not flatten), seconds=time.monotonic() - start)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
         work = Path(work)  # YoWASP's tools see the current folder, but not every absolute path
         for job in group:
             (work / f"{job.key}.il").write_text(job.text)
-        (work / "run.ys").write_text(LIBRARY + "".join(job.script for job in group))
+        (work / "run.ys").write_text(_script(group))
         try:
             tool.run("run.ys", work)
         except yosys.YosysError as error:
@@ -181,6 +184,14 @@ def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
             (work / "counts").write_text(json.dumps({"cells": netlist.counts(), "pairs": lut6_2_pairs(netlist)}))
             (work / "counts").replace(folder / f"{job.key}.json")
     return len(group)
+
+
+def _script(group: list) -> str:
+    lines = []
+    for library, command in LIBRARIES.items():
+        if any(job.library == library for job in group) or library == "common":
+            lines += [command, f"design -save {library}"]
+    return "\n".join([*lines, *(job.script for job in group)]) + "\n"
 
 
 def split_modules(text: str) -> dict:
@@ -241,16 +252,19 @@ class _Job:
         body = re.sub(r"^  cell \\(\S+) ", child, modules[name], flags=re.MULTILINE)
         _, body = body.split("\n", 1)
         rest = "\n".join([body, *others])
-        # Without a memory in the module these steps do nothing, and their libraries take 2 s to read.
         memory = re.search(r"^  (memory |cell \$mem)", rest, re.MULTILINE)
+        primitives = [kind for kind in re.findall(r"^  cell \\(\S+) ", rest, re.MULTILINE)
+                      if kind not in stubs and kind not in modules]
+        self.library = "whole" if memory or primitives or "cell $mul " in rest else "common"
+        # Without a memory in the module the steps left out do nothing, and their libraries take 2 s to read.
         steps = ["prepare:check"] if memory else ["prepare:map_memory", "map_ffram:check"]
-        commands = [*(["flatten"] if flatten else []), *(f"{SYNTH} {step}" for step in steps)]
-        self.key = _hash("\n".join([*commands, LIBRARY, tool.package, tool.version, str(FORMAT), rest]))
+        commands = [LIBRARIES[self.library], *(["flatten"] if flatten else []), *(f"{SYNTH} {step}" for step in steps)]
+        self.key = _hash("\n".join([*commands, tool.package, tool.version, str(FORMAT), rest]))
         self.name = f"module_{self.key}"
         self.text = "\n".join([f"module \\{self.name}", body, *others, *stubs.values()]) + "\n"
         self.script = "\n".join([
-            "design -load library", f"read_rtlil {self.key}.il", f"hierarchy -check -top {self.name}", *commands,
-            f"select {self.name}", f"write_json -selected {self.key}.json", "select -clear"]) + "\n"
+            f"design -load {self.library}", f"read_rtlil {self.key}.il", f"hierarchy -check -top {self.name}", *commands[1:],
+            f"select {self.name}", f"write_json -selected {self.key}.json", "select -clear"])
 
     def mapped(self, folder: Path) -> Mapped:
         content = json.loads((folder / f"{self.key}.json").read_text())
@@ -267,7 +281,8 @@ def _ports(text: str) -> str:
     return "\n".join(re.findall(r"^  wire [^\n]*\b(?:input|output|inout) \d+ [^\n]*$", text, re.MULTILINE))
 
 
-def _add_up(mapped: dict, top: str, per_block: bool, start: float) -> Resources:
+def add_up(mapped: dict, top: str, per_block: bool = True) -> Resources:
+    """Resources of a design from `synthesize_rtlil`: each module times its instances below `top`."""
     totals = {}
 
     def total(name: str) -> Counter:
@@ -291,7 +306,7 @@ def _add_up(mapped: dict, top: str, per_block: bool, start: float) -> Resources:
             blocks.setdefault(label, Counter()).update({p: n * count for p, n in inside.items()})
     listed = sorted(((name, _resources(count)) for name, count in blocks.items()), key=lambda pair: -pair[1].lut)
     whole = _resources(total(top))
-    return replace(whole, blocks=tuple(listed), seconds=time.monotonic() - start)
+    return replace(whole, blocks=tuple(listed))
 
 
 def block_label(name: str) -> str:

@@ -4,11 +4,9 @@ from collections import Counter
 
 import pytest
 
-from esbflow.engine_config import ENGINES
-from esbhw.generate import TOP, rtlil
-from esbhw.logic_depth import by_block, depths
+from esbhw.logic_depth import depths
 from esbhw.netlist import Netlist
-from esbhw.synthesis import Mapped, synthesize_rtlil
+from esbhw.synthesis import Mapped
 
 
 def lut(output, *inputs):
