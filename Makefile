@@ -33,8 +33,11 @@ tools:
 	  else echo "iverilog is missing: benches on Icarus will be skipped (Debian: apt-get install iverilog, or ESBFLOW_APT=1)"; fi; \
 	done
 
+# Records what every named engine takes and does in docs/results, and writes docs/performance.md and the README's table.
 bench: setup
-	$(BIN)/python -m sim.benches.benchmarks --out build/bench
+	$(BIN)/python -m esbhw.performance
+	$(BIN)/python -m sim.benches.benchmarks --out build/bench --record docs/results/engine-simulation.json
+	$(BIN)/python -m esbhw.document
 
 # Brevitas is measured beside esbflow, in an environment of its own.
 BREVITAS := build/brevitas

@@ -1,4 +1,5 @@
-"""Writes docs/registers.md and docs/instructions.md from the tables that gateware and driver use.
+"""Writes docs/registers.md and docs/instructions.md from the tables that gateware and driver use, and docs/performance.md
+and the README's table of engines from the records of `make bench`.
 
     python -m esbhw.document docs
 """
@@ -8,7 +9,12 @@ from pathlib import Path
 
 from esbflow import instructions, registers
 from esbflow.engine_config import AXI_BEAT_BITS, INTERFACE_VERSION
+from esbflow.files import write_whole
+from esbhw import performance
+from esbhw import performance_page as pages
 
+DOCS = Path(__file__).parents[2] / "docs"
+"""Of the checkout: the records lie there."""
 GENERATED = "<!-- Written by `python -m esbhw.document docs`; edit the tables there, not here. -->\n"
 
 _MEANINGS = {
@@ -115,13 +121,24 @@ def instructions_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"registers.md": registers_page, "instructions.md": instructions_page}
+def performance_page() -> str:
+    """What `make bench` recorded, as a page."""
+    return "<!-- Written by `python -m esbhw.document docs` from results/*.json; `make bench` measures them. -->\n\n" \
+        + pages.page(DOCS)
+
+
+PAGES = {"registers.md": registers_page, "instructions.md": instructions_page, "performance.md": performance_page}
 
 
 def main(folder: str = "docs") -> None:
+    """Writes the pages into `folder`, and fills the README beside it, if there is one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
-        (Path(folder) / name).write_text(page())
+        write_whole(Path(folder) / name, page())
+    readme = Path(folder).absolute().parent / "README.md"
+    if readme.exists():
+        records = performance.read(DOCS / performance.RESULTS / performance.ENGINES_FILE)
+        write_whole(readme, pages.fill_readme(readme.read_text(), records))
 
 
 if __name__ == "__main__":

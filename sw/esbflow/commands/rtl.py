@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, print_table, resources_of, show
+from esbflow.commands.common import JSON_HELP, UserError, add_engine, engine_of, print_table, progress_bar, show
 from esbflow.files import write_json
 
 
@@ -12,25 +12,39 @@ def add_parser(commands) -> None:
     add_engine(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--report", action="store_true",
-                        help="synthesize with Yosys and list LUTs of each block; writes resources.json too")
+                        help="synthesize with Yosys; LUTs and the longest path of each block; writes resources.json too")
+    parser.add_argument("--flat", action="store_true",
+                        help="with --report: synthesize the engine as one module, across blocks (small engines only)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
 
 def run(arguments) -> None:
-
     from esbhw import generate
 
+    if arguments.flat and not arguments.report:
+        raise UserError("--flat says how --report synthesizes; give --report too")
     config = engine_of(arguments)
     paths = generate.write(config, Path(arguments.out))
     content = {"engine": config.name, "hash": f"{config.hash:016x}", "files": [str(path) for path in paths]}
     if arguments.report:
-        resources = resources_of(config, arguments.json)
-        content["resources"] = resources.to_dict()
+        content["resources"] = _resources(config, arguments.flat, arguments.json)
         path = Path(arguments.out) / "resources.json"
         write_json(path, content["resources"])
         content["files"].append(str(path))
     show(arguments, content, _print)
+
+
+def _resources(config, flat: bool, quiet: bool) -> dict:
+    """Fields of Resources, with `depth`: the longest paths of each block."""
+    from esbhw import logic_depth
+    from esbhw.generate import TOP, rtlil
+    from esbhw.synthesis import add_up, synthesize_rtlil
+
+    with progress_bar(f"synthesize {config.name}", None, quiet) as update:
+        mapped = synthesize_rtlil(rtlil(config), TOP, update, flatten=flat)
+    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
+    return add_up(mapped, TOP, per_block=not flat).to_dict() | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 
 
 def _print(content: dict) -> None:
@@ -38,10 +52,16 @@ def _print(content: dict) -> None:
         print(path)
     resources = content.get("resources")
     if resources:
-        columns = ("lut", "ff", "carry8", "bram36", "dsp", "latches")
-        rows = [(name, *(_number(block[c]) for c in columns)) for name, block in resources["blocks"].items()]
+        columns = ("lut", "lutram", "pairs", "ff", "carry8", "bram36", "dsp", "latches")
+        rows = [(name, *(_number(block[c]) for c in columns)) for name, block in resources.get("blocks", {}).items()]
         rows.append(("whole engine", *(_number(resources[c]) for c in columns)))
-        print_table(f"{content['engine']}: Yosys synth_xilinx -family xcup, not placed or routed", ("block", *columns), rows)
+        print_table(f"{content['engine']}: Yosys synth_xilinx -family xcup, not placed or routed; pairs: LUTs that could "
+                    "share a LUT6_2, estimated", ("block", *columns), rows)
+        print("longest paths that end in each block, from register to register:")
+        for name, depth in resources["depth"].items():
+            print(f"- {name}: {depth['longest']}")
+            if depth["longest_carry"] != depth["longest"]:
+                print(f"  most carry bits: {depth['longest_carry']}")
 
 
 def _number(value) -> str:

@@ -11,7 +11,7 @@ from esbflow.graph import ir
 from esbflow.reports import plots
 from esbflow.reports.page import PAGE
 
-COLUMNS = ("lut", "lutram", "ff", "carry8", "bram36", "dsp", "latches")
+COLUMNS = ("lut", "lutram", "pairs", "ff", "carry8", "bram36", "dsp", "latches")
 NEEDED = ("model", "engine", "clock_mhz", "layers")
 
 

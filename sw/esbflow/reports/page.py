@@ -47,7 +47,7 @@ shifts and adds can go.</p>
 
 {% if resources %}<h2>What the engine is made of</h2>
 <p>Yosys, <code>synth_xilinx -family xcup</code>, each block by itself, DSP inference left on.
-A CARRY8 is eight bits of carry; BRAMs are 36 Kb.</p>
+A CARRY8 is eight bits of carry; BRAMs are 36 Kb. Pairs are LUTs that could share a LUT6_2, estimated.</p>
 <div class="wide">{{ resources }}</div>
 <div class="wide"><table>
 <tr><th>block</th>{% for column in columns %}<th class="n">{{ column }}</th>{% endfor %}</tr>

@@ -1,0 +1,97 @@
+"""What each named engine takes and could do: measured into docs/results/engines.json, written as docs/performance.md.
+
+    python -m esbhw.performance              # measures every named engine again; minutes without a cache
+    python -m esbhw.performance NAME ...     # only these; the other records stay
+    python -m esbhw.document docs            # writes the page and the README's table from the records
+
+A new configuration needs a line in esbflow.engine_config.ENGINES and `make bench`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.files import write_json
+from esbhw import logic_depth, yosys
+from esbhw.generate import TOP, rtlil
+from esbhw.synthesis import add_up, synthesize_rtlil
+
+RESULTS = Path("results")
+"""Below the folder of the documentation."""
+ENGINES_FILE, SIMULATION_FILE = "engines.json", "engine-simulation.json"
+PLANNING_MHZ = 300
+FLAT_LIMIT = 256
+"""MACs a cycle up to which an engine is also synthesized as one module."""
+
+
+def measure(config: EngineConfig, progress=None, cache=None) -> dict:
+    """A configuration's record: its hash, its resources, and its longest paths, block by block.
+
+    Raises
+    ------
+    SynthesisError
+        if there is no Yosys, or it refuses the design.
+    """
+    text = rtlil(config)
+    mapped = synthesize_rtlil(text, TOP, progress, cache)
+    record = {"hash": f"{config.hash:016x}", "rows": config.rows, "cols": config.cols, **add_up(mapped, TOP).to_dict()}
+    del record["seconds"]
+    if config.macs_per_cycle <= FLAT_LIMIT:
+        record["lut_flat"] = add_up(synthesize_rtlil(text, TOP, None, cache, flatten=True), TOP, per_block=False).lut
+    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
+    return record | {"depth": {name: d.to_dict() for name, d in depth.items()}}
+
+
+def update(path: Path, configs: list, say=print) -> dict:
+    """Measures configurations into the record file at `path`; records of names that are no longer in ENGINES go."""
+    content = read(path)
+    tool = yosys.require()
+    command = "python -m esbhw.performance"
+    for config in configs:
+        say(f"synthesize {config.name}")
+        origin = {"tool": f"{tool.package} {tool.version}", "command": f"{command} {config.name}"}
+        content[config.name] = measure(config) | origin
+        content = {name: content[name] for name in ENGINES if name in content}
+        write_json(path, content)
+    return content
+
+
+def read(path: Path) -> dict:
+    """{engine: its record}; empty where there is no file yet.
+
+    Raises
+    ------
+    ValueError
+        if the file is not JSON, naming it.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it and run `make bench`") from None
+
+
+def gops(record: dict, mhz: float) -> float:
+    """Peak GOPS at a clock: 2 * rows * cols * mhz."""
+    return 2 * record["rows"] * record["cols"] * mhz / 1e3
+
+
+def density(record: dict, mhz: float, lut: float | None = None) -> float:
+    """Peak GOPS/kLUT at a clock; `lut` in place of the record's LUTs."""
+    return gops(record, mhz) / (lut or record["lut"]) * 1e3
+
+
+def main(names: list) -> int:
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown:
+        print(f"no engine named {unknown[0]!r}; known: {', '.join(ENGINES)}", file=sys.stderr)
+        return 2
+    update(Path("docs") / RESULTS / ENGINES_FILE, [ENGINES[name] for name in names or ENGINES],
+           lambda text: print(text, file=sys.stderr, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

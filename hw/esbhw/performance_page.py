@@ -1,0 +1,135 @@
+"""docs/performance.md and the README's table of engines, from the records of esbhw.performance and of the benches."""
+
+from pathlib import Path
+
+from esbflow.reports.marks import fill
+from esbhw import logic_depth
+from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, SIMULATION_FILE, density, gops, read
+
+MARK = "table of engines"
+DEVICE, DEVICE_LUT = "ZU9EG", 274_080
+STATED_MHZ = 250
+
+PUBLISHED = (  # name, bits, GOPS/kLUT, how the figure was obtained, source
+    ("ESB accelerator", "ESB, mixed", 10.95, "as published, on a ZCU102 without DSPs",
+     "Gong et al., Elastic Significant Bit Quantization and Acceleration for Deep Neural Networks, IEEE TPDS 33(11), "
+     "2022"),
+    *(("BISMO", f"W{bits}A{bits}", 15_400 / bits ** 2 / 70.56,
+       f"at least: 15.4 binary TOPS as published, over {bits ** 2} bit products, over all 70,560 LUTs of its ZU3EG",
+       "Umuroglu et al., Optimizing Bit-Serial Matrix Multiplication for Reconfigurable Computing, ACM TRETS 2019, "
+       "arXiv 1901.00370") for bits in (4, 2)),
+)
+
+
+def fill_readme(readme: str, records: dict) -> str:
+    """The README's text with its table of engines from the records."""
+    return fill(readme, MARK, readme_table(records), "the README")
+
+
+def readme_table(records: dict) -> str:
+    """The README's table of engines."""
+    lines = ["| name | array, inputs x outputs | LUT | FF | BRAM36 | DSP | "
+             f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, r in records.items():
+        lines.append(f"| {name} | {r['rows']} x {r['cols']} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
+                     f"{gops(r, STATED_MHZ):,.0f} | {density(r, STATED_MHZ):.2f} |")
+    return "\n".join(lines)
+
+
+def page(folder: Path) -> str:
+    """docs/performance.md from the records in `folder`/results."""
+    records = read(folder / RESULTS / ENGINES_FILE)
+    parts = [_HEAD, _engine_table(records), _published_table(records), _depth_section(records)]
+    simulated = read(folder / RESULTS / SIMULATION_FILE)
+    if simulated:
+        parts.append(_simulation_section(simulated))
+    return "\n\n".join([*parts, _provenance(records, simulated)]) + "\n"
+
+
+_HEAD = f"""# Performance of the engines
+
+| figure | how it is obtained |
+|---|---|
+| LUT, LUTRAM, FF, CARRY8, BRAM36, DSP | open synthesis: Yosys, `synth_xilinx -family xcup`, by module; not routed |
+| LUT with pairs | an estimate on that netlist: two LUTs of at most 5 inputs together share a LUT6_2, paired greedily |
+| LUT flat | the same synthesis with the engine as one module; engines of at most {FLAT_LIMIT} MACs a cycle |
+| GOPS | a formula: 2 x inputs x outputs x clock, every lane busy |
+| GOPS/kLUT | that over LUT, LUTRAM included |
+| {STATED_MHZ} and {PLANNING_MHZ} MHz | a stated and a planning clock; **no engine has been routed**, on no device |
+| levels, carry bits | counted on the mapped netlist from register to register, across modules; no wire delays |
+| use of the lanes, cycles | simulation of the RTL, cycle-accurate |
+
+A LUT is what Yosys maps: LUT1 to LUT6, an inverter that it leaves, a LUT6_2 that the RTL instantiates; LUT RAM counts the
+LUTs it takes. [command_line.md](command_line.md#how-resources-are-counted) has the details."""
+
+
+def _engine_table(records: dict) -> str:
+    columns = ("engine", "array", "LUT (LUTRAM)", f"% of a {DEVICE}", "LUT with pairs", "LUT flat", "FF", "CARRY8", "BRAM36",
+               "DSP", f"GOPS at {STATED_MHZ}", f"GOPS/kLUT at {STATED_MHZ}", f"GOPS at {PLANNING_MHZ}, not routed",
+               f"GOPS/kLUT at {PLANNING_MHZ}, not routed", "with pairs", "levels", "carry bits")
+    lines = ["## Engines", "", f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for name, r in records.items():
+        paired = r["lut"] - r["pairs"]
+        cells = [
+            name, f"{r['rows']} x {r['cols']}", f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
+            f"{paired:,}", f"{r['lut_flat']:,}" if "lut_flat" in r else "", f"{r['ff']:,}", f"{r['carry8']:,.1f}",
+            f"{r['bram36']:g}", f"{r['dsp']}", f"{gops(r, STATED_MHZ):,.0f}", f"{density(r, STATED_MHZ):.2f}",
+            f"{gops(r, PLANNING_MHZ):,.0f}", f"{density(r, PLANNING_MHZ):.2f}", f"{density(r, PLANNING_MHZ, paired):.2f}",
+            f"{_most(r, 'levels')}", f"{_most(r, 'carry')}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _most(record: dict, measure_: str) -> int:
+    return max(depth[measure_] for depth in record["depth"].values())
+
+
+def _published_table(records: dict) -> str:
+    lines = ["## Beside published engines", "", "| engine | bits | GOPS/kLUT | how | source |", "|---|---|---:|---|---|"]
+    for name, bits, value, how, source in PUBLISHED:
+        lines.append(f"| {name} | {bits} | {value:.2f} | {how} | {source} |")
+    for name, r in records.items():
+        how = f"open synthesis, planning clock of {PLANNING_MHZ} MHz, not routed"
+        source = f"[results/{ENGINES_FILE}](results/{ENGINES_FILE})"
+        lines.append(f"| {name} | W4A4 | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
+    return "\n".join(lines)
+
+
+def _depth_section(records: dict) -> str:
+    bar = (f"The planning clock asks for at most {logic_depth.MAX_LEVELS} levels and {logic_depth.MAX_CARRY} carry bits on "
+           "every path. A path belongs to the block that it ends in. The paths themselves, register by register, are in "
+           f"[results/{ENGINES_FILE}](results/{ENGINES_FILE}) and in what `esbflow rtl --report` prints.")
+    lines = ["## Longest paths, levels / carry bits", "", bar, "", f"| block | {' | '.join(records)} |",
+             "|---|" + "---:|" * len(records)]
+    blocks = dict.fromkeys(block for r in records.values() for block in r["depth"])
+    for block in blocks:
+        cells = []
+        for r in records.values():
+            d = r["depth"].get(block)
+            within = d and d["levels"] <= logic_depth.MAX_LEVELS and d["carry"] <= logic_depth.MAX_CARRY
+            cells.append("" if d is None else f"{d['levels']} / {d['carry']}" + ("" if within else " **over**"))
+        lines.append(f"| {block} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _simulation_section(simulated: dict) -> str:
+    lines = ["## Use of the lanes, by simulation", "",
+             "3x3 convolution, 64 to 64 channels, 28x28, one image, cold start, memory latency of "
+             f"{simulated['latency']} cycles.", "",
+             "| engine | cycles | cycles by the model | use of the lanes % | output values that differ |",
+             "|---|---:|---:|---:|---:|"]
+    for row in simulated["utilization"]:
+        lines.append(f"| {row['engine']} | {row['cycles']:,} | {row['model_cycles']:,} | {100 * row['utilization']:.1f} | "
+                     f"{row['mismatches']} |")
+    speed = simulated["speed"]
+    lines += ["", f"The compiled simulation of {speed['engine']} ran {speed['ratio']:,.0f} times as many clock cycles a "
+                  "second as cocotb with Icarus on the same machine."]
+    return "\n".join(lines)
+
+
+def _provenance(records: dict, simulated: dict) -> str:
+    lines = ["## Records", "", "| record | tool | command |", "|---|---|---|"]
+    lines += [f"| {name} | {r['tool']} | `{r['command']}` |" for name, r in records.items()]
+    if simulated:
+        lines.append(f"| [{SIMULATION_FILE}](results/{SIMULATION_FILE}) | Verilator, Icarus | `{simulated['command']}` |")
+    return "\n".join(lines)
