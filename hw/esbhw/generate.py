@@ -47,18 +47,19 @@ def verilog(config: EngineConfig, target: str = "generic") -> str:
     return back_verilog._convert_rtlil_text(rtlil(config, target), strip_internal_attrs=True)
 
 
-def manifest(config: EngineConfig) -> dict:
+def manifest(config: EngineConfig, target: str = "xilinx") -> dict:
     """What belongs beside engine.v: the configuration and the registers, generated, never retyped."""
     return {
         "interface_version": INTERFACE_VERSION,
         "vlnv": registers.VLNV,
         "config": config.to_dict(),
+        "target": target,
         "hash": f"{config.hash:016x}",
         "registers": {register.name: register.offset for register in registers.REGISTERS.values()},
     }
 
 
-def write(config: EngineConfig, folder: Path) -> list:
-    """Write engine.v and engine.json into `folder` (made if missing). Returns the paths."""
+def write(config: EngineConfig, folder: Path, target: str = "xilinx") -> list:
+    """Write engine.v of a target and engine.json into `folder` (made if missing). Returns the paths."""
     folder = Path(folder)
-    return [write_whole(folder / "engine.v", verilog(config)), write_json(folder / "engine.json", manifest(config))]
+    return [write_whole(folder / "engine.v", verilog(config, target)), write_json(folder / "engine.json", manifest(config, target))]

@@ -33,7 +33,7 @@ def measure(config: EngineConfig, progress=None, cache=None) -> dict:
     SynthesisError
         if there is no Yosys, or it refuses the design.
     """
-    text = rtlil(config)
+    text = rtlil(config, "xilinx")
     mapped = synthesize_rtlil(text, TOP, progress, cache)
     record = {"hash": f"{config.hash:016x}", "rows": config.rows, "cols": config.cols, **add_up(mapped, TOP).to_dict()}
     del record["seconds"]

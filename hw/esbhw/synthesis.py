@@ -93,7 +93,7 @@ class Resources:
 
 
 def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cache: Path | None = None,
-               flatten: bool = False) -> Resources:
+               flatten: bool = False, target: str = "xilinx") -> Resources:
     """Resources of a configuration's engine; minutes on the first call, a few seconds from the cache.
 
     Parameters
@@ -102,6 +102,7 @@ def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cach
     progress : called as progress(modules done, modules in all).
     cache : folder of results; None is $ESBFLOW_CACHE or build/cache.
     flatten : as one module, optimised across blocks; no blocks then, and for small engines only.
+    target : whose primitives the design has, see esbhw.target.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def synthesize(config: EngineConfig, per_block: bool = True, progress=None, cach
         if there is no Yosys, or it refuses the design.
     """
     start = time.monotonic()
-    mapped = synthesize_rtlil(rtlil(config), TOP, progress, cache, flatten)
+    mapped = synthesize_rtlil(rtlil(config, target), TOP, progress, cache, flatten)
     return replace(add_up(mapped, TOP, per_block and not flatten), seconds=time.monotonic() - start)
 
 

@@ -234,6 +234,7 @@ def _in_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be in {low}..{high}, not {value}")
 
 
+_LARGE = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
 ENGINES = {
     config.name: config
     for config in (
@@ -243,7 +244,13 @@ ENGINES = {
                      residual_beats=256, requantize_lanes=4),
         EngineConfig("base16x16", rows=16, cols=16),
         EngineConfig("large64x64", rows=64, cols=64, activation_beats=2048, residual_beats=2048,
-                     weight_path_beats=4, requantize_lanes=32),
+                     weight_path_beats=4, requantize_lanes=16),
+        EngineConfig("table64x64", rows=64, cols=64, array="table", table_groups=8, **_LARGE),
+        EngineConfig("table64x64-w4", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7, **_LARGE),
+        EngineConfig("table64x128-w4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
+                     **_LARGE),
+        EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
+                     **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""

@@ -15,6 +15,8 @@ def add_parser(commands) -> None:
                         help="synthesize with Yosys; LUTs and the longest path of each block; writes resources.json too")
     parser.add_argument("--flat", action="store_true",
                         help="with --report: synthesize the engine as one module, across blocks (small engines only)")
+    parser.add_argument("--target", choices=("xilinx", "generic"), default="xilinx",
+                        help="xilinx: LUT6_2, CARRY8 and RAM32M16 of UltraScale(+) (the default); generic: plain Verilog")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -25,26 +27,26 @@ def run(arguments) -> None:
     if arguments.flat and not arguments.report:
         raise UserError("--flat says how --report synthesizes; give --report too")
     config = engine_of(arguments)
-    paths = generate.write(config, Path(arguments.out))
+    paths = generate.write(config, Path(arguments.out), arguments.target)
     content = {"engine": config.name, "hash": f"{config.hash:016x}", "files": [str(path) for path in paths]}
     if arguments.report:
-        content["resources"] = _resources(config, arguments.flat, arguments.json)
+        content["resources"] = _resources(config, arguments)
         path = Path(arguments.out) / "resources.json"
         write_json(path, content["resources"])
         content["files"].append(str(path))
     show(arguments, content, _print)
 
 
-def _resources(config, flat: bool, quiet: bool) -> dict:
+def _resources(config, arguments) -> dict:
     """Fields of Resources, with `depth`: the longest paths of each block."""
     from esbhw import logic_depth
     from esbhw.generate import TOP, rtlil
     from esbhw.synthesis import add_up, synthesize_rtlil
 
-    with progress_bar(f"synthesize {config.name}", None, quiet) as update:
-        mapped = synthesize_rtlil(rtlil(config), TOP, update, flatten=flat)
+    with progress_bar(f"synthesize {config.name}", None, arguments.json) as update:
+        mapped = synthesize_rtlil(rtlil(config, arguments.target), TOP, update, flatten=arguments.flat)
     depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
-    return add_up(mapped, TOP, per_block=not flat).to_dict() | {"depth": {name: d.to_dict() for name, d in depth.items()}}
+    return add_up(mapped, TOP, per_block=not arguments.flat).to_dict() | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 
 
 def _print(content: dict) -> None:
