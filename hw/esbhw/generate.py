@@ -62,4 +62,5 @@ def manifest(config: EngineConfig, target: str = "xilinx") -> dict:
 def write(config: EngineConfig, folder: Path, target: str = "xilinx") -> list:
     """Write engine.v of a target and engine.json into `folder` (made if missing). Returns the paths."""
     folder = Path(folder)
-    return [write_whole(folder / "engine.v", verilog(config, target)), write_json(folder / "engine.json", manifest(config, target))]
+    return [write_whole(folder / "engine.v", verilog(config, target)),
+            write_json(folder / "engine.json", manifest(config, target))]

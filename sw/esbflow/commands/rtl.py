@@ -46,7 +46,8 @@ def _resources(config, arguments) -> dict:
     with progress_bar(f"synthesize {config.name}", None, arguments.json) as update:
         mapped = synthesize_rtlil(rtlil(config, arguments.target), TOP, update, flatten=arguments.flat)
     depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
-    return add_up(mapped, TOP, per_block=not arguments.flat).to_dict() | {"depth": {name: d.to_dict() for name, d in depth.items()}}
+    resources = add_up(mapped, TOP, per_block=not arguments.flat).to_dict()
+    return resources | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 
 
 def _print(content: dict) -> None:
