@@ -21,6 +21,7 @@ from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, rectangle, selection
+from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, max_window
 from esbflow.quant.recipe import by_channel, recipe_of
@@ -57,7 +58,8 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     shape : (c, h, w) of the input images; (c, length) of sequences, (features,) of rows, which the graph has as maps
         (c, 1, length) and (features, 1, 1).
 
-    `info["modules"]` of the graph says which module of the model each node with weights was.
+    `info["modules"]` of the graph says which module of the model each node with weights was; `info["output_error"]` how far
+    the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer follows it.
 
     Raises
     ------
@@ -337,10 +339,11 @@ class _Exporter:
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
             return value
-        # One scale for all channels, so that the largest integer is the largest real value.
-        form, scale = value.output(self.recipe.output_bits, value.relu, value.limit)
+        form, scale = last_format(value, self.recipe.output_bits, value.relu, value.limit)
         last = self._computed(node.all_input_nodes[0])
-        return self._close(value, _tensor_name(last), _shape(last), form, scale)
+        stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
+        self.graph.info["output_error"] = rounding_error(value, self.graph.output)
+        return stored
 
 
 def _tensor_name(node: fx.Node) -> str:
