@@ -15,6 +15,9 @@ from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.snap import snap_weights
 from esbflow.quant.thresholds import exact_thresholds
 
+OFFSET_LIMIT = ir.B_LIMIT * 0.98
+"""The largest b that is chosen: the compiler adds m times small sums of weights, so that it needs some room."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -162,7 +165,7 @@ def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Re
     tiny = 1e-300
     widest = np.maximum(np.abs(gain), np.abs(residual_gain))
     room = np.minimum(np.log2(ir.M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
-                      np.log2(ir.B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
+                      np.log2(OFFSET_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
     if room.min() < 0:
         raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
                          "not fit the requantizer; its output scale is far too small")

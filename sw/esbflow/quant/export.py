@@ -122,7 +122,7 @@ class _Exporter:
         if not _clips(layer, form, scale):
             raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
                              "quantize(), which keeps the step small enough")
-        if layer.name in self.weighted:
+        if "weight" in layer.fields:  # a copy of what such a layer stores has its name, too
             self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
                                        **layer.closed(form, scale, f"layer {layer.name}")))
@@ -148,9 +148,8 @@ class _Exporter:
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
         if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
             scale = min(scale, float(np.abs(layer.gain).max()) or FINEST)
-        group = self.groups.of_store.get(node)
-        if group is not None and _clips(layer, group.form, group.scale):
-            form, scale = group.form, group.scale
+            if node in self.groups.of_store:
+                scale = min(scale, self.groups.of_store[node].scale)
         return self._close(layer, _tensor_name(node), _shape(node), form, scale)
 
     def _image(self, node, module):
@@ -279,8 +278,9 @@ class _Exporter:
             shape=(channels, height * factor[0], width * factor[1]), format=source.form, scale=source.scale, factor=factor))
 
     def _concat(self, node, module, *values):
-        parts = node.args[0] if node.args else node.kwargs["tensors"]  # in order, where all_input_nodes has each once
-        stored = [self._need_stored(self.values[part], node) for part in parts]
+        if all(kind_of(user, self.modules) in ("concat", "size") for user in node.users):
+            return None  # these join its parts
+        stored = [self._need_stored(self.values[part], node) for part in self.groups.parts(node)]
         group = self.groups.of_concat[node]
         for source in stored:
             key = source.name, group

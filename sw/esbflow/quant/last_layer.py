@@ -9,7 +9,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.engine_layer import OpenLayer
+from esbflow.quant.engine_layer import OFFSET_LIMIT, OpenLayer
 
 WIDTHS = (16, 32)
 """Bits that the engine stores a last layer's integers in."""
@@ -35,7 +35,7 @@ def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = Fal
     ['(Signed(bits=32), 0.0009765625)', '(Signed(bits=16), 0.0078125)']
     """
     steepest = max(float(np.abs(gain).max()) for gain in _gains(layer))
-    shift = float(np.abs(layer.offset).max()) / (ir.B_LIMIT * _MARGIN)
+    shift = float(np.abs(layer.offset).max()) / (OFFSET_LIMIT * _MARGIN)
     if rectified and limit is not None:
         least = max(steepest / ir.M_LIMIT, shift)
         forms = [Unsigned(fewer) for fewer in range(bits or WIDTHS[-1], 0, -1)]
