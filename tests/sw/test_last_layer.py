@@ -92,7 +92,7 @@ def test_no_input_goes_beyond_the_error_bound_or_the_format(weight, gain, offset
     live = largest > 0
     assert (away[live] / largest[live]).max(initial=0) <= bound["share"] * (1 + 1e-6)
     # Rounding is at most half a step beyond what the coefficients do, so that the bound is not far above.
-    assert bound["largest"] <= away.max() + scale or limit
+    assert bound["largest"] <= away.max() + scale or rectified
 
 
 # -- both front doors ---------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_inspect_says_the_step_and_the_bound(tmp_path, capsys):
     path = save(graph, tmp_path / "head.npz")
     assert main(["inspect", str(path)]) == 0
     said, error = capsys.readouterr().out, graph.info["output_error"]
-    assert (f"output: s32 in steps of {graph.output.scale:.3g}; rounding moves it by at most {error['largest']:.3g}, and no "
+    assert (f"output: s32 in steps of {graph.output.scale:.3g}; rounding moves it by at most {error['largest']:.3g}, no "
             f"channel by more than {100 * error['share']:.2g} % of its largest value") in said
     assert main(["inspect", "zoo:lenet5-esb-w4a4"]) == 0
     assert "output: s16 in steps of" in (said := capsys.readouterr().out) and "rounding moves" not in said

@@ -17,7 +17,6 @@ from esbflow.graph.execute import execute
 from esbflow.networks.checkpoints import load_network
 from esbflow.networks.registry import NETWORKS
 from esbflow.networks.resnet20 import ResNet
-from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.fixed import IntegerModule

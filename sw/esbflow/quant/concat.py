@@ -1,7 +1,7 @@
 """Which concatenations of a traced model share one format and scale.
 
 Each has that of `joined.common`. Concatenations that read some of the same tensors, as in a dense block, share one where it
-is as wide as each would have alone and its step at most twice as large: then each tensor is requantized once for all of them.
+is as wide as each would have alone and its step at most twice as large. Then a tensor is requantized once for all of them.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class ConcatGroups:
     """The groups of a traced model, whose quantizers must know their scales.
 
     `of_concat` maps concat nodes to groups, `of_store` quantizer nodes to the first group that they are in. A concatenation
-    of a concatenation is one of the latter's parts (`parts`); one of what pools, repeats or chooses from a concatenation is in
-    the latter's group, so that nothing is rounded three times.
+    of a concatenation joins the latter's parts (`parts`). One that reads what a pool, a repetition or a choice of channels
+    makes of a concatenation is in the latter's group, so that nothing is rounded three times.
     """
 
     def __init__(self, graph: fx.Graph, modules: dict):

@@ -58,8 +58,9 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     shape : (c, h, w) of the input images; (c, length) of sequences, (features,) of rows, which the graph has as maps
         (c, 1, length) and (features, 1, 1).
 
-    `info["modules"]` of the graph says which module of the model each node with weights was; `info["output_error"]` how far
-    the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer follows it.
+    `info["modules"]` of the graph says which module of the model each node with weights was. `info["output_error"]` says
+    how far the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer
+    follows it.
 
     Raises
     ------

@@ -32,7 +32,7 @@ def common(parts: list) -> tuple:
     >>> form, scale = common([(Signed(8), 1.0), (Unsigned(8), 0.7)])  # 178.5 / 127
     >>> str(form), round(scale, 3)
     ('s8', 1.406)
-    >>> form, scale = common([(Unsigned(4), 1.0), (Signed(8), 0.03)])  # 15 / 127 is 0.118; an eighth of 1 keeps the first part
+    >>> form, scale = common([(Unsigned(4), 1.0), (Signed(8), 0.03)])  # an eighth of 1; 15 / 127 is less
     >>> str(form), scale
     ('s8', 0.125)
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
-from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.engine_layer import OFFSET_LIMIT, OpenLayer
 
 WIDTHS = (16, 32)
@@ -22,8 +22,8 @@ _MARGIN = 0.999
 
 
 def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = False, limit: float | None = None) -> tuple:
-    """(format, scale) of a network's last layer: the finest power of two of its largest gain with which no channel saturates,
-    whatever the input, and m and b fit.
+    """(format, scale) of a network's last layer: its largest gain times the smallest power of two with which no channel
+    saturates, whatever the input, and m and b fit.
 
     bits : 16 or 32; None takes 16 where they hold the finest step that m allows, else 32.
     rectified, limit : whether a ReLU follows, and where that clips. The format is unsigned then; its largest level is the

@@ -86,12 +86,12 @@ def said_of_last_layer(found: dict) -> str:
     """The same as a sentence.
 
     >>> said_of_last_layer({"format": "s32", "scale": 0.001, "largest": 0.0125, "share": 0.0002})
-    'output: s32 in steps of 0.001; rounding moves it by at most 0.0125, and no channel by more than 0.02 % of its largest value'
+    'output: s32 in steps of 0.001; rounding moves it by at most 0.0125, no channel by more than 0.02 % of its largest value'
     """
     step = f"output: {found['format']} in steps of {found['scale']:.3g}"
     if found["largest"] is None:
         return step
-    return (f"{step}; rounding moves it by at most {found['largest']:.3g}, and no channel by more than "
+    return (f"{step}; rounding moves it by at most {found['largest']:.3g}, no channel by more than "
             f"{100 * found['share']:.2g} % of its largest value")
 
 
