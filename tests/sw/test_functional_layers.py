@@ -175,7 +175,7 @@ def test_what_drops_in_training_parts_no_layer_and_ends_do_not_round(drop, end):
     np.testing.assert_array_equal(graph.reshape(converted.shape), converted)
     nodes = export(model, "net", SHAPE).nodes
     assert [type(node) for node in nodes][:4] == [ir.Input] + [ir.Conv2d] * 3 and len(nodes) == 4 + isinstance(end, nn.Sequential)
-    assert nodes[-1].format.bits == 16
+    assert nodes[-1].format.bits == 32
 
 
 @pytest.mark.parametrize("where", ["norm2", "conv1", "conv2"])

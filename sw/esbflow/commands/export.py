@@ -18,6 +18,7 @@ def add_parser(commands) -> None:
 def run(arguments) -> None:
     from esbflow.graph.bounds import bounds
     from esbflow.graph.file import save
+    from esbflow.reports.inspection import last_layer
 
     graph = _graph(arguments)
     if arguments.format == "qonnx":
@@ -27,9 +28,15 @@ def run(arguments) -> None:
     else:
         path = save(graph, arguments.out)
     content = {"out": str(path), "name": graph.name, "nodes": len(graph.nodes),
-               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}}
-    show(arguments, content, lambda c: print(f"{c['out']}: {c['nodes']} nodes, accumulators of "
-                                             f"{max(c['accumulator_bits'].values())} bits"))
+               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}, "output": last_layer(graph)}
+    show(arguments, content, _print)
+
+
+def _print(content: dict) -> None:
+    from esbflow.reports.inspection import said_of_last_layer
+
+    print(f"{content['out']}: {content['nodes']} nodes, accumulators of {max(content['accumulator_bits'].values())} bits")
+    print(said_of_last_layer(content["output"]))
 
 
 def _graph(arguments):

@@ -33,16 +33,20 @@ def run(arguments) -> None:
     from esbflow.graph.bounds import bounds
     from esbflow.graph.file import save
     from esbflow.interchange.onnx_import import import_onnx
+    from esbflow.reports.inspection import last_layer
 
     graph = import_onnx(arguments.model, arguments.name, arguments.mean, arguments.std, arguments.pixel_max)
     path = save(graph, arguments.out)
     content = {"out": str(path), "name": graph.name, "nodes": len(graph.nodes), "notes": graph.info["notes"],
-               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}}
+               "accumulator_bits": {name: bound.bits for name, bound in bounds(graph).items()}, "output": last_layer(graph)}
     show(arguments, content, _print)
 
 
 def _print(content: dict) -> None:
+    from esbflow.reports.inspection import said_of_last_layer
+
     bits = max(content["accumulator_bits"].values(), default=0)
     print(f"{content['out']}: {content['nodes']} nodes, accumulators of {bits} bits")
+    print(said_of_last_layer(content["output"]))
     for note in content["notes"]:
         print(f"note: {note}")

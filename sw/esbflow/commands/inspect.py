@@ -26,14 +26,14 @@ def run(arguments) -> None:
         return
     if not arguments.model:
         raise ValueError("give a model to inspect, or --formats BITS")
-    from esbflow.reports.inspection import inspect, warnings
+    from esbflow.reports.inspection import inspect, last_layer, warnings
 
     graph, model = _open(arguments.model)
     entries = inspect(graph, model, engine_of(arguments).accumulator_width)
     if arguments.html:
         _write_html(Path(arguments.html), graph, entries, model)
     plain = [{key: value for key, value in e.items() if key not in ("integers", "form")} for e in entries]
-    show(arguments, {"model": graph.name, "layers": plain, "warnings": warnings(entries)},
+    show(arguments, {"model": graph.name, "layers": plain, "output": last_layer(graph), "warnings": warnings(entries)},
          lambda content: _print(graph, entries, content))
 
 
@@ -46,7 +46,7 @@ def _open(name):
 
 
 def _print(graph, entries, content) -> None:
-    from esbflow.reports.inspection import histogram_line
+    from esbflow.reports.inspection import histogram_line, said_of_last_layer
 
     def decibels(value):
         return "" if value is None else f"{value:.1f}"
@@ -60,7 +60,7 @@ def _print(graph, entries, content) -> None:
           f"{e['scale_least']:.3g}..{e['scale_greatest']:.3g}", e["chosen_by"] or "", decibels(e["sqnr_db"]),
           decibels(e["gaussian_db"]), f"{100 * e['saturation']:.1f}", e["accumulator_bits"], e["headroom_bits"],
           histogram_line(e["integers"], e["form"])) for e in entries])
-    for sentence in content["warnings"]:
+    for sentence in (said_of_last_layer(content["output"]), *content["warnings"]):
         print(sentence)
 
 

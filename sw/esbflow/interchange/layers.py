@@ -8,13 +8,12 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
-from esbflow.interchange.quantization import Quantization, common, limited
+from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Image, Joined, Open, Padded, shape_of
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.engine_layer import Stored, one_a_channel
-
-OUTPUT_BITS = 32
-"""Of an output that the model does not quantize."""
+from esbflow.quant.joined import common
+from esbflow.quant.last_layer import last_format, rounding_error
 
 
 class Builder:
@@ -157,7 +156,8 @@ class Builder:
                                      scale))
 
     def output(self, value, name: str) -> Stored:
-        """The graph's last tensor: as it is stored, or with 32 bits and one scale so that nothing saturates.
+        """The graph's last tensor: as it is stored, or with 16 or 32 bits and one scale so that nothing saturates. Then
+        `info["output_error"]` says how far its integers can be from real numbers.
 
         Raises
         ------
@@ -174,8 +174,10 @@ class Builder:
         if not rectified and (value.low > -np.inf or value.high < np.inf):
             raise GraphError(f"{where}: the model ends in a Clip from {value.low:g} to {value.high:g}, and the engine's "
                              "begin at zero; leave it to the host, or quantize its output")
-        form, scale = value.output(OUTPUT_BITS, rectified, None if value.high == np.inf else value.high)
-        return self.close(value, name, form, scale, where)
+        form, scale = last_format(value, None, rectified, None if value.high == np.inf else value.high)
+        result = self.close(value, name, form, scale, where)
+        self.graph.info["output_error"] = rounding_error(value, self.graph.nodes[-1 - len(value.after)])
+        return result
 
     def finish(self, output: Stored) -> ir.Graph:
         """The graph without nodes on which the output does not depend."""

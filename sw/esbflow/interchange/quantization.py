@@ -158,30 +158,3 @@ def limited(form: Format, low: float, high: float, where: str) -> Format:
             pass
     raise GraphError(f"{where}: a clip to {low:g}..{high:g} steps before it leaves levels {first}..{last} of {form}, which "
                      "are no format; let the quantizer's range be the clip's")
-
-
-def common(parts: list) -> tuple:
-    """The (format, scale) of a concatenation of tensors with the (formats, scales) `parts`: what holds all of them exactly
-    in 8 bits (or those of the widest part), if something does, else so many bits up to the largest magnitude.
-
-    >>> [str(v) for v in common([(Unsigned(4), 0.5), (Signed(3), 1.0)])]  # 0..15 and -8..6 halves
-    ['s5', '0.5']
-    >>> [str(v) for v in common([(Unsigned(8), 1.0), (Unsigned(4), 0.3)])]
-    ['u8', '1.0']
-    >>> form, scale = common([(Signed(8), 1.0), (Unsigned(8), 0.7)])
-    >>> str(form), round(scale, 3)
-    ('s8', 1.406)
-    """
-    if len(set(parts)) == 1:
-        return parts[0]
-    width = max(8, *(form.bits for form, _ in parts))
-    finest = min(scale for _, scale in parts)
-    steps = [scale / finest for _, scale in parts]
-    low = min(round(step) * form.min for step, (form, _) in zip(steps, parts))
-    high = max(round(step) * form.max for step, (form, _) in zip(steps, parts))
-    bits = 1 + max(high.bit_length(), (-low - 1).bit_length()) if low < 0 else high.bit_length()
-    if bits <= width and all(abs(step - round(step)) < 1e-5 * step for step in steps):
-        return Signed(bits) if low < 0 else Unsigned(bits), finest
-    form = Signed(width) if low < 0 else Unsigned(width)
-    reach = [scale * max(part.max / form.max, part.min / form.min if low < 0 else 0) for part, scale in parts]
-    return form, max(reach)

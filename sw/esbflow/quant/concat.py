@@ -1,8 +1,7 @@
-"""One format and scale for tensors that are concatenated.
+"""Which concatenations of a traced model share one format and scale.
 
-Tensors that meet in a concatenation, directly or through others, form a group (a dense block is one). The group's format
-and scale hold what all of them can be. A tensor that only concatenations read is stored so from the start; one that
-others read too keeps its own scale and is requantized once a group.
+Each has that of `joined.common`. Concatenations that read some of the same tensors, as in a dense block, share one where it
+is as wide as each would have alone and its step at most twice as large. Then a tensor is requantized once for all of them.
 """
 
 from dataclasses import dataclass
@@ -10,9 +9,12 @@ from dataclasses import dataclass
 from torch import fx
 
 from esbflow.numbers import Format
-from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.joined import common
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.trace import kind_of, tensors
+
+SHARED = 2.0
+"""The largest step of a shared format, in that which a concatenation would have alone: one bit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,77 +25,71 @@ class Group:
     scale: float
 
 
-def common(members: list) -> Group:
-    """The format and scale that hold all of `members`, [(format, scale), ...].
-
-    The format with most levels is taken, of signed ones if any member is signed; the scale is the least that saturates none.
-
-    >>> from esbflow.numbers import Signed, Unsigned
-    >>> group = common([(Unsigned(4), 2.0), (Signed(8), 0.1)])
-    >>> str(group.form), round(group.scale, 3)
-    ('s8', 0.236)
-    """
-    signed = any(form.signed for form, _ in members)
-    form = max((form for form, _ in members if form.signed == signed), key=lambda form: form.bits)
-    # The ratio first: it is exactly one for equal formats.
-    needs = [other.max / form.max * scale for other, scale in members]
-    needs += [other.min / form.min * scale for other, scale in members if other.min < 0]
-    return Group(form, max(needs))
-
-
 class ConcatGroups:
     """The groups of a traced model, whose quantizers must know their scales.
 
-    `of_concat` maps concat nodes and `of_store` quantizer nodes to groups. The latter holds only those which may be
-    stored in the group's format from the start.
+    `of_concat` maps concat nodes to groups, `of_store` quantizer nodes to the first group that they are in. A concatenation
+    of a concatenation joins the latter's parts (`parts`). One that reads what a pool, a repetition or a choice of channels
+    makes of a concatenation is in the latter's group, so that nothing is rounded three times.
     """
 
     def __init__(self, graph: fx.Graph, modules: dict):
         self._modules = modules
-        parent = {}
-
-        def root(node):
-            while parent.setdefault(node, node) is not node:
-                node = parent[node]
-            return node
-
-        concats = [node for node in graph.nodes if kind_of(node, modules) == "concat"]
-        for concat in concats:
-            for store in self._stores(concat):
-                parent[root(store)] = root(concat)
-        members = {}
-        for node in parent:
-            members.setdefault(root(node), []).append(node)
         self.of_concat, self.of_store = {}, {}
-        for nodes in members.values():
-            quantizers = {node: modules[node.target] for node in nodes if node.op == "call_module"}
-            if not quantizers:
-                continue  # the exporter says what is wrong
-            known = [q for q in quantizers.values() if not getattr(q, "blank", False)]  # zeros fit any scale
-            group = common([(q.form, q.real_scale()) for q in known or quantizers.values()])
-            self.of_concat.update({node: group for node in nodes if node not in quantizers})
-            self.of_store.update({node: group for node, module in quantizers.items()
-                                  if isinstance(module, ActivationQuantizer) and module.form.signed == group.form.signed
-                                  and self._only_concatenated(node)})
+        self._alone = {}  # concat node -> the (format, scale) that it would have alone
+        found = []  # [(nodes, quantizers)], of each group
+        for node in graph.nodes:
+            if kind_of(node, modules) == "concat":
+                stores, moved = self._stores(node)
+                self._alone[node] = self._common(stores) if stores else None
+                found = self._placed(found, node, stores, moved)
+        for nodes, stores in found:
+            if stores:  # else the exporter says what is wrong
+                group = Group(*self._common(stores))
+                self.of_concat.update({node: group for node in nodes})
+                for store in stores:
+                    self.of_store.setdefault(store, group)
+
+    def parts(self, node: fx.Node) -> list:
+        """What a concat node joins, in order; of a concat node among it that one's parts."""
+        given = node.args[0] if node.args else node.kwargs["tensors"]
+        return [part for source in given
+                for part in (self.parts(source) if kind_of(source, self._modules) == "concat" else [source])]
+
+    def _placed(self, found: list, node: fx.Node, stores: set, moved: set) -> list:
+        """The groups with a concat node in a group of its own, in those that it must share, or in the first that it may."""
+        needed = [group for group in found if group[0] & moved]
+        joined = {node}.union(*(group[0] for group in needed)), stores.union(*(group[1] for group in needed))
+        others = [group for group in found if not group[0] & moved]
+        for i, group in enumerate(others):
+            together = group[0] | joined[0], group[1] | joined[1]
+            if group[1] & joined[1] and self._may_share(together):
+                return [*others[:i], together, *others[i + 1:]]
+        return [*others, joined]
+
+    def _may_share(self, group: tuple) -> bool:
+        form, scale = self._common(group[1])
+        return all(form == own and scale <= SHARED * step for own, step in filter(None, map(self._alone.get, group[0])))
+
+    def _common(self, stores: set) -> tuple:
+        modules = [self._modules[node.target] for node in stores]
+        known = [module for module in modules if not getattr(module, "blank", False)]  # zeros fit any scale
+        return common([(module.form, module.real_scale()) for module in known or modules])
 
     def _keeps(self, node: fx.Node) -> bool:
         """Whether a node hands integers on as they are."""
         return (kind_of(node, self._modules) in ("maxpool", "upsample", "crop", "pass")
                 or isinstance(self._modules.get(node.target), SelectChannels))
 
-    def _stores(self, node: fx.Node) -> list:
-        """The quantizers whose integers reach a concat node."""
-        found = []
-        for source in tensors(node):
-            if kind_of(source, self._modules) == "quantizer":
-                found.append(source)
-            elif kind_of(source, self._modules) == "concat":
-                found.append(source)  # a group of its own until it is joined
-            elif self._keeps(source):
-                found += self._stores(source)
-        return found
-
-    def _only_concatenated(self, node: fx.Node) -> bool:
-        return bool(node.users) and all(
-            kind_of(user, self._modules) in ("concat", "size") or self._keeps(user) and self._only_concatenated(user)
-            for user in node.users)
+    def _stores(self, node: fx.Node) -> tuple:
+        """(quantizers whose integers reach a concat node, concat nodes among what is moved on the way)."""
+        stores, moved = set(), set()
+        for part in self.parts(node):
+            while self._keeps(part):
+                part = tensors(part)[0]
+            if kind_of(part, self._modules) == "quantizer":
+                stores.add(part)
+            elif kind_of(part, self._modules) == "concat":
+                moved.add(part)
+                stores |= self._stores(part)[0]
+        return stores, moved

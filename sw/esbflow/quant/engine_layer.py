@@ -15,6 +15,9 @@ from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.snap import snap_weights
 from esbflow.quant.thresholds import exact_thresholds
 
+OFFSET_LIMIT = ir.B_LIMIT * 0.98
+"""The largest b that is chosen: the compiler adds m times small sums of weights, so that it needs some room."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -103,28 +106,11 @@ class OpenLayer:
         """(c,) each: the smallest and the largest acc that can occur, zeros around the map among what is summed."""
         return sum_range(*factors(self.fields, len(self.gain)), self.source.form)
 
-    def reach(self) -> float:
-        """The largest magnitude that y can have."""
-        positive, negative = factors(self.fields, len(self.gain))
-        reach = np.abs(self.gain) * (positive - negative) * self.source.largest + np.abs(self.offset)
-        if self.residual is not None:
-            reach = reach + np.abs(self.residual_gain) * self.residual.largest
-        return float(reach.max())
-
-    def output(self, bits: int, rectified: bool = False, limit: float | None = None) -> tuple:
-        """(format, scale) of a network's last layer: the finest scale that acc has, or a coarser one with which nothing
-        saturates. `rectified` by a ReLU it is unsigned; where that clips at `limit`, so does the largest level, of fewer
-        bits if the gain takes more than m has.
-        """
-        finest, reach = float(np.abs(self.gain).max()), self.reach()
-        if not rectified or limit is None:
-            form = Unsigned(bits) if rectified else Signed(bits)
-            return form, max(finest, reach / (form.max * 0.999)) if finest > 0 else max(reach, 1.0) / form.max
-        gains = (self.gain,) if self.residual is None else (self.gain, self.residual_gain)
-        steepest = max(float(np.abs(gain).max()) for gain in gains)
-        forms = [Unsigned(fewer) for fewer in range(bits, 0, -1)]
-        form = next((form for form in forms if steepest * form.max <= ir.M_LIMIT * limit), forms[-1])
-        return form, limit / form.max
+    @property
+    def live_gain(self) -> np.ndarray:
+        """The gain, 0 where all weights are zero: sums of such a channel say nothing of how fine a step must be."""
+        low, high = self.sums()
+        return np.where((low == 0) & (high == 0), 0.0, self.gain)
 
     def closed(self, form: Format, scale: float, where: str) -> dict:
         """Inputs, requantizer and weights of the node, once format and real `scale` of its output are known.
@@ -133,7 +119,7 @@ class OpenLayer:
         b is chosen so that sums get the level that real coefficients give them (thresholds.py). Raises what `requantizer`
         raises.
         """
-        gain, offset = self.gain / scale, self.offset / scale
+        gain, offset = self.live_gain / scale, self.offset / scale
         constants = requantizer(gain, offset, None if self.residual is None else self.residual_gain / scale, where)
         fields, same = self.fields, np.ones(len(gain), bool)
         if "weight" in fields:
@@ -179,7 +165,7 @@ def requantizer(gain, offset, residual_gain=None, where: str = "layer") -> ir.Re
     tiny = 1e-300
     widest = np.maximum(np.abs(gain), np.abs(residual_gain))
     room = np.minimum(np.log2(ir.M_LIMIT + 0.49) - np.log2(np.maximum(widest, tiny)),
-                      np.log2(ir.B_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
+                      np.log2(OFFSET_LIMIT) - np.log2(np.maximum(np.abs(offset), tiny)))
     if room.min() < 0:
         raise GraphError(f"{where}: a scale of {widest.max():.3g} or bias of {np.abs(offset).max():.3g} output steps does "
                          "not fit the requantizer; its output scale is far too small")

@@ -21,6 +21,7 @@ from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, rectangle, selection
+from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.pooling import average_window, max_window
 from esbflow.quant.recipe import by_channel, recipe_of
@@ -57,7 +58,9 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     shape : (c, h, w) of the input images; (c, length) of sequences, (features,) of rows, which the graph has as maps
         (c, 1, length) and (features, 1, 1).
 
-    `info["modules"]` of the graph says which module of the model each node with weights was.
+    `info["modules"]` of the graph says which module of the model each node with weights was. `info["output_error"]` says
+    how far the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer
+    follows it.
 
     Raises
     ------
@@ -120,7 +123,7 @@ class _Exporter:
         if not _clips(layer, form, scale):
             raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
                              "quantize(), which keeps the step small enough")
-        if layer.name in self.weighted:
+        if "weight" in layer.fields:  # a copy of what such a layer stores has its name, too
             self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
                                        **layer.closed(form, scale, f"layer {layer.name}")))
@@ -146,9 +149,8 @@ class _Exporter:
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
         if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
             scale = min(scale, float(np.abs(layer.gain).max()) or FINEST)
-        group = self.groups.of_store.get(node)
-        if group is not None and _clips(layer, group.form, group.scale):
-            form, scale = group.form, group.scale
+            if node in self.groups.of_store:
+                scale = min(scale, self.groups.of_store[node].scale)
         return self._close(layer, _tensor_name(node), _shape(node), form, scale)
 
     def _image(self, node, module):
@@ -277,8 +279,9 @@ class _Exporter:
             shape=(channels, height * factor[0], width * factor[1]), format=source.form, scale=source.scale, factor=factor))
 
     def _concat(self, node, module, *values):
-        parts = node.args[0] if node.args else node.kwargs["tensors"]  # in order, where all_input_nodes has each once
-        stored = [self._need_stored(self.values[part], node) for part in parts]
+        if all(kind_of(user, self.modules) in ("concat", "size") for user in node.users):
+            return None  # these join its parts
+        stored = [self._need_stored(self.values[part], node) for part in self.groups.parts(node)]
         group = self.groups.of_concat[node]
         for source in stored:
             key = source.name, group
@@ -337,10 +340,11 @@ class _Exporter:
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
             return value
-        # One scale for all channels, so that the largest integer is the largest real value.
-        form, scale = value.output(self.recipe.output_bits, value.relu, value.limit)
+        form, scale = last_format(value, self.recipe.output_bits, value.relu, value.limit)
         last = self._computed(node.all_input_nodes[0])
-        return self._close(value, _tensor_name(last), _shape(last), form, scale)
+        stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
+        self.graph.info["output_error"] = rounding_error(value, self.graph.output)
+        return stored
 
 
 def _tensor_name(node: fx.Node) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
 from esbflow.quant.esb import SCALE_MODES
+from esbflow.quant.last_layer import WIDTHS
 from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
 
@@ -30,7 +31,8 @@ class Recipe:
     first_weights, last_weights : of the first and the last layer.
     input_bits : of the input's codes, 1 to 8; they are unsigned where no mean is above 0, so that no pixel is negative, else
         signed, of 2 bits or more.
-    output_bits : 16 or 32, of the last layer's integers.
+    output_bits : 16 or 32, of the last layer's integers; None takes 16 where they hold the finest step that the engine has
+        for the layer (`esbflow.quant.last_layer`), else 32.
     per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
     scale_mode : of weights given as a format; see ESBWeightQuantizer.
     activation_scale : "learned" or "ema", of activations given as a format.
@@ -54,7 +56,7 @@ class Recipe:
     first_weights: str = "s8"
     last_weights: str = "s8"
     input_bits: int = 8
-    output_bits: int = 16
+    output_bits: int | None = None
     per_channel: bool | None = None
     scale_mode: str = "refined"
     activation_scale: str = "learned"
@@ -78,7 +80,7 @@ class Recipe:
                 raise ValueError(f"activations follow a ReLU and need an unsigned format, not {text}")
         if not activation_quantizer(self.signed_activations).form.signed:
             raise ValueError(f"signed_activations needs a signed format, not {self.signed_activations}")
-        if self.output_bits not in (16, 32):
+        if self.output_bits not in (None, *WIDTHS):
             raise ValueError(f"output_bits must be 16 or 32, not {self.output_bits}")
         if self.activation_scale not in ACTIVATION_SCALES:
             raise ValueError(f"activation_scale must be one of {', '.join(ACTIVATION_SCALES)}, "

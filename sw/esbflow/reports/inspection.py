@@ -75,6 +75,26 @@ def inspect(graph: ir.Graph, model=None, accumulator_bits: int = 28) -> list:
     return found
 
 
+def last_layer(graph: ir.Graph) -> dict:
+    """format and scale (real, of one step) of the graph's output; largest and share, what rounding can move it by (see
+    `esbflow.quant.last_layer.rounding_error`), None where a quantizer of the model's own gave it its scale."""
+    error = graph.info.get("output_error", {"largest": None, "share": None})
+    return {"format": str(graph.output.format), "scale": float(graph.output.scale), **error}
+
+
+def said_of_last_layer(found: dict) -> str:
+    """The same as a sentence.
+
+    >>> said_of_last_layer({"format": "s32", "scale": 0.001, "largest": 0.0125, "share": 0.0002})
+    'output: s32 in steps of 0.001; rounding moves it by at most 0.0125, no channel by more than 0.02 % of its largest value'
+    """
+    step = f"output: {found['format']} in steps of {found['scale']:.3g}"
+    if found["largest"] is None:
+        return step
+    return (f"{step}; rounding moves it by at most {found['largest']:.3g}, no channel by more than "
+            f"{100 * found['share']:.2g} % of its largest value")
+
+
 def _layers(model, nodes: list) -> list:
     """The torch layer of each node; None for all where they do not match one to one."""
     if model is None:

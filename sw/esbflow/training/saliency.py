@@ -61,7 +61,7 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
     """
     began = time.monotonic()
     real, low_bit = (stage if epochs is None else replace(stage, epochs=epochs) for stage in (REAL, LOW_BIT))
-    quant = Recipe(weights=weights, activations=activations, mean=MEAN, std=STD)
+    quant = Recipe(weights=weights, activations=activations, output_bits=16, mean=MEAN, std=STD)
     images, masks = load_saliency("train", pictures)
     test, test_masks = load_saliency("test", pictures)
     normal = dict(mean=MEAN, std=STD)
