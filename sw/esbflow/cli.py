@@ -47,8 +47,8 @@ def main(argv: list | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a training's says how to go on
+        print(f"esbflow {arguments.command}: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return 130
     except ImportError as error:
         print(f"esbflow {arguments.command}: {error.name or error} is not installed; `esbflow doctor` says what to do",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esbflow.networks.message import Topology
-from esbflow.training import loop
+from esbflow.training.run_state import RunState
 from tests.sw.graphs import small_data
 
 
@@ -33,15 +33,15 @@ def killed_after(monkeypatch):
     """`with killed_after(n):` a training in there must die as soon as its n-th checkpoint is written."""
     @contextmanager
     def block(number):
-        save = loop._save
+        save = RunState.save
 
-        def save_and_die(model, run, done, checkpoint):
-            save(model, run, done, checkpoint)
+        def save_and_die(state, model, run, done):
+            save(state, model, run, done)
             if done == number:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_save", save_and_die)
+            patch.setattr(RunState, "save", save_and_die)
             with pytest.raises(KeyboardInterrupt):
                 yield
     return block

@@ -16,6 +16,7 @@ from esbflow.training import api, loop
 from esbflow.training.augment import augmented
 from esbflow.training.data import load_images
 from esbflow.training.loop import Schedule, calibrate, evaluate, normalise, train
+from esbflow.training.run_state import Interrupted
 
 
 def small_run(model, checkpoint=None, report=None, low_bit=False):
@@ -71,8 +72,91 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"(?s)^.*run\.ckpt is no checkpoint of this run \(.*\); remove it to start again$"):
             small_run(fresh(False), path)
     torch.save({"model": LeNet5().state_dict(), "optimizer": {}, "epoch": 1}, path)
+    with pytest.raises(ValueError, match=r"^.*run\.ckpt is no checkpoint of this run \(it does not say of which run it is\); "
+                                         r"remove it to start again$"):
+        small_run(fresh(False), path)
+    with pytest.raises(Killed):
+        small_run(fresh(False), path.with_name("whole.ckpt"), killer(8))
+    state = torch.load(path.with_name("whole.ckpt"))
+    torch.save(state | {"model": LeNet5().state_dict()}, path)
     with pytest.raises(ValueError, match=r"(?s)^.*run\.ckpt is no checkpoint of this run \(.*\); remove it to start again$"):
         small_run(fresh(False), path)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"schedule": Schedule(epochs=3, batch=32)}, "epochs is 2 there and 3 here"),
+    ({"schedule": Schedule(epochs=2, batch=32, rate=0.01)}, "rate is 0.02 there and 0.01 here"),
+    ({"seed": 1}, "seed is 0 there and 1 here"),
+    ({"origin": "elsewhere"}, 'origin is "" there and "elsewhere" here'),
+    ({"labels": 1}, 'data is "[0-9a-f]{8}" there and "[0-9a-f]{8}" here'),
+    ({"recipe": Recipe(weights="twn")}, 'recipe\'s weights is "esb4.1" there and "twn" here'),
+    ({"mean": (0.5,), "recipe": Recipe(mean=(0.5,))}, 'recipe\'s mean is \\[0.0\\] there and \\[0.5\\] here')])
+def test_a_run_goes_on_only_from_its_own_checkpoint(change, said, tmp_path):
+    images, labels = load_images("digits", "train", 200)
+    path = tmp_path / "run.ckpt"
+
+    def run(schedule=Schedule(epochs=2, batch=32), recipe=Recipe(), labels=0, **options):
+        return train(quantize(DigitsNet(), recipe), images, (load_images("digits", "train", 200)[1] + labels) % 10, schedule,
+                     checkpoint=path, **options)
+
+    run()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"^.*run\.ckpt is of another run \(.*{said}.*\); to go on with it train as it did, "
+                                         r"to start anew remove it or write elsewhere$"):
+        run(**change)
+    assert path.read_bytes() == before
+    run(report=lambda *_: pytest.fail("all of it was done"))
+
+
+def test_a_stopped_training_says_how_to_go_on(tmp_path):
+    def stop_after(count):
+        def report(done, total, loss):
+            if done == count:
+                raise KeyboardInterrupt
+        return report
+
+    with pytest.raises(Interrupted, match=r"^stopped; .*run\.ckpt keeps what was trained until unit 1, and the same training "
+                                          r"goes on from there$"):
+        small_run(fresh(True), tmp_path / "run.ckpt", stop_after(9))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        small_run(fresh(True), tmp_path / "other.ckpt", stop_after(3))
+    assert not str(stop.value) and not (tmp_path / "other.ckpt").exists()
+
+
+# -- the normalisation that a model carries -------------------------------------------------------------------------
+NORMAL = {"mean": (0.5,), "std": (0.25,)}
+
+
+def test_loops_take_the_normalisation_from_the_recipe_and_refuse_another(task):
+    images, labels = task
+    low = quantize(DigitsNet(), Recipe(**NORMAL))
+    x = []
+    low.register_forward_pre_hook(lambda _, inputs: x.append(inputs[0]))
+    calibrate(low, images[:32])
+    train(low, images[:32], labels[:32], Schedule(epochs=1, batch=32))
+    evaluate(low, images[:32], labels[:32])
+    wanted = normalise(images[:32], **NORMAL)
+    assert len(x) == 3 and all(torch.allclose(found.sort(dim=0).values, wanted.sort(dim=0).values) for found in x)
+    for loop_of in (lambda **given: calibrate(low, images, **given), lambda **given: evaluate(low, images, labels, **given),
+                    lambda **given: train(low, images, labels, Schedule(epochs=1), **given)):
+        with pytest.raises(ValueError, match=r"^the model has a recipe with mean 0\.5, and 0 is given; leave mean and std out, "
+                                             r"or give the same$"):
+            loop_of(mean=(0.0,))
+        with pytest.raises(ValueError, match=r"^the model has a recipe with std 0\.25, and 1 is given; "):
+            loop_of(std=1.0)
+    assert evaluate(low, images, labels, (0.5,), (0.25,)) == evaluate(low, images, labels)
+
+
+def test_a_model_in_real_numbers_remembers_what_it_was_trained_with(task):
+    images, labels = task[0][:64], task[1][:64]
+    real = train(DigitsNet(), images, labels, Schedule(epochs=1), **NORMAL)
+    assert evaluate(real, images, labels) == evaluate(real, images, labels, **NORMAL)
+    with pytest.raises(ValueError, match=r"^the model was trained with mean 0\.5, and the recipe has 0; train and quantize "
+                                         r"with the same$"):
+        quantize(real, Recipe())
+    with pytest.raises(ValueError, match=r"^the model was trained with mean 0\.5, and 0\.4 is given; "):
+        train(real, images, labels, Schedule(epochs=1), mean=(0.4,))
+    assert quantize(real, Recipe(**NORMAL)) is not None
 
 
 def test_a_diverged_loss_is_refused():

@@ -11,7 +11,7 @@ from esbflow.numbers import Signed
 from esbflow.quant.methods import activation_quantizer, weight_quantizer
 from esbflow.quant.sq import StochasticQuantizer
 from esbflow.quant.weights import snap_rows
-from tests.sw.quantizers import WEIGHTS, gaussian, make
+from tests.sw.quantizers import ACTIVATIONS, WEIGHTS, gaussian, make
 
 
 @pytest.mark.parametrize("text", WEIGHTS)
@@ -99,11 +99,28 @@ def test_the_gradient_passes_straight_to_weights(text):
 
 
 @pytest.mark.parametrize("text", WEIGHTS)
+def test_a_level_is_one_float(text):
+    for size in (1.0, 0.05, 30.0):
+        w = gaussian(1, 4000) * size
+        quantizer = make(text, w).eval()
+        quantizer.advance(1.0)  # methods with levels of their own compute with snapped ones at the end
+        assert len(quantizer(w).unique()) == len(quantizer.integers(w)[0].unique())
+
+
+@pytest.mark.parametrize("text", ACTIVATIONS)
+def test_a_level_of_activations_is_one_float(text):
+    x = gaussian(4, 4000).abs()
+    quantizer = activation_quantizer(text)
+    quantizer(x)
+    assert len(quantizer.eval()(x).unique()) <= 2 ** quantizer.form.bits
+
+
+@pytest.mark.parametrize("text", WEIGHTS)
 def test_other_memory_layouts_and_empty_channels_do_no_harm(text):
     w = gaussian(6, 4, 3, 3)
-    quantizer = make(text, w).eval()
-    other = quantizer(w.contiguous(memory_format=torch.channels_last))
-    assert torch.equal(other, quantizer(w))
+    quantizer, last = make(text, w).eval(), w.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(quantizer.integers(last)[0], quantizer.integers(w)[0])
+    assert torch.allclose(quantizer(last), quantizer(w), rtol=1e-5, atol=0)  # sums in another order
 
 
 @pytest.mark.parametrize("text", WEIGHTS)

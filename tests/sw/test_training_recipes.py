@@ -20,6 +20,7 @@ from esbflow.training.api import load_float_model, load_model, train_network
 from esbflow.training.data import load_images
 from esbflow.training.loop import Schedule, calibrate, evaluate, train
 from esbflow.training.recipes import RECIPES
+from esbflow.training.run_state import RunState
 
 
 class Killed(Exception):
@@ -76,7 +77,7 @@ def test_a_killed_training_resumes_to_the_same_graph(save_number, tmp_path, monk
     """Killed in the real stage (first checkpoint) or in the low-bit stage (third)."""
     arguments = {"epochs": 2, "train_images": 150, "test_images": 50, "progress": False}
     train_network("digits", tmp_path / "unbroken", **arguments)
-    save, saves = loop._save, []
+    save, saves = RunState.save, []
 
     def save_and_die(*values):
         save(*values)
@@ -84,10 +85,10 @@ def test_a_killed_training_resumes_to_the_same_graph(save_number, tmp_path, monk
         if len(saves) == save_number:
             raise Killed
 
-    monkeypatch.setattr(loop, "_save", save_and_die)
+    monkeypatch.setattr(RunState, "save", save_and_die)
     with pytest.raises(Killed):
         train_network("digits", tmp_path / "killed", **arguments)
-    monkeypatch.setattr(loop, "_save", save)
+    monkeypatch.setattr(RunState, "save", save)
     train_network("digits", tmp_path / "killed", resume=True, **arguments)
     one, two = (load(tmp_path / name / "graph.npz") for name in ("unbroken", "killed"))
     for a, b in zip(one.nodes, two.nodes, strict=True):

@@ -73,10 +73,10 @@ def _train(out, seed, quiet, say):
     name = "lenet5-mnist"
     try:
         say("train LeNet-5 on MNIST: in real numbers, then with ESB(4,1) weights and 4-bit activations")
-        return RECIPES[name].data, train_network(name, out, seed=seed, progress=not quiet)
+        return RECIPES[name].data, train_network(name, out, seed=seed, resume=True, progress=not quiet)
     except DataUnavailable as error:
         say(f"{error}; going on with scikit-learn's 8x8 digits and a smaller network")
-        return RECIPES["digits"].data, train_network("digits", out, seed=seed, progress=not quiet)
+        return RECIPES["digits"].data, train_network("digits", out, seed=seed, resume=True, progress=not quiet)
 
 
 def _from_zoo(name, out) -> tuple:

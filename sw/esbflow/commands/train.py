@@ -67,8 +67,11 @@ def _overrides(path: str | None) -> tuple | None:
 
     try:
         content = json.loads(Path(path).read_text())
-        return tuple((str(name), str(text)) for name, text in content.get("weights", content).items())
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
+        found = tuple(content.get("weights", content).items())
+        if not found or not all(isinstance(text, str) for _, text in found):
+            raise TypeError("it names none")
+        return found
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{path} is no JSON object of layers and weights ({error}); `esbflow search` writes one") from None
 
 

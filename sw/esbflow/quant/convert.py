@@ -18,7 +18,8 @@ from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.in_place import replace_in_place
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import CONVOLUTIONS, QUANTIZED, SelectChannels, padding_in_numbers
-from esbflow.quant.recipe import Recipe
+from esbflow.quant.names import names_of, shown
+from esbflow.quant.recipe import Recipe, check_normalisation
 from esbflow.quant.sums import replace_sums
 from esbflow.quant.trace import check_upsample, kind_of, options, trace
 
@@ -37,8 +38,11 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
         for an operator without an integer form, naming it and the nearest fix; for weights that are computed anew in each
         pass (weight norm and other parametrizations).
     ValueError
-        if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it.
+        if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it; if a name pattern
+        of the recipe matches nothing, listing what there is; if
+        the model was trained with another mean or std than the recipe's.
     """
+    check_normalisation(model, recipe)
     traced = real_layers(model, shape)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
@@ -49,8 +53,11 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
         if kind == "upsample":
             check_upsample(node, module)
     _pad_unequal_sides(traced, modules)
-    _swap_layers(traced, modules, recipe)
-    QuantizerInsertion(traced, recipe).run()
+    with shown(traced.graph):
+        layers = _swap_layers(traced, modules, recipe)
+        insertion = QuantizerInsertion(traced, recipe)
+        insertion.run()
+    recipe.check_names(layers, insertion.stored)
     for module in traced.modules():
         if isinstance(module, InputQuantizer):
             module.recipe, module.shape = recipe, None if shape is None else tuple(shape)
@@ -117,7 +124,11 @@ def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:
         modules[node.target].padding = (0,) * len(modules[node.target].kernel_size)
 
 
-def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
+def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> list:
+    """Give layers their weight quantizers; returns the names of each layer."""
+    names = {}
+    for node, name in names_of(traced.graph).items():
+        names.setdefault(node.target, []).append(name)
     order = [node.target for node in traced.graph.nodes if node.op == "call_module"
              and isinstance(modules[node.target], tuple(QUANTIZED))
              and not isinstance(modules[node.target], SelectChannels)]
@@ -130,9 +141,10 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> None:
         if isinstance(module, CONVOLUTIONS) and module.padding_mode != "zeros":
             raise GraphError(f"{name}: padding {module.padding!r}, mode {module.padding_mode!r} has no integer form; pad "
                              "with zeros")
-        if recipe.excludes(name):
+        if recipe.excludes(name, *names[name]):
             continue
-        quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1)
+        quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1, tuple(names[name]))
         cls = next(cls for base, cls in QUANTIZED.items() if isinstance(module, base))
         parent, _, leaf = name.rpartition(".")
         setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))
+    return [(name, *names[name]) for name in dict.fromkeys(order)]

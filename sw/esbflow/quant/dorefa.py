@@ -8,6 +8,7 @@ import torch
 
 from esbflow.numbers import Unsigned
 from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.base import straight_through
 from esbflow.quant.vecq import half_integer_format, round_to_odd
 from esbflow.quant.weights import WeightQuantizer, as_rows, like_rows, project
 
@@ -37,7 +38,7 @@ class DoReFaQuantizer(WeightQuantizer):
             largest = torch.tanh(rows).abs().amax(dim=1)
             gain = scale / torch.where(largest > 0, largest, torch.ones_like(largest))
         squeezed = torch.tanh(w) * like_rows(gain, w)
-        return squeezed + (quantized - squeezed).detach()
+        return straight_through(squeezed, quantized)
 
 
 class DoReFaActivation(ActivationQuantizer):

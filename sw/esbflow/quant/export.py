@@ -23,8 +23,9 @@ from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, rectangle, selection
 from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.layers import SelectChannels
+from esbflow.quant.names import INPUT, names_of, renamed, shown
 from esbflow.quant.pooling import average_window, max_window
-from esbflow.quant.recipe import by_channel, recipe_of
+from esbflow.quant.recipe import recipe_of
 from esbflow.quant.sized_trace import known_sizes, propagate_shapes
 from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
 
@@ -83,7 +84,8 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     model.eval()
     try:
         propagate_shapes(model, shape)
-        graph = _Exporter(model, name, recipe, map_shape(shape)).run()
+        with shown(model.graph):
+            graph = _Exporter(model, name, recipe, map_shape(shape)).run()
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
@@ -100,7 +102,9 @@ class _Exporter:
         self.values = {}
         self.groups = ConcatGroups(model.graph, self.modules)
         self.requantized = {}  # (tensor, group) -> tensor in the group's format
-        self.weighted = {}  # node of the trace -> its module, for layers with weights
+        self.names = names_of(model.graph)
+        self.weighted = {}  # name of a layer with weights -> its module
+        self.layers = {}  # tensor -> name of the layer with weights that stores it
 
     def run(self) -> ir.Graph:
         for node in self.model.graph.nodes:
@@ -110,7 +114,7 @@ class _Exporter:
             module = self.modules.get(node.target) if node.op == "call_module" else None
             inputs = [self.values[n] for n in node.all_input_nodes if n in self.values]
             self.values[node] = getattr(self, f"_{kind}")(node, module, *inputs)
-        return self.graph
+        return renamed(self.graph, {node.name: name for node, name in self.names.items()}, self.layers)
 
     # -- closing a layer ------------------------------------------------------------------------------------
     def _append(self, node: ir.Node) -> Stored:
@@ -125,6 +129,7 @@ class _Exporter:
                              "quantize(), which keeps the step small enough")
         if "weight" in layer.fields:  # a copy of what such a layer stores has its name, too
             self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
+            self.layers[name] = layer.name
         return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
                                        **layer.closed(form, scale, f"layer {layer.name}")))
 
@@ -154,13 +159,8 @@ class _Exporter:
         return self._close(layer, _tensor_name(node), _shape(node), form, scale)
 
     def _image(self, node, module):
-        channels, scale = self.shape[0], module.real_scale()
-        mean, std = (by_channel(v, channels) for v in (self.recipe.mean, self.recipe.std))
-        pixels = np.arange(256) / 255
-        real = (pixels[None, :] - mean[:, None]) / std[:, None]
-        table = module.form.nearest(real / scale)
-        return self._append(ir.Input(name="input", inputs=(), shape=self.shape, format=module.form, scale=scale,
-                                     table=table))
+        return self._append(ir.Input(name=INPUT, inputs=(), shape=self.shape, format=module.form, scale=module.real_scale(),
+                                     table=self.recipe.input_table(self.shape[0])))
 
     def _pad(self, node, module, value):
         around = zeros_around(node, module)
@@ -208,8 +208,8 @@ class _Exporter:
         bias = np.zeros(out) if module.bias is None else module.bias.detach().double().cpu().numpy()
         fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
                       weight_scale=scale)
-        self.weighted[node.name] = node.target
-        return _Open(cls, node.name, source, fields, scale * source.scale, bias)
+        self.weighted[self.names[node]] = node.target
+        return _Open(cls, self.names[node], source, fields, scale * source.scale, bias)
 
     def _norm(self, node, module, value):
         layer = self._open(value, node)

@@ -13,6 +13,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.limit import limit_step
+from esbflow.quant.names import names_of
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import clip_limit, drops, kind_of, tensors, zeros_around
 
@@ -29,6 +30,7 @@ class Open:
     copied : whether it is a stored tensor with a gain and an offset so far, which a sum can read as a residual too.
     pooled : by average, which keeps the range and the sign of what it reads.
     limit : where its ReLU clips, or None.
+    layer : the name of the layer with weights, or None.
     """
 
     state: str
@@ -36,16 +38,18 @@ class Open:
     copied: bool = False
     pooled: bool = False
     limit: float | None = None
+    layer: str | None = None
 
 
 class QuantizerInsertion:
     """Inserts the quantizers of a recipe into a traced model, whose layers have been swapped; `traced.quantizers` holds
-    them by the name of the tensor."""
+    them by the name of the tensor in the trace. `stored` has the names that a recipe may call each by."""
 
     def __init__(self, traced: fx.GraphModule, recipe: Recipe):
         self.traced, self.recipe = traced, recipe
         self.graph, self.modules = traced.graph, dict(traced.named_modules())
         self.open = {}  # node -> Open
+        self.names, self.stored = names_of(traced.graph), []
         traced.quantizers = nn.ModuleDict()
 
     def run(self) -> None:
@@ -69,7 +73,7 @@ class QuantizerInsertion:
     def _conv(self, node: fx.Node) -> None:
         self._moved(node)
         if not isinstance(self.modules.get(node.target), SelectChannels):
-            self.open[node] = Open("sums", takes_residual=self._kind(node) == "conv")
+            self.open[node] = Open("sums", takes_residual=self._kind(node) == "conv", layer=self.names[node])
 
     def _avgpool(self, node: fx.Node) -> None:
         self._moved(node)
@@ -81,7 +85,7 @@ class QuantizerInsertion:
             self._store(source)
         before = self.open.pop(source, None)
         self.open[node] = Open("sums", takes_residual=before is None or before.takes_residual,
-                               copied=before is None or before.copied)
+                               copied=before is None or before.copied, layer=before and before.layer)
 
     def _add(self, node: fx.Node) -> None:
         sources = tensors(node)
@@ -95,16 +99,15 @@ class QuantizerInsertion:
         for source in tensors(node):
             if self._state(source) != "sums":
                 self._store(source)
-        for source in tensors(node):
-            self.open.pop(source, None)
-        self.open[node] = Open("added")
+        parts = [self.open.pop(source) for source in tensors(node) if source in self.open]
+        self.open[node] = Open("added", layer=next((part.layer for part in parts if part.layer), None))
 
     def _relu(self, node: fx.Node) -> None:
         source = tensors(node)[0]
         if self._state(source) == "relu":
             self._store(source)
-        self.open.pop(source, None)
-        self.open[node] = Open("relu", limit=clip_limit(node, self._module(node)))
+        before = self.open.pop(source, None)
+        self.open[node] = Open("relu", limit=clip_limit(node, self._module(node)), layer=before and before.layer)
 
     def _moved(self, node: fx.Node) -> None:
         """Reads stored tensors only."""
@@ -145,15 +148,17 @@ class QuantizerInsertion:
         layer = self.open.pop(node, None)
         if layer is None:
             return
-        names = (node.name, node.target) if node.op == "call_module" else (node.name,)
+        operation = (node.name, node.target) if node.op == "call_module" else (node.name,)
+        names = (layer.layer or self.names[node], self.names[node], *operation)
+        self.stored.append(names)
         wide = self.recipe.residual_activations and layer.state == "relu" and any(map(self._adds, node.users))
         multipliers = [user for user in node.users if self._multiplies(user)] if wide else []
         quantizer = self.recipe.activation_quantizer(self._format(node, layer, wide), names)
         stored = self._insert(node, node.name, limit_step(quantizer, layer.limit))
         if multipliers:
-            name = f"{node.name}_low"
-            low = self.recipe.activation_quantizer(self.recipe.activations, (name, *names[1:]))
-            self._insert(stored, name, low, multipliers)
+            self.stored.append((f"{names[0]}_low", f"{node.name}_low"))
+            low = self.recipe.activation_quantizer(self.recipe.activations, (*self.stored[-1], *names))
+            self._insert(stored, f"{node.name}_low", low, multipliers)
 
     def _format(self, node: fx.Node, layer: Open, wide: bool) -> str:
         recipe = self.recipe

@@ -175,4 +175,4 @@ class LQActivation(ActivationQuantizer):
             self.observe(x)
         levels = self.scale(x) * torch.arange(2 ** self.bits, device=x.device) if self.snapped else self.levels()
         clipped = x.clamp(min=0).minimum(levels[-1])
-        return clipped + (nearest_level(clipped.detach(), levels) - clipped).detach()
+        return straight_through(clipped, nearest_level(clipped.detach(), levels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from esbflow.numbers import Signed, Unsigned
+from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
 from esbflow.quant.esb import SCALE_MODES
 from esbflow.quant.last_layer import WIDTHS
@@ -36,16 +36,20 @@ class Recipe:
     per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
     scale_mode : of weights given as a format; see ESBWeightQuantizer.
     activation_scale : "learned" or "ema", of activations given as a format.
-    overrides : ((name pattern, weights), ...), the first match counts; names as in `named_modules()`.
-    activation_overrides : ((name pattern, activations), ...); names of layers whose output is stored, as in
-        `named_modules()`, or of operations as torch.fx calls them.
-    exclude : name patterns of layers that stay real. Such a model trains and evaluates, but has no integer form.
-    mean, std : of the input's normalisation, per channel, for pixels divided by 255.
+    overrides : {name pattern: weights}, or such pairs; the first match counts. Layers are named as in `named_modules()`,
+        and as `esbflow inspect` shows them.
+    activation_overrides : {name pattern: activations}, or such pairs, of what layers store: names of layers with weights,
+        and of operations without (see names.py). `NAME_low` is what multiplies reads of a tensor that is stored twice.
+    exclude : name pattern, or several, of layers that stay real. Such a model trains and evaluates, but has no integer form.
+    mean, std : of the input's normalisation, per channel, for pixels divided by 255. The input's codes are what a pixel can
+        be, so a mean far outside 0..1 leaves next to none, and is refused.
+
+    Patterns are those of `fnmatch`. `quantize` refuses one that matches nothing.
 
     Raises
     ------
     ValueError
-        for an unknown format, method, mode or width, saying which are known.
+        for an unknown format, method, mode or width, saying which are known; for a mean that leaves the input no codes.
     """
 
     weights: str = "esb4.1"
@@ -67,6 +71,11 @@ class Recipe:
     std: tuple = (1.0,)
 
     def __post_init__(self):
+        for field in ("overrides", "activation_overrides"):
+            object.__setattr__(self, field, pairs(field, getattr(self, field)))
+        object.__setattr__(self, "exclude", _patterns(self.exclude))
+        for field in ("mean", "std"):
+            object.__setattr__(self, field, _numbers(field, getattr(self, field)))
         options = Options(self.per_channel, self.scale_mode)
         if self.scale_mode not in SCALE_MODES:
             raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
@@ -90,17 +99,22 @@ class Recipe:
         least = 2 if max(self.mean) > 0 else 1
         if not least <= self.input_bits <= 8:
             raise ValueError(f"input_bits must be in {least}..8, not {self.input_bits}")
+        form = self.input_quantizer().form
+        for mean, std, row in zip(self.mean, self.std, self.input_table(len(self.mean))):
+            codes = len(np.unique(row))
+            if codes < few_codes(form):
+                raise ValueError(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they are "
+                                 "of pixels divided by 255, so that a mean is in 0..1; divide both by 255")
 
-    def weight_quantizer(self, name: str, first: bool, last: bool) -> WeightQuantizer:
-        """The quantizer of the weights of the layer called `name`."""
-        text = _match(self.overrides, name) or (
+    def weight_quantizer(self, name: str, first: bool, last: bool, also: tuple = ()) -> WeightQuantizer:
+        """The quantizer of the weights of the layer called `name`, and by the names in `also`."""
+        text = _match(self.overrides, (name, *also)) or (
             self.first_weights if first else self.last_weights if last else self.weights)
         return weight_quantizer(text, Options(self.per_channel, self.scale_mode), f"layer {name}: weight")
 
     def activation_quantizer(self, text: str, names: tuple) -> ActivationQuantizer:
         """The quantizer of a stored tensor: `text`, unless an override matches one of its names."""
-        for name in names:
-            text = _match(self.activation_overrides, name) or text
+        text = _match(self.activation_overrides, names) or text
         return activation_quantizer(text, self.activation_scale, f"activation {names[0]}")
 
     def input_quantizer(self) -> InputQuantizer:
@@ -109,9 +123,37 @@ class Recipe:
         largest = max(max(abs(0 - m), abs(1 - m)) / s for m, s in zip(self.mean, self.std))
         return InputQuantizer(form, largest / form.max)
 
-    def excludes(self, name: str) -> bool:
-        """Whether the layer stays real."""
-        return any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)
+    def input_table(self, channels: int) -> np.ndarray:
+        """int64 (channels, 256): the input's code for each value of a pixel."""
+        quantizer = self.input_quantizer()
+        mean, std = (by_channel(values, channels) for values in (self.mean, self.std))
+        real = (np.arange(256)[None, :] / 255 - mean[:, None]) / std[:, None]
+        return quantizer.form.nearest(real / quantizer.real_scale())
+
+    def excludes(self, *names: str) -> bool:
+        """Whether the layer of these names stays real."""
+        return any(_matches(pattern, names) for pattern in self.exclude)
+
+    def check_names(self, layers: list, stored: list) -> None:
+        """Every pattern must match something.
+
+        Parameters
+        ----------
+        layers, stored : the names of each layer with weights, and of each stored tensor, the one that is shown first.
+
+        Raises
+        ------
+        ValueError
+            naming the pattern, and what there is to match.
+        """
+        weighted = [pattern for pattern, _ in self.overrides], layers, "layer with weights"
+        tensors = [pattern for pattern, _ in self.activation_overrides], stored, "stored tensor"
+        for field, (patterns, known, what) in (("overrides", weighted), ("exclude", (self.exclude, *weighted[1:])),
+                                               ("activation_overrides", tensors)):
+            for pattern in patterns:
+                if not any(_matches(pattern, names) for names in known):
+                    raise ValueError(f"{field}: no {what} is called {pattern!r}; there are "
+                                     + ", ".join(names[0] for names in known))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -119,19 +161,118 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
         fields = json.loads(text)
-        for name in ("overrides", "activation_overrides", "exclude", "mean", "std"):
-            fields[name] = tuple(tuple(v) if isinstance(v, list) else v for v in fields.get(name, ()))
         return cls(**fields)
 
 
-def _match(overrides: tuple, name: str) -> str | None:
-    return next((text for pattern, text in overrides if fnmatch.fnmatch(name, pattern)), None)
+def few_codes(form: Format) -> int:
+    """An input's pixels have at least so many codes of a format, or its normalisation is wrong: an eighth, and two.
+
+    >>> few_codes(Unsigned(8)), few_codes(Unsigned(1))
+    (32, 2)
+    """
+    return max(2, 2 ** form.bits // 8)
+
+
+def pairs(field: str, given) -> tuple:
+    """((name pattern, what), ...) of a dict or of pairs.
+
+    Raises
+    ------
+    ValueError
+        for anything else.
+
+    >>> pairs("overrides", {"conv1": "s8"})
+    (('conv1', 's8'),)
+    """
+    found = tuple(given.items()) if isinstance(given, dict) else given
+    try:
+        if isinstance(found, str):
+            raise TypeError
+        found = tuple((pattern, what) for pattern, what in found)
+    except (TypeError, ValueError):
+        found = ((None, None),)
+    if not all(isinstance(pattern, str) for pattern, _ in found):
+        raise ValueError(f"{field} must be a dict of name patterns, {{'conv1': ...}}, or pairs of them, not {given!r}")
+    return found
+
+
+def _patterns(given) -> tuple:
+    found = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise ValueError(f"exclude must be name patterns, not {given!r}")
+    return found
+
+
+def _numbers(field: str, given) -> tuple:
+    try:
+        found = tuple(float(v) for v in np.atleast_1d(given))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not np.isfinite(found).all():
+        raise ValueError(f"{field} must be finite numbers, one for all channels or one each, not {given!r}")
+    return found
+
+
+def _matches(pattern: str, names: tuple) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for name in names)
+
+
+def _match(overrides: tuple, names: tuple) -> str | None:
+    return next((text for pattern, text in overrides if _matches(pattern, names)), None)
 
 
 def recipe_of(model: nn.Module) -> tuple:
     """(recipe, shape of images or None) that `quantize` made a model with; (None, None) of any other."""
     inputs = (module for module in model.modules() if isinstance(module, InputQuantizer))
     return next(((module.recipe, module.shape) for module in inputs), (None, None))
+
+
+def normalisation_of(model: nn.Module, mean=None, std=None) -> tuple:
+    """(mean, std) of the images that a model takes: its recipe's, or what it was trained with, or the given, or 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        if what is given is not what the model has.
+    """
+    recipe, _ = recipe_of(model)
+    own = (recipe.mean, recipe.std) if recipe else getattr(model, _NORMALISATION, None)
+    given = [None if v is None else _numbers(field, v) for field, v in (("mean", mean), ("std", std))]
+    if own is None:
+        return given[0] or (0.0,), given[1] or (1.0,)
+    for field, v, known in zip(("mean", "std"), given, own):
+        if v is not None and not _alike(v, known):
+            raise ValueError(f"the model {'has a recipe' if recipe else 'was trained'} with {field} {_text(known)}, and "
+                             f"{_text(v)} is given; leave mean and std out, or give the same")
+    return own
+
+
+def remember_normalisation(model: nn.Module, mean: tuple, std: tuple) -> None:
+    """A model in real numbers, which has no recipe, keeps what its images were made with, for `quantize` and loops."""
+    if recipe_of(model)[0] is None:
+        setattr(model, _NORMALISATION, (mean, std))
+
+
+def check_normalisation(model: nn.Module, recipe: Recipe) -> None:
+    """ValueError if a model in real numbers was trained here with another mean or std than the recipe's."""
+    for field, known in zip(("mean", "std"), getattr(model, _NORMALISATION, ())):
+        if not _alike(known, getattr(recipe, field)):
+            raise ValueError(f"the model was trained with {field} {_text(known)}, and the recipe has "
+                             f"{_text(getattr(recipe, field))}; train and quantize with the same")
+
+
+_NORMALISATION = "esbflow_normalisation"
+
+
+def _alike(one: tuple, other: tuple) -> bool:
+    """Whether two means, one for all channels or one each, are the same."""
+    if len(one) != len(other) and 1 not in (len(one), len(other)):
+        return False
+    return np.allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def _text(values: tuple) -> str:
+    return ", ".join(f"{v:g}" for v in values)
 
 
 def by_channel(values: tuple, channels: int) -> np.ndarray:

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
+from esbflow.quant.recipe import normalisation_of
 from esbflow.training import loop
 from esbflow.training.augment import augmented
 from esbflow.training.distributed import average_gradients, plain, share, synchronise
+from esbflow.training.run_state import RunState, run_of
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -88,7 +90,7 @@ class ALQSchedule:
             if mixed precision or compilation is asked for.
         """
         plain("ALQ", precision, compiled)
-        loop.calibrate(model, images[:1000], options["mean"], options["std"])
+        loop.calibrate(model, images[:1000], options.get("mean"), options.get("std"))
         return train_alq(model, images, labels, self, **options)
 
     def plan(self) -> list:
@@ -232,25 +234,31 @@ def prune(layers: list, count: int, rate: float, top_k: float = 1.0, per_weight:
 
 
 def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: ALQSchedule = ALQSchedule(),
-              mean=(0.0,), std=(1.0,), seed: int = 0, checkpoint: Path | None = None, report=None) -> nn.Module:
+              mean=None, std=None, seed: int = 0, checkpoint: Path | None = None, report=None,
+              origin: str = "") -> nn.Module:
     """Train in place a model that `quantize` made with weights "alq:...", to `schedule.bits` a weight.
 
     Layers with other weight quantizers train by Adam like biases, batch norms and activation scales. With `checkpoint`,
-    the state after each epoch is written there, and a run that finds one goes on to the same result.
+    the state after each epoch is written there, and a run that finds its own goes on to the same result. `mean`, `std` and
+    `origin` are as for `train`.
     `report(done, total, loss)` is called after every step.
 
     Raises
     ------
     ValueError
-        if no layer has an ALQ quantizer, images or labels are none or too few, or the loss is no longer finite.
+        if no layer has an ALQ quantizer, images or labels are none or too few, mean or std contradict the recipe, the
+        checkpoint is of another run, or the loss is no longer finite.
     """
+    mean, std = normalisation_of(model, mean, std)
     run = _Run(model, images, labels, schedule, mean, std, seed, report)
     plan = schedule.plan()
-    first = loop._resume(model, run, checkpoint)
+    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, labels, origin=origin))
+    first = state.resume(model, run)
     model.to(memory_format=torch.channels_last).train()
-    for epoch in range(first, len(plan)):
-        run.epoch(epoch, len(plan), *plan[epoch])
-        loop._save(model, run, epoch + 1, checkpoint)
+    with state:
+        for epoch in range(first, len(plan)):
+            run.epoch(epoch, len(plan), *plan[epoch])
+            state.save(model, run, epoch + 1)
     for layer in run.layers:
         layer.quantizer.shadow = True
         if schedule.shadow_epochs:

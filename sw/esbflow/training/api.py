@@ -2,7 +2,8 @@
 
 import copy
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
 from esbflow.training.post_training import post_train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
+from esbflow.training.run_state import Interrupted, checksum
 from esbflow.training.teacher_cache import CachedTeacher
 
 
@@ -39,67 +41,100 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
     `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. With `post_training`
     the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels. An
-    interrupted run leaves checkpoints in `out`, from which `resume` goes on. `teacher_cache` is a file for what the teacher
+    interrupted run leaves checkpoints in `out`, from which `resume` goes on; without it they are not overwritten. Names in
+    the recipe are checked before anything is trained. `teacher_cache` is a file for what the teacher
     says, so that later runs need not ask it again (see teacher_cache.py). Learned bits cost what they cost on `engine`
     (see bit_costs.py).
 
     Raises
     ------
     ValueError
-        for an unknown recipe, naming the known ones.
+        for an unknown recipe, naming the known ones; for a name pattern in it that matches nothing; if `out` keeps the
+        checkpoint of an interrupted run and `resume` was not asked for, or of another run than this.
     DataUnavailable
         if the data set is not at hand.
+    Interrupted
+        a KeyboardInterrupt that says how to go on.
     """
     recipe = named(recipe).with_epochs(epochs)
     quant, out = recipe.quant, Path(out)
+    _check_names(recipe)
     images, labels = load_images(recipe.data, "train", train_images)
     test, test_labels = load_images(recipe.data, "test", test_images)
     began = time.monotonic()
     checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
-    if not resume:
+    kept = [path for path in checkpoints if path.exists()]
+    if kept and not resume:
+        raise ValueError(f"{out} keeps a training that was interrupted ({', '.join(path.name for path in kept)}); go on with "
+                         f"it with --resume, or train into another folder, or remove {' and '.join(map(str, kept))}")
+    with _kept(checkpoints):
+        torch.manual_seed(seed)
+        model = NETWORKS[recipe.network]()
+        stage = dict(mean=quant.mean, std=quant.std, precision=precision, compiled=compiled,
+                     origin=_origin(recipe, float_model))
+        if float_model:
+            model = load_float_model(float_model, recipe.network).to(device)
+        elif recipe.start:
+            load_weights(model, recipe.start)
+            model.to(device)
+        else:
+            with _Progress("train in real numbers", progress) as report:
+                train(model.to(device), images, labels, recipe.real, seed=seed, checkpoint=checkpoints[0], report=report,
+                      **stage)
+        float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
+        save_float_model(model.cpu(), recipe.network, out / "float.pt")
+        if post_training:
+            model = post_train(model, quant, images[:post_training], report=print if progress else None)
+        else:
+            teacher = _teacher(recipe, model, teacher_cache)
+            model = _quantized(model, quant, images, engine)
+            with _Progress(f"train with {quant.weights} weights", progress) as report:
+                recipe.low_bit.carry_out(model.to(device), images, labels, seed=seed + 1, checkpoint=checkpoints[1],
+                                         report=report, teacher=teacher, **stage)
+        model.cpu()
+        fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
+        graph = export(model, recipe.network, images.shape[1:])
+        graph_top1 = top1(execute(graph, test), test_labels)
+
+        metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
+                   "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,
+                   "data": recipe.data, "weights": quant.weights, "activations": quant.activations,
+                   "epochs": 0 if post_training else recipe.low_bit.epochs,
+                   "weights_bits": record.weights_bits(model), "activation_bits": record.activation_bits(model),
+                   "bytes": record.model_bytes(model)}
+        graph.info.update(metrics)
+        save(graph, out / "graph.npz")
+        save_model(model, quant, recipe.network, out / "model.pt")
+        write_json(out / "metrics.json", metrics)
         for path in checkpoints:
             path.unlink(missing_ok=True)
+        return metrics
 
-    torch.manual_seed(seed)
-    model = NETWORKS[recipe.network]()
-    stage = dict(mean=quant.mean, std=quant.std, precision=precision, compiled=compiled)
-    if float_model:
-        model = load_float_model(float_model, recipe.network).to(device)
-    elif recipe.start:
-        load_weights(model, recipe.start)
-        model.to(device)
-    else:
-        with _Progress("train in real numbers", progress) as report:
-            train(model.to(device), images, labels, recipe.real, seed=seed, checkpoint=checkpoints[0], report=report,
-                  **stage)
-    float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
-    save_float_model(model.cpu(), recipe.network, out / "float.pt")
-    if post_training:
-        model = post_train(model, quant, images[:post_training], report=print if progress else None)
-    else:
-        teacher = _teacher(recipe, model, teacher_cache)
-        model = _quantized(model, quant, images, engine)
-        with _Progress(f"train with {quant.weights} weights", progress) as report:
-            recipe.low_bit.carry_out(model.to(device), images, labels, seed=seed + 1, checkpoint=checkpoints[1],
-                                     report=report, teacher=teacher, **stage)
-    model.cpu()
-    fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
-    graph = export(model, recipe.network, images.shape[1:])
-    graph_top1 = top1(execute(graph, test), test_labels)
 
-    metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
-               "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,
-               "data": recipe.data, "weights": quant.weights, "activations": quant.activations,
-               "epochs": 0 if post_training else recipe.low_bit.epochs,
-               "weights_bits": record.weights_bits(model), "activation_bits": record.activation_bits(model),
-               "bytes": record.model_bytes(model)}
-    graph.info.update(metrics)
-    save(graph, out / "graph.npz")
-    save_model(model, quant, recipe.network, out / "model.pt")
-    write_json(out / "metrics.json", metrics)
-    for path in checkpoints:
-        path.unlink(missing_ok=True)
-    return metrics
+@contextmanager
+def _kept(checkpoints: list):
+    """Ctrl-C says how to go on, if an epoch is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = [path for path in checkpoints if path.exists()]
+        if not kept:
+            raise
+        raise Interrupted(f"stopped; {kept[-1]} keeps what was trained: go on with the same command and --resume") from None
+
+
+def _check_names(recipe: TrainingRecipe) -> None:
+    """The patterns of a recipe against its network, by formats that take no time, before hours of training."""
+    quant = recipe.quant
+    texts = dict.fromkeys(("weights", "first_weights", "last_weights"), "s8")
+    quantize(NETWORKS[recipe.network](), replace(
+        quant, **texts, overrides=tuple((pattern, "s8") for pattern, _ in quant.overrides)))
+
+
+def _origin(recipe: TrainingRecipe, float_model) -> str:
+    """What a stage of training starts and learns from, for its checkpoint."""
+    given = checksum(np.fromfile(float_model, np.uint8)) if float_model and Path(float_model).exists() else recipe.start
+    return f"{recipe.network} from {given or 'nothing'}, teacher {recipe.teacher and recipe.teacher[1]}"
 
 
 def _quantized(model, quant, images, engine):

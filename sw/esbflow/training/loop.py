@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from esbflow.files import whole
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
-from esbflow.quant.recipe import by_channel
+from esbflow.quant.recipe import by_channel, normalisation_of, remember_normalisation
 from esbflow.training import distributed
 from esbflow.training.augment import augmented_pair
 from esbflow.training.losses import task_loss, teacher_loss
+from esbflow.training.run_state import RunState, run_of
 from esbflow.training.sharpness import SharpnessAware
 
 PRECISIONS = ("float32", "bfloat16")
@@ -139,12 +139,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Schedule, mean=(0.0,), std=(1.0,),
+def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Schedule, mean=None, std=None,
           seed: int = 0, checkpoint: Path | None = None, report=None, teacher: nn.Module | None = None,
-          precision: str = "float32", compiled: bool = False) -> nn.Module:
+          precision: str = "float32", compiled: bool = False, origin: str = "") -> nn.Module:
     """Train in place, on the device where the model is. With `checkpoint`, the state after each epoch is written there,
-    and a run that finds one goes on.
+    and a run that finds its own goes on; `origin` says where the model came from, if that tells two runs apart.
 
+    `mean` and `std` are those of the model's recipe, if it has one, and need not be given. A model in real numbers takes 0
+    and 1 by default, and remembers what it was trained with.
     images uint8 (n, c, h, w), sequences (n, c, length) or rows (n, features); labels int64 (n,), or uint8 masks
     (n, 1, h, w) that are moved and turned as their images are.
     `report(done, total, loss)` is called after every step. The order of images depends on the seed and the epoch only,
@@ -157,8 +159,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     ------
     ValueError
         if images or labels are none, too few or of another kind, a teacher is needed and missing, the precision is
-        unknown, or the loss is no longer finite.
+        unknown, mean or std contradict the model's, the checkpoint is of another run, or the loss is no longer finite.
     """
+    mean, std = normalisation_of(model, mean, std)
     images = checked_images(model, images, "train on")
     labels = checked_labels(labels, len(images))
     classes = int(labels.max()) + 1 if labels.ndim == 1 else 1
@@ -173,7 +176,10 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         teacher.eval().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(_parameter_groups(model, schedule), lr=schedule.rate, momentum=schedule.momentum,
                                 nesterov=True)
-    first = _resume(model, optimizer, checkpoint)
+    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, labels, mean=mean, std=std,
+                                                       precision=precision, origin=origin))
+    first = state.resume(model, optimizer)
+    remember_normalisation(model, mean, std)
     model.to(memory_format=torch.channels_last).train()
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
     sharp, first_sharp = SharpnessAware(model, schedule.sharpness), schedule.epochs - math.ceil(schedule.epochs / 3)
@@ -190,7 +196,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
         return _loss(scores, target, schedule, wanted)
 
-    for epoch in range(first, schedule.epochs):
+    def run_epoch(epoch):
         for quantizer in quantizers:
             quantizer.forget()
         random = np.random.default_rng((seed, epoch))
@@ -222,7 +228,11 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             if report:
                 report(done + 1, total, float(loss.detach()))
         distributed.synchronise(model)
-        _save(model, optimizer, epoch + 1, checkpoint)
+        state.save(model, optimizer, epoch + 1)
+
+    with state:
+        for epoch in range(first, schedule.epochs):
+            run_epoch(epoch)
     for quantizer in quantizers:
         quantizer.advance(1.0)
     return model
@@ -279,34 +289,16 @@ def _parameter_groups(model, schedule):
     return [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _save(model, optimizer, epoch, checkpoint) -> None:
-    if checkpoint is None or not distributed.is_first():
-        return
-    with whole(checkpoint) as temporary:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, temporary)
-
-
-def _resume(model, optimizer, checkpoint) -> int:
-    if checkpoint is None or not checkpoint.exists():
-        return 0
-    try:
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:  # whatever torch raises on a file that is not the run's checkpoint
-        raise ValueError(f"{checkpoint} is no checkpoint of this run ({error}); remove it to start again") from None
-    return state["epoch"]
-
-
 @torch.no_grad()
-def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean=(0.0,), std=(1.0,), batch: int = 500) -> float:
-    """Top-1 in percent, in eval mode.
+def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean=None, std=None, batch: int = 500) -> float:
+    """Top-1 in percent, in eval mode; `mean` and `std` as for `train`.
 
     Raises
     ------
     ValueError
-        if there are no images, or not as many labels.
+        if there are no images, or not as many labels, or mean or std contradict the model's.
     """
+    mean, std = normalisation_of(model, mean, std)
     images = checked_images(model, images, "evaluate on")
     labels = checked_labels(labels, len(images))
     device = device_of(model)
@@ -321,14 +313,15 @@ def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean=(0.0
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: np.ndarray, mean=(0.0,), std=(1.0,), batch: int = 100) -> nn.Module:
-    """Give every activation quantizer a scale from a few images, without training.
+def calibrate(model: nn.Module, images: np.ndarray, mean=None, std=None, batch: int = 100) -> nn.Module:
+    """Give every activation quantizer a scale from a few images, without training; `mean` and `std` as for `train`.
 
     Raises
     ------
     ValueError
-        if there are no images.
+        if there are no images, or mean or std contradict the model's.
     """
+    mean, std = normalisation_of(model, mean, std)
     images = checked_images(model, images, "calibrate on")
     was_training = model.training
     model.eval()

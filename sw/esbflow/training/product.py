@@ -21,9 +21,11 @@ from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS
 from esbflow.quant.product import ProductQuantizer
+from esbflow.quant.recipe import normalisation_of
 from esbflow.training import loop
 from esbflow.training.augment import augmented
 from esbflow.training.distributed import average_gradients, plain, share, synchronise
+from esbflow.training.run_state import RunState, run_of
 
 
 @dataclass(frozen=True)
@@ -106,33 +108,39 @@ def distillation(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def train_product(model: nn.Module, teacher: nn.Module, images: np.ndarray, schedule: ProductSchedule = ProductSchedule(),
-                  mean=(0.0,), std=(1.0,), seed: int = 0, checkpoint: Path | None = None, report=None) -> nn.Module:
+                  mean=None, std=None, seed: int = 0, checkpoint: Path | None = None, report=None,
+                  origin: str = "") -> nn.Module:
     """Train in place a model that `quantize` made with weights "pq:...", towards the answers of `teacher`.
 
     Parameters
     ----------
     teacher : the real-valued model; a copy, as `quantize` shares parameters.
     images : uint8 (n, c, h, w).
-    checkpoint : the state after each layer and each joint epoch is written there, and a run that finds one goes on to
+    mean, std, origin : as for `train`.
+    checkpoint : the state after each layer and each joint epoch is written there, and a run that finds its own goes on to
         the same result.
     report : called with (done, total, loss) after every step.
 
     Raises
     ------
     ValueError
-        if no layer has a ProductQuantizer, there are no images, or the loss is no longer finite.
+        if no layer has a ProductQuantizer, there are no images, mean or std contradict the recipe, the checkpoint is of
+        another run, or the loss is no longer finite.
     """
+    mean, std = normalisation_of(model, mean, std)
     run = _Run(model, teacher, images, schedule, mean, std, seed, report)
-    first = loop._resume(model, run, checkpoint)
+    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, None, origin=origin))
+    first = state.resume(model, run)
     for network in (model, teacher):
         network.to(memory_format=torch.channels_last)  # as in loop.py
-    for unit in range(first, len(run.layers) + schedule.epochs):
-        if unit < len(run.layers):
-            run.layer(unit)
-        else:
-            run.joint(unit)
-        synchronise(model)
-        loop._save(model, run, unit + 1, checkpoint)
+    with state:
+        for unit in range(first, len(run.layers) + schedule.epochs):
+            if unit < len(run.layers):
+                run.layer(unit)
+            else:
+                run.joint(unit)
+            synchronise(model)
+            state.save(model, run, unit + 1)
     for layer in run.layers:
         layer.weight_quantizer.waiting = False
     return model

@@ -6,6 +6,7 @@ from torch import nn
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
+from esbflow.quant.recipe import normalisation_of
 from esbflow.training.loop import device_of, normalise
 
 MEASURES = ("mae", "max_f", "s_measure", "e_measure")
@@ -13,8 +14,9 @@ MEASURES = ("mae", "max_f", "s_measure", "e_measure")
 
 
 @torch.no_grad()
-def network_maps(model: nn.Module, images: np.ndarray, mean=(0.0,), std=(1.0,), batch: int = 50) -> np.ndarray:
-    """uint8 maps (n, h, w) of a network whose output is one logit a pixel, in eval mode."""
+def network_maps(model: nn.Module, images: np.ndarray, mean=None, std=None, batch: int = 50) -> np.ndarray:
+    """uint8 maps (n, h, w) of a network whose output is one logit a pixel, in eval mode; `mean` and `std` as for `train`."""
+    mean, std = normalisation_of(model, mean, std)
     was_training = model.training
     model.eval()
     scores = [model(normalise(images[i:i + batch], mean, std).to(device_of(model))).cpu().numpy()
