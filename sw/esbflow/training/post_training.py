@@ -14,14 +14,13 @@ import torch
 from torch import fx, nn
 
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import round_to_levels
 from esbflow.quant.convert import quantize, real_layers
 from esbflow.quant.recipe import Recipe, recipe_of
+from esbflow.quant.scale_search import least_error_scales
 from esbflow.training.loop import calibrate, normalise
 
 SAMPLES = 200_000
 """Values of one tensor that the search for a scale looks at."""
-FACTORS = np.concatenate([np.linspace(0.3, 1.0, 15), np.linspace(1.1, 2.5, 15)])
 BATCH = 100
 
 
@@ -97,14 +96,8 @@ def search_scales(model: fx.GraphModule, images: np.ndarray) -> None:
 
 
 def best_scale(values: torch.Tensor, quantizer: ActivationQuantizer) -> torch.Tensor:
-    """The scale of least squared error for values (n,), of 30 about the present one."""
-    values = values if quantizer.form.signed else values.clamp(min=0)
-    present = float(quantizer.real_scale())
-    errors = []
-    for factor in FACTORS.tolist():
-        scale = present * factor
-        errors.append(float((round_to_levels(values / scale, quantizer.form) * scale - values).square().sum()))
-    return torch.tensor(present * float(FACTORS[int(np.argmin(errors))]))
+    """The scale of least squared error for values (n,)."""
+    return least_error_scales((values if quantizer.form.signed else values.clamp(min=0))[None], quantizer.form)[0]
 
 
 @torch.no_grad()
