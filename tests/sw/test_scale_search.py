@@ -61,7 +61,7 @@ def least(rows, form, steps):
     return best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.sampled_from(FORMATS), st.sampled_from(SIZES), st.integers(0, 10**6))
 @example("one outlier", "s8", 1024, 0)
 @example("one outlier", "esb4.1", 1024, 0)
@@ -69,7 +69,7 @@ def least(rows, form, steps):
 @example("sparse 90", "s8", 576, 1)
 def test_no_row_has_more_than_1_02_times_the_error_of_a_fine_search(kind, text, size, seed):
     rows, form = KINDS[kind](size, torch.Generator().manual_seed(seed)), Format.parse(text)
-    found, wanted = error(rows, ESBWeightQuantizer(form).scale(rows)[:, 0], form), least(rows, form, 800)
+    found, wanted = error(rows, ESBWeightQuantizer(form).scale(rows)[:, 0], form), least(rows, form, 600)
     assert (found <= 1.02 * wanted + 1e-11 * rows.double().square().sum(1) + 1e-50).all(), found / wanted
 
 
@@ -99,9 +99,9 @@ def test_one_outlier_is_kept():
 
 @pytest.mark.parametrize("form", [ESB(4, 1), Signed(8), Codebook((-3, -1, 1, 3)), Binary()], ids=str)
 def test_the_sweep_is_exact_on_rows_that_can_be_tried_out(form):
-    rows = gaussian(20, 3, seed=4)
+    rows = gaussian(40, 3, seed=4)
     found = error(rows, sweep(rows / rows.abs().amax(1, keepdim=True), form) * rows.abs().amax(1), form)
-    assert (found <= least(rows, form, 30_000) * (1 + 1e-9) + 1e-13).all()
+    assert (found <= least(rows, form, 2000) * (1 + 1e-9) + 1e-13).all()
 
 
 @pytest.mark.parametrize("form", [ESB(4, 1), Signed(8), ESB(8, 5)], ids=str)

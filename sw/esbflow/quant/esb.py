@@ -16,6 +16,7 @@ from esbflow.quant.scale_search import least_error_scales
 from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale
 
 SCALE_MODES = ("closed_form", "laplace", "refined", "learned", "pow2")
+REFRESH = 64
 
 
 class ESBWeightQuantizer(WeightQuantizer):
@@ -27,7 +28,8 @@ class ESBWeightQuantizer(WeightQuantizer):
     per_channel : one scale for each index of axis 0, else one for the tensor.
     scale_mode : "closed_form" is the Gaussian optimum times the standard deviation, "laplace" that of a Laplacian;
         "refined" is the scale of least error of the tensor itself, searched over its whole range (scale_search.py), again
-        every `refresh` forward passes in training; "learned" starts there and trains the scale by the gradient of LSQ;
+        every `refresh` forward passes in training (None: 64, or 128 for more than five bits, whose search takes longer and
+        whose scale matters less); "learned" starts there and trains the scale by the gradient of LSQ;
         "pow2" is the better neighbouring power of two of the closed form.
     name : for error messages.
 
@@ -41,13 +43,13 @@ class ESBWeightQuantizer(WeightQuantizer):
         if w holds NaN or infinity, or scale_mode is unknown.
     """
 
-    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined", refresh: int = 64,
-                 name: str = "weight"):
+    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined",
+                 refresh: int | None = None, name: str = "weight"):
         super().__init__(form, per_channel, name)
         if scale_mode not in SCALE_MODES:
             raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {scale_mode!r}")
         self.scale_mode = scale_mode
-        self.refresh = refresh
+        self.refresh = refresh or (REFRESH if form.bits <= 5 else 2 * REFRESH)
         self._age = 0
         self._held = None
         self._state = None

@@ -2,8 +2,8 @@
 
 Between two scales at which some weight changes its level, the levels q stay the same, and the best scale of that piece is
 the projection (w.q)/(q.q). A row of n weights has at most n times the number of level boundaries such pieces. `sweep`
-visits all of them. `grid` visits those of a dense grid of scales, and refines about the best. Long rows are smooth enough
-for that, but where a few weights hold nearly all that counts: those weights are swept too.
+visits all of them. `grid` visits those of a dense grid of scales, and refines about the best: many in short rows, where
+neighbouring pieces differ most. What counts is how many weights are not zero at all useful scales: the others are left out.
 
 Bound of a grid: a scale that is off by a factor 1 + d from the best one has at most 1 + d**2 * (signal-to-noise ratio)
 times its error, before it is projected.
@@ -12,6 +12,7 @@ times its error, before it is projected.
 import functools
 import math
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -22,13 +23,13 @@ SWEPT = 2048
 """Changes of level in a row up to which all pieces are visited."""
 HELD = 1 << 18
 """Values worked on at a time: what a search makes of so many stays in a CPU's cache."""
-LONG, SAMPLE = 2048, 128
-"""In rows longer than LONG, where each weight is rounded, the largest SAMPLE weights say which scales that clip nothing are
-worth a look."""
+LONG, SAMPLE = 2048, 512
+"""In rows longer than LONG, SAMPLE weights, half of them the largest, say which scales of a linear format that clip nothing
+are worth a look."""
 INWARD = 24
 """Scales of the grid that clip the largest weight."""
-PARTS = 8
-"""Scales by which each of the best of the grid is refined."""
+REFINED, PARTS = 6000, 4
+"""The best scales of a grid are refined, so many that their number times the row's length is REFINED, each by PARTS more."""
 
 
 def least_error_scales(rows: torch.Tensor, form: Format) -> torch.Tensor:
@@ -58,11 +59,42 @@ def _(rows, form):
 def _least_error_scales(rows, form):
     largest = rows.abs().amax(dim=1)
     safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-    pieces = rows.shape[1] * len(_sides(form)[0])
-    search, held = (sweep, max(pieces, rows.shape[1])) if pieces <= SWEPT else (_searched, rows.shape[1])
-    few = max(1, HELD // held)
-    units = torch.cat([search(part / size[:, None], form) for part, size in zip(rows.split(few), safe.split(few))])
+    held = min(max(rows.shape[1] * len(_sides(form)[0]), rows.shape[1]), HELD)
+    few = max(1, HELD // held if held <= SWEPT else HELD // rows.shape[1])
+    units = torch.cat([_unit_scales(part / size[:, None], form)
+                       for part, size in zip(rows.split(few), safe.split(few))])
     return torch.where(largest > 0, safe * units.to(rows.dtype), torch.ones_like(largest))
+
+
+def _unit_scales(rows, form):
+    """The scales (r,) of rows whose largest magnitude is one: by a sweep, or by a grid. Rows in which few weights are ever
+    more than zero are shortened to those."""
+    size = rows.shape[1]
+    if size * len(_sides(form)[0]) <= SWEPT:
+        return sweep(rows, form)
+    rows = rows.float()
+    scales, left = torch.ones_like(rows[:, 0]), torch.arange(len(rows), device=rows.device)
+    if form.contains(0):
+        smallest = float(_sides(form)[0][0].min())
+        counted = (rows.abs() > smallest / form.max * _least_reach(rows, form)[:, None]).sum(1)
+        short = SWEPT // len(_sides(form)[0])
+        while short <= size // 2 and len(left):
+            now = left[counted[left] <= short]
+            if len(now):
+                kept = rows[now].abs().topk(short, dim=1).indices
+                scales[now] = _unit_scales(rows[now].gather(1, kept), form).to(scales.dtype)
+                left = left[counted[left] > short]
+            short *= 2
+    if len(left):
+        scales[left] = grid(rows[left] if len(left) < len(rows) else rows, form)
+    return scales
+
+
+def _least_reach(rows, form):
+    """Below which the largest level, per largest weight, need not reach (r,). The largest weight alone costs (1 - reach)**2
+    where it is clipped, and a reach below the mean clips too much of all."""
+    error = _Rounded(rows, form)(torch.ones_like(rows[:1, 0]).expand(1, len(rows)) / form.max)[1][0]
+    return torch.maximum(rows.abs().mean(dim=1) / 2, 1 - error.sqrt())
 
 
 def sweep(rows: torch.Tensor, form: Format) -> torch.Tensor:
@@ -83,46 +115,29 @@ def sweep(rows: torch.Tensor, form: Format) -> torch.Tensor:
     return torch.where(gain.gather(1, best)[:, 0] > 0, scale, torch.ones_like(scale))
 
 
-def grid(rows: torch.Tensor, form: Format) -> tuple:
-    """(scale (r,), squared error (r,)) of float32 rows whose largest magnitude is one."""
+def grid(rows: torch.Tensor, form: Format) -> torch.Tensor:
+    """The scale (r,) of float32 rows whose largest magnitude is one."""
     fit = (_Sorted if _sorting_pays(rows.shape[1], form) else _Rounded)(rows, form)
     outward = torch.tensor(_outward(form), dtype=rows.dtype, device=rows.device)[:, None].expand(-1, len(rows))
-    first = fit(torch.ones_like(rows[:1, 0]).expand(1, len(rows)) / form.max)[1][0]
-    # The largest weight alone costs (1 - reach)**2 where it is clipped; a reach below the mean clips too much of all.
-    lowest = torch.maximum(rows.abs().mean(dim=1) / 2, 1 - first.sqrt()).clamp(max=0.99).log()
-    inward = lowest * torch.linspace(1, 0, INWARD + 1, device=rows.device)[:-1, None]
+    inward = (_least_reach(rows, form).clamp(max=0.99).log()
+              * torch.linspace(1, 0, INWARD + 1, device=rows.device)[:-1, None])
     reach = torch.cat([inward, outward])  # log of the largest level per largest weight
     gaps = F.pad(reach.diff(dim=0), (0, 0, 1, 1)).unfold(0, 2, 1)  # to both neighbours
-    if isinstance(fit, _Rounded) and rows.shape[1] > LONG:
-        sample = _Rounded(rows.gather(1, rows.abs().topk(SAMPLE, dim=1).indices), form)
-        promising = sample(outward.exp() / form.max)[1].topk(min(8, len(outward)), dim=0, largest=False).indices
+    if isinstance(form, Signed | Unsigned) and rows.shape[1] > LONG:
+        sample = torch.cat([rows.gather(1, rows.abs().topk(SAMPLE // 2, dim=1).indices),
+                            rows[:, ::2 * rows.shape[1] // SAMPLE]], dim=1)
+        errors = _Rounded(sample, form)(outward.exp() / form.max)[1]
+        promising = errors.topk(min(24, len(outward)), dim=0, largest=False).indices
         taken = torch.cat([torch.arange(INWARD, device=rows.device)[:, None].expand(-1, len(rows)), INWARD + promising])
         reach, gaps = reach.gather(0, taken), gaps.gather(0, taken[:, :, None].expand(-1, -1, 2))
     scales, errors = fit(reach.exp() / form.max)
-    # Neighbouring scales of short rows differ more.
-    best = errors.topk(min(len(reach), max(4, 6000 // rows.shape[1])), dim=0, largest=False).indices
+    best = errors.topk(min(len(reach), max(16, REFINED // rows.shape[1])), dim=0, largest=False).indices
     middle, (before, after) = reach.gather(0, best), gaps.gather(0, best[:, :, None].expand(-1, -1, 2)).unbind(2)
     parts = torch.arange(1, PARTS // 2 + 1, device=rows.device)[:, None, None] / PARTS
     near = torch.cat([middle - parts * before, middle + parts * after]).flatten(0, 1)
     found = fit(near.exp() / form.max)
     scales, errors = torch.cat([scales, found[0]]), torch.cat([errors, found[1]])
-    best = errors.argmin(dim=0, keepdim=True)
-    scale, error = fit(scales.gather(0, best))
-    return scale[0], error[0]
-
-
-def _searched(rows: torch.Tensor, form: Format) -> torch.Tensor:
-    """`grid`, and `sweep` of the few weights of a row that hold nearly all; the better one of each row."""
-    rows = rows.float()
-    scale, error = grid(rows, form)
-    held = max(1, SWEPT // len(_sides(form)[0]))
-    few = rows.gather(1, rows.abs().topk(held, dim=1).indices)
-    rest = rows.square().sum(1) - few.square().sum(1)
-    chosen = (rest <= error).nonzero()[:, 0]
-    if len(chosen):
-        other, least = _Rounded(rows[chosen], form)(sweep(few[chosen], form).float()[None])
-        scale[chosen] = torch.where(least[0] < error[chosen], other[0], scale[chosen])
-    return scale
+    return fit(scales.gather(0, errors.argmin(dim=0, keepdim=True)))[0][0]
 
 
 @functools.cache
@@ -145,15 +160,12 @@ def _sides(form: Format) -> tuple:
 @functools.cache
 def _outward(form: Format) -> tuple:
     """Logarithms of how far the largest level reaches, per largest weight, from one on: where the largest weight is a
-    level, and steps of 9 percent. Twice a level of linear and ESB sets is a level, so that a reach above two is no better
-    than its half there."""
+    level, and in steps that are the smaller the more levels there are. Twice a level of linear and ESB sets is a level, so
+    that a reach above two is no better than its half there."""
     furthest = 2.0 if isinstance(form, ESB | Signed | Unsigned) else form.max / min(v for v in form.levels if v > 0)
-    reaches = {form.max / int(v) for v in form.levels[-256:] if v > 0 and form.max / int(v) <= furthest}
-    step = 1.0
-    while step <= furthest:
-        reaches.add(step)
-        step *= 1.09
-    return tuple(math.log(reach) for reach in sorted(reaches))
+    levels = form.levels[-256:]
+    reaches = {math.log(form.max / int(v)) for v in levels if v > 0 and form.max / int(v) <= furthest}
+    return tuple(sorted(reaches | set(np.arange(0, math.log(furthest), 1.5 / len(levels)).tolist())))
 
 
 def _sorting_pays(size: int, form: Format) -> bool:
