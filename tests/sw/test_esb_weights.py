@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esbflow.numbers import ESB, Binary, Codebook, Signed
-from esbflow.quant import esb
+from esbflow.quant import scale_search
 from esbflow.quant.base import Quantizer, round_to_levels
 from esbflow.quant.esb import ESBWeightQuantizer
 from tests.sw.quantizers import gaussian
@@ -64,7 +64,7 @@ def test_a_refined_scale_is_never_worse_than_the_closed_form(seed, size, form, k
 def test_searching_a_few_rows_at_a_time_changes_no_scale(monkeypatch, shape):
     w = gaussian(*shape) * torch.linspace(0.1, 3, shape[0])[:, None]
     whole = ESBWeightQuantizer(ESB(4, 1)).eval().scale(w)
-    monkeypatch.setattr(esb, "_CACHED", 64)  # two rows of 30; less than one of 200
+    monkeypatch.setattr(scale_search, "HELD", 64)  # two rows of 30; less than one of 200
     assert torch.equal(ESBWeightQuantizer(ESB(4, 1)).eval().scale(w), whole)
 
 

@@ -23,6 +23,12 @@ def add_parser(commands) -> None:
     parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
                         help="do not train at low bits: calibrate and correct with so many images, without labels")
+    parser.add_argument("--rounding", metavar="HOW", help="of weights, with --post-training: outputs (keep what layers "
+                        "give: GPTQ; the default) or nearest")
+    parser.add_argument("--ranges", metavar="HOW", help="of activations, with --post-training: error (the scale of least "
+                        "error; the default) or a percentile of the magnitudes, such as 99.9")
+    parser.add_argument("--equalize", action="store_true",
+                        help="with --post-training: first share the ranges of channels between neighbouring layers")
     parser.add_argument("--float", dest="float_model", metavar="FILE",
                         help="the float.pt of an earlier run, in place of training in real numbers")
     parser.add_argument("--teacher-cache", metavar="FILE",
@@ -48,14 +54,30 @@ def run(arguments) -> None:
         overrides=_overrides(arguments.overrides))
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
-                            post_training=arguments.post_training, device=arguments.device, precision=arguments.precision,
-                            compiled=arguments.compile, teacher_cache=arguments.teacher_cache, engine=arguments.engine)
+                            post_training=arguments.post_training, how=_how(arguments), device=arguments.device,
+                            precision=arguments.precision, compiled=arguments.compile, teacher_cache=arguments.teacher_cache,
+                            engine=arguments.engine)
     if arguments.results:
         _write_record(arguments, metrics)
     show(arguments, metrics, lambda m: print_table(
         f"{m['network']} on {m['images']} test images of {m['data']}, {m['seconds']} s", ("computed in", "top-1 %"),
         [("real numbers", f"{m['float_top1']:.2f}"), ("fake quantization", f"{m['fake_quant_top1']:.2f}"),
          ("integers", f"{m['graph_top1']:.2f}")]))
+
+
+def _how(arguments):
+    """What the options say of training nothing."""
+    from esbflow.training.post_training import PostTraining
+
+    said = {name: getattr(arguments, name) for name in ("rounding", "ranges", "equalize") if getattr(arguments, name)}
+    if said and not arguments.post_training:
+        raise ValueError(f"--{next(iter(said))} is for --post-training; give the number of images with it")
+    if said.get("ranges", "error") != "error":
+        try:
+            said["ranges"] = float(said["ranges"])
+        except ValueError:
+            pass  # refused below, by what it is
+    return PostTraining(**said)
 
 
 def _overrides(path: str | None) -> tuple | None:
@@ -82,7 +104,7 @@ def _write_record(arguments, metrics: dict) -> None:
 
     said = {name: getattr(arguments, name) for name in (
         "epochs", "batch", "rate", "sharpness", "weights", "activations", "first_weights", "last_weights", "scale_mode",
-        "overrides", "post_training", "images")}
+        "overrides", "post_training", "rounding", "ranges", "equalize", "images")}
     said.update(said_of_machine(arguments.device, arguments.precision, arguments.compile))
     said["seed"] = arguments.seed or None
     said["float"] = arguments.float_model

@@ -12,12 +12,11 @@ from esbflow.numbers import Format
 from esbflow.quant.base import round_to_levels, straight_through
 from esbflow.quant.dda import optimal_scale
 from esbflow.quant.lsq import learned_values
-from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, project
+from esbflow.quant.scale_search import least_error_scales
+from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale
 
 SCALE_MODES = ("closed_form", "laplace", "refined", "learned", "pow2")
-_FACTORS = torch.linspace(0.4, 1.5, 23)
-_CACHED = 1 << 18
-"""Weights searched at a time on a CPU: what a search makes of so many stays in its cache, AlexNet's 38 million do not."""
+REFRESH = 64
 
 
 class ESBWeightQuantizer(WeightQuantizer):
@@ -28,9 +27,10 @@ class ESBWeightQuantizer(WeightQuantizer):
     form : Format
     per_channel : one scale for each index of axis 0, else one for the tensor.
     scale_mode : "closed_form" is the Gaussian optimum times the standard deviation, "laplace" that of a Laplacian;
-        "refined" searches 23 scales about it on the tensor itself and projects (better for few weights or heavy tails),
-        again every `refresh` forward passes in training; "learned" starts there and trains the scale by the gradient of
-        LSQ; "pow2" is the better neighbouring power of two of the closed form.
+        "refined" is the scale of least error of the tensor itself, searched over its whole range (scale_search.py), again
+        every `refresh` forward passes in training (None: 64, or 128 for more than five bits, whose search takes longer and
+        whose scale matters less); "learned" starts there and trains the scale by the gradient of LSQ;
+        "pow2" is the better neighbouring power of two of the closed form.
     name : for error messages.
 
     Shapes: w (out, ...) -> same shape; scale (out, 1, ...) or (1, 1, ...).
@@ -43,13 +43,13 @@ class ESBWeightQuantizer(WeightQuantizer):
         if w holds NaN or infinity, or scale_mode is unknown.
     """
 
-    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined", refresh: int = 64,
-                 name: str = "weight"):
+    def __init__(self, form: Format, per_channel: bool = True, scale_mode: str = "refined",
+                 refresh: int | None = None, name: str = "weight"):
         super().__init__(form, per_channel, name)
         if scale_mode not in SCALE_MODES:
             raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {scale_mode!r}")
         self.scale_mode = scale_mode
-        self.refresh = refresh
+        self.refresh = refresh or (REFRESH if form.bits <= 5 else 2 * REFRESH)
         self._age = 0
         self._held = None
         self._state = None
@@ -104,22 +104,7 @@ class ESBWeightQuantizer(WeightQuantizer):
         return (round_to_levels(rows / scale[:, None], self.form) * scale[:, None] - rows).square().sum(dim=1)
 
     def _search(self, rows: torch.Tensor) -> torch.Tensor:
-        """The best of the scales about the closed form, (rows,); rows do not depend on each other."""
-        if rows.numel() > _CACHED and rows.device.type == "cpu":
-            few = max(1, _CACHED // rows.shape[1])
-            return torch.cat([self._search_few(part) for part in rows.split(few)])
-        return self._search_few(rows)
-
-    def _search_few(self, rows: torch.Tensor) -> torch.Tensor:
-        base = self._closed_form(rows)
-        best, least = base, self._error(rows, base)
-        for factor in _FACTORS.tolist():
-            candidate = base * factor
-            projected = project(rows, round_to_levels(rows / candidate[:, None], self.form), candidate)
-            error = self._error(rows, projected)
-            better = error < least
-            best, least = torch.where(better, projected, best), torch.where(better, error, least)
-        return best
+        return exact_scale(rows, least_error_scales(rows, self.form), self.form)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.scale_mode}"

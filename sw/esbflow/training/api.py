@@ -25,7 +25,7 @@ from esbflow.training import record
 from esbflow.training.bit_costs import pass_cycles
 from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
-from esbflow.training.post_training import post_train
+from esbflow.training.post_training import PostTraining, post_train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
 from esbflow.training.run_state import Interrupted, checksum
 from esbflow.training.teacher_cache import CachedTeacher
@@ -34,14 +34,14 @@ from esbflow.training.teacher_cache import CachedTeacher
 def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | None = None, seed: int = 0,
                   train_images: int | None = None, test_images: int | None = None, resume: bool = False,
                   progress: bool = True, float_model: Path | None = None, post_training: int | None = None,
-                  device: str | None = None, precision: str = "float32", compiled: bool = False,
-                  teacher_cache: Path | None = None, engine: str = DEFAULT_ENGINE) -> dict:
+                  how: PostTraining = PostTraining(), device: str | None = None, precision: str = "float32",
+                  compiled: bool = False, teacher_cache: Path | None = None, engine: str = DEFAULT_ENGINE) -> dict:
     """Train, quantize, train on, export; writes float.pt, model.pt, graph.npz and metrics.json into `out`.
 
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
     `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. With `post_training`
-    the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels. An
-    interrupted run leaves checkpoints in `out`, from which `resume` goes on; without it they are not overwritten. Names in
+    the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels, as
+    `how` says. An interrupted run leaves checkpoints in `out`, from which `resume` goes on; without it they are not overwritten. Names in
     the recipe are checked before anything is trained. `teacher_cache` is a file for what the teacher
     says, so that later runs need not ask it again (see teacher_cache.py). Learned bits cost what they cost on `engine`
     (see bit_costs.py).
@@ -84,7 +84,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
         save_float_model(model.cpu(), recipe.network, out / "float.pt")
         if post_training:
-            model = post_train(model, quant, images[:post_training], report=print if progress else None)
+            model = post_train(model, quant, images[:post_training], how, print if progress else None)
         else:
             teacher = _teacher(recipe, model, teacher_cache)
             model = _quantized(model, quant, images, engine)

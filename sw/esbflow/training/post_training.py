@@ -1,40 +1,72 @@
-"""Quantization without training, from a few hundred images: scales by search, batch norms and biases
-corrected.
+"""Quantization without training, from a few hundred unlabelled images: scales by search, weights rounded so that outputs
+stay, batch norms and biases corrected.
 
-Sources: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2 (the
-empirical bias correction); Nahshan et al., "Loss Aware Post-training Quantization", 2021, for scales of least error as the
-start. Labels are not needed.
+Sources: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, sections 4.1
+(equalize.py) and 4.2 (the empirical bias correction); Frantar et al., "GPTQ", ICLR 2023 (gptq.py).
 """
 
 import copy
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import round_to_levels
 from esbflow.quant.convert import quantize, real_layers
 from esbflow.quant.recipe import Recipe, recipe_of
-from esbflow.training.loop import calibrate, normalise
+from esbflow.quant.scale_search import least_error_scales
+from esbflow.training import gptq
+from esbflow.training.equalize import equalize
+from esbflow.training.lockstep import has_weights, in_parts, walk
+from esbflow.training.loop import calibrate, checked_images, normalise
 
 SAMPLES = 200_000
 """Values of one tensor that the search for a scale looks at."""
-FACTORS = np.concatenate([np.linspace(0.3, 1.0, 15), np.linspace(1.1, 2.5, 15)])
-BATCH = 100
+ROUNDINGS = ("outputs", "nearest")
 
 
-def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, batch_norms: bool = True, biases: bool = True,
-               report=None, shape: tuple | None = None) -> fx.GraphModule:
+@dataclass(frozen=True)
+class PostTraining:
+    """What is done to a network that is not trained.
+
+    Parameters
+    ----------
+    rounding : of weights: "outputs" keeps what a layer gives (GPTQ, on the inputs that the quantized layers before it give),
+        "nearest" keeps the weights.
+    ranges : of activations: "error" is the scale of least squared error on the images; a percentile (such as 99.9) puts the
+        largest level at that percentile of the magnitudes.
+    equalize : first share ranges of channels between neighbouring layers (cross-layer equalization).
+    batch_norms : move the statistics of batch norms by what quantization has moved them.
+    biases : shift each layer without a batch norm behind it by what quantization has moved its mean output.
+
+    Raises
+    ------
+    ValueError
+        for an unknown rounding or range, naming the known ones.
+    """
+
+    rounding: str = "outputs"
+    ranges: str | float = "error"
+    equalize: bool = False
+    batch_norms: bool = True
+    biases: bool = True
+
+    def __post_init__(self):
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+        if self.ranges != "error" and (isinstance(self.ranges, str) or not 0 < self.ranges <= 100):
+            raise ValueError(f"ranges must be error or a percentile above 0 and up to 100, not {self.ranges!r}")
+
+
+def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, how: PostTraining = PostTraining(), report=None,
+               shape: tuple | None = None) -> fx.GraphModule:
     """Quantize a trained model by `recipe` with the help of unlabelled images; the model itself is left as it is.
 
     Parameters
     ----------
     model : a trained network in real numbers.
-    images : uint8 (n, c, h, w), a few hundred.
-    batch_norms : move the statistics of batch norms by what quantization has moved them.
-    biases : shift each layer without a batch norm behind it by what quantization has moved its mean output.
+    images : uint8 (n, c, h, w), a few hundred. All go through a layer together: their largest map must fit into memory.
     report : called with a sentence at each stage, or None.
     shape : as for `quantize`.
 
@@ -46,100 +78,75 @@ def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, batch_norms
         if there are no images.
     """
     say = report or (lambda text: None)
-    real = real_layers(copy.deepcopy(model).eval(), shape).eval()
-    quantized = quantize(copy.deepcopy(model).eval(), recipe, shape).eval()
+    images, model = checked_images(model, images, "calibrate on"), copy.deepcopy(model).eval()
+    if how.equalize:
+        # Layers of the traced model share the parameters of the copy.
+        say(f"equalize {equalize(real_layers(model, shape))} pairs of layers")
+    real, quantized = real_layers(copy.deepcopy(model), shape).eval(), quantize(model, recipe, shape).eval()
     say(f"calibrate on {len(images)} images")
     calibrate(quantized, images, recipe.mean, recipe.std)
-    say("search for scales of least error")
-    search_scales(quantized, images)
-    if batch_norms:
-        say("correct batch norms")
-        correct_batch_norms(quantized, real, images)
-    if biases:
-        say("correct biases")
-        correct_biases(quantized, real, images)
+    say("round and correct layer by layer")
+    correct(quantized, real, images, how)
     return quantized.eval()
 
 
-def _batches(images, recipe):
-    for i in range(0, len(images), BATCH):
-        yield normalise(images[i:i + BATCH], recipe.mean, recipe.std)
-
-
-@contextmanager
-def _watched(modules: dict, watch):
-    """Call watch(name, module, inputs, output) at each forward pass of the modules."""
-    hooks = [module.register_forward_hook(lambda m, i, o, name=name: watch(name, m, i, o))
-             for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @torch.no_grad()
-def search_scales(model: fx.GraphModule, images: np.ndarray) -> None:
-    """Give each activation quantizer, in the order of the network, the scale of least squared error on the images."""
+def correct(model: fx.GraphModule, real: fx.GraphModule, images: np.ndarray, how: PostTraining) -> None:
+    """Improve a calibrated model in place, layer by layer in the order of the network, each on the inputs that the layers
+    before it, corrected by then, give."""
     recipe, _ = recipe_of(model)
-    quantizers = {name: q for name, q in model.quantizers.items() if type(q) is ActivationQuantizer and bool(q.seen)}
-    for name, quantizer in quantizers.items():
-        seen = []
+    followed = {node.target for node in model.graph.nodes if _norm_follows(node, dict(model.named_modules()))}
+    done = set()
 
-        def watch(_, module, inputs, output, seen=seen):
-            flat = inputs[0].reshape(-1)
-            seen.append(flat[::max(1, flat.numel() * (len(images) // BATCH + 1) // SAMPLES)].clone())
+    def visit(name, module, inputs, wanted):
+        if name in done:
+            return
+        done.add(name)
+        if type(module) is ActivationQuantizer and bool(module.seen):
+            module.step.copy_(activation_scale(inputs, module, how.ranges))
+        elif has_weights(module) and wanted is not None:
+            if how.rounding == "outputs":
+                gptq.round_weights(module, inputs)
+            if how.biases and name not in followed:
+                _correct_bias(module, in_parts(lambda _, args, __: module(*args), name, (inputs,), {}), wanted[1])
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.track_running_stats and how.batch_norms:
+            _correct_norm(module, inputs, wanted[0])
 
-        with _watched({name: quantizer}, watch):
-            for x in _batches(images, recipe):
-                model(x)
-        quantizer.step.copy_(best_scale(torch.cat(seen), quantizer))
+    walk(model, real, normalise(images, recipe.mean, recipe.std), visit)
 
 
-def best_scale(values: torch.Tensor, quantizer: ActivationQuantizer) -> torch.Tensor:
-    """The scale of least squared error for values (n,), of 30 about the present one."""
+def activation_scale(values: torch.Tensor, quantizer: ActivationQuantizer, ranges: str | float) -> torch.Tensor:
+    """The scale () of values of any shape, by least squared error or by a percentile of magnitudes. Zeros keep the present
+    one."""
+    values = values.reshape(-1)
+    values = values[::max(1, len(values) // SAMPLES)]
     values = values if quantizer.form.signed else values.clamp(min=0)
-    present = float(quantizer.real_scale())
-    errors = []
-    for factor in FACTORS.tolist():
-        scale = present * factor
-        errors.append(float((round_to_levels(values / scale, quantizer.form) * scale - values).square().sum()))
-    return torch.tensor(present * float(FACTORS[int(np.argmin(errors))]))
+    if not values.any():
+        return quantizer.step.detach()
+    if ranges == "error":
+        return least_error_scales(values[None], quantizer.form)[0]
+    place = max(1, round(len(values) * ranges / 100))
+    reached = values.abs().kthvalue(place).values
+    return (reached if reached > 0 else values.abs().max()) / quantizer.form.max
 
 
-@torch.no_grad()
-def correct_batch_norms(model: fx.GraphModule, real: nn.Module, images: np.ndarray) -> None:
-    """Move running means and variances by what quantization has moved them on the images, layer by layer.
+def _correct_norm(norm, inputs, wanted) -> None:
+    """Move running mean and variance by what quantization has moved them on the images.
 
     The difference of two networks on the same images is far less noisy than statistics estimated anew: on 300 CIFAR-10
     images those cost ResNet-20 five points, this gains.
     """
-    recipe, _ = recipe_of(model)
-    norms = {name: m for name, m in model.named_modules()
-             if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.track_running_stats}
-    reference = dict(real.named_modules())
-    wanted = _moments(real, {name: reference[name] for name in norms}, images, recipe)
-    for name, norm in norms.items():
-        mean, variance = _moments(model, {name: norm}, images, recipe)[name]
-        norm.running_mean += mean - wanted[name][0]
-        norm.running_var *= ((variance + norm.eps) / (wanted[name][1] + norm.eps)).clamp(0.1, 10)
+    (mean, variance), (real_mean, real_variance) = _moments(inputs), _moments(wanted)
+    norm.running_mean += (mean - real_mean).float()
+    norm.running_var *= ((variance + norm.eps) / (real_variance + norm.eps)).clamp(0.1, 10).float()
 
 
-@torch.no_grad()
-def correct_biases(model: fx.GraphModule, real: nn.Module, images: np.ndarray) -> None:
-    """Add to the bias of each layer without a batch norm behind it the mean that quantization took away, layer by layer."""
-    recipe, _ = recipe_of(model)
-    modules, reference = dict(model.named_modules()), dict(real.named_modules())
-    names = [node.target for node in model.graph.nodes if node.op == "call_module"
-             and hasattr(modules[node.target], "weight_quantizer") and not _norm_follows(node, modules)]
-    wanted = _moments(real, {name: reference[name] for name in names}, images, recipe, of_output=True)
-    for name in names:
-        layer = modules[name]
-        found = _moments(model, {name: layer}, images, recipe, of_output=True)[name]
-        shift = wanted[name][0] - found[0]
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros_like(shift))
-        layer.bias += shift
+def _correct_bias(layer, found, wanted) -> None:
+    """Add to the bias the mean that quantization took away."""
+    shift = (_moments(wanted)[0] - _moments(found)[0]).float()
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(shift))
+    layer.bias += shift
 
 
 def _norm_follows(node, modules) -> bool:
@@ -147,20 +154,9 @@ def _norm_follows(node, modules) -> bool:
                for user in node.users)
 
 
-def _moments(model, layers: dict, images, recipe, of_output: bool = False) -> dict:
-    """{name: (mean, variance) of each channel (c,)} of the layers' inputs, or outputs, over the images."""
-    sums = {name: [0.0, 0.0, 0] for name in layers}
-
-    def watch(name, module, inputs, output):
-        values = (output if of_output else inputs[0]).double()
-        axes = [axis for axis in range(values.dim()) if axis != 1]
-        sums[name][0] = sums[name][0] + values.sum(dim=axes)
-        sums[name][1] = sums[name][1] + values.square().sum(dim=axes)
-        sums[name][2] += values.numel() // values.shape[1]
-
-    with _watched(layers, watch):
-        for x in _batches(images, recipe):
-            model(x)
-    means = {name: total / count for name, (total, _, count) in sums.items()}
-    return {name: (means[name].float(), (squares / count - means[name].square()).float())
-            for name, (_, squares, count) in sums.items()}
+def _moments(values) -> tuple:
+    """(mean, variance) of each channel (c,), float64."""
+    values = values.double()
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    mean = values.mean(dim=axes)
+    return mean, (values.square().mean(dim=axes) - mean.square()).clamp(min=0)
