@@ -41,8 +41,8 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     Returns the metrics: float_top1, fake_quant_top1 and graph_top1 in percent on the test images, `images`, `seconds`,
     `seed` and sizes. `float_model` is the float.pt of an earlier run, in place of the first stage. With `post_training`
     the low-bit stage trains nothing: scales and corrections come from so many training images, without their labels, as
-    `how` says. An interrupted run leaves checkpoints in `out`, from which `resume` goes on; without it they are not overwritten. Names in
-    the recipe are checked before anything is trained. `teacher_cache` is a file for what the teacher
+    `how` says. An interrupted run leaves checkpoints in `out`, from which `resume` goes on; without it they are not
+    overwritten. Names in the recipe are checked before anything is trained. `teacher_cache` is a file for what the teacher
     says, so that later runs need not ask it again (see teacher_cache.py). Learned bits cost what they cost on `engine`
     (see bit_costs.py).
 
@@ -65,8 +65,8 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
     kept = [path for path in checkpoints if path.exists()]
     if kept and not resume:
-        raise ValueError(f"{out} keeps a training that was interrupted ({', '.join(path.name for path in kept)}); go on with "
-                         f"it with --resume, or train into another folder, or remove {' and '.join(map(str, kept))}")
+        raise ValueError(f"{out} keeps a training that was interrupted ({', '.join(path.name for path in kept)}); go on "
+                         f"with it with --resume, or train into another folder, or remove {' and '.join(map(str, kept))}")
     with _kept(checkpoints):
         torch.manual_seed(seed)
         model = NETWORKS[recipe.network]()
