@@ -1,6 +1,7 @@
 """From an EngineConfig to RTL: `engine.v` and `engine.json`."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")  # an old system Yosys would be picked otherwise
@@ -16,6 +17,7 @@ from esbhw.engine.engine import Engine  # noqa: E402
 TOP = "esb_engine"
 
 
+@lru_cache(maxsize=4)
 def rtlil(config: EngineConfig) -> str:
     """The engine as Yosys RTLIL, hierarchical; what simulation and synthesis start from."""
     engine = Engine(config)

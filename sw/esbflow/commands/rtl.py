@@ -43,7 +43,8 @@ def _resources(config, flat: bool, quiet: bool) -> dict:
 
     with progress_bar(f"synthesize {config.name}", None, quiet) as update:
         mapped = synthesize_rtlil(rtlil(config), TOP, update, flatten=flat)
-    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
+    depth = logic_depth.depths(mapped, TOP)
+    depth = {"whole engine": depth[""]} if flat else logic_depth.by_block(depth)
     return add_up(mapped, TOP, per_block=not flat).to_dict() | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 
 
