@@ -1,6 +1,7 @@
 """From an EngineConfig to RTL: `engine.v` and `engine.json`."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")  # an old system Yosys would be picked otherwise
@@ -17,6 +18,7 @@ from esbhw.target import Target  # noqa: E402
 TOP = "esb_engine"
 
 
+@lru_cache(maxsize=4)
 def rtlil(config: EngineConfig, target: str = "generic") -> str:
     """The engine as Yosys RTLIL, hierarchical; what simulation and synthesis start from."""
     chosen = Target(target)

@@ -34,6 +34,7 @@ class Netlist:
         for name, net in found["netnames"].items():
             if net["hide_name"] or name.startswith("$"):
                 continue
+            name = name.replace("<", "[").replace(">", "]")  # as it is in the RTL: see synthesis.without_brackets
             for i, bit in enumerate(net["bits"]):
                 label = name if len(net["bits"]) == 1 else f"{name}[{i}]"
                 if isinstance(bit, int) and (bit not in names or len(label) < len(names[bit])):
@@ -51,6 +52,18 @@ class Netlist:
     def save(self, path: Path) -> None:
         content = {"ports": self.ports, "cells": self.cells, "names": self.names}
         Path(path).write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), compresslevel=3, mtime=0))
+
+    def driven_twice(self) -> str | None:
+        """The name of a net that two registers or LUTs drive, if there is one: there is none unless Yosys erred."""
+        seen = set()
+        for kind, pins in self.cells.values():
+            if kind.startswith(("FD", "LUT", "INV", "CARRY")):
+                for pin in ("Q", "O", "O5", "O6", "CO"):
+                    for bit in pins.get(pin, ()):
+                        if isinstance(bit, int) and bit in seen:
+                            return self.names.get(bit, f"net {bit}")
+                        seen.add(bit)
+        return None
 
     def counts(self) -> Counter:
         """Cells by type, children among them."""

@@ -132,7 +132,7 @@ def synthesize_rtlil(text: str, top: str, progress=None, cache: Path | None = No
     """Every module of a design, synthesized: {module name: Mapped}; only the top, with all in it, if `flatten`."""
     folder = Path(cache or cache_folder()) / "synthesis"
     folder.mkdir(parents=True, exist_ok=True)
-    modules = normalise_ports(split_modules(text))
+    modules = normalise_ports(split_modules(without_brackets(text)))
     if top not in modules:
         raise SynthesisError(f"the design has no module named {top}")
     tool = _tool()
@@ -180,6 +180,8 @@ def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
             raise SynthesisError(f"Yosys could not synthesize a module of the engine:\n{error}") from None
         for job in group:
             netlist = Netlist.from_yosys(json.loads((work / f"{job.key}.json").read_text()), job.name)
+            if netlist.driven_twice():
+                raise SynthesisError(f"Yosys joined two nets of a module: {netlist.driven_twice()} is driven twice")
             netlist.save(work / "netlist")
             (work / "netlist").replace(folder / f"{job.key}.netlist.gz")
             (work / "counts").write_text(json.dumps({"cells": netlist.counts(), "pairs": lut6_2_pairs(netlist)}))
@@ -199,6 +201,17 @@ def split_modules(text: str) -> dict:
     """RTLIL text -> {module name: its text}, names without the leading backslash."""
     found = re.finditer(r"^module \\?(\S+)\n.*?^end$", text, re.MULTILINE | re.DOTALL)
     return {match.group(1): match.group(0) for match in found}
+
+
+def without_brackets(text: str) -> str:
+    """The same design with < and > in place of [ and ] in names.
+
+    Amaranth names an element of an array `regions[1]`, and Yosys 0.70's abc9 takes bit 0 of it for bit 1 of `regions`.
+
+    >>> print(without_brackets(r"connect \\regions[1].base \\regions [108:69]"))
+    connect \\regions<1>.base \\regions [108:69]
+    """
+    return re.sub(r"\\\S*\[\S*", lambda name: name.group(0).replace("[", "<").replace("]", ">"), text)
 
 
 def normalise_ports(modules: dict) -> dict:

@@ -79,6 +79,7 @@ def test_rtl_writes_verilog_and_manifest(esbflow, tmp_path):
     assert engine(str(tmp_path / "engine" / "engine.json")) == CONFIG
     assert content["resources"]["dsp"] == content["resources"]["latches"] == 0
     assert content["resources"]["blocks"]["array"]["lut"] > 0
+    assert content["resources"]["depth"]["array"]["levels"] > 0
     assert json.loads((tmp_path / "engine" / "resources.json").read_text()) == content["resources"]
 
 

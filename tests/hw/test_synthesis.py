@@ -151,6 +151,17 @@ def test_ports_that_amaranth_numbers_are_named_in_order(tmp_path):
     assert not add_up(synthesize_rtlil(NUMBERED, "whole", None, tmp_path, flatten=True), "whole", per_block=False).lut > 4
 
 
+def test_names_with_brackets_are_no_bits_of_another_wire():
+    text = "connect \\regions[1].base$3 \\regions [108:69]\n  wire width 69 \\regions[1]\n"
+    assert synthesis.without_brackets(text) == text.replace("regions[1]", "regions<1>")
+
+
+def test_a_net_that_two_registers_drive_is_found():
+    cells = {"a": ("FDRE", {"C": [1], "D": [2], "Q": [3]}), "b": ("FDRE", {"C": [1], "D": [2], "Q": [4]})}
+    assert Netlist({}, cells, {4: "regions[1]"}).driven_twice() is None
+    assert Netlist({}, cells | {"c": ("LUT1", {"I0": [2], "O": [4]})}, {4: "regions[1]"}).driven_twice() == "regions[1]"
+
+
 def test_primitives_that_the_rtl_instantiates_are_kept_and_counted(tmp_path):
     m = Module()
     a, o, we = Signal(48), Signal(40), Signal()

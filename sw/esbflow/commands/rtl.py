@@ -45,7 +45,8 @@ def _resources(config, arguments) -> dict:
 
     with progress_bar(f"synthesize {config.name}", None, arguments.json) as update:
         mapped = synthesize_rtlil(rtlil(config, arguments.target), TOP, update, flatten=arguments.flat)
-    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
+    depth = logic_depth.depths(mapped, TOP)
+    depth = {"whole engine": depth[""]} if arguments.flat else logic_depth.by_block(depth)
     resources = add_up(mapped, TOP, per_block=not arguments.flat).to_dict()
     return resources | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 

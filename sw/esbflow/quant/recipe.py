@@ -103,8 +103,8 @@ class Recipe:
         for mean, std, row in zip(self.mean, self.std, self.input_table(len(self.mean))):
             codes = len(np.unique(row))
             if codes < few_codes(form):
-                raise ValueError(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they are "
-                                 "of pixels divided by 255, so that a mean is in 0..1; divide both by 255")
+                raise ValueError(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they "
+                                 "are of pixels divided by 255, so that a mean is in 0..1; divide both by 255")
 
     def weight_quantizer(self, name: str, first: bool, last: bool, also: tuple = ()) -> WeightQuantizer:
         """The quantizer of the weights of the layer called `name`, and by the names in `also`."""

@@ -1,0 +1,79 @@
+"""The records of engines are those of today's configurations, and README and page are made of them."""
+
+from pathlib import Path
+
+import pytest
+
+from esbflow.engine_config import ENGINES
+from esbflow.reports.marks import filled
+from esbhw import performance, performance_page, yosys
+from esbhw.synthesis import Resources, synthesize
+
+ROOT = Path(__file__).parents[2]
+RECORDS = performance.read(ROOT / "docs" / performance.RESULTS / performance.ENGINES_FILE)
+RECORD = {"rows": 16, "cols": 32, "lut": 20_000, "lutram": 1_000, "pairs": 4_000, "ff": 30_000, "carry8": 10.5, "bram36": 7.5,
+          "dsp": 0, "depth": {"array": {"levels": 3, "carry": 48}, "fetch": {"levels": 4, "carry": 2}}, "tool": "t 1",
+          "command": "c"}
+
+
+def test_every_named_engine_has_a_record_of_its_configuration():
+    assert {name: r["hash"] for name, r in RECORDS.items()} == {
+        name: f"{config.hash:016x}" for name, config in ENGINES.items()}, "run: make bench"
+    for record in RECORDS.values():
+        assert record["dsp"] == record["latches"] == 0
+
+
+def test_the_readme_has_the_table_of_the_records():
+    table = filled((ROOT / "README.md").read_text(), performance_page.MARK)
+    assert table == performance_page.readme_table(RECORDS), "run: make docs"
+
+
+def test_the_smallest_engine_is_as_its_record_says():
+    tool = yosys.require()
+    if RECORDS["tiny4x4"]["tool"] != f"{tool.package} {tool.version}":
+        pytest.skip("the record was made with another Yosys")
+    found = synthesize(ENGINES["tiny4x4"]).to_dict()
+    assert {name: RECORDS["tiny4x4"][name] for name in found if name != "seconds"} == {
+        name: value for name, value in found.items() if name != "seconds"}, "run: make bench"
+
+
+def test_density_is_operations_a_second_over_luts():
+    assert performance.gops(RECORD, 250) == 256  # 512 lanes, 2 operations, 250 MHz
+    assert performance.density(RECORD, 250) == pytest.approx(12.8)  # over 20 kLUT
+    assert performance.density(RECORD, 300, 16_000) == pytest.approx(19.2)
+    published = {(name, bits): value for name, bits, value, _, _ in performance_page.PUBLISHED}
+    assert published["BISMO", "W4A4"] == pytest.approx(13.64, abs=0.01)
+    assert published["BISMO", "W2A2"] == pytest.approx(54.56, abs=0.01)
+
+
+def test_the_page_has_a_row_for_each_record_and_marks_what_is_over_the_bar(tmp_path):
+    performance.write_json(tmp_path / "results" / "engines.json", {"mine": RECORD})
+    page = performance_page.page(tmp_path)
+    row = next(line for line in page.splitlines() if line.startswith("| mine | 16 x 32 |"))
+    assert row == ("| mine | 16 x 32 | 20,000 (1,000) | 7 | 16,000 |  | 30,000 | 10.5 | 7.5 | 0 | 256 | 12.80 | 307 | 15.36 | "
+                   "19.20 | 4 | 48 |")
+    assert "| array | 3 / 48 |" in page and "| fetch | 4 / 2 **over** |" in page
+    assert "by simulation" not in page and "| mine | t 1 | `c` |" in page
+    assert "| mine | 16 x 32 | 20,000 | 30,000 | 7.5 | 0 | 256 | 12.80 |" in performance_page.readme_table({"mine": RECORD})
+
+
+def test_measuring_one_engine_leaves_the_records_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance, "measure", lambda config: {"rows": config.rows, **Resources(lut=5).to_dict()})
+    path = tmp_path / "results" / "engines.json"
+    performance.write_json(path, {"base16x16": RECORD, "gone": RECORD})
+    performance.update(path, [ENGINES["tiny4x4"]], say=lambda text: None)
+    content = performance.read(path)
+    assert list(content) == ["tiny4x4", "base16x16"], "in the order of ENGINES, without what is no engine any more"
+    assert content["base16x16"] == RECORD
+    assert content["tiny4x4"]["lut"] == 5 and content["tiny4x4"]["command"] == "python -m esbhw.performance tiny4x4"
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_measured(capsys):
+    assert performance.main(["tiny4x4", "huge"]) == 2
+    assert "no engine named 'huge'; known: tiny4x4" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "engines.json").write_text("{")
+    with pytest.raises(ValueError, match=r"engines\.json is not JSON .*; remove it and run `make bench`$"):
+        performance.read(tmp_path / "engines.json")
