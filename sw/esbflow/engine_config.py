@@ -33,6 +33,8 @@ class EngineConfig:
     max_burst : beats in the longest AXI burst.
     queue_depth : instructions waiting before each unit.
     clock_mhz : the clock at which frames/s and GOPS are stated; no claim that it was reached.
+    residual : whether the requantizer adds a second operand, r*n.
+    esb_output : whether the requantizer rounds to ESB formats too.
 
     Raises
     ------
@@ -61,11 +63,16 @@ class EngineConfig:
     max_burst: int = 32
     queue_depth: int = 8
     clock_mhz: int = 250
+    residual: bool = True
+    esb_output: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "name" and (not isinstance(value, int) or isinstance(value, bool)):
+            if isinstance(field.default, bool):
+                if not isinstance(value, bool):
+                    raise TypeError(f"{field.name} must be true or false, not {value!r}")
+            elif field.name != "name" and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
         _power_of_two("rows", self.rows, 4, 128)
         _power_of_two("cols", self.cols, self.rows, 128)
