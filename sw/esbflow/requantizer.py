@@ -1,4 +1,4 @@
-"""What compiler and gateware both know of the requantizer lanes: widths, and the constants folded into b.
+"""What compiler and gateware both know of the requantizer lanes: widths, stages, and the constants folded into b.
 
 A lane computes T = acc*m + r*n + b modulo 2**width without sign extensions and without a rounding adder. Everything that
 this leaves out is constant for a channel, and the compiler adds it to b:
@@ -7,6 +7,8 @@ this leaves out is constant for a channel, and the compiler adds it to b:
 - minus 2**(n+1) * 4**k for each row k of the two multipliers (esbhw.fabric.multiplier_rows);
 - n times what the residual's digits miss when the lane reads them as a two's complement of 8 bits.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +21,71 @@ RESIDUAL_BITS = 8
 """The residual as a lane reads it, two's complement."""
 DIGIT_STEP = 2
 """Bits of a multiplier for each row."""
+ROWS_A_STAGE = 2
+"""Rows between two registers: two LUTs deep, with a path of one carry chain and two bits."""
 LEVEL_BITS = 32
+ACCUMULATOR_CYCLES = 5
+"""From a drain's issue of a value to the accumulators' address."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Numbers of a lane's stages; the registers of stage i are written at the end of cycle i after the input.
+
+    product : of acc's first rows; the residual's rows come before.  count : of all, and so a lane's latency
+    """
+
+    config: EngineConfig
+
+    @property
+    def product(self) -> int:
+        return RESIDUAL_BITS // DIGIT_STEP // ROWS_A_STAGE if self.config.residual else 0
+
+    @property
+    def total(self) -> int:
+        return self.product + FACTOR_BITS // DIGIT_STEP // ROWS_A_STAGE
+
+    @property
+    def held(self) -> int:
+        return self.total + 1
+
+    @property
+    def coarse(self) -> int:
+        return self.held + 1
+
+    @property
+    def fine(self) -> int:
+        return self.coarse + 1
+
+    @property
+    def magnitude(self) -> int:
+        return self.fine + 1
+
+    @property
+    def octave(self) -> int:
+        return self.magnitude + 1
+
+    @property
+    def rounded(self) -> int:
+        return self.octave + 1
+
+    @property
+    def output(self) -> int:
+        return (self.rounded if self.config.esb_output else self.fine) + 1
+
+    @property
+    def count(self) -> int:
+        return self.output + 1
+
+
+def drain_latency(config: EngineConfig) -> int:
+    """Cycles from a drain's issue of a beat's last value to the beat: address, memory, group, lanes, packing.
+
+    >>> drain_latency(EngineConfig("full", rows=4, cols=4))
+    19
+    """
+    stages = Stages(config)
+    return ACCUMULATOR_CYCLES - stages.product + 2 + stages.count + 1
 
 
 def residual_sum_bits() -> int:

@@ -75,7 +75,8 @@ def test_an_engine_of_impossible_size_is_refused(fields, error, message):
 def test_the_hash_depends_on_every_size_and_on_neither_name_nor_clock():
     base = ENGINES["base16x16"]
     assert replace(base, name="other", clock_mhz=100).hash == base.hash
-    other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 2}
+    other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 2, "residual": False,
+             "esb_output": False}
     for field in dataclasses.fields(base):
         if field.name not in ("name", "clock_mhz"):
             value = other.get(field.name, getattr(base, field.name) // 2)

@@ -6,8 +6,8 @@ from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, multiplicand_bits
-from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, ROWS_A_STAGE, WINDOW_BITS, Stages
+from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, ROWS_A_STAGE, Stages, multiplicand_bits
+from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, WINDOW_BITS
 from esbhw.fabric.adder_rows import Term, add_row, plain
 from esbhw.fabric.comparator import greater
 from esbhw.fabric.multiplier_rows import digit_row, digits

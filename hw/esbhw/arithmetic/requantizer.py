@@ -5,30 +5,32 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import RESIDUAL_BITS
+from esbflow.requantizer import RESIDUAL_BITS, Stages
 from esbhw.arithmetic.requantize import RequantizeLane, constants_layout
-from esbhw.arithmetic.requantizer_control import FORMAT, RequantizerControl, Stages
-from esbhw.target import share
+from esbhw.arithmetic.requantizer_control import FORMAT, RequantizerControl
+from esbhw.target import Target, share
 
 
 class Requantizer(wiring.Component):
-    """`requantize_lanes` channels of a pixel a cycle, see RequantizeLane; a window's digit leaves `latency` cycles after
+    """`requantize_lanes` channels of a pixel a cycle, see RequantizeLane; a window's digit leaves Stages.count cycles after
     its last value. No back-pressure.
 
     Parameters
     ----------
     lanes : number of lanes; None is the configuration's.
+    early : cycles that format and digit come before `valid`.
 
     Members
     -------
     valid, first, last : In, of a window;  format : In(FORMAT);  digit : In(3), which digit is wanted
     constants : In(lanes * constants), residual : In(lanes * 8): with valid
-    acc : In(lanes * accumulator_width), `acc_delay` cycles later
+    acc : In(lanes * accumulator_width), Stages.product cycles later
     done : Out(1);  digits : Out(lanes * 4)
     """
 
-    def __init__(self, config: EngineConfig, lanes: int | None = None, acc_signed: bool | None = None):
-        self._config, self._acc_signed = config, acc_signed
+    def __init__(self, config: EngineConfig, lanes: int | None = None, acc_signed: bool | None = None,
+                 early: int = 0):
+        self._config, self._acc_signed, self._early = config, acc_signed, early
         self._lanes = config.requantize_lanes if lanes is None else lanes
         super().__init__({
             "valid": In(1), "first": In(1), "last": In(1), "format": In(FORMAT), "digit": In(3),
@@ -37,24 +39,18 @@ class Requantizer(wiring.Component):
             "done": Out(1), "digits": Out(self._lanes * DIGIT_BITS),
         })
 
-    @staticmethod
-    def latency(config: EngineConfig) -> int:
-        return Stages(config).count
-
-    @staticmethod
-    def acc_delay(config: EngineConfig) -> int:
-        return Stages(config).product
-
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.control = control = RequantizerControl(config)
+        m.submodules.control = control = RequantizerControl(config, self._early)
         m.d.comb += [
             control.valid.eq(self.valid), control.first.eq(self.first), control.last.eq(self.last),
             control.format.eq(self.format), control.digit.eq(self.digit), self.done.eq(control.done),
         ]
         for number in range(self._lanes):
-            lane = share(m, platform, f"lane_{number}", "requantize_lane", RequantizeLane(config, self._acc_signed))
+            if number == 0 or not isinstance(platform, Target):
+                component = RequantizeLane(config, self._acc_signed)
+            lane = share(m, platform, f"lane_{number}", "requantize_lane", component)
             m.d.comb += [
                 lane.enable.eq(control.enable), lane.first.eq(control.held), lane.controls.eq(control.controls),
                 lane.constants.eq(self.constants.word_select(number, constants_layout(config).size)),

@@ -1,21 +1,17 @@
 """What all requantizer lanes share: when their stages take values, and their output format, cycle by cycle."""
 
-from dataclasses import dataclass
-
 from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, LEVEL_BITS, RESIDUAL_BITS
+from esbflow.requantizer import LEVEL_BITS, Stages
 
 FORMAT = StructLayout({"bits": 6, "signed": 1, "esb": 1, "significand": 3, "octaves": 3})
 """The output format of a drain: linear with `bits` bits, or ESB with `significand` fraction bits and levels
 (2**(significand+1)-1) << octaves at most, which is below 256."""
 
-ROWS_A_STAGE = 2
-"""Rows of a multiplier between two registers: two LUTs, and one carry chain and two bits more."""
 WINDOW_BITS = 9
 """Bits below the sign of a doubled level of ESB."""
 OCTAVES = 6
@@ -33,68 +29,22 @@ CONTROLS = StructLayout({
 })
 
 
-@dataclass(frozen=True)
-class Stages:
-    """Numbers of a lane's stages; the registers of stage i are written at the end of cycle i after the input.
-
-    product : of acc's first rows; the residual's rows come before.  count : of all, and so a lane's latency
-    """
-
-    config: EngineConfig
-
-    @property
-    def product(self) -> int:
-        return RESIDUAL_BITS // DIGIT_STEP // ROWS_A_STAGE if self.config.residual else 0
-
-    @property
-    def total(self) -> int:
-        return self.product + FACTOR_BITS // DIGIT_STEP // ROWS_A_STAGE
-
-    @property
-    def held(self) -> int:
-        return self.total + 1
-
-    @property
-    def coarse(self) -> int:
-        return self.held + 1
-
-    @property
-    def fine(self) -> int:
-        return self.coarse + 1
-
-    @property
-    def magnitude(self) -> int:
-        return self.fine + 1
-
-    @property
-    def octave(self) -> int:
-        return self.magnitude + 1
-
-    @property
-    def rounded(self) -> int:
-        return self.octave + 1
-
-    @property
-    def output(self) -> int:
-        return (self.rounded if self.config.esb_output else self.fine) + 1
-
-    @property
-    def count(self) -> int:
-        return self.output + 1
-
-
 class RequantizerControl(wiring.Component):
     """Follows the values through the lanes: enables, and the controls that each stage needs of a value's format.
 
+    Parameters
+    ----------
+    early : cycles that a value's format and digit come before it
+
     Members
     -------
-    valid, first, last (of a window), format, digit : In, with the value, in cycle 0
+    valid, first, last (of a window) : In, with the value, in cycle 0;  format, digit : In, `early` cycles before
     enable : Out(stages);  held : Out(1), `first` in the cycle of stage `held`;  controls : Out(CONTROLS)
     done : Out(1), a digit of a window leaves the lanes in this cycle
     """
 
-    def __init__(self, config: EngineConfig):
-        self._config, self._stages = config, Stages(config)
+    def __init__(self, config: EngineConfig, early: int = 0):
+        self._config, self._stages, self._early = config, Stages(config), early
         super().__init__({
             "valid": In(1), "first": In(1), "last": In(1), "format": In(FORMAT), "digit": In(3),
             "enable": Out(self._stages.count), "held": Out(1), "controls": Out(CONTROLS), "done": Out(1),
@@ -106,7 +56,7 @@ class RequantizerControl(wiring.Component):
 
         def until(value, stage, name, start=0):
             for i in range(start, stage):
-                register = Signal(value.shape(), name=f"{name}_{i}", reset_less=True)
+                register = Signal(value.shape(), name=f"{name}_{i + self._early}", reset_less=True)
                 m.d.sync += register.eq(value)
                 value = register
             return value
@@ -136,7 +86,7 @@ class RequantizerControl(wiring.Component):
         # Its fields, one after the other through one delay line.
         low = Cat(edge, self.digit, form.signed, *((form.esb, form.significand, form.octaves)
                                                    if self._config.esb_output else ()))
-        at_total = until(low, stages.total - 1, "format")
+        at_total = until(low, stages.total - 1, "format", -self._early)
         wanted = Signal(3)
         m.d.comb += wanted.eq(Mux(at_total[10], 0, at_total[6:9]) if self._config.esb_output else at_total[6:9])
         m.d.comb += [controls.edge.eq(until(at_total[:6], stages.total, "edge", stages.total - 1)),

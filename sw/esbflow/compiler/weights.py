@@ -10,6 +10,8 @@ from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.graph.ir import B_BITS
+from esbflow.numbers import ESB
+from esbflow.requantizer import FACTOR_BITS, fold
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
 
@@ -64,17 +66,20 @@ class WeightsRegion:
         return self._append(padded)
 
     def constants(self, m, n, s, b) -> int:
-        """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b 40 bit at bit 32."""
-        mask12, mask40 = (1 << 12) - 1, (1 << 40) - 1
-        low = (m & mask12) | (n & mask12) << 12 | s << 24 | ((b & mask40) & 0xFFFFFFFF) << 32
+        """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b (folded, not negative) from bit 32 on."""
+        mask = (1 << FACTOR_BITS) - 1
+        low = (m & mask) | (n & mask) << FACTOR_BITS | s << 24 | (b & 0xFFFFFFFF) << 32
         words = np.zeros((len(m), 2), dtype=np.uint64)
         words[:, 0] = low.astype(np.uint64)
-        words[:, 1] = ((b & mask40) >> 32).astype(np.uint64)
+        words[:, 1] = (b >> 32).astype(np.uint64)
         return self._append(np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8))
 
 
-def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool) -> LayerWeights:
-    """Cut a layer's weights into tiles and correct b for the array's one's complements.
+def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool,
+               residual: tuple | None = None) -> LayerWeights:
+    """Cut a layer's weights into tiles, correct b for the array's one's complements, and fold the lanes' offsets into it.
+
+    residual : (digits, signed) of the residual as it is stored, where the layer has one.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
     accumulators must be overwritten.
@@ -82,8 +87,10 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     Raises
     ------
     CompileError
-        if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine.
+        if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine, or the engine was
+        built without what the layer's requantizer needs.
     """
+    _check_requantizer(config, layer)
     rows, cols = config.rows, config.cols
     out_channels, per_group = layer.weight.shape[:2]
     out_per_group = out_channels // layer.groups
@@ -99,6 +106,8 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     if np.any((corrected < -(1 << B_BITS - 1)) | (corrected >= 1 << B_BITS - 1)):
         raise CompileError(f"layer {layer.name}: a requantizer offset needs more than {B_BITS} bits")
     _check_accumulator(config, layer, digits, in_digits, in_signed)
+    constant = layer.requantizer
+    folded = fold(config, constant.m, constant.n, constant.s, corrected, layer.out_format, residual)
 
     groups, constants = [], []
     live, books = [digit.values != 0 for digit in digits], [(digit.codebook, digit.padding_code) for digit in digits]
@@ -119,7 +128,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
         groups.append(passes)
         values = {name: np.zeros(cols, dtype=np.int64) for name in "mnsb"}
         for name, source in (("m", layer.requantizer.m), ("n", layer.requantizer.n), ("s", layer.requantizer.s),
-                             ("b", corrected)):
+                             ("b", folded)):
             values[name][:last - first] = source[first:last]
         constants.append(region.constants(**values))
     return LayerWeights(groups, constants)
@@ -154,6 +163,15 @@ def _block(outputs, channel0, count, per_group, out_per_group):
     used = (channels[None, :] >= low[:, None]) & (channels[None, :] < high[:, None])
     which_out, which_row = np.nonzero(used)
     return outs[which_out], channels[which_row] - starts[which_out], which_row
+
+
+def _check_requantizer(config, layer):
+    if layer.residual is not None and not config.residual:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without a residual operand (residual = "
+                           "false); use an engine with one, or a network without additions")
+    if isinstance(layer.out_format, ESB) and not config.esb_output:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "
+                           f"and the layer gives {layer.out_format}; use an engine with it, or u4, s4, u8 or s8")
 
 
 def _check_accumulator(config, layer, digits, in_digits, in_signed):
