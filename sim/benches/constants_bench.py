@@ -5,7 +5,7 @@ import random
 import cocotb
 
 from esbflow.engine_config import AXI_BEAT_BITS
-from esbhw.arithmetic.requantize import CONSTANTS
+from esbhw.arithmetic.requantize import constants_layout
 from esbhw.engine.constants import ConstantBanks
 from sim.benches.testbench import Testbench, config, join
 
@@ -31,5 +31,5 @@ async def gives_the_lanes_of_a_group_one_cycle_after_its_address(dut):
         await tb.tick()
         if previous is not None:
             assert tb.get("read_data") == previous
-        previous = join(banks[bank][group * lanes:(group + 1) * lanes], CONSTANTS.size)
+        previous = join(banks[bank][group * lanes:(group + 1) * lanes], constants_layout(size).size)
     assert tb.get("address_fault")

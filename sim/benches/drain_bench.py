@@ -10,7 +10,8 @@ from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
 from esbflow.instructions import encode
 from esbflow.numbers import Format
 from esbflow.registers import COUNTERS, LOG_BEATS
-from esbhw.arithmetic.requantize import CONSTANTS
+from esbflow.requantizer import drain_latency, fold
+from esbhw.arithmetic.requantize import constants_layout
 from esbhw.engine.drain import Drain
 from esbhw.engine.transfer import transfer_layout
 from sim.benches.testbench import Sink, Source, Testbench, config, join, pack
@@ -34,6 +35,8 @@ class Tile:
         self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
                            "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
         self.residual, self.residual_signed = residual, rng.randrange(2)
+        self.stored = [{**k, "b": int(fold(size, **k, form=self.format, residual=(residual, bool(self.residual_signed))
+                                           if residual else None))} for k in self.constants]
         nibbles = (self.planes * rows * self.pitch, size.rows)
         self.low, self.high = ([[rng.randrange(16) for _ in range(nibbles[1])] for _ in range(nibbles[0])]
                                for _ in range(2))
@@ -56,15 +59,18 @@ class Tile:
             value -= 1 << bits
         return value
 
-    def _level(self, plane: int, y: int, x: int, channel: int) -> int:
+    def _level(self, plane: int, y: int, x: int, channel: int, col: int) -> int:
         at = plane * self.size.rows + channel
         k = self.constants[at]
-        r = self._residual_value(plane, y, x, channel) if self.residual else 0
+        r = self._residual_value(plane, y, col, channel) if self.residual else 0
         t = int(self.acc[y * self.cols + x][at]) * k["m"] + r * k["n"] + k["b"]
         return int(self.format.round_shift(np.int64(t), np.int64(k["s"])))
 
     def beats(self) -> list:
-        """What must be written, in order: (digit, plane, row, column), each word `rows` nibbles."""
+        """What must be written, in order: (digit, plane, row, column), each word `rows` nibbles.
+
+        Behind the map's last column the residual is what lies there, up to the end of the beat.
+        """
         def clamp(value, count):
             return min(max(value, 0), count - 1)
 
@@ -76,7 +82,7 @@ class Tile:
                         window = [(clamp(row * self.stride[0] - self.pad[0] + ky, self.rows),
                                    clamp(col * self.stride[1] - self.pad[1] + kx, self.cols))
                                   for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
-                        levels = [max(self._level(plane, y, x, c) for y, x in window) for c in range(self.size.rows)]
+                        levels = [max(self._level(plane, y, x, c, col) for y, x in window) for c in range(self.size.rows)]
                         words.append(join([level >> DIGIT_BITS * digit for level in levels], DIGIT_BITS))
         stream = join(words, self.size.word_bits)
         count = len(words) * self.size.word_bits // AXI_BEAT_BITS
@@ -142,8 +148,8 @@ class Bench(Testbench):
         tile = self.tiles.get(1 - self.get("constants_bank"))
         if tile:
             group = self.get("constants_group") * lanes
-            self.set(constants_data=join([pack(CONSTANTS, **k) for k in tile.constants[group:group + lanes]],
-                                         CONSTANTS.size))
+            layout = constants_layout(size)
+            self.set(constants_data=join([pack(layout, **k) for k in tile.stored[group:group + lanes]], layout.size))
         tile = self.tiles.get(self.get("residual_bank"))
         if tile:
             word = min(self.get("residual_address"), len(tile.low) - 1)
@@ -169,10 +175,10 @@ CASES = {
     "unsigned esb": {"form": "uesb4.2"},
     "padded pooling": {"form": "s8", "kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "out": (3, 5), "rows": 5,
                        "cols": 9},
-    "overhanging pooling": {"form": "u8", "kernel": (2, 3), "stride": (2, 1), "out": (2, 4), "rows": 3, "cols": 4,
-                            "residual": 2},
+    "overhanging pooling": {"form": "u8", "kernel": (2, 3), "stride": (2, 1), "out": (2, 4), "rows": 3, "cols": 4},
     "wide": {"form": "s32", "rows": 1, "cols": 2},
     "sixteen bits": {"form": "s16", "rows": 2, "cols": 1},
+    "wide pooling": {"form": "s16", "kernel": (2, 2), "stride": (1, 2), "out": (2, 2), "rows": 3, "cols": 4},
     "binary-like": {"form": "u1", "rows": 1, "cols": 8},
 }
 
@@ -182,7 +188,12 @@ CASES = {
 async def a_tile_comes_out_as_the_formats_say(dut, case, room):
     tb = Bench(dut)
     await tb.begin(room)
-    tile = Tile(tb.size, random.Random(case), **CASES[case])
+    fields = dict(CASES[case])
+    if not tb.size.residual:
+        fields["residual"] = 0
+    if not tb.size.esb_output:
+        fields["form"] = fields["form"].replace("uesb4.2", "u5").replace("esb4.1", "s5")
+    tile = Tile(tb.size, random.Random(case), **fields)
     await tb.run([tile])
     assert tb.beats == tile.beats()
     assert tb.sink.payloads == tile.orders()
@@ -195,27 +206,28 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
     tb = Bench(dut)
     await tb.begin()
     rng = random.Random(6)
-    tiles = [Tile(tb.size, rng, "s8", kernel=(1, 2), residual=1, per_row=per_row, bank=bank) for bank in range(2)]
+    # A residual of one, or a window of two.
+    shape = dict(residual=1) if per_row and tb.size.residual else dict(kernel=(1, 2))
+    tiles = [Tile(tb.size, rng, "s8", per_row=per_row, bank=bank, **shape) for bank in range(2)]
     await tb.run(tiles)
-    p = tb.source.taken
-    for tile, accepted in zip(tiles, p):
+    begun = tb.source.taken[0] + 1
+    for tile in tiles:
         per_run = tile.issues // tile.runs
-        expected = [accepted + 1 + run * per_run + Drain.SETUP_CYCLES * (run + 1) + i
+        expected = [begun + 1 + run * per_run + Drain.SETUP_CYCLES * (run + 1) + i
                     for run in range(tile.runs) for i in range(per_run)]
         assert tb.issues[:len(expected)] == expected
         del tb.issues[:len(expected)]
         end = expected[-1]
-        for name in TAKES:
-            assert tb.pulses[f"take_{name}"].pop(0) == accepted
-            assert tb.pulses[f"post_{name}"].pop(0) == end
+        for name in TAKES if "residual" in shape else TAKES[:2]:
+            assert tb.pulses[f"take_{name}"].pop(0) == begun + 1
+            assert tb.pulses[f"post_{name}"].pop(0) == end + 1
         # The last group of each beat, LATENCY cycles later.
-        groups = AXI_BEAT_BITS // (DIGIT_BITS * tb.size.requantize_lanes) * 2
-        completed = [cycle + Drain.LATENCY for cycle in expected[groups - 1::groups]]
+        groups = AXI_BEAT_BITS // (DIGIT_BITS * tb.size.requantize_lanes) * tile.kernel[1]
+        completed = [cycle + drain_latency(tb.size) for cycle in expected[groups - 1::groups]]
         assert tb.beat_cycles[:len(completed)] == completed
         del tb.beat_cycles[:len(completed)]
-        if tile is tiles[0]:
-            assert p[1] == end + 1, "the next instruction is taken after the last group"
-    assert Drain.LATENCY == 14 and Drain.SETUP_CYCLES == 2
+        begun = end + 1  # the next instruction is at hand, and begins after the last group
+    assert drain_latency(tb.size) == (19 if tb.size.residual and tb.size.esb_output else 16) and Drain.SETUP_CYCLES == 2
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -238,7 +250,9 @@ async def a_drain_waits_for_each_of_its_tokens(dut, missing):
     tb = Bench(dut)
     await tb.begin()
     tb.set(**{f"{missing}_count": 0})
-    tile = Tile(tb.size, random.Random(8), "u4", residual=1)
+    if missing == "residual" and not tb.size.residual:
+        return
+    tile = Tile(tb.size, random.Random(8), "u4", residual=int(tb.size.residual))
     running = cocotb.start_soon(tb.run([tile]))
     await tb.tick(40)
     assert not tb.issues and tb.get("waiting") and not tb.get("i__ready")
@@ -257,14 +271,13 @@ async def a_stamp_writes_the_counters_once_the_pipeline_is_empty(dut):
     tb.tiles[0] = tile
     await tb.source.send([encode("DRAIN", **tile.fields), encode("STAMP", layer=55, region=5, offset=40)])
     before = len(tile.beats())
-    await tb.tick(Drain.LATENCY + LOG_BEATS + 10)
+    await tb.tick(tile.issues + 2 * drain_latency(tb.size) + LOG_BEATS + 10)
     assert tb.beats[:before] == tile.beats() and len(tb.beats) == before + LOG_BEATS
     record = join(tb.beats[before:], AXI_BEAT_BITS)
     words = [record >> 32 * i & 0xFFFFFFFF for i in range(4 * LOG_BEATS)]
     assert words == counters + [0] * (4 * LOG_BEATS - len(counters) - 1) + [55]
-    accepted = tb.source.taken[1]
-    ordered = accepted + Drain.LATENCY + 1
-    assert tb.beat_cycles[before:] == [ordered + 1 + i for i in range(LOG_BEATS)]
+    ordered = tb.issues[-1] + 1 + drain_latency(tb.size) + 1
+    assert tb.beat_cycles[before:] == [ordered + 2 + i for i in range(LOG_BEATS)]
     assert tb.sink.payloads[-1] == pack(transfer_layout(1), region=5, offset=40, beats=LOG_BEATS, segments=1)
 
 
@@ -274,7 +287,7 @@ async def a_stamp_s_beats_wait_for_the_writer(dut):
     await tb.begin()
     tb.set(beats__ready=0)
     await tb.source.send([encode("STAMP", layer=1, region=5)])
-    await tb.tick(Drain.LATENCY + 20)
+    await tb.tick(drain_latency(tb.size) + 20)
     assert tb.get("beats__valid") and not tb.beats
     tb.set(beats__ready=1)
     await tb.tick(10)
@@ -289,7 +302,7 @@ async def done_rises_when_everything_is_written(dut):
     tile = Tile(tb.size, random.Random(10), "u4")
     tb.tiles[0] = tile
     await tb.source.send([encode("DRAIN", **tile.fields), encode("END")])
-    for _ in range(60):
+    for _ in range(tile.issues + 2 * drain_latency(tb.size) + 20):
         await tb.tick()
         assert not tb.get("done")
     assert tb.beats == tile.beats()
@@ -298,16 +311,22 @@ async def done_rises_when_everything_is_written(dut):
     assert tb.get("done")
 
 
+WITHOUT_WINDOW = [{"residual": 1, **window} for window in (
+    {"kernel_y": 2}, {"kernel_x": 2}, {"stride_y": 2}, {"stride_x": 3}, {"pad_y": 1}, {"pad_x": 1})]
+"""A residual is read pixel by pixel, so that it goes with windows of one pixel only."""
+
+
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def fields_outside_the_engine_s_limits_stop_it(dut):
     size = config()
     for wrong in ({"acc_rows": 0}, {"acc_cols": 0}, {"out_rows": 0}, {"out_cols": 0}, {"kernel_y": 0},
                   {"kernel_x": 0}, {"planes": 0}, {"planes": size.planes_per_tile + 1}, {"digits": 0}, {"digits": 9},
-                  {"bits": 0}, {"bits": 33}, {"segment_beats": 0}):
+                  {"bits": 0}, {"bits": 33}, {"segment_beats": 0}, *WITHOUT_WINDOW,
+                  *([] if size.residual else [{"residual": 1}]), *([] if size.esb_output else [{"esb": 1}])):
         tb = Bench(dut)
         await tb.begin()
         fields = {**Tile(size, random.Random(11), "u4").fields, **wrong}
-        await tb.source.send([encode("DRAIN", **fields)])
+        await tb.source.send([encode("DRAIN", **fields), encode("END")])
         await tb.tick(10)
-        assert tb.get("field_fault") and not tb.issues and not tb.get("i__ready"), wrong
+        assert tb.get("field_fault") and not tb.issues and not tb.sink.items and not tb.get("done"), wrong
         tb.sink.task.cancel()

@@ -42,6 +42,8 @@ class EngineConfig:
     max_burst : beats in the longest AXI burst.
     queue_depth : instructions waiting before each unit.
     clock_mhz : the clock at which frames/s and GOPS are stated; no claim that it was reached.
+    residual : whether the requantizer adds a second operand, r*n.
+    esb_output : whether the requantizer rounds to ESB formats too.
 
     Raises
     ------
@@ -74,10 +76,14 @@ class EngineConfig:
     weight_min: int = -15
     weight_max: int = 15
     table_groups: int = 1
+    residual: bool = True
+    esb_output: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.type is bool and not isinstance(value, bool):
+                raise TypeError(f"{field.name} must be true or false, not {value!r}")
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
         if self.array not in ARRAYS:
@@ -199,7 +205,7 @@ class EngineConfig:
     @property
     def requantize_width(self) -> int:
         """Bits of the exact sum acc*m + r*n + b."""
-        return max(self.accumulator_width + 13, 40) + 2
+        return max(self.accumulator_width + 12, 40) + 2
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

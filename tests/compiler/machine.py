@@ -10,6 +10,7 @@ from esbflow.engine_facts import array_offset, dot_largest, weight_bits
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
+from esbflow.requantizer import multiplicand_bits
 from esbflow.runtime import layout
 
 UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
@@ -165,30 +166,39 @@ class Machine:
     def _drain(self, f):
         config = self.config
         words = self.constants[f["constants"]].reshape(config.cols, 2, 8).copy().view("<u8")[..., 0]
-        low, high = words[:, 0].astype(object), words[:, 1].astype(object)
+        width = config.requantize_width
         signed = lambda v, bits: (v ^ (1 << bits - 1)) - (1 << bits - 1)  # noqa: E731
-        m, n = (np.array([signed(int(v) >> at & 0xFFF, 12) for v in low]) for at in (0, 12))
-        s = np.array([int(v) >> 24 & 63 for v in low])
-        b = np.array([signed((int(u) & 255) << 32 | int(v) >> 32, 40) for v, u in zip(low, high, strict=True)])
+        m, n = (np.array([signed(int(v) >> at & 0xFFF, 12) for v in words[:, 0]]) for at in (0, 12))
+        s = np.array([int(v) >> 24 & 63 for v in words[:, 0]])
+        b = np.array([(int(v) | int(u) << 64) >> 32 & (1 << width) - 1 for v, u in words])
         if f["esb"]:
+            assert config.esb_output
             exponent_bits = (f["octaves"] + 2).bit_length() - 1
             form = ESB(f["significand"] + exponent_bits + f["signed"], f["significand"], bool(f["signed"]))
         else:
             form = (Signed if f["signed"] else Unsigned)(f["bits"])
         rows, cols, channels = f["acc_rows"], f["acc_cols"], f["planes"] * config.rows
+        # As the lanes: each row of the multipliers adds its offset, and all is modulo 2**width.
         total = self.accumulators[f["bank"]][:rows * cols].reshape(rows, cols, -1) * m + b
+        total += sum(2 << multiplicand_bits(config) + place for place in range(0, 12, 2))
+        if config.residual:
+            total += sum(2 << 12 + place for place in range(0, 8, 2))
         if f["residual"]:
+            assert config.residual and f["kernel_y"] == f["kernel_x"] == f["stride_y"] == f["stride_x"] == 1
             pitch = -(-cols // config.words_per_beat) * config.words_per_beat
             p, r, c = np.mgrid[:f["planes"], :rows, :cols]
             value = 0
             for digit in range(f["residual_digits"]):
                 plane = self.residuals[2 * f["residual_bank"] + digit]
-                nibbles = self._words(plane, (p * rows + r) * pitch + c)
-                if f["residual_signed"] and digit == f["residual_digits"] - 1:
-                    nibbles = (nibbles ^ 8) - 8
-                value = value + (nibbles << (4 * digit))
-            value = value.transpose(1, 2, 0, 3).reshape(rows, cols, channels)
+                value = value | self._words(plane, (p * rows + r) * pitch + c) << (4 * digit)
+            top = 128 if f["residual_digits"] == 2 else 8
+            if f["residual_signed"] == (top == 8):
+                value = value ^ top
+            value = signed(value, 8).transpose(1, 2, 0, 3).reshape(rows, cols, channels)
             total[..., :channels] += value * n[:channels]
+        total = signed(total & (1 << width) - 1, width)
+        if not f["esb"]:  # b holds the half already
+            total = total - np.where(s > 0, 1 << np.maximum(s - 1, 0), 0)
         levels = form.round_shift(total, np.broadcast_to(s, total.shape))[..., :channels]
         y, x = np.mgrid[:f["out_rows"], :f["out_cols"]]
         pooled = None

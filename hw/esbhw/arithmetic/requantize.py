@@ -1,122 +1,233 @@
-"""One requantizer lane: the exact sum, one rounding to the nearest level, and the running maximum."""
+"""One requantizer lane: the exact sum, the maximum over a window, one rounding, and four bits of the level."""
 
 from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
-from esbhw.arithmetic.multiply import add_level, partial_products
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, ROWS_A_STAGE, Stages, multiplicand_bits
+from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, WINDOW_BITS
+from esbhw.fabric.adder_rows import Term, add_row, plain
+from esbhw.fabric.comparator import greater
+from esbhw.fabric.multiplier_rows import digit_row, digits
 
-CONSTANTS = StructLayout({"m": signed(12), "n": signed(12), "s": 6, "pad": 2, "b": signed(40)})
-"""Constants of one channel as they lie in a 128-bit beat, lowest bits first: m, n, s, b at bit 32."""
 
-FORMAT = StructLayout({"bits": 6, "signed": 1, "esb": 1, "significand": 3, "octaves": 3})
-"""The output format of a drain: linear with `bits` bits, or ESB with `significand` fraction bits and levels
-(2**(significand+1)-1) << octaves at most."""
+def constants_layout(config: EngineConfig) -> StructLayout:
+    """Constants of one channel as they lie in a 128-bit beat, lowest bits first: m, n, s, and from bit 32 on b.
 
-RESIDUAL_BITS = 9
-LEVEL_BITS = 32
+    b is as esbflow.requantizer.fold gives it.
+    """
+    return StructLayout({"m": signed(FACTOR_BITS), "n": signed(FACTOR_BITS), "s": 6, "pad": 2,
+                         "b": config.requantize_width})
 
 
 class RequantizeLane(wiring.Component):
-    """level nearest to (acc*m + r*n + b) / 2**s, ties toward plus infinity, clamped to the format.
+    """A digit of the level nearest to max(acc*m + r*n + b) / 2**s, ties toward plus infinity, clamped to the format.
 
-    floor(2x) decides every tie between integer levels, so the sum is shifted by s - 1 and only then rounded: once.
-    Latency is LATENCY cycles, throughput one value a cycle, no back-pressure. Inputs need not be held. Registers move with
-    `valid` only, so that an idle lane costs neither power nor simulation time.
+    The maximum runs over the values of a window, whose constants are equal; levels grow with their sums. The clock of
+    every register is gated by `enable`, and nothing has a reset. All inputs come at their stage's cycle, see Stages and
+    RequantizerControl, which gives `enable`, `first` and `controls`.
 
     Parameters
     ----------
-    accumulator_width : bits of acc;  sum_width : bits that hold the exact sum
+    config : decides the widths, and whether there is a residual and ESB output
+    acc_signed : how acc is read
 
     Members
     -------
-    valid, acc, residual, constants, format : In;  level : Out(signed(33))
+    enable : In(stages), bit i is high in the cycle in which the registers of stage i take a value
+    acc : In, in the cycle of stage `product`;  residual : In(8, two's complement), constants : In, in cycle 0
+    first : In(1), of a window, in the cycle of stage `held`;  controls : In(CONTROLS)
+    digit : Out(4), bits 4*d.. of the level for digit d
     """
 
-    LATENCY = 7
+    ACC_SIGNED = False
 
-    def __init__(self, accumulator_width: int, sum_width: int):
-        self._acc = accumulator_width
-        self._sum = sum_width
+    def __init__(self, config: EngineConfig, acc_signed: bool | None = None):
+        self._config = config
+        self._stages = Stages(config)
+        self._acc_signed = self.ACC_SIGNED if acc_signed is None else acc_signed
         super().__init__({
-            "valid": In(1), "acc": In(accumulator_width), "residual": In(signed(RESIDUAL_BITS)),
-            "constants": In(CONSTANTS), "format": In(FORMAT),
-            "level": Out(signed(LEVEL_BITS + 1)),
+            "enable": In(self._stages.count),
+            "acc": In(config.accumulator_width), "residual": In(RESIDUAL_BITS), "constants": In(constants_layout(config)),
+            "first": In(1), "controls": In(CONTROLS),
+            "digit": Out(DIGIT_BITS),
         })
 
     def elaborate(self, platform):
         m = Module()
-        k = self.constants
-        delayed_format = [self.format]
-        valids = [self.valid]  # valids[i] is high when stage i + 1 takes a value
-        for i in range(6):
-            register = Signal(FORMAT, name=f"format_{i}")
-            valid = Signal(name=f"valid_{i}")
-            m.d.sync += valid.eq(valids[-1])
-            with m.If(valids[-1]):
-                m.d.sync += register.eq(delayed_format[-1])
-            delayed_format.append(register)
-            valids.append(valid)
-
-        # Cycles 1..3: all partial products, three adder stages.
-        rows = partial_products(Cat(self.acc, Const(0, 1)).as_signed(), k.m) + partial_products(self.residual, k.n) + [k.b]
-        with m.If(valids[0]):
-            rows = add_level(m, rows, "stage1", "sync", operands=3)
-        with m.If(valids[1]):
-            rows = add_level(m, rows, "stage2", "sync", operands=3)
-        total = Signal(signed(self._sum))
-        with m.If(valids[2]):
-            m.d.sync += total.eq(sum(rows[1:], start=rows[0]))
-        shift = k.s
-        for i in range(3):
-            register = Signal(6, name=f"shift_{i}")
-            with m.If(valids[i]):
-                m.d.sync += register.eq(shift)
-            shift = register
-
-        # Cycles 4 and 5: doubled = floor(2 * total / 2**s).
-        coarse = Signal(signed(self._sum + 1))
-        fine = Signal(3)
-        with m.If(valids[3]):
-            m.d.sync += [coarse.eq((total << 1) >> Cat(Const(0, 3), shift[3:])), fine.eq(shift[:3])]
-        doubled = Signal(signed(self._sum + 1))
-        with m.If(valids[4]):
-            m.d.sync += doubled.eq(coarse >> fine)
-
-        # Cycle 6: the linear level, and a doubled value clamped to what an ESB format of 8 bits can need.
-        form = delayed_format[5]
-        rounded = Signal(signed(self._sum + 1))
-        largest = Signal(signed(LEVEL_BITS + 1))
-        smallest = Signal(signed(LEVEL_BITS + 1))
-        m.d.comb += [
-            rounded.eq((doubled + 1) >> 1),
-            largest.eq((Const(1, 1) << (form.bits - form.signed)[:6]) - 1),
-            smallest.eq(Mux(form.signed, ~largest, 0)),
-        ]
-        linear = Signal(signed(LEVEL_BITS + 1))
-        clipped = Signal(signed(11))
-        with m.If(valids[5]):
-            m.d.sync += [
-                linear.eq(Mux(rounded > largest, largest, Mux(rounded < smallest, smallest, rounded))),
-                clipped.eq(Mux(doubled > 1023, 1023, Mux(doubled < -1023, -1023, doubled))),
-            ]
-
-        # Cycle 7: the ESB level of a magnitude; half goes down for negative values, which is up in their order.
-        form = delayed_format[6]
-        negative = clipped[-1]
-        magnitude = Signal(10)
-        m.d.comb += magnitude.eq(Mux(negative, -clipped, clipped))
-        level = Signal(10)
-        candidates = [((magnitude + (1 << n) - negative) >> (n + 1)) << n for n in range(8)]
-        m.d.comb += level.eq(candidates[0])
-        for n in range(1, 8):
-            with m.If((form.octaves >= n) & ((magnitude >> (n + 1) >> form.significand) != 0)):
-                m.d.comb += level.eq(candidates[n])
-        top = Signal(10)
-        m.d.comb += top.eq(((Const(2, 2) << form.significand) - 1) << form.octaves)
-        bounded = Mux(level > top, top, level)
-        esb = Mux(negative, Mux(form.signed, -bounded, 0), bounded)
-        with m.If(valids[6]):
-            m.d.sync += self.level.eq(Mux(form.esb, esb, linear))
+        self._m, self._platform = m, platform
+        total, shift = self._sum()
+        held = self._maximum(total)
+        window, negative, over = self._window(held, shift)
+        if self._config.esb_output:
+            self._round(window, negative, over)
+        else:
+            bottom = self._choice(over, negative)
+            self._output([(window[i + 1], *bottom(i)) for i in range(DIGIT_BITS)])
         return m
+
+    def _register(self, value, stage: int, name: str) -> Signal:
+        """`value` one cycle later, taken by stage `stage`."""
+        q = Signal(len(value), name=f"{name}_{stage}", reset_less=True)
+        with self._m.If(self.enable[stage]):
+            self._m.d.sync += q.eq(value)
+        return q
+
+    def _until(self, value, stage: int, name: str, start: int = 0):
+        """`value` of cycle `start`, in the cycle of `stage`."""
+        for i in range(start, stage):
+            value = self._register(value, i, name)
+        return value
+
+    # -- the sum ----------------------------------------------------------------------------------------------
+    def _sum(self) -> tuple:
+        """(acc*m + r*n + b, a function that gives s in the cycle of a stage)."""
+        config, stages = self._config, self._stages
+        constants, width = self.constants, config.requantize_width
+        bits = multiplicand_bits(config)
+        product = stages.product
+        acc = Signal(signed(bits) if self._acc_signed else bits, name="acc_wide")
+        self._m.d.comb += acc.eq(self.acc.as_signed() if self._acc_signed else self.acc)
+        addend_bits = bits + 2
+        if config.residual:
+            # r*n takes b's lowest bits with it, and the first row of acc*m those that lie above r*n.
+            low, middle = FACTOR_BITS + 2, 0
+            residual = self._rows(constants.n, digits(self.residual), constants.b[:low], 0, "residual")
+            middle = len(residual)
+            b = self._until(constants.b[low:], product, "b")
+            addend = Cat(residual, b[middle - low:addend_bits - low])
+        else:
+            low = middle = addend_bits
+            b, addend = constants.b[low:], constants.b[:low]
+        m = self._until(constants.m, product, "m")
+        sums = self._rows(acc, digits(m), addend, product, "product")
+        b = self._until(b, stages.total, "b", product)
+        taken = [(k, b[k - low]) for k in range(low, width) if not middle <= k < addend_bits]
+        places = dict(taken)
+        rest = Term(
+            Cat(places.get(k, Const(0, 1)) for k in range(width)),
+            tuple(((places[k],), lambda a: a) if k in places else None for k in range(width)), (1 << width) - 1)
+        total, _ = add_row(self._m, self._platform, [plain(sums), rest], "total", width)
+        s = self._until(constants.s, stages.total, "s")
+        return self._register(total, stages.total, "total"), s
+
+    def _rows(self, multiplicand, parts: list, addend, start: int, name: str):
+        """addend + multiplicand * multiplier and the rows' offsets, registered after every ROWS_A_STAGE rows."""
+        m, platform, low, count = self._m, self._platform, [], len(parts)
+        for k in range(count):
+            total = digit_row(m, platform, addend, multiplicand, parts[0], f"{name}_{k}")
+            parts = parts[1:]
+            low.append(total[:DIGIT_STEP] if parts else total)
+            addend = total[DIGIT_STEP:]
+            if k % ROWS_A_STAGE == ROWS_A_STAGE - 1:
+                stage = start + k // ROWS_A_STAGE
+                low = [self._register(Cat(*low), stage, f"{name}_low")]
+                if parts:
+                    addend = self._register(addend, stage, f"{name}_high")
+                    multiplier = self._register(Cat(*parts), stage, f"{name}_multiplier")
+                    parts = [multiplier[3 * i:3 * i + 3] for i in range(len(parts))]
+                    held = Signal(multiplicand.shape(), name=f"{name}_multiplicand_{k}")
+                    m.d.comb += held.eq(self._register(multiplicand, stage, f"{name}_multiplicand"))
+                    multiplicand = held
+        return low[0]
+
+    def _maximum(self, total):
+        """The largest sum of a window so far."""
+        held = Signal(len(total), reset_less=True)
+        above = greater(self._m, self._platform, total, held, "above")
+        with self._m.If(self.enable[self._stages.held] & (self.first | above)):
+            self._m.d.sync += held.eq(total)
+        return held
+
+    # -- shift and range ---------------------------------------------------------------------------------------
+    def _window(self, held, shift) -> tuple:
+        """(bits of floor(2*T / 2**shift) from 4*d on, sign, does the level lie beyond the format)."""
+        m, stages, width = self._m, self._stages, len(held)
+        stage = stages.total
+        start = self._register(shift + (self.controls.digit << 2), stage, "start")
+        edge = self._register(shift + self.controls.edge, stage, "edge")
+        # Beyond the sum every bit is its sign: large shifts are all alike.
+        start = self._register(Cat(start[:4], (start[4:6] | start[6].replicate(2))), stage + 1, "start")
+        edge = self._register(Cat(edge[:2], edge[2:6] | edge[6].replicate(4)), stage + 1, "edge")
+
+        stage = stages.coarse
+        sign = held[-1]
+        extended = Cat(held, sign.replicate(64 - width))
+        needed = (WINDOW_BITS if self._config.esb_output else DIGIT_BITS + 1) + 15
+        doubled = Cat(Const(0, 1), extended, sign.replicate(16))
+        coarse = self._register(Cat(_choose(start[4:6], [doubled[j + 16 * k] for k in range(4)]) for j in range(needed)),
+                                stage, "coarse")
+        differ = [(held[j:min(j + 4, width - 1)] ^ sign.replicate(min(4, width - 1 - j))).any()
+                  for j in range(0, width - 1, 4)]
+        differ = self._register(Cat(*differ), stage, "differ")
+        across = self._register(extended.word_select(edge[2:6], 4), stage, "across")
+        negative = self._register(sign, stage, "negative")
+        start, edge = self._register(start[:4], stage, "start"), self._register(edge, stage, "edge")
+
+        stage = stages.fine
+        middle = Cat(_choose(start[2:4], [coarse[j + 4 * k] for k in range(4)]) for j in range(needed - 12))
+        fine = Cat(_choose(start[:2], [middle[j + k] for k in range(4)]) for j in range(needed - 15))
+        above = Signal()
+        beyond = Signal()
+        m.d.comb += [
+            above.eq(Cat(differ[j] & (edge[2:6] < j) for j in range(1, len(differ))).any()),
+            beyond.eq(((across ^ negative.replicate(4)) >> edge[:2]).any()),
+        ]
+        return (self._register(fine, stage, "window"), self._register(negative, stage, "negative"),
+                self._register(above | beyond, stage, "over"))
+
+    # -- ESB ---------------------------------------------------------------------------------------------------
+    def _round(self, window, negative, over) -> None:
+        """Round to the quantum of the octave: add half of it, clear what lies below it.
+
+        Rounding toward plus infinity is the same sum for both signs. The octave is that of the one's complement's
+        magnitude: it differs from the true one only where both octaves round to the same level.
+        """
+        stages, controls = self._stages, self.controls
+        stage = stages.magnitude
+        magnitude = window[:WINDOW_BITS] ^ negative.replicate(WINDOW_BITS)
+        reaches = self._register(Cat(magnitude[j:].any() for j in range(2, WINDOW_BITS)), stage, "reaches")
+        full = (magnitude | ~controls.full).all() & controls.esb
+        beyond = self._register(over | full, stage, "beyond")
+        window, negative = self._register(window, stage, "value"), self._register(negative, stage, "negative")
+
+        stage = stages.octave
+        octave = []
+        for i in range(1, OCTAVES + 1):
+            choices = [reaches[i + 1 + k - 2] for k in range(WINDOW_BITS - i - 1)]
+            octave.append(Cat(choices).bit_select(controls.significand, 1) & controls.octaves[i - 1])
+        octave = self._register(Cat(*octave), stage, "octave")
+        window, negative, beyond = (self._register(value, stage, name) for value, name in (
+            (window, "value"), (negative, "negative"), (beyond, "beyond")))
+
+        stage = stages.rounded
+        above = Cat(controls.rounds, octave)
+        half = above & ~Cat(octave, Const(0, 1))
+        rounded = self._register((Cat(window, negative) + half)[:WINDOW_BITS + 1], stage, "rounded")
+        octave, negative, beyond = (self._register(value, stage, name) for value, name in (
+            (octave, "octave"), (negative, "negative"), (beyond, "beyond")))
+
+        level = Cat(*(rounded[i + 1] & ~octave[i] if i < OCTAVES else rounded[i + 1] for i in range(8)))
+        chosen = Mux(controls.high, Mux(controls.sign, rounded[-1].replicate(DIGIT_BITS), level[4:]), level[:4])
+        bottom = self._choice(beyond, negative)
+        self._output([(chosen[i], *bottom(i)) for i in range(DIGIT_BITS)])
+
+    def _choice(self, over, negative):
+        """The bits that stand for a level beyond the format's ends, or below zero in an unsigned one."""
+        controls = self.controls
+
+        def end(i):
+            return over | negative & ~controls.signed, Mux(negative, controls.bottom[i], controls.top[i])
+        return end
+
+    def _output(self, bits: list) -> None:
+        stage = self._stages.output
+        value = Cat(Mux(clamped, end, inside) for inside, clamped, end in bits)
+        self._m.d.comb += self.digit.eq(self._register(value, stage, "digit"))
+
+
+def _choose(select, values: list):
+    """values[select] for four values."""
+    return Mux(select[1], Mux(select[0], values[3], values[2]), Mux(select[0], values[1], values[0]))

@@ -1,6 +1,6 @@
 """Takes finished accumulators out: requantizes, adds the residual, pools, packs, and orders their stores."""
 
-from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -8,11 +8,15 @@ from amaranth.lib.wiring import In, Out
 from esbflow import instructions
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, EngineConfig
 from esbflow.registers import COUNTERS, LOG_BEATS
-from esbhw.arithmetic.multiply import small_product
-from esbhw.arithmetic.requantize import CONSTANTS, FORMAT, LEVEL_BITS, RESIDUAL_BITS, RequantizeLane
+from esbflow.requantizer import ACCUMULATOR_CYCLES, LEVEL_BITS, RESIDUAL_BITS, Stages, drain_latency
+from esbhw.arithmetic.requantize import constants_layout
+from esbhw.arithmetic.requantizer import Requantizer
+from esbhw.arithmetic.requantizer_control import FORMAT
+from esbhw.engine.drain_walk import DrainWalk
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.tokens import COUNT_BITS
 from esbhw.engine.transfer import transfer_layout
+from esbhw.fabric.adder_rows import Term, add_row
 
 TRANSFERS = 16
 """Stores (planes) ordered ahead of the writer."""
@@ -21,12 +25,14 @@ TRANSFERS = 16
 class Drain(wiring.Component):
     """Carries out DRAIN, STAMP and END.
 
-    A DRAIN taken in cycle p spends 2 cycles before each run of beats that is consecutive in memory, then takes one
-    value group (`requantize_lanes` channels of one accumulator pixel) a cycle: digits * planes * out_rows *
-    out_cols * (rows / lanes) * kernel_y * kernel_x of them. The beat that a group completes leaves LATENCY cycles
-    after the group was issued. The next instruction is taken in the cycle after the last group. A STAMP first lets
-    the pipeline run empty (LATENCY cycles), then sends one beat a cycle. Back-pressure: no group is issued while
-    the writer has little room.
+    An instruction is held ready while the one before it runs, and begins at least one cycle after it was taken. A DRAIN
+    that begins in cycle p spends 2 cycles before each run of beats that is consecutive in memory, then issues one value
+    group (`requantize_lanes` channels of one accumulator pixel) a cycle: digits * planes * out_rows * out_cols *
+    (rows / lanes) * kernel_y * kernel_x of them. The beat that a group completes leaves drain_latency(config) cycles
+    after the group was issued. The next instruction begins in the cycle after the last group. A STAMP first lets the
+    pipeline run empty, then sends one beat a cycle. Back-pressure: no group is issued while the writer has little room.
+    Tokens are seen one cycle after they are there, taken in the cycle after the beginning and posted in the cycle after
+    the last group.
 
     Members
     -------
@@ -41,8 +47,6 @@ class Drain(wiring.Component):
     token wires as in tokens.py; issue : Out(1); field_fault : Out(1), for good
     """
 
-    ADDRESS_LATENCY = 3  # issue -> memory address
-    LATENCY = ADDRESS_LATENCY + 2 + RequantizeLane.LATENCY + 2  # issue -> beat
     SETUP_CYCLES = 2
 
     def __init__(self, config: EngineConfig):
@@ -53,7 +57,7 @@ class Drain(wiring.Component):
             "acc_bank": Out(1), "acc_index": Out(range(config.accumulator_depth)),
             "acc_data": In(config.cols * config.accumulator_width),
             "constants_bank": Out(1), "constants_group": Out(range(max(2, groups))),
-            "constants_data": In(config.requantize_lanes * CONSTANTS.size),
+            "constants_data": In(config.requantize_lanes * constants_layout(config).size),
             "residual_bank": Out(1), "residual_address": Out(20),
             "residual_low": In(config.word_bits), "residual_high": In(config.word_bits),
             "counters": In(32 * len(COUNTERS)),
@@ -69,237 +73,231 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        lanes = config.requantize_lanes
-        lane_groups = config.lane_groups
-        head = Signal(instruction_layout("DRAIN"))
+        latency = drain_latency(config)
+        walk = m.submodules.walk = DrainWalk(config)
+        head, head_valid, head_drains, head_legal = self._prefetch(m)
         now = Signal(instruction_layout("DRAIN"))
-        m.submodules.orders = orders = SyncFIFO(width=transfer_layout(1).size, depth=TRANSFERS)
-        order = Signal(transfer_layout(1))
-        m.d.comb += [
-            head.eq(self.i.payload), self.layer.eq(now.layer),
-            orders.w_data.eq(order), self.transfers.payload.eq(orders.r_data),
-            self.transfers.valid.eq(orders.r_rdy), orders.r_en.eq(self.transfers.ready),
-        ]
+        m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
 
-        # -- loops: digit, plane, row, column, lane group, window row, window column -----------------
-        digit = Signal(4)
-        plane = Signal(6)
-        row = Signal(10)
-        col = Signal(10)
-        group = Signal(range(max(2, lane_groups)))
-        ky = Signal(4)
-        kx = Signal(4)
-        base_y = Signal(signed(15))
-        base_x = Signal(signed(15))
-        plane_rows = Signal(16)  # plane * acc_rows, for the residual
-        plane_offset = Signal(28)
-        digit_offset = Signal(28)
+        tokens = {}
+        for name in ("accumulators", "constants", "residual"):
+            tokens[name] = Signal(name=f"{name}_here")
+            m.d.sync += tokens[name].eq(getattr(self, f"{name}_count") != 0)
+        tokens_here = tokens["accumulators"] & tokens["constants"] & (~head.residual | tokens["residual"])
+        room = Signal()
+        m.d.sync += room.eq(self.room)
+
         setup = Signal(range(self.SETUP_CYCLES))
-        step = Signal()
-        last_kx, last_ky = kx == now.kernel_x - 1, ky == now.kernel_y - 1
-        last_group = group == lane_groups - 1
-        last_col, last_row = col == now.out_cols - 1, row == now.out_rows - 1
-        last_plane, last_digit = plane == now.planes - 1, digit == now.digits - 1
-        last_tap = last_kx & last_ky
-        end_of_col = last_tap & last_group
-        end_of_row = end_of_col & last_col
-        end_of_plane = end_of_row & last_row
-        end = end_of_plane & last_plane & last_digit
-
-        tokens_here = ((self.accumulators_count != 0) & (self.constants_count != 0)
-                       & (~head.residual | (self.residual_count != 0)))
-        legal = ((head.acc_rows != 0) & (head.acc_cols != 0) & (head.out_rows != 0) & (head.out_cols != 0)
-                 & (head.kernel_y != 0) & (head.kernel_x != 0) & (head.planes != 0) & (head.digits != 0)
-                 & (head.digits <= LEVEL_BITS // DIGIT_BITS) & (head.planes <= config.planes_per_tile)
-                 & (head.bits != 0) & (head.bits <= LEVEL_BITS) & (head.segment_beats != 0))
-        flush = Signal(range(self.LATENCY + 1))
-        stamp = Signal(range(LOG_BEATS + 1))
-        snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS)
-        order_now = Signal()
-        m.d.comb += orders.w_en.eq(order_now)
+        legal = Signal()
+        opens = Signal()  # this run is a plane's first
+        starting, step, begins, ends = Signal(), Signal(), Signal(), Signal()
+        flush = Signal(range(latency + 1))
+        order_now, orders_ready = self._orders(m, platform, now, head, begins, walk, step)
+        stamp = Signal(range(LOG_BEATS + 2))  # the beat that a STAMP packs next, from 1 on
+        snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS, reset_less=True)
+        beat_free = ~self.beats.valid | self.beats.ready
+        drains = Signal()
 
         with m.FSM() as fsm:
             with m.State("IDLE"):
-                is_drain = head.opcode == instructions.DRAIN
-                m.d.comb += self.waiting.eq(self.i.valid & is_drain & ~tokens_here)
-                with m.If(self.i.valid & (~is_drain | tokens_here)):
-                    m.d.comb += self.i.ready.eq(1)
-                    m.d.sync += [
-                        now.eq(head), digit.eq(0), plane.eq(0), row.eq(0), col.eq(0), group.eq(0), ky.eq(0), kx.eq(0),
-                        base_y.eq(-head.pad_y), base_x.eq(-head.pad_x), plane_rows.eq(0),
-                        plane_offset.eq(head.offset), digit_offset.eq(head.offset), setup.eq(0),
-                        flush.eq(self.LATENCY),
-                    ]
-                    with m.If(is_drain):
-                        m.d.comb += [self.take_accumulators.eq(1), self.take_constants.eq(1),
-                                     self.take_residual.eq(head.residual)]
-                        m.next = "SETUP"
-                        with m.If(~legal):
-                            m.d.sync += self.field_fault.eq(1)
-                            m.next = "FAULT"
-                    with m.Else():
+                m.d.comb += self.waiting.eq(head_valid & head_drains & ~tokens_here)
+                with m.If(head_valid & (~head_drains | tokens_here)):
+                    m.d.sync += [now.eq(head), head_valid.eq(0), setup.eq(0), opens.eq(1), flush.eq(latency),
+                                 legal.eq(head_legal.all()), drains.eq(head_drains)]
+                    m.d.comb += begins.eq(1)
+                    m.next = "SETUP"
+                    with m.If(~head_drains):
                         m.next = "FLUSH"
             with m.State("SETUP"):
-                # The first setup cycle of a plane orders its stores.
-                first = (setup == 0) & (row == 0)
-                with m.If(~first | orders.w_rdy):
-                    m.d.comb += order_now.eq(first)
-                    m.d.sync += setup.eq(setup + 1)
-                    with m.If(setup == self.SETUP_CYCLES - 1):
-                        m.d.sync += setup.eq(0)
-                        m.next = "ISSUE"
+                # The last setup cycle of a plane's first run orders its stores.
+                m.d.comb += starting.eq(opens & ~setup & drains)
+                with m.If(~setup[0]):
+                    m.d.sync += [setup.eq(1), drains.eq(0)]
+                with m.Elif(~legal):
+                    m.d.sync += self.field_fault.eq(1)
+                    m.next = "FAULT"
+                with m.Elif(~opens | orders_ready):
+                    m.d.comb += order_now.eq(opens)
+                    m.d.sync += setup.eq(0)
+                    m.next = "ISSUE"
             with m.State("ISSUE"):
-                m.d.comb += step.eq(self.room)
-                with m.If(step & end):
-                    m.d.comb += [self.post_accumulators.eq(1), self.post_constants.eq(1),
-                                 self.post_residual.eq(now.residual)]
+                m.d.comb += step.eq(room)
+                m.d.sync += opens.eq(walk.end_of_plane)
+                with m.If(step & walk.end):
+                    m.d.comb += ends.eq(1)
                     m.next = "IDLE"
-                with m.Elif(step & (end_of_plane | (end_of_row & (now.segments != 1)))):
+                with m.Elif(step & (walk.end_of_plane | (walk.end_of_row & (now.segments != 1)))):
                     m.next = "SETUP"
             with m.State("FLUSH"):
                 m.d.sync += flush.eq(flush - 1)
                 with m.If(flush == 0):
                     m.d.sync += [flush.eq(0), snapshot.eq(Cat(self.counters, Const(0, 1)))]
-                    m.d.sync += snapshot[-32:].eq(now.layer)
+                    m.d.sync += [snapshot[-32:].eq(now.layer)]
                     with m.If(now.opcode == instructions.STAMP):
-                        m.d.sync += stamp.eq(LOG_BEATS)
                         m.d.comb += order_now.eq(1)
-                        with m.If(orders.w_rdy):
+                        with m.If(orders_ready):
+                            m.d.sync += stamp.eq(1)
                             m.next = "STAMP"
                     with m.Else():
                         m.next = "END"
             with m.State("STAMP"):
-                with m.If(self.beats.ready):
-                    m.d.sync += [stamp.eq(stamp - 1), snapshot.eq(snapshot >> AXI_BEAT_BITS)]
-                    with m.If(stamp == 1):
+                with m.If(beat_free):
+                    m.d.sync += stamp.eq(stamp + 1)
+                    with m.If(stamp == LOG_BEATS + 1):
+                        m.d.sync += stamp.eq(0)
                         m.next = "IDLE"
             with m.State("END"):
-                m.d.comb += self.done.eq(self.writer_idle & ~orders.r_rdy)
+                m.d.comb += self.done.eq(self.writer_idle & ~self.transfers.valid)
             with m.State("FAULT"):
                 pass
-        stamping = fsm.ongoing("STAMP")
-
-        m.d.comb += [
-            self.issue.eq(step),
-            order.region.eq(now.region), order.offset.eq(plane_offset), order.beats.eq(now.segment_beats),
-            order.segments.eq(now.segments), order.stride.eq(now.segment_stride),
-            order.tag.eq(now.post_store & last_plane & last_digit),
-        ]
-        with m.If(now.opcode == instructions.STAMP):
-            m.d.comb += [order.beats.eq(LOG_BEATS), order.segments.eq(1), order.tag.eq(0)]
-        with m.If(step):
-            m.d.sync += kx.eq(kx + 1)
-            with m.If(last_kx):
-                m.d.sync += [kx.eq(0), ky.eq(ky + 1)]
-            with m.If(last_tap):
-                m.d.sync += [ky.eq(0), group.eq(group + 1)]
-            with m.If(end_of_col):
-                m.d.sync += [group.eq(0), col.eq(col + 1), base_x.eq(base_x + now.stride_x)]
-            with m.If(end_of_row):
-                m.d.sync += [col.eq(0), base_x.eq(-now.pad_x), row.eq(row + 1), base_y.eq(base_y + now.stride_y)]
-            with m.If(end_of_plane):
-                m.d.sync += [row.eq(0), base_y.eq(-now.pad_y), plane.eq(plane + 1),
-                             plane_rows.eq(plane_rows + now.acc_rows),
-                             plane_offset.eq(plane_offset + now.plane_stride)]
-                with m.If(last_plane):
-                    m.d.sync += [plane.eq(0), plane_rows.eq(0), digit.eq(digit + 1),
-                                 digit_offset.eq(digit_offset + now.digit_stride),
-                                 plane_offset.eq(digit_offset + now.digit_stride)]
-
-        # -- addresses: three stages ------------------------------------------------------------------
-        def clamp(value, size):
-            return Mux(value < 0, 0, Mux(value >= size, size - 1, value))
-
-        words = config.words_per_beat
-        pitch = Signal(11)
-        m.d.comb += pitch.eq((now.acc_cols + (words - 1)) & ~(words - 1))
-        y = Signal(10)
-        x = Signal(10)
-        residual_row = Signal(16)
-        acc_row_base = Signal(20)
-        residual_base = Signal(20)
-        x_delayed = Signal(10)
-        clamped_y = clamp(base_y + ky, now.acc_rows)
+        m.d.comb += [walk.start.eq(starting), walk.step.eq(step), self.issue.eq(step)]
+        takes, posts = begins & head_drains, ends
         m.d.sync += [
-            y.eq(clamped_y), x.eq(clamp(base_x + kx, now.acc_cols)),
-            residual_row.eq(plane_rows + clamped_y),
-            acc_row_base.eq(small_product(y, now.acc_cols)), residual_base.eq(small_product(residual_row, pitch)),
-            x_delayed.eq(x),
-            self.acc_index.eq(acc_row_base + x_delayed), self.residual_address.eq(residual_base + x_delayed),
+            self.take_accumulators.eq(takes), self.take_constants.eq(takes), self.take_residual.eq(takes & head.residual),
+            self.post_accumulators.eq(posts), self.post_constants.eq(posts), self.post_residual.eq(posts & now.residual),
         ]
+
+        done, digits = self._lanes(m, now, walk, step)
+        self._pack(m, done, digits, fsm.ongoing("STAMP") & beat_free, stamp, snapshot)
+        return m
+
+    def _prefetch(self, m) -> tuple:
+        """The next instruction in a register, and what is wrong with it: a 0 in the last result."""
+        config = self._config
+        head, valid, drains = Signal(instruction_layout("DRAIN")), Signal(), Signal()
+        f = Signal(instruction_layout("DRAIN"))
+        m.d.comb += [f.eq(self.i.payload), self.i.ready.eq(~valid)]
+        single = Cat(f.kernel_y, f.kernel_x, f.stride_y, f.stride_x, f.pad_y, f.pad_x) == 0x001111
+        checks = [f.acc_rows != 0, f.acc_cols != 0, f.out_rows != 0, f.out_cols != 0, f.kernel_y != 0, f.kernel_x != 0,
+                  f.planes != 0, f.planes <= config.planes_per_tile, f.digits != 0, f.digits <= LEVEL_BITS // DIGIT_BITS,
+                  f.bits != 0, f.bits <= LEVEL_BITS, f.segment_beats != 0,
+                  ~f.residual | single if config.residual else ~f.residual]
+        if not config.esb_output:
+            checks.append(~f.esb)
+        legal = Signal(len(checks))
+        with m.If(~valid):
+            m.d.sync += [head.eq(f), valid.eq(self.i.valid), drains.eq(f.opcode == instructions.DRAIN),
+                         legal.eq(Cat(*checks))]
+        return head, valid, drains, legal
+
+    def _orders(self, m, platform, now, head, begins, walk, step) -> tuple:
+        """(a signal that orders a store at the current offset, is there a place for it).
+
+        `begins` takes the head's offset; after the last step of a plane the offset is the next plane's.
+        """
+        stamping = now.opcode == instructions.STAMP
+        offset, digit_offset, new_digit = Signal(28), Signal(28, reset_less=True), Signal()
+        order, ready = Signal(), Signal()
+        following, _ = add_row(m, platform, [_either(offset, digit_offset, walk.last_plane),
+                                             _either(now.plane_stride, now.digit_stride, walk.last_plane)], "following", 28)
+        with m.If(begins | (step & walk.end_of_plane)):
+            m.d.sync += [offset.eq(Mux(begins, head.offset, following)), new_digit.eq(begins | walk.end_of_digit)]
+        with m.If(order & new_digit):
+            m.d.sync += digit_offset.eq(offset)
+        # A transfer's other fields stay zero.
+        stored = ("region", "offset", "beats", "segments", "stride", "tag")
+        widths = dict(segments=len(now.segments), stride=len(now.segment_stride))
+        values = {
+            "region": now.region, "offset": offset, "beats": Mux(stamping, LOG_BEATS, now.segment_beats),
+            "segments": Mux(stamping, 1, now.segments), "stride": now.segment_stride,
+            "tag": ~stamping & now.post_store & walk.last_plane & walk.last_digit,
+        }
+        sizes = [widths.get(name, len(getattr(self.transfers.payload, name))) for name in stored]
+        m.submodules.orders = orders = SyncFIFO(width=sum(sizes), depth=TRANSFERS)
+        m.d.comb += [
+            orders.w_data.eq(Cat(values[name][:size] for name, size in zip(stored, sizes, strict=True))),
+            orders.w_en.eq(order), ready.eq(orders.w_rdy),
+            self.transfers.valid.eq(orders.r_rdy), orders.r_en.eq(self.transfers.ready),
+        ]
+        low = 0
+        for name, size in zip(stored, sizes, strict=True):
+            m.d.comb += getattr(self.transfers.payload, name).eq(orders.r_data[low:low + size])
+            low += size
+        return order, ready
+
+    def _lanes(self, m, now, walk, step) -> tuple:
+        """(a window's digits are done, the digits of all lanes)."""
+        config, lanes, stages = self._config, self._config.requantize_lanes, Stages(self._config)
 
         def delay(value, cycles, name):
             for i in range(cycles):
-                register = Signal(len(value), name=f"{name}_{i}")
+                register = Signal(len(value), name=f"{name}_{i}", reset_less=True)
                 m.d.sync += register.eq(value)
                 value = register
             return value
 
-        tile_group = Signal(range(max(2, config.cols // lanes)))
-        m.d.comb += tile_group.eq(plane * lane_groups + group if lane_groups & (lane_groups - 1) else
-                                  Cat(group[:(lane_groups - 1).bit_length()], plane))
-        group3 = delay(tile_group, self.ADDRESS_LATENCY, "group")
+        # The residual and the constants are read so many cycles before the accumulators as the lanes want them earlier.
+        early = ACCUMULATOR_CYCLES - stages.product
+        group = delay(walk.tile_group, early, "group")
         m.d.comb += [
-            self.acc_bank.eq(delay(now.bank, self.ADDRESS_LATENCY, "bank")),
-            self.constants_bank.eq(delay(now.constants, self.ADDRESS_LATENCY, "constants")),
-            self.residual_bank.eq(delay(now.residual_bank, self.ADDRESS_LATENCY, "residual_bank")),
-            self.constants_group.eq(group3),
+            self.acc_index.eq(walk.acc_index),
+            self.acc_bank.eq(delay(now.bank, ACCUMULATOR_CYCLES, "bank")),
+            self.constants_bank.eq(delay(now.constants, early, "constants")), self.constants_group.eq(group),
+            self.residual_bank.eq(delay(now.residual_bank, early, "residual_bank")),
+            self.residual_address.eq(delay(walk.pixel, early, "pixel")),
         ]
-
-        # -- the lanes ---------------------------------------------------------------------------------
-        group4 = delay(group3, 1, "group_data")
-        flags = Cat(now.residual, now.residual_digits == 2, now.residual_signed, now.bits, now.signed, now.esb,
-                    now.significand, now.octaves)
-        flags4 = delay(flags, self.ADDRESS_LATENCY + 1, "flags")
-        residual_on, residual_wide, residual_signed = flags4[0], flags4[1], flags4[2]
-        acc_groups = Array(self.acc_data.word_select(g, lanes * config.accumulator_width)
-                           for g in range(config.cols // lanes))
-        word_group = group4[:(lane_groups - 1).bit_length()] if lane_groups > 1 else Const(0, 1)
-        acc_now = Signal(lanes * config.accumulator_width)
-        constants_now = Signal(len(self.constants_data))
         form = Signal(FORMAT)
-        m.d.sync += [acc_now.eq(acc_groups[group4]), constants_now.eq(self.constants_data), form.eq(flags4[3:])]
+        m.d.comb += [form.bits.eq(now.bits), form.signed.eq(now.signed), form.esb.eq(now.esb),
+                     form.significand.eq(now.significand), form.octaves.eq(now.octaves)]
+        m.submodules.requantizer = unit = Requantizer(config, early=early + 2)
+        valid = step
+        for i in range(early + 2):
+            register = Signal(name=f"valid_{i}")
+            m.d.sync += register.eq(valid)
+            valid = register
+        taps = delay(Cat(walk.first, walk.last), early + 2, "taps")
+        m.d.comb += [unit.format.eq(form), unit.digit.eq(walk.digit), unit.valid.eq(valid), unit.first.eq(taps[0]),
+                     unit.last.eq(taps[1])]
 
-        arrived = delay(Cat(step), self.ADDRESS_LATENCY + 2, "arrived")
-        tap_flags = delay(Cat(step, (ky == 0) & (kx == 0), last_tap, digit),
-                          self.ADDRESS_LATENCY + 2 + RequantizeLane.LATENCY, "tap")
-        valid, first_tap, final_tap, digit_out = tap_flags[0], tap_flags[1], tap_flags[2], tap_flags[3:]
-        chunk = Signal(lanes * DIGIT_BITS)
-        chunk_valid = Signal()
-        m.d.sync += chunk_valid.eq(valid & final_tap)
-        for lane in range(lanes):
-            m.submodules[f"lane_{lane}"] = unit = RequantizeLane(config.accumulator_width, config.requantize_width)
-            low = self.residual_low.word_select(word_group, lanes * DIGIT_BITS).word_select(lane, DIGIT_BITS)
-            high = self.residual_high.word_select(word_group, lanes * DIGIT_BITS).word_select(lane, DIGIT_BITS)
-            value = Mux(residual_wide, Cat(low, high), Cat(low, (low[3] & residual_signed).replicate(4)))
-            residual = Signal(signed(RESIDUAL_BITS), name=f"residual_{lane}")
-            m.d.sync += residual.eq(Mux(residual_on, Cat(value, value[7] & residual_signed), 0))
-            held = Signal(signed(LEVEL_BITS + 1), name=f"held_{lane}")
-            best = Signal(signed(LEVEL_BITS + 1), name=f"best_{lane}")
-            m.d.comb += [
-                unit.valid.eq(arrived), unit.acc.eq(acc_now.word_select(lane, config.accumulator_width)),
-                unit.residual.eq(residual),
-                unit.constants.eq(constants_now.word_select(lane, CONSTANTS.size)), unit.format.eq(form),
-                best.eq(Mux(first_tap | (unit.level > held), unit.level, held)),
-            ]
-            with m.If(valid):
-                m.d.sync += held.eq(best)
-            m.d.sync += chunk.word_select(lane, DIGIT_BITS).eq(
-                best.as_unsigned()[:LEVEL_BITS].word_select(digit_out[:3], DIGIT_BITS))
+        constants = Signal(len(unit.constants), reset_less=True)
+        acc = Signal(len(unit.acc), reset_less=True)
+        group = delay(group, 1, "group_data")
+        acc_groups = Array(self.acc_data.word_select(g, len(acc)) for g in range(config.cols // lanes))
+        m.d.sync += [constants.eq(self.constants_data), acc.eq(acc_groups[delay(group, stages.product, "group_acc")])]
+        m.d.comb += [unit.constants.eq(constants), unit.acc.eq(acc)]
+        if config.residual:
+            word = group[:(config.lane_groups - 1).bit_length()]
+            low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data
+                         for data in (self.residual_low, self.residual_high))
+            flags = delay(Cat(now.residual, now.residual_digits == 2, now.residual_signed), early + 1, "flags")
+            on, wide, is_signed = flags[0], flags[1], flags[2]
+            # As esbflow.requantizer.residual_offset says.
+            flip = Cat(Const(0, 3), on & is_signed & ~wide, Const(0, 3), on & wide & ~is_signed)
+            residual = Signal(len(unit.residual), reset_less=True)
+            for lane in range(lanes):
+                value = Cat(low.word_select(lane, DIGIT_BITS) & on.replicate(DIGIT_BITS),
+                            high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
+                m.d.sync += residual.word_select(lane, RESIDUAL_BITS).eq(value ^ flip)
+            m.d.comb += unit.residual.eq(residual)
+        return unit.done, unit.digits
 
-        # -- pack chunks into beats ----------------------------------------------------------------------
-        chunks = AXI_BEAT_BITS // len(chunk)
-        beat = Signal(AXI_BEAT_BITS)
+    def _pack(self, m, done, digits, stamping, stamp, snapshot) -> None:
+        """Chunks of one lane group each become beats; a STAMP's beats are there at once."""
+        chunks = AXI_BEAT_BITS // len(digits)
+        beat, valid = Signal(AXI_BEAT_BITS, reset_less=True), Signal()
         filled = Signal(range(chunks)) if chunks > 1 else Const(0, 1)
-        beat_valid = Signal()
-        m.d.sync += beat_valid.eq(0)
-        with m.If(chunk_valid):
-            m.d.sync += beat.word_select(filled, len(chunk)).eq(chunk)
+        words = [snapshot.word_select(k, AXI_BEAT_BITS) for k in range(LOG_BEATS)]
+        # Of the last word most bits are zero: those take one LUT of four choices and the registers' reset.
+        packed = Mux(stamp[2], words[3], Mux(stamp[1], Mux(stamp[0], words[2], words[1]),
+                                             Mux(stamp[0], words[0], digits.replicate(chunks))))
+        with m.If(done):
+            m.d.sync += valid.eq(filled == chunks - 1)
             if chunks > 1:
                 m.d.sync += filled.eq(filled + 1)
-            m.d.sync += beat_valid.eq(filled == chunks - 1)
-        m.d.comb += [
-            self.beats.valid.eq(beat_valid | stamping),
-            self.beats.payload.eq(Mux(stamping, snapshot[:AXI_BEAT_BITS], beat)),
-        ]
-        return m
+        with m.Elif(stamping):
+            m.d.sync += valid.eq(stamp != LOG_BEATS + 1)
+        with m.Elif(self.beats.ready):
+            m.d.sync += valid.eq(0)
+        for k in range(chunks):
+            with m.If(stamping | (done & (filled == k))):
+                m.d.sync += beat.word_select(k, len(digits)).eq(packed.word_select(k, len(digits)))
+        m.d.comb += [self.beats.valid.eq(valid), self.beats.payload.eq(beat)]
+
+
+assert LOG_BEATS == 4  # _pack chooses one of four
+
+
+def _either(zero, one, select) -> Term:
+    """The value `one` where `select` is set, else `zero`."""
+    bits = tuple(((zero[i], one[i], select), lambda a, b, s: b if s else a) for i in range(len(zero)))
+    return Term(Mux(select, one, zero), bits, (1 << len(zero)) - 1)

@@ -30,9 +30,10 @@ from esbflow.engine_facts import (
 )
 from esbflow.instructions import DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
 from esbflow.registers import LOG_BEATS
+from esbflow.requantizer import drain_latency
 
-DRAIN_LATENCY = 14  # Drain: issue to beat
 SETUP_CYCLES = 2  # Drain
+TOKEN_CYCLES = 1  # Drain: a token is seen one cycle after it is there, and posted one cycle after the last group
 BEATS_PER_4K = 256
 
 
@@ -133,6 +134,8 @@ class CycleModel:
         self._staged_free = 0
         self._stream_free = 0
         self._array = array_latency(config)
+        self._drain_latency = drain_latency(config)
+        self._drain_begun = -1
 
     # -- tokens -------------------------------------------------------------------------------------------
     def _post(self, name: str, cycle: int) -> None:
@@ -186,8 +189,8 @@ class CycleModel:
             self.dispatched.append(dispatch)
             previous = dispatch
             if opcode == END:
-                start = max(dispatch + 1, unit.free)
-                total = max(start + DRAIN_LATENCY + 2, self.store.last_b + 1) + 1
+                start = max(self._held(dispatch + 1) + 1, unit.free)
+                total = max(start + self._drain_latency + 2, self.store.last_b + 1) + 1
                 break
             _, fields = decode(word)
             unit.popped.append(act[opcode](unit, fields, dispatch + 1))
@@ -269,19 +272,25 @@ class CycleModel:
         return accept
 
     # -- drain --------------------------------------------------------------------------------------------
+    def _held(self, ready: int) -> int:
+        """The cycle in which the drain takes an instruction that is in its queue from `ready` on, to begin it later."""
+        return max(ready, self._drain_begun + 1)
+
     def _drain(self, unit: Unit, fields: dict, ready: int) -> int:
         config = self.config
-        accept = max(ready, unit.free, self._take("accumulators_full"), self._take("constants_full"))
+        taken = self._held(ready)
+        tokens = [self._take("accumulators_full"), self._take("constants_full")]
         if fields["residual"]:
-            accept = max(accept, self._take("residual_full"))
+            tokens.append(self._take("residual_full"))
+        begin = self._drain_begun = max(taken + 1, unit.free, max(tokens) + TOKEN_CYCLES)
         taps = fields["kernel_y"] * fields["kernel_x"]
         chunks_per_beat = 128 // (4 * config.requantize_lanes)
         beat_cycles = chunks_per_beat * taps
-        now = accept + 1
+        now = begin + 1
         last_b = None
         for digit in range(fields["digits"]):
             for plane in range(fields["planes"]):
-                ordered, starts = now, []
+                ordered, starts = now + SETUP_CYCLES - 1, []
                 for _ in range(fields["segments"]):
                     starts.append(now + SETUP_CYCLES)
                     now += SETUP_CYCLES + fields["segment_beats"] * beat_cycles
@@ -290,13 +299,13 @@ class CycleModel:
                                       beat_cycles)
         last_issue = now - 1
         unit.free = last_issue + 1
-        self._post("accumulators_free", last_issue)
-        self._post("constants_free", last_issue)
+        self._post("accumulators_free", last_issue + TOKEN_CYCLES)
+        self._post("constants_free", last_issue + TOKEN_CYCLES)
         if fields["residual"]:
-            self._post("residual_free", last_issue)
+            self._post("residual_free", last_issue + TOKEN_CYCLES)
         if fields["post_store"]:
             self._post("stores", last_b + 1)
-        return accept
+        return taken
 
     def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int) -> int:
         """One transfer of the writer: `starts` are the cycles in which each run's first group is issued."""
@@ -305,7 +314,7 @@ class CycleModel:
             done = 0
             for length in _cut(offset, beats, self.config.max_burst):
                 done += length
-                pushed = start + done * beat_cycles - 1 + DRAIN_LATENCY
+                pushed = start + done * beat_cycles - 1 + self._drain_latency
                 taken = self.store.burst(max(earliest, pushed + 1), length)
                 earliest = taken + SPLIT_CYCLES
             offset += stride
@@ -313,13 +322,14 @@ class CycleModel:
         return self.store.last_b
 
     def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
-        accept = max(ready, unit.free)
-        ordered = accept + DRAIN_LATENCY + 1
+        taken = self._held(ready)
+        begin = self._drain_begun = max(taken + 1, unit.free)
+        ordered = begin + self._drain_latency + 1
         self.stamps.append(ordered)
-        # Its beats leave one a cycle from ordered + 1 on: as if a run had been issued DRAIN_LATENCY earlier.
-        self._stores(ordered, fields["offset"], LOG_BEATS, 0, [ordered + 1 - DRAIN_LATENCY], 1)
-        unit.free = ordered + 1 + LOG_BEATS
-        return accept
+        # Its beats leave one a cycle from ordered + 2 on: as if a run had been issued so much earlier.
+        self._stores(ordered, fields["offset"], LOG_BEATS, 0, [ordered + 2 - self._drain_latency], 1)
+        unit.free = ordered + 2 + LOG_BEATS
+        return taken
 
 
 def count_cycles(program: Program, latency: int = 40) -> Cycles:

@@ -57,7 +57,9 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     region, plans = WeightsRegion(config), []
     for number, layer in enumerate(layers):
         source, target = Source(tuple(layouts[name] for name in layer.sources)), layouts[layer.target]
-        weights = pack_layer(config, region, layer, source.digits, source.signed)
+        added = layouts[layer.residual] if layer.residual else None
+        weights = pack_layer(config, region, layer, source.digits, source.signed,
+                             (added.digits, added.signed) if added else None)
         passes = max(len(group) for group in weights.groups)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
@@ -65,7 +67,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes)
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
-            residual=Source((layouts[layer.residual],)) if layer.residual else None, target=target, tiling=tiling,
+            residual=Source((added,)) if added else None, target=target, tiling=tiling,
             weights=weights, resident=weights.tiles <= config.weight_slots))
     try:
         words = emit(config, plans)

@@ -10,7 +10,8 @@ from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TABLE_INPUTS, EngineConfig
 from esbflow.engine_facts import BOOK_ENTRY_BITS, LARGEST_DIGIT, SHIFT_DIGITS, array_offset, book_entry, dot_largest
-from esbflow.graph.ir import B_BITS
+from esbflow.numbers import ESB
+from esbflow.requantizer import FACTOR_BITS, fold
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
 
@@ -70,17 +71,20 @@ class WeightsRegion:
         return self._append(padded)
 
     def constants(self, m, n, s, b) -> int:
-        """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b 40 bit at bit 32."""
-        mask12, mask40 = (1 << 12) - 1, (1 << 40) - 1
-        low = (m & mask12) | (n & mask12) << 12 | s << 24 | ((b & mask40) & 0xFFFFFFFF) << 32
+        """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b (folded, not negative) from bit 32 on."""
+        mask = (1 << FACTOR_BITS) - 1
+        low = (m & mask) | (n & mask) << FACTOR_BITS | s << 24 | (b & 0xFFFFFFFF) << 32
         words = np.zeros((len(m), 2), dtype=np.uint64)
         words[:, 0] = low.astype(np.uint64)
-        words[:, 1] = ((b & mask40) >> 32).astype(np.uint64)
+        words[:, 1] = (b >> 32).astype(np.uint64)
         return self._append(np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8))
 
 
-def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool) -> LayerWeights:
-    """Cut a layer's weights into tiles and take off b what the array's dots have too much.
+def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool,
+               residual: tuple | None = None) -> LayerWeights:
+    """Cut a layer's weights into tiles; fold what the array's dots have too much, and the lanes' offsets, into b.
+
+    residual : (digits, signed) of the residual as it is stored, where the layer has one.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
     accumulators must be overwritten.
@@ -88,8 +92,10 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     Raises
     ------
     CompileError
-        if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine.
+        if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine, or the engine was
+        built without what the layer's requantizer needs.
     """
+    _check_requantizer(config, layer)
     rows, cols = config.rows, config.cols
     out_channels, per_group = layer.weight.shape[:2]
     out_per_group = out_channels // layer.groups
@@ -126,9 +132,9 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
         values = {name: np.zeros(cols, dtype=np.int64) for name in "mnsb"}
         for name in "mnsb":
             values[name][:last - first] = getattr(layer.requantizer, name)[first:last]
-        values["b"] -= values["m"] * too_much
-        if np.any((values["b"] < -(1 << B_BITS - 1)) | (values["b"] >= 1 << B_BITS - 1)):
-            raise CompileError(f"layer {layer.name}: a requantizer offset needs more than {B_BITS} bits")
+        # Channels that are not there get it too, so that zeros are stored for them.
+        values["b"] = fold(config, values["m"], values["n"], values["s"], values["b"] - values["m"] * too_much,
+                           layer.out_format, residual)
         constants.append(region.constants(**values))
     return LayerWeights(groups, constants)
 
@@ -177,6 +183,15 @@ def _block(outputs, channel0, count, per_group, out_per_group):
     used = (channels[None, :] >= low[:, None]) & (channels[None, :] < high[:, None])
     which_out, which_row = np.nonzero(used)
     return outs[which_out], channels[which_row] - starts[which_out], which_row
+
+
+def _check_requantizer(config, layer):
+    if layer.residual is not None and not config.residual:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without a residual operand (residual = "
+                           "false); use an engine with one, or a network without additions")
+    if isinstance(layer.out_format, ESB) and not config.esb_output:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "
+                           f"and the layer gives {layer.out_format}; use an engine with it, or u4, s4, u8 or s8")
 
 
 def _check_accumulator(config, layer, worst: int) -> None:

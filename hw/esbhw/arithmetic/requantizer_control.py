@@ -1,0 +1,139 @@
+"""What all requantizer lanes share: when their stages take values, and their output format, cycle by cycle."""
+
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.data import StructLayout
+from amaranth.lib.wiring import In, Out
+
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.requantizer import LEVEL_BITS, Stages
+
+FORMAT = StructLayout({"bits": 6, "signed": 1, "esb": 1, "significand": 3, "octaves": 3})
+"""The output format of a drain: linear with `bits` bits, or ESB with `significand` fraction bits and levels
+(2**(significand+1)-1) << octaves at most, which is below 256."""
+
+WINDOW_BITS = 9
+"""Bits below the sign of a doubled level of ESB."""
+OCTAVES = 6
+"""ESB formats of levels below 256 have 0, 2 or 6 octaves above the first."""
+
+CONTROLS = StructLayout({
+    # At stage `total`: levels have `edge` bits below the sign; `digit` of them is wanted, 0 of ESB.
+    "edge": 6, "digit": 3,
+    # At stage `magnitude`: the format is ESB, and the bits that are all set only where the level rounds beyond the top.
+    "esb": 1, "full": WINDOW_BITS,
+    # At stage `octave`: bit i-1 says that there is an octave i. At stage `rounded`: there is something to round.
+    "significand": 3, "octaves": OCTAVES, "rounds": 1,
+    # At stage `output`: the upper digit or a sign is wanted; the digit of the largest and of the smallest level.
+    "high": 1, "sign": 1, "signed": 1, "top": DIGIT_BITS, "bottom": DIGIT_BITS,
+})
+
+
+class RequantizerControl(wiring.Component):
+    """Follows the values through the lanes: enables, and the controls that each stage needs of a value's format.
+
+    Parameters
+    ----------
+    early : cycles that a value's format and digit come before it
+
+    Members
+    -------
+    valid, first, last (of a window) : In, with the value, in cycle 0;  format, digit : In, `early` cycles before
+    enable : Out(stages);  held : Out(1), `first` in the cycle of stage `held`;  controls : Out(CONTROLS)
+    done : Out(1), a digit of a window leaves the lanes in this cycle
+    """
+
+    def __init__(self, config: EngineConfig, early: int = 0):
+        self._config, self._stages, self._early = config, Stages(config), early
+        super().__init__({
+            "valid": In(1), "first": In(1), "last": In(1), "format": In(FORMAT), "digit": In(3),
+            "enable": Out(self._stages.count), "held": Out(1), "controls": Out(CONTROLS), "done": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        stages = self._stages
+
+        def until(value, stage, name, start=0):
+            for i in range(start, stage):
+                register = Signal(value.shape(), name=f"{name}_{i + self._early}", reset_less=True)
+                m.d.sync += register.eq(value)
+                value = register
+            return value
+
+        # -- which stages move ----------------------------------------------------------------------------
+        enables, valid = [], self.valid
+        for i in range(stages.count + 1):
+            if i == stages.held + 1:  # only a whole window goes on
+                valid = valid & until(self.last, i, "last")
+                finished = Signal()
+                m.d.comb += finished.eq(valid)
+                valid = finished
+            enables.append(valid)
+            register = Signal(name=f"valid_{i}")
+            m.d.sync += register.eq(valid)
+            valid = register
+        m.d.comb += [
+            self.enable.eq(Cat(*enables[:stages.count])), self.done.eq(enables[stages.count]),
+            self.held.eq(until(self.first, stages.held, "first")),
+        ]
+
+        # -- the format ----------------------------------------------------------------------------------
+        form, controls = self.format, self.controls
+        esb_here = form.esb if self._config.esb_output else 0
+        edge = Signal(6)
+        m.d.comb += edge.eq(Mux(esb_here, form.significand + form.octaves + 1, form.bits - form.signed))
+        # Its fields, one after the other through one delay line.
+        low = Cat(edge, self.digit, form.signed, *((form.esb, form.significand, form.octaves)
+                                                   if self._config.esb_output else ()))
+        at_total = until(low, stages.total - 1, "format", -self._early)
+        wanted = Signal(3)
+        m.d.comb += wanted.eq(Mux(at_total[10], 0, at_total[6:9]) if self._config.esb_output else at_total[6:9])
+        m.d.comb += [controls.edge.eq(until(at_total[:6], stages.total, "edge", stages.total - 1)),
+                     controls.digit.eq(until(wanted, stages.total, "digit", stages.total - 1))]
+
+        late = stages.output - 2
+        if self._config.esb_output:
+            at = until(at_total, stages.magnitude - 1, "format", stages.total - 1)
+            edge, esb, significand, octaves = at[:6], at[10], at[11:14], at[14:17]
+            full = Cat((octaves <= i) & (edge >= i) for i in range(WINDOW_BITS))
+            stage = stages.magnitude
+            m.d.comb += [controls.esb.eq(until(esb, stage, "esb", stage - 1)),
+                         controls.full.eq(until(full, stage, "full", stage - 1))]
+            at = until(at, stages.octave - 1, "format", stages.magnitude - 1)
+            esb, significand, octaves = at[10], at[11:14], at[14:17]
+            available = Cat(esb & (octaves >= i) for i in range(1, OCTAVES + 1))
+            stage = stages.octave
+            m.d.comb += [controls.octaves.eq(until(available, stage, "octaves", stage - 1)),
+                         controls.significand.eq(until(significand, stage, "significand", stage - 1)),
+                         controls.rounds.eq(until(esb, stage + 1, "rounds", stage - 1))]
+            at = until(at, late, "format", stages.octave - 1)
+        else:
+            at = until(at_total, late, "format", stages.total - 1)
+        self._ends(m, at, until, late)
+        return m
+
+    def _ends(self, m, at, until, late) -> None:
+        """The digit of the largest and smallest level, two cycles before it is needed."""
+        controls, esb_output = self.controls, self._config.esb_output
+        edge, digit, is_signed = at[:6], at[6:9], at[9]
+        esb, octaves = (at[10], at[14:17]) if esb_output else (0, 0)
+        # Bits of the level below this digit's last, and where in it the quantum of the last octave lies.
+        inside, quantum = Signal(signed(7)), Signal(signed(7))
+        m.d.comb += [inside.eq(edge - (digit << 2)), quantum.eq(octaves - (digit << 2))]
+        inside, quantum = (until(value, late + 1, name, late) for value, name in ((inside, "inside"), (quantum, "quantum")))
+        rest = until(Cat(is_signed, esb, digit), late + 1, "rest", late)
+        is_signed, esb, digit = rest[0], rest[1] if esb_output else 0, rest[-3:]
+        top, bottom = [], []
+        for i in range(DIGIT_BITS):
+            top.append((inside > i) & (~esb | (quantum <= i)) if esb_output else inside > i)
+            outside = (inside <= i) | (esb & (quantum == i) if esb_output else 0)
+            bottom.append(is_signed & outside)
+        words = [("top", Cat(*top)), ("bottom", Cat(*bottom)), ("signed", is_signed)]
+        if esb_output:
+            words += [("high", esb & (digit != 0)), ("sign", digit > 1)]
+        for name, value in words:
+            m.d.comb += getattr(controls, name).eq(until(value, late + 2, name, late + 1))
+
+
+assert LEVEL_BITS // DIGIT_BITS <= 8  # digits are numbered by 3 bits

@@ -1,0 +1,142 @@
+"""What compiler and gateware both know of the requantizer lanes: widths, stages, and the constants folded into b.
+
+A lane computes T = acc*m + r*n + b modulo 2**width without sign extensions and without a rounding adder. Everything that
+this leaves out is constant for a channel, and the compiler adds it to b:
+
+- half a step, 2**(s-1), for linear outputs: then floor(T / 2**s) is the nearest level, ties toward plus infinity;
+- minus 2**(n+1) * 4**k for each row k of the two multipliers (esbhw.fabric.multiplier_rows);
+- n times what the residual's digits miss when the lane reads them as a two's complement of 8 bits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from esbflow.engine_config import EngineConfig
+from esbflow.numbers import ESB, Format
+
+FACTOR_BITS = 12
+"""m and n, two's complement."""
+RESIDUAL_BITS = 8
+"""The residual as a lane reads it, two's complement."""
+DIGIT_STEP = 2
+"""Bits of a multiplier for each row."""
+ROWS_A_STAGE = 2
+"""Rows between two registers: two LUTs deep, with a path of one carry chain and two bits."""
+LEVEL_BITS = 32
+ACCUMULATOR_CYCLES = 5
+"""From a drain's issue of a value to the accumulators' address."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Numbers of a lane's stages; the registers of stage i are written at the end of cycle i after the input.
+
+    product : of acc's first rows; the residual's rows come before.  count : of all, and so a lane's latency
+    """
+
+    config: EngineConfig
+
+    @property
+    def product(self) -> int:
+        return RESIDUAL_BITS // DIGIT_STEP // ROWS_A_STAGE if self.config.residual else 0
+
+    @property
+    def total(self) -> int:
+        return self.product + FACTOR_BITS // DIGIT_STEP // ROWS_A_STAGE
+
+    @property
+    def held(self) -> int:
+        return self.total + 1
+
+    @property
+    def coarse(self) -> int:
+        return self.held + 1
+
+    @property
+    def fine(self) -> int:
+        return self.coarse + 1
+
+    @property
+    def magnitude(self) -> int:
+        return self.fine + 1
+
+    @property
+    def octave(self) -> int:
+        return self.magnitude + 1
+
+    @property
+    def rounded(self) -> int:
+        return self.octave + 1
+
+    @property
+    def output(self) -> int:
+        return (self.rounded if self.config.esb_output else self.fine) + 1
+
+    @property
+    def count(self) -> int:
+        return self.output + 1
+
+
+def drain_latency(config: EngineConfig) -> int:
+    """Cycles from a drain's issue of a beat's last value to the beat: address, memory, group, lanes, packing.
+
+    >>> drain_latency(EngineConfig("full", rows=4, cols=4))
+    19
+    """
+    stages = Stages(config)
+    return ACCUMULATOR_CYCLES - stages.product + 2 + stages.count + 1
+
+
+def residual_sum_bits() -> int:
+    """Bits of r*n with its rows' offsets: the rows of n + 2 bits, one above the other, and a carry.
+
+    >>> residual_sum_bits()
+    21
+    """
+    return FACTOR_BITS + 3 + RESIDUAL_BITS - DIGIT_STEP
+
+
+def multiplicand_bits(config: EngineConfig) -> int:
+    """Bits of acc in the multiplier's rows: they must hold the residual's product."""
+    return max(config.accumulator_width, residual_sum_bits() - 2) if config.residual else config.accumulator_width
+
+
+def rows_offset(multiplicand: int, multiplier: int) -> int:
+    """What the rows of one multiplier add to the product.
+
+    >>> rows_offset(4, 4)  # 2**5 and, two places higher, 2**5
+    160
+    """
+    return sum(1 << multiplicand + 1 + place for place in range(0, multiplier, DIGIT_STEP))
+
+
+def fold(config: EngineConfig, m, n, s, b, form: Format, residual: tuple | None = None) -> np.ndarray:
+    """b with everything that the lane leaves out, modulo 2**requantize_width; int64 arrays of one shape.
+
+    Parameters
+    ----------
+    m, n, s, b : of the graph's requantizer.  form : of the output.
+    residual : (digits, signed) of the residual as it lies in memory; None where there is none.
+    """
+    m, n, s, b = (np.asarray(value, dtype=np.int64) for value in (m, n, s, b))
+    half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
+    folded = b + (0 if isinstance(form, ESB) else half)
+    folded = folded - rows_offset(multiplicand_bits(config), FACTOR_BITS)
+    if config.residual:
+        folded = folded - rows_offset(FACTOR_BITS, RESIDUAL_BITS)
+        if residual is not None:
+            folded = folded + n * residual_offset(*residual)
+    return folded & ((np.int64(1) << config.requantize_width) - 1)
+
+
+def residual_offset(digits: int, signed: bool) -> int:
+    """The residual minus what the lane reads: a set top bit means -8 or, of two digits, 128 more than it reads.
+
+    A signed digit enters with its top bit inverted, 8 too high. An unsigned byte enters with its top bit inverted too and
+    is then read as a two's complement, 128 too low.
+
+    >>> residual_offset(1, True), residual_offset(2, False), residual_offset(1, False), residual_offset(2, True)
+    (-8, 128, 0, 0)
+    """
+    return (0 if signed else 128) if digits == 2 else (-8 if signed else 0)
