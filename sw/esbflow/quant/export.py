@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from esbflow.graph import ir
+from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
 from esbflow.maps import map_shape, plane
@@ -58,6 +59,7 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     shape : (c, h, w) of the input images; (c, length) of sequences, (features,) of rows, which the graph has as maps
         (c, 1, length) and (features, 1, 1).
 
+    A layer that is dead, or an input of next to no codes, is said in a GraphWarning.
     `info["modules"]` of the graph says which module of the model each node with weights was.
 
     Raises
@@ -86,7 +88,9 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
-    return validate(graph)
+    validate(graph)
+    warn(doubts(graph))
+    return graph
 
 
 class _Exporter:

@@ -73,8 +73,8 @@ class RunState:
         others = [f"{name} is {then.get(name, 'not set')} there and {self.run.get(name, 'not set')} here"
                   for name in dict.fromkeys((*then, *self.run)) if then.get(name) != self.run.get(name)]
         if others:
-            raise ValueError(f"{self.path} is of another run ({', '.join(others)}); to go on with it train as it did, to start "
-                             "anew remove it or write elsewhere")
+            raise ValueError(f"{self.path} is of another run ({', '.join(others)}); to go on with it train as it did, to "
+                             "start anew remove it or write elsewhere")
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
