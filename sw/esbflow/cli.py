@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+import warnings
+from contextlib import contextmanager
 
 from esbflow.commands import compile as compile_command
 from esbflow.commands import demo, doctor, estimate, export, import_onnx, inspect, report, rtl, run, search, train, zoo
@@ -42,11 +44,32 @@ def expected_errors() -> tuple:
     return tuple(errors)
 
 
+@contextmanager
+def _warnings_in_one_line(command: str):
+    """What a graph was hardly meant to be is said on standard error, once a command."""
+    from esbflow.graph.doubts import GraphWarning
+
+    with warnings.catch_warnings():
+        plain, said = warnings.showwarning, set()
+
+        def show(message, category, *where, **more):
+            if not issubclass(category, GraphWarning):
+                plain(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"esbflow {command}: warning: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", GraphWarning)
+        yield
+
+
 def main(argv: list | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with _warnings_in_one_line(arguments.command):
+            arguments.run(arguments)
     except KeyboardInterrupt as stop:  # a training's says how to go on
         print(f"esbflow {arguments.command}: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return 130

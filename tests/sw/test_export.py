@@ -151,7 +151,7 @@ def test_a_batch_norm_with_negative_gamma_turns_the_sign_of_m():
 def test_resnet_shortcut_copies_integers():
     torch.manual_seed(5)
     graph = export(calibrated(ResNet20(), Recipe(), ResNet20.shape), "net", ResNet20.shape)
-    node = graph["layer2_0_shortcut"]
+    node = graph["layer2.0.shortcut"]
     values = execute(graph, images_for(ResNet20.shape, 2), keep=True)
     x, y = values[node.inputs[0]], values[node.name]
     assert np.array_equal(y[:, 8:24], x[:, :, ::2, ::2]) and not y[:, :8].any() and not y[:, 24:].any()

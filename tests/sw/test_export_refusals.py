@@ -22,7 +22,7 @@ from tests.sw.exported_models import calibrated, images_for
 
 
 def test_a_model_that_saw_no_data_is_refused():
-    with pytest.raises(ValueError, match=r"^activation relu1 has seen no data, so it has no scale: train or calibrate the "
+    with pytest.raises(ValueError, match=r"^activation conv1 has seen no data, so it has no scale: train or calibrate the "
                                          r"model first$"):
         export(quantize(LeNet5()), "net", LeNet5.shape)
 

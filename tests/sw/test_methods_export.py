@@ -86,7 +86,6 @@ def test_layers_and_activations_are_overridden_by_pattern():
 def test_residual_activations_are_stored_finer_than_what_multiplies():
     model, graph, images = exported(Recipe(weights="esb2.0", activations="u2", residual_activations="u8"))
     formats = {node.name: str(node.format) for node in graph.nodes}
-    assert formats["relu"] == "u8" and formats["relu_low"] == "u2" and formats["relu_1"] == "u2"
-    conv2 = next(node for node in graph.nodes if node.name == "relu_1")
-    assert conv2.inputs == ("relu_low", "relu")
+    assert formats["conv1"] == "u8" and formats["conv1_low"] == "u2" and formats["conv2"] == "u2"
+    assert graph["conv2"].inputs == ("conv1_low", "conv1")
     assert np.array_equal(execute(graph, images), IntegerModule(graph)(torch.from_numpy(images)).numpy())

@@ -27,6 +27,16 @@ from esbflow.quant.recipe import Recipe
     (dict(scale_mode="max"), r"scale_mode must be one of closed_form, laplace, refined, learned, pow2, not 'max'"),
     (dict(activation_scale="max"), r"activation_scale must be one of learned, ema, not 'max'"),
     (dict(mean=(0.0, 1.0)), r"mean and std need one entry a channel, and std must be positive"),
+    (dict(mean=(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)),
+     r"mean 123.675 and std 58.4 leave the input 2 codes of 256: they are of pixels divided by 255, so that a mean is in 0..1; "
+     r"divide both by 255"),
+    (dict(mean=(-128.0,)), r"mean -128 and std 1 leave the input . codes of 256: .*"),
+    (dict(mean=("a",)), r"mean must be finite numbers, one for all channels or one each, not \('a',\)"),
+    (dict(std=(float("nan"),)), r"std must be finite numbers, .*"),
+    (dict(overrides="conv1"), r"overrides must be a dict of name patterns, \{'conv1': ...\}, or pairs of them, not 'conv1'"),
+    (dict(overrides=("conv1", "s8")), r"overrides must be a dict .*, not \('conv1', 's8'\)"),
+    (dict(activation_overrides=3), r"activation_overrides must be a dict .*, not 3"),
+    (dict(exclude=(1,)), r"exclude must be name patterns, not \(1,\)"),
     (dict(std=(0.0,)), r"mean and std need one entry a channel, and std must be positive"),
 ])
 def test_a_recipe_refuses_nonsense_when_it_is_made(fields, message):
@@ -45,3 +55,21 @@ def test_first_last_and_overridden_layers_get_their_formats():
     model = quantize(LeNet5(), recipe)
     assert [str(model.get_submodule(name).weight_quantizer.form) for name in ("conv1", "conv2", "fc1", "fc2")] == [
         "s8", "s4", "esb4.1", "esb6.3"]
+
+
+def test_what_patterns_and_numbers_may_be_written_as():
+    recipe = Recipe(overrides={"conv1": "s4"}, activation_overrides=[["conv1", "u2"]], exclude="fc2", mean=0.5, std=[0.25])
+    assert recipe == Recipe(overrides=(("conv1", "s4"),), activation_overrides=(("conv1", "u2"),), exclude=("fc2",),
+                            mean=(0.5,), std=(0.25,))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(overrides={"conv9": "s4"}), r"overrides: no layer with weights is called 'conv9'; there are conv1, conv2, fc1, fc2"),
+    (dict(overrides={"conv*": "s4", "relu1": "s4"}), r"overrides: no layer with weights is called 'relu1'; there are .*"),
+    (dict(exclude="conv"), r"exclude: no layer with weights is called 'conv'; there are conv1, conv2, fc1, fc2"),
+    (dict(activation_overrides={"fc2": "u3"}), r"activation_overrides: no stored tensor is called 'fc2'; there are conv1, conv2, "
+                                               r"fc1")])
+def test_a_pattern_that_matches_nothing_is_refused(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        quantize(LeNet5(), Recipe(**fields))

@@ -50,10 +50,12 @@ def run(arguments) -> None:
 def run_images(graph, config, images, labels, backend: str, batch: int, overlay: str | None = None,
                progress=None) -> dict:
     """Run images and compare with the integer graph; the fields of `esbflow run --json`."""
+    from esbflow.graph.doubts import unmoved, warn
     from esbflow.graph.execute import execute
     from esbflow.graph.macs import macs_per_image
 
     expected = execute(graph, images)
+    warn(unmoved(graph, images))
     content = {"model": graph.name, "backend": backend, "images": len(images),
                "macs_per_image": macs_per_image(graph)}
     if backend == "golden":

@@ -11,6 +11,7 @@ import numpy as np
 
 from esbflow.files import whole
 from esbflow.graph import ir
+from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.numbers import Format
@@ -70,7 +71,7 @@ def _smallest(array: np.ndarray) -> np.ndarray:
 
 
 def load(path) -> ir.Graph:
-    """Read a graph.
+    """Read a graph. What it was hardly meant to be is said in a GraphWarning (see doubts.py).
 
     Raises
     ------
@@ -95,11 +96,13 @@ def load(path) -> ir.Graph:
         graph = ir.Graph(meta["name"], info=meta["info"])
         for i, entry in enumerate(meta["nodes"]):
             graph.nodes.append(_node(i, dict(entry), arrays))
-        return validate(graph)
+        validate(graph)
     except GraphError:
         raise
     except DAMAGE as error:
         raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
+    warn(doubts(graph))
+    return graph
 
 
 def _node(i: int, entry: dict, arrays: dict) -> ir.Node:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from esbflow.graph import ir
+from esbflow.graph.doubts import doubts, few_codes, fewest_codes, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.interchange import channels_last, moves
@@ -63,7 +64,8 @@ def import_onnx(path, name: str | None = None, mean=0.0, std=1.0, pixel_max: flo
     Raises
     ------
     GraphError
-        if the file or something in it has no integer form, naming the node and the nearest fix.
+        if the file or something in it has no integer form, naming the node and the nearest fix; if pixels of this range,
+        mean and std leave the input next to no codes.
     """
     return import_model(read(path), name, mean, std, pixel_max)
 
@@ -95,7 +97,13 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
     output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
     graph = merge_clamps(walk.builder.finish(output))
     graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
-    return validate(graph)
+    validate(graph)
+    codes, form = fewest_codes(graph.input.table), graph.input.format
+    if codes < few_codes(form):
+        raise GraphError(f"pixels become {codes} of the input's {2 ** form.bits} codes: the model takes another range; give "
+                         "--pixel-max 255 (pixel_max) if it was trained on pixels of 0..255, or its --mean and --std")
+    warn(doubts(graph))
+    return graph
 
 
 def _before_softmax(model: Model) -> tuple:

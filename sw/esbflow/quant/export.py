@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from esbflow.graph import ir
+from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
 from esbflow.maps import map_shape, plane
@@ -62,6 +63,7 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     `info["modules"]` of the graph says which module of the model each node with weights was. `info["output_error"]` says
     how far the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer
     follows it.
+    A layer that is dead, or an input of next to no codes, is said in a GraphWarning.
 
     Raises
     ------
@@ -89,7 +91,9 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     finally:
         model.train(was_training)
     graph.info["recipe"] = recipe.to_json()
-    return validate(graph)
+    validate(graph)
+    warn(doubts(graph))
+    return graph
 
 
 class _Exporter:

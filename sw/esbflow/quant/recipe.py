@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.graph.doubts import few_codes, fewest_codes
+from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
 from esbflow.quant.esb import SCALE_MODES
 from esbflow.quant.last_layer import WIDTHS
@@ -101,7 +102,7 @@ class Recipe:
             raise ValueError(f"input_bits must be in {least}..8, not {self.input_bits}")
         form = self.input_quantizer().form
         for mean, std, row in zip(self.mean, self.std, self.input_table(len(self.mean))):
-            codes = len(np.unique(row))
+            codes = fewest_codes(row[None])
             if codes < few_codes(form):
                 raise ValueError(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they "
                                  "are of pixels divided by 255, so that a mean is in 0..1; divide both by 255")
@@ -162,15 +163,6 @@ class Recipe:
     def from_json(cls, text: str) -> "Recipe":
         fields = json.loads(text)
         return cls(**fields)
-
-
-def few_codes(form: Format) -> int:
-    """An input's pixels have at least so many codes of a format, or its normalisation is wrong: an eighth, and two.
-
-    >>> few_codes(Unsigned(8)), few_codes(Unsigned(1))
-    (32, 2)
-    """
-    return max(2, 2 ** form.bits // 8)
 
 
 def pairs(field: str, given) -> tuple:

@@ -15,6 +15,7 @@ from torch import nn
 from esbflow.quant.base import check_finite, straight_through
 from esbflow.quant.layers import QuantLinear
 from esbflow.quant.methods import weight_quantizer
+from esbflow.quant.recipe import pairs
 
 RANGES = ("tensor", "bucket", "node")
 COMPONENTS = ("combination", "aggregation", "attention")
@@ -172,7 +173,7 @@ class GraphRecipe:
     combination : of features that enter a dense product.
     aggregation : of features that neighbours read.
     attention : of attention coefficients, one an edge.
-    overrides : ((name pattern, bits), ...), the first match counts (layer-wise); names as in the network's POINTS.
+    overrides : {name pattern: bits}, or such pairs, the first match counts (layer-wise); names as in the network's POINTS.
     ranges : "tensor", "bucket" or "node".
     splits : the degrees between buckets.
 
@@ -195,6 +196,7 @@ class GraphRecipe:
     splits: tuple = SPLITS
 
     def __post_init__(self):
+        object.__setattr__(self, "overrides", pairs("overrides", self.overrides))
         for bits in (self.input_bits, self.combination, self.aggregation, self.attention, *(b for _, b in self.overrides)):
             FeatureQuantizer(bits, self.ranges, self.splits)
         if self.weights is not None:

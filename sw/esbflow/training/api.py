@@ -13,6 +13,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.engine_config import DEFAULT_ENGINE
 from esbflow.engine_config import engine as named_engine
 from esbflow.files import whole, write_json
+from esbflow.graph.doubts import unmoved, warn
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
 from esbflow.networks.checkpoints import load_checkpoint
@@ -65,8 +66,8 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
     kept = [path for path in checkpoints if path.exists()]
     if kept and not resume:
-        raise ValueError(f"{out} keeps a training that was interrupted ({', '.join(path.name for path in kept)}); go on "
-                         f"with it with --resume, or train into another folder, or remove {' and '.join(map(str, kept))}")
+        raise ValueError(f"{out} keeps a training that was interrupted; go on with it by --resume, or train into another "
+                         f"folder, or remove {' and '.join(map(str, kept))}")
     with _kept(checkpoints):
         torch.manual_seed(seed)
         model = NETWORKS[recipe.network]()
@@ -95,6 +96,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         fake_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
         graph = export(model, recipe.network, images.shape[1:])
         graph_top1 = top1(execute(graph, test), test_labels)
+        warn(unmoved(graph, test))
 
         metrics = {"float_top1": float_top1, "fake_quant_top1": fake_top1, "graph_top1": graph_top1, "images": len(test),
                    "seconds": round(time.monotonic() - began, 1), "seed": seed, "network": recipe.network,

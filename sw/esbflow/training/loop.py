@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.graph.doubts import warn
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
@@ -235,7 +236,14 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
             run_epoch(epoch)
     for quantizer in quantizers:
         quantizer.advance(1.0)
+    warn(_silent(model))
     return model
+
+
+def _silent(model: nn.Module) -> list:
+    """Sentences on activations that nothing but zeros has reached."""
+    return [f"{module.name} has been zero for all images: the layer is dead" for module in model.modules()
+            if isinstance(module, ActivationQuantizer) and module.blank]
 
 
 def steps_per_epoch(count: int, batch: int) -> int:
@@ -330,4 +338,5 @@ def calibrate(model: nn.Module, images: np.ndarray, mean=None, std=None, batch: 
         quantizer.train()
     for i in range(0, len(images), batch):
         model(normalise(images[i:i + batch], mean, std).to(device_of(model)))
+    warn(_silent(model))
     return model.train(was_training)
