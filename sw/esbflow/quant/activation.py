@@ -7,8 +7,23 @@ from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.base import Quantizer, across_ranks, check_finite
 from esbflow.quant.dda import optimal_scale, rectified_scale
 from esbflow.quant.lsq import learned_levels, learned_range, step_factor
+from esbflow.quant.scale_search import least_error_scales
 
 ACTIVATION_SCALES = ("learned", "ema")
+SAMPLES = 100_000
+"""Values of one tensor that the search for a scale looks at."""
+
+
+def sampled(values: torch.Tensor, form: Format) -> torch.Tensor:
+    """At most about SAMPLES (n,) of a tensor's values, evenly spread, and rectified for a format without a sign."""
+    values = values.reshape(-1)
+    values = values[::max(1, len(values) // SAMPLES)]
+    return values if form.signed else values.clamp(min=0)
+
+
+def least_error_scale(values: torch.Tensor, form: Format) -> torch.Tensor:
+    """The scale () of least squared error for activations of any shape; 1 for zeros."""
+    return least_error_scales(sampled(values, form)[None], form)[0]
 
 
 class ActivationQuantizer(Quantizer):
@@ -19,7 +34,8 @@ class ActivationQuantizer(Quantizer):
     form : Format
     mode : "learned" trains the scale by the gradient of LSQ (Esser et al., 2020: straight through inside the range, the
         end level outside, times 1/sqrt(elements * largest level)); "ema" keeps a running mean of the Gaussian optimum
-        for the batch's root mean square. Both start from the latter, at the first batch in training mode.
+        for the batch's root mean square. At the first batch in training mode the latter starts there, the former from the
+        scale of least squared error.
     momentum : of the running mean.
     name : for error messages.
 
@@ -67,6 +83,8 @@ class ActivationQuantizer(Quantizer):
                 self.blank.fill_(True)
             return  # nothing was active: keep what there is
         if not self.seen:
+            if self.mode == "learned":
+                estimate = across_ranks(least_error_scale(values, self.form) if values.any() else estimate)
             self.step.copy_(estimate)
             self.seen.fill_(True)
             self.blank.fill_(False)

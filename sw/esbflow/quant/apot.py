@@ -13,6 +13,7 @@ from torch import nn
 from esbflow.numbers import Codebook
 from esbflow.quant.dda import optimal_scale
 from esbflow.quant.lsq import learned_levels, step_factor
+from esbflow.quant.scale_search import least_error_scales
 from esbflow.quant.weights import WeightQuantizer, as_rows, exact_scale, like_rows
 
 TERMS = {2: ((1,),), 3: ((1, 2, 4),), 4: ((8, 4, 1), (2,)), 5: ((32, 8, 2), (16, 4, 1))}
@@ -42,8 +43,11 @@ class APoTQuantizer(WeightQuantizer):
         super().__init__(Codebook(tuple(-v for v in levels[:0:-1]) + levels), per_channel, name)
 
     def prepare(self, w: torch.Tensor) -> None:
-        rows = len(as_rows(w, self.per_channel))
-        self.step = nn.Parameter(torch.full((rows,), optimal_scale(self.form), dtype=w.dtype, device=w.device))
+        rows = as_rows(w.detach(), self.per_channel)
+        deviation = rows.std(dim=1, unbiased=False)
+        known = deviation > 1e-6 * rows.abs().amax(dim=1)
+        start = least_error_scales(rows, self.form) / torch.where(known, deviation, 1)
+        self.step = nn.Parameter(torch.where(known, start, torch.full_like(start, optimal_scale(self.form))))
 
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
         scale = rows.std(dim=1, unbiased=False) * self.step.abs().clamp(min=1e-9)

@@ -30,7 +30,7 @@ class ESBWeightQuantizer(WeightQuantizer):
         "refined" is the scale of least error of the tensor itself, searched over its whole range (scale_search.py), again
         every `refresh` forward passes in training (None: 64, or 128 for more than five bits, whose search takes longer and
         whose scale matters less); "learned" starts there and trains the scale by the gradient of LSQ;
-        "pow2" is the better neighbouring power of two of the closed form.
+        "pow2" is the power of two of least error.
     name : for error messages.
 
     Shapes: w (out, ...) -> same shape; scale (out, 1, ...) or (1, 1, ...).
@@ -78,7 +78,11 @@ class ESBWeightQuantizer(WeightQuantizer):
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
         if self.scale_mode == "learned":
             return exact_scale(rows, self.step.abs().clamp(min=1e-12), self.form)
-        return self._search(rows) if self.scale_mode == "refined" else self._closed_form(rows)
+        if self.scale_mode in ("refined", "pow2"):
+            scale = self._search(rows)
+            return scale if self.scale_mode == "refined" else self._power_of_two(rows, scale)
+        unit = optimal_scale(self.form, "laplace" if self.scale_mode == "laplace" else "gaussian")
+        return exact_scale(rows, rows.std(dim=1, unbiased=False) * unit, self.form)
 
     def values(self, w: torch.Tensor) -> torch.Tensor:
         if self.scale_mode == "learned":
@@ -91,14 +95,14 @@ class ESBWeightQuantizer(WeightQuantizer):
         super().forget()
         self._held = self._state = None
 
-    def _closed_form(self, rows: torch.Tensor) -> torch.Tensor:
-        unit = optimal_scale(self.form, "laplace" if self.scale_mode == "laplace" else "gaussian")
-        scale = exact_scale(rows, rows.std(dim=1, unbiased=False) * unit, self.form)
-        if self.scale_mode == "pow2":
-            low = torch.exp2(torch.floor(torch.log2(scale)))
-            errors = [self._error(rows, candidate) for candidate in (low, 2 * low)]
-            scale = torch.where(errors[0] <= errors[1], low, 2 * low)
-        return scale
+    def _power_of_two(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """The power of two of least error among the four about the best scale."""
+        best = torch.exp2(torch.floor(torch.log2(scale)))
+        least = self._error(rows, best)
+        for candidate in (best / 2, 2 * best, 4 * best):
+            error = self._error(rows, candidate)
+            best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
+        return best
 
     def _error(self, rows, scale):
         return (round_to_levels(rows / scale[:, None], self.form) * scale[:, None] - rows).square().sum(dim=1)

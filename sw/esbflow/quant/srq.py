@@ -15,8 +15,8 @@ from torch import nn
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import check_finite, round_to_levels
-from esbflow.quant.dda import optimal_scale
 from esbflow.quant.lsq import damped, step_factor
+from esbflow.quant.scale_search import least_error_scales
 from esbflow.quant.weights import WeightQuantizer, as_rows, like_rows
 
 STRETCH, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -130,13 +130,7 @@ class SRQWeightQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def prepare(self, w: torch.Tensor) -> None:
-        rows = as_rows(w, self.per_channel)
-        largest = rows.abs().amax(dim=1)
-        deviation = rows.std(dim=1, unbiased=False)
-        # The Gaussian optimum, but a grid that spans the row where that is finer.
-        start = torch.where(deviation > 1e-6 * largest, optimal_scale(Signed(int(self.bits))) * deviation,
-                            largest / self.form.max)
-        start = torch.where(start > 0, start, torch.ones_like(start))
+        start = least_error_scales(as_rows(w, self.per_channel), self.form)
         self.step = nn.Parameter(start)
         self.noise = nn.Parameter(start / 3)
 

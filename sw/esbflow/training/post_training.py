@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from esbflow.quant.activation import ActivationQuantizer
+from esbflow.quant.activation import ActivationQuantizer, least_error_scale, sampled
 from esbflow.quant.convert import quantize, real_layers
 from esbflow.quant.recipe import Recipe, recipe_of
-from esbflow.quant.scale_search import least_error_scales
 from esbflow.training import gptq
 from esbflow.training.equalize import equalize
 from esbflow.training.lockstep import has_weights, in_parts, walk
 from esbflow.training.loop import calibrate, checked_images, normalise
 
-SAMPLES = 200_000
-"""Values of one tensor that the search for a scale looks at."""
 ROUNDINGS = ("outputs", "nearest")
 
 
@@ -118,13 +115,11 @@ def correct(model: fx.GraphModule, real: fx.GraphModule, images: np.ndarray, how
 def activation_scale(values: torch.Tensor, quantizer: ActivationQuantizer, ranges: str | float) -> torch.Tensor:
     """The scale () of values of any shape, by least squared error or by a percentile of magnitudes. Zeros keep the present
     one."""
-    values = values.reshape(-1)
-    values = values[::max(1, len(values) // SAMPLES)]
-    values = values if quantizer.form.signed else values.clamp(min=0)
+    values = sampled(values, quantizer.form)
     if not values.any():
         return quantizer.step.detach()
     if ranges == "error":
-        return least_error_scales(values[None], quantizer.form)[0]
+        return least_error_scale(values, quantizer.form)
     place = max(1, round(len(values) * ranges / 100))
     reached = values.abs().kthvalue(place).values
     return (reached if reached > 0 else values.abs().max()) / quantizer.form.max
