@@ -102,9 +102,9 @@ class _Graph:
         self.inputs = {bit: (name, i) for name, (way, bits) in netlist.ports.items() if way == "input"
                        for i, bit in enumerate(bits)}
         for cell, (kind, pins) in netlist.cells.items():
-            self._add(cell, kind, pins)
+            self._add(cell, kind, pins, netlist.reads.get(cell))
 
-    def _add(self, cell, kind, pins):
+    def _add(self, cell, kind, pins, reads):
         if kind.startswith("CARRY"):
             self._carry(pins)
         elif kind.startswith(_LUTS + _WIRES):
@@ -112,7 +112,7 @@ class _Graph:
             for pin, bits in pins.items():
                 if pin in ("O", "O5", "O6"):
                     for other, sources in pins.items():
-                        if other not in ("O", "O5", "O6") and not (pin == "O5" and other == "I5"):
+                        if other in reads[pin] if reads else other not in ("O", "O5", "O6"):
                             self.arcs[bits[0]] += [(b, levels, 0) for b in sources if isinstance(b, int)]
         elif kind.startswith(_LUTRAM):
             self._lutram(cell, kind, pins)

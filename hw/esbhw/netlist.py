@@ -6,7 +6,7 @@ What a LUT is to the counts: LUT1 to LUT6, an inverter that Yosys leaves, a LUT6
 import gzip
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PAIRABLE = {"INV": 1, **{f"LUT{n}": n for n in range(1, 6)}}
@@ -19,12 +19,14 @@ O6_ONLY = ("MUXF", "CARRY")
 class Netlist:
     """ports: {name: (direction, bits)}; cells: {name: (type, {port: bits})}; names: {bit: name in the RTL}.
 
-    A bit is a number, or "0", "1" or "x" where a pin is constant.
+    A bit is a number, or "0", "1" or "x" where a pin is constant. reads: {LUT6_2: {output: the pins that it depends on}}; a
+    ternary adder's O5 does not depend on the carry that its O6 takes in, so no path runs through both.
     """
 
     ports: dict
     cells: dict
     names: dict
+    reads: dict = field(default_factory=dict)
 
     @classmethod
     def from_yosys(cls, content: dict, module: str) -> "Netlist":
@@ -40,17 +42,19 @@ class Netlist:
                 if isinstance(bit, int) and (bit not in names or len(label) < len(names[bit])):
                     names[bit] = label
         return cls({name: (port["direction"], port["bits"]) for name, port in found["ports"].items()},
-                   {name: (cell["type"], cell["connections"]) for name, cell in found["cells"].items()}, names)
+                   {name: (cell["type"], cell["connections"]) for name, cell in found["cells"].items()}, names,
+                   {name: _reads(int(cell["parameters"]["INIT"], 2)) for name, cell in found["cells"].items()
+                    if cell["type"] == "LUT6_2"})
 
     @classmethod
     def load(cls, path: Path) -> "Netlist":
         content = json.loads(gzip.decompress(Path(path).read_bytes()))
         return cls({name: tuple(port) for name, port in content["ports"].items()},
                    {name: tuple(cell) for name, cell in content["cells"].items()},
-                   {int(bit): name for bit, name in content["names"].items()})
+                   {int(bit): name for bit, name in content["names"].items()}, content["reads"])
 
     def save(self, path: Path) -> None:
-        content = {"ports": self.ports, "cells": self.cells, "names": self.names}
+        content = {"ports": self.ports, "cells": self.cells, "names": self.names, "reads": self.reads}
         Path(path).write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), compresslevel=3, mtime=0))
 
     def driven_twice(self) -> str | None:
@@ -68,6 +72,17 @@ class Netlist:
     def counts(self) -> Counter:
         """Cells by type, children among them."""
         return Counter(kind for kind, _ in self.cells.values())
+
+
+def _reads(content: int) -> dict:
+    """{output: pins that it depends on} of a LUT6_2 with I5 high, from its INIT.
+
+    >>> _reads(0xAAAAAAAA_88888888)
+    {'O6': ['I0'], 'O5': ['I0', 'I1']}
+    """
+    return {output: [f"I{k}" for k in range(5)
+                     if any((half >> i ^ half >> (i | 1 << k)) & 1 for i in range(32) if not i >> k & 1)]
+            for output, half in (("O6", content >> 32), ("O5", content & 0xFFFFFFFF))}
 
 
 def lut6_2_pairs(netlist: Netlist) -> int:

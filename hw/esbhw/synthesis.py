@@ -39,7 +39,7 @@ LIBRARIES = {  # each is the one before and more; a run reads what its modules n
     "whole": "read_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks its 328 modules
 }
 SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf -run"
-FORMAT = 1
+FORMAT = 3
 """Counts up when what the cache keeps of a module changes."""
 LUT_COST = {
     "INV": 1, **{f"LUT{n}": 1 for n in range(1, 7)}, "LUT6_2": 1,
