@@ -46,7 +46,8 @@ class Fetch(wiring.Component):
         m = Module()
         # The port outlives a run, the rest of this block is reset with it: see engine.py.
         port = self.port
-        m.submodules.splitter = splitter = BurstSplitter(self._max_burst, tag_bits=1)
+        m.submodules.splitter = splitter = BurstSplitter(
+            self._max_burst, tag_bits=1, region=REGIONS.index("program"))
         m.submodules.fifo = fifo = SyncFIFO(width=instructions.INSTRUCTION_BITS, depth=BUFFERED)
         m.d.comb += [
             splitter.regions.eq(self.regions),
@@ -62,7 +63,7 @@ class Fetch(wiring.Component):
         transfer = splitter.i.payload
         m.d.comb += [
             run.eq(Mux(left > LONGEST_RUN, LONGEST_RUN, left)),
-            transfer.region.eq(REGIONS.index("program")), transfer.offset.eq(offset),
+            transfer.offset.eq(offset),
             transfer.beats.eq(run << 1), transfer.segments.eq(1),
             splitter.i.valid.eq(left != 0),
         ]

@@ -33,6 +33,8 @@ def piece_layout(tag_bits: int):
 class BurstSplitter(wiring.Component):
     """Cuts `segments` runs of `beats` beats, `stride` beats apart, into bursts.
 
+    With `region` every transfer is in that one, whatever `i` says: no choice of six bases is built then.
+
     The first burst of a transfer is on `o` two cycles after the transfer was accepted, the next one two cycles after
     each; the next transfer is accepted in the cycle after its last burst was. Local addresses run on without a gap.
 
@@ -46,9 +48,10 @@ class BurstSplitter(wiring.Component):
 
     CYCLES_PER_BURST = 2
 
-    def __init__(self, max_burst: int, tag_bits: int):
+    def __init__(self, max_burst: int, tag_bits: int, region: int | None = None):
         self._max_burst = max_burst
         self._tag_bits = tag_bits
+        self._region = region
         super().__init__({
             "regions": In(REGION_LAYOUT),
             "i": In(stream.Signature(transfer_layout(tag_bits))),
@@ -60,6 +63,7 @@ class BurstSplitter(wiring.Component):
         m = Module()
         new = self.i.payload
         piece = self.o.payload
+        region = new.region if self._region is None else Const(self._region, 3)
         base = Signal(AXI_ADDRESS_BITS)
         limit = Signal(OFFSET_BITS + 1)
         segment = Signal(OFFSET_BITS)
@@ -80,13 +84,13 @@ class BurstSplitter(wiring.Component):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
                     m.d.sync += [
-                        base.eq(self.regions[new.region].base), limit.eq(self.regions[new.region].beats),
+                        base.eq(self.regions[region].base), limit.eq(self.regions[region].beats),
                         segment.eq(new.offset), offset.eq(new.offset), run_beats.eq(new.beats), left.eq(new.beats),
                         segments.eq(new.segments), stride.eq(new.stride), piece.local.eq(new.address),
                         piece.tag.eq(new.tag), first.eq(1),
                     ]
                     m.next = "CUT"
-                    with m.If((new.beats == 0) | (new.segments == 0) | (new.region >= len(REGIONS))):
+                    with m.If((new.beats == 0) | (new.segments == 0) | (region >= len(REGIONS))):
                         m.d.sync += self.field_fault.eq(1)
                         m.next = "FAULT"
             with m.State("CUT"):
