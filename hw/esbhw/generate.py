@@ -1,17 +1,14 @@
 """From an EngineConfig to RTL: `engine.v` and `engine.json`."""
 
-import os
 from pathlib import Path
 
-os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")  # an old system Yosys would be picked otherwise
+from amaranth.back import rtlil as back_rtlil
 
-from amaranth.back import rtlil as back_rtlil  # noqa: E402
-from amaranth.back import verilog as back_verilog  # noqa: E402
-
-from esbflow import registers  # noqa: E402
-from esbflow.engine_config import INTERFACE_VERSION, EngineConfig  # noqa: E402
+from esbflow import registers
+from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.files import write_json, write_whole
-from esbhw.engine.engine import Engine  # noqa: E402
+from esbhw import yosys
+from esbhw.engine.engine import Engine
 
 TOP = "esb_engine"
 
@@ -23,9 +20,8 @@ def rtlil(config: EngineConfig) -> str:
 
 
 def verilog(config: EngineConfig) -> str:
-    """The engine as plain Verilog; what goes to Vivado."""
-    engine = Engine(config)
-    return back_verilog.convert(engine, name=TOP, ports=engine.ports, emit_src=False, strip_internal_attrs=True)
+    """The engine as plain Verilog; what goes to Vivado, and what the engine's benches simulate."""
+    return yosys.verilog(rtlil(config), TOP)
 
 
 def manifest(config: EngineConfig) -> dict:
