@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export AMARANTH_USE_YOSYS := builtin
 
 .PHONY: demo test setup tools bench bench-train lint docs clean bitstream
 

@@ -1,19 +1,16 @@
 """From an EngineConfig to RTL: `engine.v` and `engine.json`."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
-os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")  # an old system Yosys would be picked otherwise
+from amaranth.back import rtlil as back_rtlil
 
-from amaranth.back import rtlil as back_rtlil  # noqa: E402
-from amaranth.back import verilog as back_verilog  # noqa: E402
-
-from esbflow import registers  # noqa: E402
-from esbflow.engine_config import INTERFACE_VERSION, EngineConfig  # noqa: E402
+from esbflow import registers
+from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.files import write_json, write_whole
-from esbhw.engine.engine import Engine  # noqa: E402
-from esbhw.target import Target  # noqa: E402
+from esbhw import to_verilog
+from esbhw.engine.engine import Engine
+from esbhw.target import Target
 
 TOP = "esb_engine"
 
@@ -45,8 +42,8 @@ def elaborate_definitions(target: Target) -> str:
 
 
 def verilog(config: EngineConfig, target: str = "generic") -> str:
-    """The engine as plain Verilog; what goes to Vivado."""
-    return back_verilog._convert_rtlil_text(rtlil(config, target), strip_internal_attrs=True)
+    """The engine as plain Verilog; what goes to Vivado, and (generic) what the engine's benches simulate."""
+    return to_verilog.verilog(rtlil(config, target), TOP)
 
 
 def manifest(config: EngineConfig, target: str = "xilinx") -> dict:

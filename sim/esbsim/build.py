@@ -21,9 +21,12 @@ RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 TRACE_RUNTIME = ("verilated_vcd_c.cpp",)
 JOBS = max(1, min(2, os.cpu_count() or 1))
 
-VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "--no-timing", "-Wno-fatal",
+VERILATE = ("--cc", "-O3", "--no-assert", "--no-timing", "-Wno-fatal",
             "-Wno-lint", "-Wno-style", "--prefix", "Vengine", "--output-split", "100000", "--output-split-cfuncs", "100000")
 """Split late: a vector of the C++ compiler cannot cross from one function into the next."""
+ZEROS = ("--x-assign", "fast", "--x-initial", "fast")
+RANDOM = ("--x-assign", "unique", "--x-initial", "unique")
+"""What is X, or not set at the start: zero, or what the simulator's seed gives."""
 COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-DVL_TIME_CONTEXT", "-pthread", "-w")
 FAST = ("-O2", "-ftree-slp-vectorize")
 """For what runs each cycle. -O1 and -O3 were measured, see docs/simulation.md."""
@@ -39,7 +42,8 @@ def cache_folder() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "build" / "cache"
 
 
-def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False) -> Path:
+def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False,
+          random: bool = False) -> Path:
     """The shared library of a design: from the cache, or built now (seconds to minutes, 2 jobs at most).
 
     Parameters
@@ -48,6 +52,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     top : name of the top module: ap_clk, ap_rst_n, irq, s_axi_* and any m_axi_<port>_* of 128 data bits.
     cache_dir : where libraries are kept; None is cache_folder().
     trace : True builds one that can write waves (slower, kept apart).
+    random : True builds one in which all that has no value yet is random, by Simulator's `seed`.
 
     Raises
     ------
@@ -56,20 +61,21 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     """
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{top}-{_key(text, top, trace)}.so"
+    library = folder / f"{top}-{_key(text, top, trace, random)}.so"
     if library.exists():
         return library
     with _locked(library.with_suffix(".lock")):
         if not library.exists():  # another process may have built it while we waited
             with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
-                _build(text, top, Path(work).resolve(), folder.resolve(), library, trace)
+                _build(text, top, Path(work).resolve(), folder.resolve(), library, trace, random)
     return library
 
 
-def _key(text: str, top: str, trace: bool) -> str:
+def _key(text: str, top: str, trace: bool, random: bool) -> str:
     digest = hashlib.sha256()
-    parts = [text, top, str(trace), *VERILATE, *COMPILE, *FAST, *SLOW, Path(toolchain.__file__).read_text(),
-             toolchain.verilator()[2], *toolchain.compiler(), *((HERE / name).read_text() for name in HARNESS)]
+    parts = [text, top, str(trace), *VERILATE, *(RANDOM if random else ZEROS), *COMPILE, *FAST, *SLOW,
+             Path(toolchain.__file__).read_text(), toolchain.verilator()[2], *toolchain.compiler(),
+             *((HERE / name).read_text() for name in HARNESS)]
     for part in parts:
         digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()[:20]
@@ -85,7 +91,7 @@ def _locked(path: Path):
             path.unlink(missing_ok=True)  # who waits for it looks for the library first
 
 
-def _build(text, top, work, folder, library, trace):
+def _build(text, top, work, folder, library, trace, random):
     progress = _Progress(top)
     progress("flatten")
     verilog = text if _is_verilog(text) else toolchain.flatten(text, top, keep_names=trace)
@@ -96,7 +102,8 @@ def _build(text, top, work, folder, library, trace):
 
     progress("verilate")
     binary, root, _ = toolchain.verilator()
-    flags = [*VERILATE, "--top-module", top, "--Mdir", "generated", *(["--trace-vcd"] if trace else [])]
+    flags = [*VERILATE, *(RANDOM if random else ZEROS), "--top-module", top, "--Mdir", "generated",
+             *(["--trace-vcd"] if trace else [])]
     toolchain.run_tool([binary, *flags, "design.v"], work, "Verilator", toolchain.verilator_environment(root))
 
     progress("compile")

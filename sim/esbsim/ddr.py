@@ -8,6 +8,12 @@ from pynq.buffer import PynqBuffer
 PAGE = 4096
 FRESH = 0xA5
 """What freshly allocated memory holds: nobody should count on zeros."""
+FREED = 0xDD
+"""What freed memory holds, in the host's copy too, until it is allocated again."""
+
+
+class UseAfterFree(RuntimeError):
+    """Freed memory was written, or a freed buffer flushed or invalidated. A board would say nothing and give wrong data."""
 
 
 class Ddr:
@@ -17,6 +23,9 @@ class Ddr:
         self.base = base
         self.memory = np.zeros(size, np.uint8)  # the system gives pages when they are touched
         self._free = [(0, size)]  # (offset, size), sorted, never adjacent
+        self._freed = []  # (offset, size) that hold FREED
+        self._host = {}  # (offset, size, number) of a buffer in use -> the host's bytes of it
+        self._count = 0
 
     @property
     def free_bytes(self) -> int:
@@ -29,15 +38,20 @@ class Ddr:
         ------
         RuntimeError
             if no free piece is large enough.
+        UseAfterFree
+            if someone has written to this memory since it was freed.
         """
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         offset, size = self._take(max(PAGE, -(-nbytes // PAGE) * PAGE))
+        self._check_freed(offset, size)
         self.memory[offset:offset + size] = FRESH
         physical = memoryview(self.memory)[offset:offset + nbytes]
-        buffer = PynqBuffer(shape, np.dtype(dtype), bo=(offset, size), device=device,
-                            buffer=bytearray(physical) if cacheable else physical,
+        self._count += 1
+        pointer = (offset, size, self._count)
+        self._host[pointer] = host = bytearray(physical) if cacheable else physical
+        buffer = PynqBuffer(shape, np.dtype(dtype), bo=pointer, device=device, buffer=host,
                             device_address=self.base + offset, coherent=not cacheable)
-        buffer.memory, buffer.pointer, buffer.return_to = device, (offset, size), self
+        buffer.memory, buffer.pointer, buffer.return_to = device, pointer, self
         buffer.freed = True  # as with XRT buffers: freebuffer() hands the pointer back and unmaps nothing
         return buffer
 
@@ -50,18 +64,40 @@ class Ddr:
 
     def return_pointer(self, pointer):
         """Called by PynqBuffer.freebuffer()."""
+        offset, size, _ = pointer
+        host = self._host.pop(pointer)
+        host[:] = bytes([FREED]) * len(host)
+        self.memory[offset:offset + size] = FREED
+        self._freed.append((offset, size))
         merged = []
-        for offset, size in sorted([*self._free, pointer]):
-            if merged and sum(merged[-1]) == offset:
-                merged[-1] = (merged[-1][0], merged[-1][1] + size)
+        for piece in sorted([*self._free, (offset, size)]):
+            if merged and sum(merged[-1]) == piece[0]:
+                merged[-1] = (merged[-1][0], merged[-1][1] + piece[1])
             else:
-                merged.append((offset, size))
+                merged.append(piece)
         self._free = merged
+
+    def _check_in_use(self, bo):
+        if bo not in self._host:
+            raise UseAfterFree(f"the buffer at bus address 0x{self.base + bo[0]:x} was freed; allocate another")
+
+    def _check_freed(self, start, size):
+        """What is taken again, and what of it was freed before, is as it was left."""
+        end = start + size
+        for offset, length in [piece for piece in self._freed if piece[0] < end and start < sum(piece)]:
+            low, high = max(offset, start), min(offset + length, end)
+            changed = np.flatnonzero(self.memory[low:high] != FREED)
+            self._freed.remove((offset, length))
+            self._freed += [piece for piece in ((offset, low - offset), (high, offset + length - high)) if piece[1]]
+            if len(changed):
+                raise UseAfterFree(f"bus address 0x{self.base + low + int(changed[0]):x} was written after it was freed")
 
     def flush(self, bo, offset, virtual_address, nbytes):
         """CPU copy to memory."""
+        self._check_in_use(bo)
         ctypes.memmove(self.memory.ctypes.data + bo[0] + offset, virtual_address, nbytes)
 
     def invalidate(self, bo, offset, virtual_address, nbytes):
         """Memory to CPU copy."""
+        self._check_in_use(bo)
         ctypes.memmove(virtual_address, self.memory.ctypes.data + bo[0] + offset, nbytes)

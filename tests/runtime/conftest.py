@@ -20,14 +20,20 @@ class FakeBuffer:
     def __init__(self, transport, size, address):
         self._transport, self.address = transport, address
         self.array = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+        self._freed = False
 
     def flush(self):
+        assert not self._freed
         self._transport.memory[self.address:self.address + len(self.array)] = self.array
 
     def invalidate(self):
+        assert not self._freed
         self.array[:] = self._transport.memory[self.address:self.address + len(self.array)]
 
     def free(self):
+        assert not self._freed and not self._transport.busy
+        self._freed = True
+        self.array[:] = self._transport.memory[self.address:self.address + len(self.array)] = 0xDD
         self._transport.freed += 1
 
 
@@ -37,7 +43,7 @@ class FakeEngine:
     def __init__(self, has_interrupt=False, duration=500):
         self.has_interrupt, self.duration = has_interrupt, duration
         self.memory = np.full(1 << 20, 0xEE, np.uint8)
-        self.next_address, self.freed, self.starts = 0x1000, 0, 0
+        self.next_address, self.allocated, self.freed, self.starts = 0x1000, 0, 0, 0
         self.values = dict.fromkeys(REGISTERS, 0)
         self.values.update(ID=ID_VALUE, VERSION=INTERFACE_VERSION, HASH_LO=CONFIG.hash & 0xFFFFFFFF,
                            HASH_HI=CONFIG.hash >> 32, SIZE=CONFIG.rows | CONFIG.cols << 16)
@@ -47,6 +53,7 @@ class FakeEngine:
 
     def allocate(self, size):
         buffer = FakeBuffer(self, size, self.next_address)
+        self.allocated += 1
         self.next_address += -(-size // 4096) * 4096
         return buffer
 

@@ -171,7 +171,10 @@ def test_addresses_above_4_gigabytes_use_both_registers(fake, make_program):
         buffers.append(buffer)
         return buffer
     transport.allocate = allocate
-    Engine(transport).load(make_program())
+    driver, transport.duration, transport.deaf = Engine(transport), 1, True
+    driver.load(make_program())
+    with pytest.raises(EngineTimeout):
+        driver.run(images(1))  # the registers are written at each start
     assert transport.values["PROGRAM_HI"] == 8 and transport.values["PROGRAM_LO"] == buffers[0].address & 0xFFFFFFFF
     assert transport.values["WORKSPACE_BYTES"] == 0 and transport.values["WEIGHTS_BYTES"] == 112
 

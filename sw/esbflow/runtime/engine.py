@@ -1,5 +1,6 @@
 """The driver's core: load a program, run batches, and turn every failure into a sentence. NumPy only."""
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -8,10 +9,22 @@ import numpy as np
 from esbflow.engine_config import INTERFACE_VERSION
 from esbflow.maps import as_maps
 from esbflow.registers import COUNTERS, ID_VALUE, LOG_BEATS, REGIONS, REGISTERS
-from esbflow.runtime.errors import EngineBusy, EngineFault, EngineMissing, EngineTimeout, InputError, ProgramError
+from esbflow.runtime.errors import (
+    EngineBusy,
+    EngineFault,
+    EngineInUse,
+    EngineMissing,
+    EngineReplaced,
+    EngineTimeout,
+    InputError,
+    NoMemory,
+    ProgramError,
+    RuntimeFault,
+)
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 from esbflow.runtime.program_file import LoadedProgram, load_program
 from esbflow.runtime.transport import Transport
+from esbflow.runtime.turn import Turn, in_turn
 
 BEAT_BYTES = 16
 WATCHDOG_CYCLES = 1_000_000
@@ -20,6 +33,9 @@ STILL_SECONDS = 10.0
 """Wall time that the driver waits while even the engine's cycle counter stands still."""
 QUIET_SECONDS = 2.0
 """Wall time in which a stopped engine must have finished what it owes the bus."""
+SETTLE_SECONDS = 0.1
+"""The same, at the end of a run that failed: whoever handles the exception should find the engine at rest."""
+START, ABORT = 1, 2
 
 _OFFSET = {name: register.offset for name, register in REGISTERS.items()}
 _STATUS = {name: (low, (1 << width) - 1) for name, low, width in REGISTERS["STATUS"].fields}
@@ -37,12 +53,13 @@ class Result:
 
 
 class Engine:
-    """One engine behind a transport.
+    """One engine behind a transport. Threads may share it: they wait for each other, except for `abort`.
 
     Parameters
     ----------
     transport : Transport
     watchdog : cycles without any movement before the engine stops with an error; 0 never.
+    turn : shared by the drivers of one engine, where there may be several.
 
     Raises
     ------
@@ -50,11 +67,17 @@ class Engine:
         if the ID or version register is not an engine's.
     """
 
-    def __init__(self, transport: Transport, watchdog: int = WATCHDOG_CYCLES):
+    def __init__(self, transport: Transport, watchdog: int = WATCHDOG_CYCLES, turn: Turn | None = None):
         self._transport = transport
         self._watchdog = watchdog
+        self._turn = turn or Turn()
         self._program = None
         self._buffers = {}
+        self._mark = 0
+        self._stop = False
+        self._identify()
+
+    def _identify(self) -> None:
         identity = self._read("ID")
         if identity != ID_VALUE:
             raise EngineMissing(f"expected 0x{ID_VALUE:08x} in the ID register, found 0x{identity:08x}: "
@@ -85,6 +108,7 @@ class Engine:
         return self._read("HASH_LO") | self._read("HASH_HI") << 32
 
     # -- program ------------------------------------------------------------------------------------------------
+    @in_turn
     def load(self, program) -> None:
         """Load a program (a path, or what load_program or the compiler returned) and allocate its memory.
 
@@ -92,9 +116,12 @@ class Engine:
         ------
         ProgramError
             if the file is damaged or was compiled for another engine.
-        EngineBusy
-            if memory has not answered what the last run asked for.
+        NoMemory
+            if there is not enough contiguous memory; the program before is then no longer loaded.
+        EngineBusy, EngineInUse, EngineMissing, EngineReplaced
+            as `run` does.
         """
+        self._identify()
         if not hasattr(program, "instructions"):
             program = load_program(program)
         program = LoadedProgram(program.meta, program.instructions, program.weights, program.table)
@@ -104,35 +131,52 @@ class Engine:
             raise ProgramError(
                 f"program {program.meta['name']} was compiled for engine {program.meta['engine']['name']} ({wanted}), and "
                 f"this one is another ({size & 0xFFFF}x{size >> 16}, {found}); compile it for this engine")
-        self.unload()
-        sizes = dict(program.meta["regions"], program=program.instructions.nbytes, weights=program.weights.nbytes)
+        self._free()
         try:
-            for region in REGIONS:
-                size = max(BEAT_BYTES, -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES)
-                buffer = self._buffers[region] = self._transport.allocate(size)
-                buffer.array[:] = 0
-                # Also where only the engine writes: a dirty cache line must not land on its results later.
-                buffer.flush()
+            self._place(program)
         except BaseException:
-            self.unload()
+            self._free()
             raise
+
+    def _place(self, program: LoadedProgram) -> None:
+        sizes = dict(program.meta["regions"], program=program.instructions.nbytes, weights=program.weights.nbytes)
+        for region in REGIONS:
+            size = max(BEAT_BYTES, -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES)
+            try:
+                buffer = self._buffers[region] = self._transport.allocate(size)
+            except RuntimeFault:
+                raise
+            except (RuntimeError, OSError, MemoryError) as error:
+                raise NoMemory(f"there are no {size} bytes of contiguous memory for the {region} region ({error}); free "
+                               "what other programs hold, or compile for a smaller batch") from error
+            buffer.array[:] = 0
+            # Also where only the engine writes: a dirty cache line must not land on its results later.
+            buffer.flush()
         self._put("program", program.instructions.astype("<u8").view(np.uint8).reshape(-1))
         self._put("weights", program.weights)
+        self._settings = {"PROGRAM_LENGTH": len(program.instructions), "WATCHDOG": self._watchdog}
         for region in REGIONS:
             address = self._buffers[region].address
-            self._write(f"{region.upper()}_LO", address & 0xFFFFFFFF)
-            self._write(f"{region.upper()}_HI", address >> 32)
-            self._write(f"{region.upper()}_BYTES", -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES)
-        self._write("PROGRAM_LENGTH", len(program.instructions))
+            self._settings[f"{region.upper()}_LO"] = address & 0xFFFFFFFF
+            self._settings[f"{region.upper()}_HI"] = address >> 32
+            self._settings[f"{region.upper()}_BYTES"] = -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES
         self._program = program
 
+    @in_turn
     def unload(self) -> None:
         """Free the program's memory, once the engine no longer uses it; raises as recover does."""
-        self.recover()
-        for buffer in self._buffers.values():
-            buffer.free()
-        self._buffers = {}
+        self._free()
+
+    def _free(self) -> None:
+        if self._buffers:
+            try:
+                self._recover(QUIET_SECONDS)
+            except EngineReplaced:
+                pass  # the engine that wrote to this memory is gone
         self._program = None
+        while self._buffers:
+            # Out of the table first: what is freed must not be found there, whatever happens in between.
+            self._buffers.popitem()[1].free()
 
     def _put(self, region: str, data: np.ndarray) -> None:
         buffer = self._buffers[region]
@@ -140,12 +184,13 @@ class Engine:
         buffer.flush()
 
     # -- running ------------------------------------------------------------------------------------------------
+    @in_turn
     def run(self, images: np.ndarray, progress=None, deadline_cycles: int | None = None) -> Result:
         """Run uint8 images (n, c, h, w), sequences (n, c, length) or rows (n, features), any n; the program's batch is
         filled up with zeros.
 
-        `progress`, if given, is called with the number of images done. A batch that takes more engine cycles than
-        `deadline_cycles` is stopped; None leaves it to the watchdog.
+        `progress`, if given, is called with the number of images done; it cannot use the engine. A batch
+        that takes more engine cycles than `deadline_cycles` is stopped; None leaves it to the watchdog.
 
         Raises
         ------
@@ -153,11 +198,24 @@ class Engine:
             if the images' shape or type is not the program's, or there are none.
         EngineFault, EngineTimeout, EngineBusy
             as the engine fared; the next run works, unless memory has never answered.
+        EngineReplaced, EngineMissing
+            if another overlay is loaded now, or the engine was reset during the run.
+        EngineInUse
+            in a progress callback, in a forked process, or if another program started the engine during the run.
         """
         program = self._program
         if program is None:
             raise ProgramError("no program is loaded; call load() first")
         images = self._checked(images)
+        self._stop = False
+        try:
+            return self._run(images, progress, deadline_cycles)
+        except BaseException:
+            self._settle()
+            raise
+
+    def _run(self, images, progress, deadline_cycles) -> Result:
+        program = self._program
         batch, outputs, layers, cycles = program.meta["batch"], [], [], 0
         for start in range(0, len(images), batch):
             part = images[start:start + batch]
@@ -165,10 +223,9 @@ class Engine:
             filled[:len(part)] = part
             self._put("input", self._packed(filled))
             self._start()
-            self._finish(deadline_cycles)
+            cycles += self._finish(deadline_cycles)
             outputs.append(self._outputs()[:len(part)])
             layers.append(self._layer_counters())
-            cycles += self._read("COUNT_CYCLES")
             if progress:
                 progress(start + len(part))
         return Result(np.concatenate(outputs), layers, cycles, len(layers), program.meta["output"]["scale"])
@@ -212,40 +269,65 @@ class Engine:
         return layers
 
     def _start(self) -> None:
-        self.recover()
-        self._write("WATCHDOG", self._watchdog)
+        """Everything that the engine must know, each time: someone may have written its registers, or loaded it anew."""
+        self._identify()
+        meta, found = self._program.meta, f"{self.hash:016x}"
+        if found != meta["engine_hash"]:
+            raise EngineReplaced(f"the engine is now another one ({found}) than program {meta['name']} was loaded for "
+                                 f"({meta['engine_hash']}); load that overlay again, or a program for this engine")
+        self._recover(QUIET_SECONDS)
+        for name, value in self._settings.items():
+            self._write(name, value)
+        # Read back after the run: another value says that this was not our run, or not to its end.
+        self._mark = int.from_bytes(os.urandom(4), "little") | 1
+        self._write("SCRATCH", self._mark)
         self._write("IRQ_STATUS", 3)
         self._write("IRQ_ENABLE", 3)
-        self._write("CONTROL", 1)
+        self._write("CONTROL", START)
 
-    def _finish(self, deadline: int | None) -> None:
-        """Wait for done or error. Deadlines count engine cycles; wall time counts only while its cycle counter stands
-        still."""
+    def _finish(self, deadline: int | None) -> int:
+        """Wait for done or error; returns the cycles of the run.
+
+        Deadlines count engine cycles; wall time counts only while its cycle counter stands still.
+        """
         cycles, moved, elapsed = 0, time.monotonic(), 0
         while True:
             status = self.status()
+            if not status["busy"]:
+                self._check_mark()
+            now = self._read("COUNT_CYCLES")
+            if now != cycles:
+                elapsed += (now - cycles) & 0xFFFFFFFF  # the counter wraps after 17 s at 250 MHz
+                cycles, moved = now, time.monotonic()
             if status["error"]:
                 self._write("IRQ_STATUS", 3)
                 raise self._fault(status)
             if status["done"] and not status["busy"]:
                 self._write("IRQ_STATUS", 3)
-                return
-            now = self._read("COUNT_CYCLES")
-            if now != cycles:
-                elapsed += (now - cycles) & 0xFFFFFFFF
-                cycles, moved = now, time.monotonic()
-                if deadline is not None and elapsed > deadline:
-                    layer = self._program.layer_name(self._read("LAYER"))
-                    self.abort()
-                    raise EngineTimeout(f"the run was not done after {elapsed} cycles, with a deadline of {deadline}, and "
-                                        f"was stopped in layer {layer}")
-            elif time.monotonic() - moved > STILL_SECONDS:
+                return elapsed
+            if deadline is not None and elapsed > deadline:
+                layer = self._program.layer_name(self._read("LAYER"))
+                self._write("CONTROL", ABORT)
+                raise EngineTimeout(f"the run was not done after {elapsed} cycles, with a deadline of {deadline}, and was "
+                                    f"stopped in layer {layer}")
+            if time.monotonic() - moved > STILL_SECONDS:
                 raise EngineTimeout(
                     f"the engine's cycle counter has stood at {now} for {STILL_SECONDS:g} s while it is "
                     f"{'busy' if status['busy'] else 'idle'}: its clock has stopped, or the overlay was replaced; load the "
                     "overlay again")
+            if self._stop:
+                self._write("CONTROL", ABORT)  # again: the first may have come between two batches
             if not self._transport.wait_for_interrupt(0.1):
                 time.sleep(0)
+
+    def _check_mark(self) -> None:
+        found = self._read("SCRATCH")
+        if found == self._mark:
+            return
+        if found == 0:
+            raise EngineReplaced("the engine was reset during the run, or its overlay was loaded again; run again")
+        raise EngineInUse("another program started the engine during the run, or wrote its SCRATCH register; let one "
+                          "program at a time use the engine")
 
     def _fault(self, status: dict) -> EngineFault:
         layer = self._read("ERROR_LAYER")
@@ -253,9 +335,12 @@ class Engine:
         return EngineFault(status["code"], status["unit"], layer, self._program.layer_name(layer), address)
 
     def abort(self) -> None:
-        """Stop the run under way; it ends with error `aborted`."""
-        self._write("CONTROL", 2)
+        """Stop the run under way, from another thread for one; it ends with error `aborted`."""
+        self._turn.check_process()
+        self._stop = True
+        self._write("CONTROL", ABORT)
 
+    @in_turn
     def recover(self, seconds: float = QUIET_SECONDS) -> None:
         """Stop a run that is under way, and wait until the engine has finished what it owes the bus.
 
@@ -264,10 +349,15 @@ class Engine:
         EngineBusy
             if it does not within `seconds`: memory does not answer. Once it answers, recover() succeeds; else load the
             overlay again.
+        EngineReplaced
+            if another overlay is loaded now.
         """
+        self._recover(seconds)
+
+    def _recover(self, seconds: float) -> None:
         limit = time.monotonic() + seconds
-        if self.status()["busy"]:  # left behind by an exception, Ctrl-C for one
-            self.abort()
+        if self.status()["busy"]:  # left behind by a process that was killed, for one
+            self._write("CONTROL", ABORT)
         while True:
             status = self.status()
             if status["quiescent"]:
@@ -276,3 +366,11 @@ class Engine:
                 raise EngineBusy(
                     f"the engine is still {'running' if status['busy'] else 'waiting for memory to answer'} after "
                     f"{seconds:g} s; try again once memory answers, or load the overlay again")
+
+    def _settle(self) -> None:
+        """After an exception: leave no run behind that would go on writing to memory."""
+        try:
+            if self._read("SCRATCH") == self._mark:  # else the run that is under way is not ours
+                self._recover(SETTLE_SECONDS)
+        except Exception:
+            pass  # the exception before it is what the caller must see, and the next start tries again

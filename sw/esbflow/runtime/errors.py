@@ -23,8 +23,20 @@ class EngineMissing(EngineError):
     """The registers do not answer as an engine does."""
 
 
+class EngineReplaced(EngineError):
+    """The engine was reset, or another overlay was loaded, since this driver used it."""
+
+
+class EngineInUse(EngineError):
+    """Somebody else uses the engine: this thread itself, another process, or another program."""
+
+
 class EngineBusy(EngineError):
     """The engine still owes the bus something and cannot start."""
+
+
+class NoMemory(EngineError, MemoryError):
+    """There is no contiguous memory for a program's regions."""
 
 
 class EngineTimeout(EngineError):

@@ -3,14 +3,21 @@
 The same on a board and on the simulated one.
 """
 
-import asyncio
+import os
+import threading
 
 import numpy as np
 import pynq
 from pynq import DefaultIP
 
 from esbflow.registers import VLNV
-from esbflow.runtime.engine import WATCHDOG_CYCLES, Engine
+from esbflow.runtime.engine import QUIET_SECONDS, WATCHDOG_CYCLES, Engine
+from esbflow.runtime.errors import EngineReplaced
+from esbflow.runtime.pynq_interrupt import Line
+from esbflow.runtime.turn import Turn
+
+_TURNS = {}
+_MAKING = threading.Lock()
 
 
 class _PynqBuffer:
@@ -27,7 +34,8 @@ class _PynqBuffer:
         self.array.invalidate()
 
     def free(self):
-        self.array.freebuffer()
+        self.array, freed = None, self.array
+        freed.freebuffer()
 
 
 class _PynqTransport:
@@ -35,61 +43,63 @@ class _PynqTransport:
 
     def __init__(self, ip: "EsbEngineDriver"):
         self._ip = ip
-        self._loop = None
+        self._line = Line(ip, ip.made_by)
+        self._configured = _configuration(ip.device)
 
     def read(self, offset: int) -> int:
+        self._check()
         return self._ip.read(offset)
 
     def write(self, offset: int, value: int) -> None:
+        self._check()
         self._ip.write(offset, value)
 
     def allocate(self, size: int) -> _PynqBuffer:
         return _PynqBuffer(size, self._ip.device)
 
     def wait_for_interrupt(self, seconds: float) -> bool:
-        interrupt = getattr(self._ip, "irq", None)
-        if interrupt is None:
-            return False  # no UIO device for the line: the caller polls
-        try:
-            asyncio.get_running_loop()
-            return False  # in a notebook: its loop cannot be entered again, so the caller polls
-        except RuntimeError:
-            pass
+        return self._line.wait(seconds, self.read)
 
-        async def wait():
-            await asyncio.wait_for(interrupt.wait(), seconds)
+    def _check(self) -> None:
+        """Before each access: where no slave answers, an access hangs a board or ends the process."""
+        now = _configuration(self._ip.device)
+        if now == self._configured:
+            return
+        name, address = self._ip.cell, self._ip.mmio.base_addr
+        entry = (self._ip.device.ip_dict or {}).get(name, {})
+        if entry.get("type") != VLNV or entry.get("phys_addr") != address:
+            raise EngineReplaced(f"another overlay is loaded now ({self._ip.device.bitfile_name}), and it has no engine "
+                                 f"{name} at 0x{address:x}; load the engine's overlay again and take the driver from it")
+        self._configured = now
+        self._line.renew()
 
-        try:
-            self._own_loop().run_until_complete(wait())
-        except (asyncio.TimeoutError, TimeoutError):
-            pass
-        return True
 
-    def _own_loop(self):
-        # PYNQ's UIO readers sit on the thread's current loop; asyncio.run() leaves a thread without one.
-        if self._loop is None or self._loop.is_closed():
-            try:
-                self._loop = asyncio.get_event_loop_policy().get_event_loop()
-            except RuntimeError:
-                self._loop = asyncio.new_event_loop()
-                asyncio.set_event_loop(self._loop)
-        return self._loop
+def _configuration(device):
+    """Another value after each download of a whole bitstream."""
+    return getattr(device, "timestamp", None)
 
 
 class EsbEngineDriver(DefaultIP):
-    """`overlay.<cell>` of an engine: load(program), run(images), counters(), recover(), abort(); see Engine."""
+    """`overlay.<cell>` of an engine: load(program), run(images), unload(), counters(), recover(), abort(); see Engine."""
 
     bindto = [VLNV]
 
     def __init__(self, description):
         super().__init__(description=description)
+        self.cell = description["fullpath"]
+        self.pin = description.get("interrupts", {}).get("irq", {}).get("fullpath")
+        self.made_by = threading.get_ident()
         self._engine = None
 
     @property
     def engine(self) -> Engine:
         """The core driver; made at the first use, which checks the ID register."""
         if self._engine is None:
-            self._engine = Engine(_PynqTransport(self), WATCHDOG_CYCLES)
+            with _MAKING:
+                if self._engine is None:
+                    # Two overlays, one engine: their drivers wait for each other.
+                    turn = _TURNS.setdefault((os.getpid(), self.device.tag, self.mmio.base_addr), Turn())
+                    self._engine = Engine(_PynqTransport(self), WATCHDOG_CYCLES, turn)
         return self._engine
 
     def load(self, program) -> None:
@@ -98,10 +108,13 @@ class EsbEngineDriver(DefaultIP):
     def run(self, images, progress=None, deadline_cycles=None):
         return self.engine.run(images, progress, deadline_cycles)
 
+    def unload(self) -> None:
+        self.engine.unload()
+
     def counters(self) -> dict:
         return self.engine.counters()
 
-    def recover(self, seconds: float = 2.0) -> None:
+    def recover(self, seconds: float = QUIET_SECONDS) -> None:
         self.engine.recover(seconds)
 
     def abort(self) -> None:

