@@ -58,7 +58,8 @@ _DRAIN = {
     "bits": "bits of a linear output format", "signed": "the output format is signed",
     "esb": "the output format is ESB", "significand": "fraction bits of an ESB format",
     "octaves": "an ESB format's largest level is (2**(significand+1)-1) << octaves",
-    "residual": "add a residual operand, and take and give its tokens", "residual_bank": "bank of the residual buffer",
+    "residual": "add a residual operand, and take and give its tokens; only with windows of one pixel",
+    "residual_bank": "bank of the residual buffer",
     "residual_digits": "digits of the residual, 1 or 2", "residual_signed": "the residual's top digit is signed",
     "post_store": "give a store token when the last burst is answered",
 }

@@ -65,6 +65,8 @@ def test_an_unknown_opcode_is_refused(number):
     ({"weight_path_beats": 64}, ValueError, r"weight_path_beats must be a power of two in 1..2, not 64"),
     ({"max_burst": 2}, ValueError, r"max_burst must be a power of two in 4..64, not 2"),
     ({"queue_depth": 64}, ValueError, r"queue_depth must be a power of two in 2..32, not 64"),
+    ({"residual": 1}, TypeError, r"residual must be true or false, not 1"),
+    ({"esb_output": "no"}, TypeError, r"esb_output must be true or false, not 'no'"),
     ({"clock_mhz": 0}, ValueError, r"clock_mhz must be in 1..1000, not 0"),
 ])
 def test_an_engine_of_impossible_size_is_refused(fields, error, message):

@@ -11,6 +11,8 @@ from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 class ResidualBuffer(wiring.Component):
     """Holds beats as they lie in memory; gives both digits of one pixel's word one cycle after its address.
 
+    An engine without a residual operand has no such memory: every write is a fault.
+
     Members
     -------
     write_valid, write_bank, write_plane, write_address (beats), write_data : In
@@ -31,6 +33,10 @@ class ResidualBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
+        if not config.residual:
+            with m.If(self.write_valid):
+                m.d.sync += self.address_fault.eq(1)
+            return m
         parts = config.beats_per_word
         part_bits = (parts - 1).bit_length()
         depth = config.residual_beats // parts
