@@ -58,6 +58,18 @@ def test_saliency_has_a_section_of_its_own():
     assert "## Saliency" not in accuracy.ledger({})
 
 
+def test_networks_that_were_not_trained_have_a_section_of_their_own_and_old_records_a_mark():
+    result = {"network": "resnet18", "method": "esb4.1", "activations": "u4", "images": 20, "minutes": 2, "command": "x",
+              "top1_float": 80.0}
+    for i, kind in enumerate(accuracy.FIDELITY_KINDS):
+        result |= {f"sqnr_db_{kind}": 12.34 - i, f"agreement_{kind}": 75.0, f"top1_{kind}": 70.0}
+    old = {"method": "esb3.1", "network": "resnet20", "data": "cifar10", "weights_bits": 3.0, "activation_bits": 3,
+           "top1_integer_graph": 91.0, "command": "y", "before": "d818c1a"}
+    head, _, section = accuracy.ledger({"near": result, "old": old}).partition("## Beside the real network")
+    assert "| resnet18 | esb4.1, u4 | 20 | 12.3 | 11.3 | 75 | 75 | 70 | 70 | 80 | 2 |  | `x` |" in section
+    assert "results/near.json" not in head and "| before d818c1a | `y` |" in head
+
+
 def test_bad_records_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a record needs 'network'"):
         record.write(tmp_path / "x.json", {"method": "esb"})
