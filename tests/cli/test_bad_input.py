@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from esbflow import cli
+from esbflow.training.run_state import RunState
 
 
 def test_a_missing_model_is_named_with_the_fix(refused, tmp_path):
@@ -159,6 +160,41 @@ def test_interrupting_says_so(monkeypatch, capsys):
     monkeypatch.setattr(cli.doctor, "checks", lambda: interrupt(None))
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_names_that_the_network_has_not_are_refused_before_anything_is_trained(refused, tmp_path):
+    path = tmp_path / "choice.json"
+    for content, text in (({"conv9": "s8"}, "overrides: no layer with weights is called 'conv9'; there are conv1, conv2, "),
+                          ({"weights": {"conv1": "s8", "relu1": "s4"}}, "no layer with weights is called 'relu1'"),
+                          ({}, "is no JSON object of layers and weights"), ({"conv1": 8}, "is no JSON object of layers and")):
+        path.write_text(json.dumps(content))
+        assert text in refused("train", "digits", "--overrides", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_training_says_how_to_go_on_and_is_not_overwritten(refused, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("ESBFLOW_DATA", raising=False)
+    command = ["train", "digits", "--out", str(tmp_path), "--epochs", "2", "--images", "60", "--json"]
+    save = RunState.save
+
+    def save_and_stop(state, model, optimizer, done):
+        save(state, model, optimizer, done)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "save", save_and_stop)
+        assert cli.main(command) == 130
+    path = tmp_path / "real.ckpt"
+    assert capsys.readouterr().err == (f"esbflow train: stopped; {path} keeps what was trained: go on with the same command and "
+                                       "--resume\n")
+    kept = path.read_bytes()
+    assert refused(*command) == (f"esbflow train: {tmp_path} keeps a training that was interrupted; go on with it by --resume, or "
+                                 f"train into another folder, or remove {path}")
+    for option, text in ((["--epochs", "3"], "epochs is 2 there and 3 here"), (["--seed", "1"], "seed is 0 there and 1 here"),
+                         (["--images", "50"], "images is 60 there and 50 here")):
+        assert text in refused(*command, "--resume", *option)
+    assert path.read_bytes() == kept and [file.name for file in tmp_path.iterdir()] == ["real.ckpt"]
+    assert cli.main([*command, "--resume"]) == 0 and not path.exists()
 
 
 def test_a_missing_library_points_at_doctor(monkeypatch, capsys):

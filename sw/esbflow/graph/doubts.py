@@ -47,7 +47,7 @@ def doubts(graph: ir.Graph) -> list:
         ranges[node.name] = int(low.min()), int(high.max())
         if (low == high).all() and getattr(node, "requantizer", None) is not None:
             said.append(f"{node.name}: it stores the same whatever the image is; the layer is dead, or its input has "
-                        "range than it was made for")
+                        "another range than it was made for")
     return said
 
 
@@ -78,8 +78,8 @@ def unmoved(graph: ir.Graph, images: np.ndarray) -> list:
     if not still:
         return []
     names = ", ".join(still[:NAMED]) + (f" and {len(still) - NAMED} more" if len(still) > NAMED else "")
-    return [f"{graph.name}: the same is stored for all of {len(images)} images in {names}; these layers are dead, or "
-            "have another range than the network was trained on"]
+    return [f"{graph.name}: the same is stored for all of {len(images)} images in {names}; these layers are dead, or the "
+            "images have another range than the network was trained on"]
 
 
 def warn(sentences: list) -> None:
