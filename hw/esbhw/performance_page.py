@@ -28,10 +28,11 @@ def fill_readme(readme: str, records: dict) -> str:
 
 def readme_table(records: dict) -> str:
     """The README's table of engines."""
-    lines = ["| name | array, inputs x outputs | LUT | FF | BRAM36 | DSP | "
-             f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = ["| name | array, inputs x outputs | weights | LUT | FF | BRAM36 | DSP | "
+             f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, r in records.items():
-        lines.append(f"| {name} | {r['rows']} x {r['cols']} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
+        size = f"{r['array']}, {r['rows']} x {r['cols']} | {r['weights']}"
+        lines.append(f"| {name} | {size} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
                      f"{gops(r, STATED_MHZ):,.0f} | {density(r, STATED_MHZ):.2f} |")
     return "\n".join(lines)
 
@@ -64,14 +65,16 @@ LUTs it takes. [command_line.md](command_line.md#how-resources-are-counted) has 
 
 
 def _engine_table(records: dict) -> str:
-    columns = ("engine", "array", "LUT (LUTRAM)", f"% of a {DEVICE}", "LUT with pairs", "LUT flat", "FF", "CARRY8", "BRAM36",
+    columns = ("engine", "array", "weights", "requantizer lanes",
+               "LUT (LUTRAM)", f"% of a {DEVICE}", "LUT with pairs", "LUT flat", "FF", "CARRY8", "BRAM36",
                "DSP", f"GOPS at {STATED_MHZ}", f"GOPS/kLUT at {STATED_MHZ}", f"GOPS at {PLANNING_MHZ}, not routed",
                f"GOPS/kLUT at {PLANNING_MHZ}, not routed", "with pairs", "levels", "carry bits")
     lines = ["## Engines", "", f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for name, r in records.items():
         paired = r["lut"] - r["pairs"]
         cells = [
-            name, f"{r['rows']} x {r['cols']}", f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
+            name, f"{r['array']}, {r['rows']} x {r['cols']}", r["weights"], f"{r['lanes']}",
+            f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
             f"{paired:,}", f"{r['lut_flat']:,}" if "lut_flat" in r else "", f"{r['ff']:,}", f"{r['carry8']:,.1f}",
             f"{r['bram36']:g}", f"{r['dsp']}", f"{gops(r, STATED_MHZ):,.0f}", f"{density(r, STATED_MHZ):.2f}",
             f"{gops(r, PLANNING_MHZ):,.0f}", f"{density(r, PLANNING_MHZ):.2f}", f"{density(r, PLANNING_MHZ, paired):.2f}",
@@ -91,7 +94,7 @@ def _published_table(records: dict) -> str:
     for name, r in records.items():
         how = f"open synthesis, planning clock of {PLANNING_MHZ} MHz, not routed"
         source = f"[results/{ENGINES_FILE}](results/{ENGINES_FILE})"
-        lines.append(f"| {name} | W4A4 | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
+        lines.append(f"| {name} | W4A4, {r['weights']} | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
     return "\n".join(lines)
 
 
