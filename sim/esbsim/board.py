@@ -10,6 +10,7 @@ accessed (ACCESS_CYCLES each, as an access from Python takes on a board) and whi
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 
 from pynq._3rdparty import tinynumpy
@@ -85,9 +86,10 @@ class SimulatedZcu102(Device):
         self.capabilities = {"MEMORY_MAPPED": True}
         self.ddr = Ddr(DDR_BASE, DDR_BYTES)
         self.simulator = None
+        self._bus = threading.RLock()  # threads wait for each other, and while an overlay is being loaded
         self.timing, self.shared_bytes_per_cycle, self.trace = MemoryTiming(), None, None
         self.access_cycles = ACCESS_CYCLES
-        self.controller = InterruptController(lambda: self.simulator is not None and self.simulator.interrupt)
+        self.controller = InterruptController(self._level)
         self._ps_registers = _reset_ps_registers()
         self.connect_interrupt(True)
 
@@ -99,9 +101,14 @@ class SimulatedZcu102(Device):
             _InterruptController._uio_devices.pop(RAW_IRQ, None)
         _InterruptController._controllers.clear()
 
+    def _level(self):
+        with self._bus:
+            return self.simulator is not None and self.simulator.interrupt
+
     def _advance(self, cycles):
-        if self.simulator is not None:
-            self.simulator.run_until_interrupt(cycles)
+        with self._bus:
+            if self.simulator is not None:
+                self.simulator.run_until_interrupt(cycles)
 
     # -- what Overlay needs -------------------------------------------------------------------------------
     def get_bitfile_metadata(self, bitfile_name, partial=False):
@@ -113,13 +120,14 @@ class SimulatedZcu102(Device):
     def download(self, bitstream, parser=None):
         """'Configures the PL': builds or loads the simulator of the .bit's configuration, and resets it."""
         config = read_overlay(bitstream.bitfile_name)
-        if self.simulator is not None:
-            self.simulator.close()
-            self.simulator = None
-        self.simulator = simulate_engine(config, self.ddr.memory, self.ddr.base, self.timing,
-                                         self.shared_bytes_per_cycle, self.trace)
-        self.controller.__init__(self.controller._level)
-        super().post_download(bitstream, parser, self.name)
+        with self._bus:
+            if self.simulator is not None:
+                self.simulator.close()
+                self.simulator = None
+            self.simulator = simulate_engine(config, self.ddr.memory, self.ddr.base, self.timing,
+                                             self.shared_bytes_per_cycle, self.trace)
+            self.controller.__init__(self._level)
+            super().post_download(bitstream, parser, self.name)
 
     def gen_cache(self, bitstream, parser=None):
         """PYNQ keeps metadata between processes on a board; a simulation ends with its process."""
@@ -139,6 +147,10 @@ class SimulatedZcu102(Device):
         RuntimeError
             if nothing is there: a bus error on a board.
         """
+        with self._bus:
+            return self._read(address)
+
+    def _read(self, address):
         if ENGINE_BASE <= address < ENGINE_BASE + ENGINE_RANGE:
             simulator = self._configured(address)
             value = simulator.read(address - ENGINE_BASE)
@@ -153,6 +165,10 @@ class SimulatedZcu102(Device):
 
     def write_register(self, address: int, value: int):
         """Writes a 32-bit word; raises as read_register does."""
+        with self._bus:
+            self._write(address, value)
+
+    def _write(self, address, value):
         if ENGINE_BASE <= address < ENGINE_BASE + ENGINE_RANGE:
             simulator = self._configured(address)
             simulator.write(address - ENGINE_BASE, value)

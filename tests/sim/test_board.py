@@ -12,46 +12,15 @@ pynq = pytest.importorskip("pynq")
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
-from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
-from esbflow.graph.execute import execute
-from esbflow.graph.random import random_graph, random_images
 from esbflow.registers import ID_VALUE, REGISTERS, VLNV
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault
-from esbsim import board as board_module
-from esbsim.board import read_overlay, write_overlay
+from esbsim.board import read_overlay
 from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh
 from esbsim.simulator import MemoryTiming
 
 CONFIG = ENGINES["tiny4x4"]
-
-
-@pytest.fixture(scope="module")
-def bit(tmp_path_factory):
-    return write_overlay(CONFIG, tmp_path_factory.mktemp("overlay"))
-
-
-@pytest.fixture
-def board():
-    device = board_module.board()
-    device.timing, device.shared_bytes_per_cycle, device.trace = MemoryTiming(), None, None
-    device.connect_interrupt(True)
-    return device
-
-
-@pytest.fixture
-def overlay(bit, board):
-    return pynq.Overlay(str(bit))
-
-
-@pytest.fixture(scope="module")
-def network():
-    """(program for batches of 2, images, what they give)"""
-    random = np.random.default_rng(7)
-    graph = random_graph(random, layers=3, channels=10, size=9, kinds=("conv", "residual", "max"))
-    images = random_images(random, graph, 5)
-    return compile_graph(graph, CONFIG, batch=2), images, execute(graph, images)
 
 
 def test_pynqs_parser_reads_the_handoff(bit):
