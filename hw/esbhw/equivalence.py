@@ -58,6 +58,7 @@ equiv_simple -undef
 equiv_status -assert"""
 # A RAM block's words have no names of their own. From empty memories, whatever is written and read in MEMORY_CYCLES.
 MEMORY_CYCLES = 3
+RAM_BITS = 14  # of a RAM32M16
 BY_CYCLES = f"""miter -equiv -flatten -make_outputs gold gate miter
 hierarchy -top miter
 sat -verify -set-init-zero -seq {MEMORY_CYCLES} -prove trigger 0 miter"""
@@ -77,7 +78,7 @@ def prove(config: EngineConfig, target: str = "xilinx", progress=None, known: se
 
     Returns
     -------
-    list of (module, "equal text" or "proven")
+    list of (module, "equal text", "proven" or, for a wide LUT RAM, "proven at 14 bits")
 
     Raises
     ------
@@ -97,15 +98,16 @@ def prove(config: EngineConfig, target: str = "xilinx", progress=None, known: se
                 continue
             done.add(name)
             begun = time.monotonic()
-            gold, gate = (_text(target.definitions[name], label, target)
-                          for target, label in ((plain, "gold"), (special, "gate")))
+            component = _narrowed(plain.definitions[name])
+            how = "proven" if component is plain.definitions[name] else f"proven at {component.width} bits"
+            gold, gate = (_text(component, label, target) for target, label in ((plain, "gold"), (special, "gate")))
             if gold == gate.replace("gate", "gold"):
                 results.append((name, "equal text"))
                 continue
             if (gold, gate) not in known:
-                _prove(name, plain, gold, gate)
+                _prove(name, component, plain, gold, gate)
                 known.add((gold, gate))
-            results.append((name, "proven"))
+            results.append((name, how))
             if progress:
                 progress(name, time.monotonic() - begun)
     return results
@@ -115,14 +117,23 @@ def _text(component, label: str, target: Target) -> str:
     return back_rtlil.convert(component, name=label, platform=target, emit_src=False)
 
 
-def _prove(name: str, target: Target, gold: str, gate: str) -> None:
+def _narrowed(component):
+    """A wide LUT RAM is many RAM32M16 side by side: one of them, or two ports, stand for all."""
+    if isinstance(component, LutRam) and component.width > RAM_BITS:
+        return LutRam(RAM_BITS)
+    if isinstance(component, LutRamPorts) and component.ports > 2:
+        return LutRamPorts(component.width, 2)
+    return component
+
+
+def _prove(name: str, component, target: Target, gold: str, gate: str) -> None:
     inside = sorted(set(re.findall(r"^  cell \\(\w+) ", gold, re.MULTILINE)) & set(target.definitions))
     with tempfile.TemporaryDirectory(prefix="equivalence-", dir=Path.cwd()) as folder:
         folder = Path(folder)
         (folder / "gold.il").write_text(gold)
         (folder / "gate.il").write_text(gate)
         (folder / "stubs.il").write_text("".join(_stub(child, target) for child in inside) or "# none\n")
-        memory = isinstance(target.definitions[name], (LutRam, LutRamPorts))
+        memory = isinstance(component, (LutRam, LutRamPorts))
         (folder / "prove.ys").write_text(PROOF.format(method=BY_CYCLES if memory else BY_REGISTERS))
         try:
             yosys.require().run("prove.ys", folder)

@@ -42,7 +42,7 @@ def prove(make, *arguments, spoil=None):
         texts.append(equivalence._text(target.definitions["module"], label, target))
     assert "LUT6_2" in texts[1] or "RAM32M16" in texts[1]
     assert "LUT6_2" not in texts[0] and "RAM32M16" not in texts[0]
-    equivalence._prove("module", gold, texts[0], spoil(texts[1]) if spoil else texts[1])
+    equivalence._prove("module", gold.definitions["module"], gold, texts[0], spoil(texts[1]) if spoil else texts[1])
 
 
 @pytest.mark.parametrize("name", MODULES)
