@@ -340,7 +340,8 @@ def test_a_tensor_that_is_joined_twice_is_requantized_once():
     graph, outputs, module, _ = both(quantized(Twice(), (1, 6, 6)), (1, 6, 6))
     assert np.array_equal(outputs, module)
     operators = [type(node).__name__ for node in graph.nodes]
-    assert operators.count("Concat") == 1 and operators.count("Requantize") == 3, "a, b and what is pooled of b"
+    read = [node.inputs for node in graph.nodes if type(node) is ir.Requantize]
+    assert operators.count("Concat") == 1 and 1 <= len(read) == len(set(read)), "a, b and what is pooled of b at most"
 
 
 # -- trained weights ----------------------------------------------------------------------------------------------
