@@ -28,7 +28,7 @@ LATENCY = 40
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """The file's path."""
-    return generate.write(CONFIG, tmp_path_factory.mktemp("engine"))[0]
+    return generate.write(CONFIG, tmp_path_factory.mktemp("engine"), "generic")[0]
 
 
 def test_every_process_has_a_clock(shipped):

@@ -110,7 +110,11 @@ class DrainWalk(wiring.Component):
 
         x = position("x", kx, now.stride_x, now.pad_x, now.acc_cols, step & end_of_col, last_col)
         y = position("y", ky, now.stride_y, now.pad_y, now.acc_rows, step & end_of_row, last_row)
-        self._index(m, platform, y, x, now.acc_cols)
+        # With the coordinates: the next instruction may be here before the last pixel's address is.
+        cols = Signal(len(now.acc_cols), name="cols_0", reset_less=True)
+        cols_here = Signal(len(now.acc_cols), name="cols_1", reset_less=True)
+        m.d.sync += [cols.eq(now.acc_cols), cols_here.eq(cols)]
+        self._index(m, platform, y, x, cols_here)
         return m
 
     def _index(self, m, platform, y, x, cols) -> None:
