@@ -38,7 +38,8 @@ def expected_errors() -> tuple:
     errors = [UserError, GraphError, CompileError, RuntimeFault]
     # Modules that are not loaded cannot have raised anything.
     for module, name in (("esbflow.training.data", "DataUnavailable"), ("esbsim.toolchain", "BuildError"),
-                         ("esbhw.synthesis", "SynthesisError"), ("esbhw.yosys", "YosysError"), ("esbhw.to_verilog", "YosysError")):
+                         ("esbhw.synthesis", "SynthesisError"), ("esbhw.yosys", "YosysError"),
+                         ("esbhw.to_verilog", "YosysError")):
         if module in sys.modules:
             errors.append(getattr(sys.modules[module], name))
     return tuple(errors)
