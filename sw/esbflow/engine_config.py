@@ -256,6 +256,8 @@ ENGINES = {
                      **_LARGE),
         EngineConfig("table64x128-w4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **_LARGE),
+        EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
+                     **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""
