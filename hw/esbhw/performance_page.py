@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from esbflow.engine_config import ENGINES
 from esbflow.reports.marks import fill
 from esbhw import logic_depth
 from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, SIMULATION_FILE, density, gops, read
@@ -32,7 +31,7 @@ def readme_table(records: dict) -> str:
     lines = ["| name | array, inputs x outputs | weights | LUT | FF | BRAM36 | DSP | "
              f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, r in records.items():
-        size = " | ".join(_size(name))
+        size = " | ".join(_size(r))
         lines.append(f"| {name} | {size} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
                      f"{gops(r, STATED_MHZ):,.0f} | {density(r, STATED_MHZ):.2f} |")
     return "\n".join(lines)
@@ -74,7 +73,7 @@ def _engine_table(records: dict) -> str:
     for name, r in records.items():
         paired = r["lut"] - r["pairs"]
         cells = [
-            name, *_size(name), f"{ENGINES[name].requantize_lanes}",
+            name, *_size(r), f"{r['lanes']}",
             f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
             f"{paired:,}", f"{r['lut_flat']:,}" if "lut_flat" in r else "", f"{r['ff']:,}", f"{r['carry8']:,.1f}",
             f"{r['bram36']:g}", f"{r['dsp']}", f"{gops(r, STATED_MHZ):,.0f}", f"{density(r, STATED_MHZ):.2f}",
@@ -84,10 +83,9 @@ def _engine_table(records: dict) -> str:
     return "\n".join(lines)
 
 
-def _size(name: str) -> tuple:
-    """Array and range of the weights of a named engine."""
-    config = ENGINES[name]
-    return f"{config.array}, {config.rows} x {config.cols}", f"{config.weight_min}..{config.weight_max}"
+def _size(record: dict) -> tuple:
+    """Array and range of the weights of an engine."""
+    return f"{record['array']}, {record['rows']} x {record['cols']}", record["weights"]
 
 
 def _most(record: dict, measure_: str) -> int:
@@ -101,7 +99,7 @@ def _published_table(records: dict) -> str:
     for name, r in records.items():
         how = f"open synthesis, planning clock of {PLANNING_MHZ} MHz, not routed"
         source = f"[results/{ENGINES_FILE}](results/{ENGINES_FILE})"
-        lines.append(f"| {name} | W4A4, {_size(name)[1]} | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
+        lines.append(f"| {name} | W4A4, {r['weights']} | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from esbhw.synthesis import Resources, synthesize
 ROOT = Path(__file__).parents[2]
 RECORDS = performance.read(ROOT / "docs" / performance.RESULTS / performance.ENGINES_FILE)
 RECORD = {"rows": 16, "cols": 32, "lut": 20_000, "lutram": 1_000, "pairs": 4_000, "ff": 30_000, "carry8": 10.5, "bram36": 7.5,
-          "dsp": 0, "depth": {"array": {"levels": 3, "carry": 48}, "fetch": {"levels": 4, "carry": 2}}, "tool": "t 1",
+          "dsp": 0, "array": "table", "weights": "-8..7", "lanes": 16, "depth": {"array": {"levels": 3, "carry": 48}, "fetch": {"levels": 4, "carry": 2}}, "tool": "t 1",
           "command": "c"}
 
 
@@ -49,12 +49,12 @@ def test_density_is_operations_a_second_over_luts():
 def test_the_page_has_a_row_for_each_record_and_marks_what_is_over_the_bar(tmp_path):
     performance.write_json(tmp_path / "results" / "engines.json", {"mine": RECORD})
     page = performance_page.page(tmp_path)
-    row = next(line for line in page.splitlines() if line.startswith("| mine | 16 x 32 |"))
-    assert row == ("| mine | 16 x 32 | 20,000 (1,000) | 7 | 16,000 |  | 30,000 | 10.5 | 7.5 | 0 | 256 | 12.80 | 307 | 15.36 | "
+    row = next(line for line in page.splitlines() if line.startswith("| mine | table, 16 x 32 |"))
+    assert row == ("| mine | table, 16 x 32 | -8..7 | 16 | 20,000 (1,000) | 7 | 16,000 |  | 30,000 | 10.5 | 7.5 | 0 | 256 | 12.80 | 307 | 15.36 | "
                    "19.20 | 4 | 48 |")
     assert "| array | 3 / 48 |" in page and "| fetch | 4 / 2 **over** |" in page
     assert "by simulation" not in page and "| mine | t 1 | `c` |" in page
-    assert "| mine | 16 x 32 | 20,000 | 30,000 | 7.5 | 0 | 256 | 12.80 |" in performance_page.readme_table({"mine": RECORD})
+    assert "| mine | table, 16 x 32 | -8..7 | 20,000 | 30,000 | 7.5 | 0 | 256 | 12.80 |" in performance_page.readme_table({"mine": RECORD})
 
 
 def test_measuring_one_engine_leaves_the_records_of_the_others(tmp_path, monkeypatch):
