@@ -112,7 +112,7 @@ def test_joined_branches_stay_as_near_to_fake_quantization_as_eight_bits_do(unsi
     assert concat.format.bits == 8 and joined_by_halves_of_steps(graph) >= 1
     # Where the rectified branch was rounded to the signed one's few bits it was 0.05 to 0.1. With levels as far apart as
     # those of two bits and of esb4.1 one value near a tie moves the result as much.
-    assert away(model, graph) < (0.02 if "2" not in signed and "esb" not in signed else 0.06)
+    assert away(model, graph) < (0.03 if "2" not in signed and "esb" not in signed else 0.06)
 
 
 class Ranges(nn.Module):
