@@ -6,6 +6,7 @@ import pytest
 
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
+from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from tests.compiler.machine import Machine
 from tests.sw.interchange_models import QONNX, Model, imported, random_pixels, real, run_qonnx
@@ -101,7 +102,11 @@ def test_low_bit_networks_are_equal(seed, most_bits):
     """Of 600 seeds with up to four bits four differed, each behind a concatenation of scales that no 8 bits hold."""
     network = LowBits(seed, most_bits)
     proto = network.model.proto(network.output)
-    graph = imported(proto)
+    try:
+        graph = imported(proto)
+    except GraphError as error:
+        assert "pixels become 1 of the input's 2 codes" in str(error), "a random scale of one bit may leave one code"
+        return
     pixels = random_pixels(network.random, 6, *network.model.shape[1:])
     found = run_qonnx(proto, real(pixels))[network.output]
     integers = execute(graph, pixels)
