@@ -273,7 +273,8 @@ def test_a_trained_model_answers_in_integers_as_in_torch(task, teacher):
         quantizer = layer.weight_quantizer
         integers, scale = quantizer.integers(layer.weight)
         assert np.array_equal(node.weight.reshape(integers.shape), integers.numpy())
-        assert (integers * scale - quantizer(layer.weight)).abs().max() <= scale.max() * 0.501
+        # Half a step, and what a scale of least error takes off the largest codewords.
+        assert (integers * scale - quantizer(layer.weight)).abs().max() <= scale.max()
         quantizer.snapped = True
         assert torch.allclose(quantizer(layer.weight), (integers * scale).float(), rtol=1e-5)
     random = np.random.default_rng(1).integers(0, 256, (50, 1, 8, 8)).astype(np.uint8)
