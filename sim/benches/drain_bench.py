@@ -31,7 +31,7 @@ class Tile:
         out_rows, out_cols = out or (rows, cols)
         self.out = (out_rows, -(-out_cols // words) * words)
         self.planes, self.digits = size.planes_per_tile, storage_digits(self.format)
-        self.acc = np.array([[rng.randrange(-3000, 3000) for _ in range(size.cols)] for _ in range(rows * cols)])
+        self.acc = np.array([[rng.randrange(6000) for _ in range(size.cols)] for _ in range(rows * cols)])
         self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
                            "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
         self.residual, self.residual_signed = residual, rng.randrange(2)
