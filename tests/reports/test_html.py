@@ -16,7 +16,7 @@ from esbflow.reports.estimate import estimate
 from esbflow.reports.html import weight_layers, write_report
 
 CONFIG = ENGINES["tiny4x4"]
-BLOCK = {"lut": 70, "lutram": 8, "ff": 50, "carry8": 2.5, "bram36": 1.5, "dsp": 0, "latches": 0}
+BLOCK = {"pairs": 5, "lut": 70, "lutram": 8, "ff": 50, "carry8": 2.5, "bram36": 1.5, "dsp": 0, "latches": 0}
 
 
 @pytest.fixture(scope="module")
