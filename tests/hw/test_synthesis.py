@@ -242,6 +242,17 @@ def test_a_failing_tool_leaves_no_half_written_result(tmp_path, monkeypatch):
     assert list((tmp_path / "synthesis").iterdir()) == []
 
 
+def test_a_module_maps_to_the_same_netlist_whatever_runs_beside_it(tmp_path):
+    """Names of cells count through a run of Yosys, and it sorts by them: a module starts from the same number always."""
+    both = RTLIL + NUMBERED.split("module \\whole")[0]
+    alone = synthesize_rtlil(RTLIL, "whole", None, tmp_path / "alone")
+    beside = synthesize_rtlil(both, "first", None, tmp_path / "beside")
+    assert len({module.path for module in beside.values()}) == 3, "pair, whole and first"
+    for name in ("pair", "whole"):
+        assert alone[name].path.name == beside[name].path.name
+        assert alone[name].path.read_bytes() == beside[name].path.read_bytes()
+
+
 def test_the_native_library_and_webassembly_map_to_the_same(tmp_path, monkeypatch):
     """Where both are of one version, the counts are too: a cache's key names both, but a table names one."""
     tools = {}
