@@ -112,7 +112,8 @@ class _Graph:
             for pin, bits in pins.items():
                 if pin in ("O", "O5", "O6"):
                     for other, sources in pins.items():
-                        if other in reads[pin] if reads else other not in ("O", "O5", "O6"):
+                        if other in reads[pin] if reads else (other not in ("O", "O5", "O6")
+                                                              and (pin, other) != ("O5", "I5")):
                             self.arcs[bits[0]] += [(b, levels, 0) for b in sources if isinstance(b, int)]
         elif kind.startswith(_LUTRAM):
             self._lutram(cell, kind, pins)

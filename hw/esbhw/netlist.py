@@ -43,7 +43,8 @@ class Netlist:
                     names[bit] = label
         return cls({name: (port["direction"], port["bits"]) for name, port in found["ports"].items()},
                    {name: (cell["type"], cell["connections"]) for name, cell in found["cells"].items()}, names,
-                   {name: _reads(int(cell["parameters"]["INIT"], 2)) for name, cell in found["cells"].items()
+                   {name: _reads(int(cell["parameters"]["INIT"], 2), isinstance(cell["connections"]["I5"][0], int))
+                    for name, cell in found["cells"].items()
                     if cell["type"] == "LUT6_2"})
 
     @classmethod
@@ -74,15 +75,18 @@ class Netlist:
         return Counter(kind for kind, _ in self.cells.values())
 
 
-def _reads(content: int) -> dict:
-    """{output: pins that it depends on} of a LUT6_2 with I5 high, from its INIT.
+def _reads(content: int, choosing: bool = False) -> dict:
+    """{output: pins that it depends on} of a LUT6_2, from its INIT. I5 is high, or a signal where it is `choosing`.
 
     >>> _reads(0xAAAAAAAA_88888888)
     {'O6': ['I0'], 'O5': ['I0', 'I1']}
+    >>> _reads(0xAAAAAAAA_88888888, True)
+    {'O6': ['I0', 'I1', 'I5'], 'O5': ['I0', 'I1']}
     """
-    return {output: [f"I{k}" for k in range(5)
-                     if any((half >> i ^ half >> (i | 1 << k)) & 1 for i in range(32) if not i >> k & 1)]
-            for output, half in (("O6", content >> 32), ("O5", content & 0xFFFFFFFF))}
+    high, low = ([f"I{k}" for k in range(5)
+                  if any((half >> i ^ half >> (i | 1 << k)) & 1 for i in range(32) if not i >> k & 1)]
+                 for half in (content >> 32, content & 0xFFFFFFFF))
+    return {"O6": sorted({*high, *low}) + ["I5"] if choosing else high, "O5": low}
 
 
 def lut6_2_pairs(netlist: Netlist) -> int:

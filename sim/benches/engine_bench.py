@@ -8,7 +8,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
 from esbflow.instructions import decode, encode
 from esbflow.registers import COUNTERS, ERRORS, REGIONS, UNITS
-from esbhw.engine.drain import Drain
+from esbflow.requantizer import drain_latency
 from sim.benches.engine_host import ABORT, Host, small_graph
 from sim.benches.testbench import config
 
@@ -100,12 +100,12 @@ async def beats_that_wait_for_their_burst_are_forgotten_after_an_abort(dut):
     host = await begin(dut)
     groups_a_beat = 128 // (4 * config().requantize_lanes)
     await host.start(IMAGES)
-    while await host.read("COUNT_DRAIN") < Drain.LATENCY + groups_a_beat:
+    while await host.read("COUNT_DRAIN") < drain_latency(config()) + groups_a_beat:
         await host.tick()
     await host.write("CONTROL", ABORT)
     await failed_run(host, "aborted", "none")
     groups = await host.read("COUNT_DRAIN")
-    assert groups < Drain.LATENCY + config().max_burst * groups_a_beat, "no burst was complete"
+    assert groups < drain_latency(config()) + config().max_burst * groups_a_beat, "no burst was complete"
     assert await host.read("COUNT_STORE_BEATS") == 0
     await good_run(host)
 
@@ -197,8 +197,8 @@ async def an_accumulator_that_overflows_stops_the_run(dut):
     """No compiled program does this: the largest weights times the largest activations, again and again."""
     size = config()
     largest = size.rows * 15 * 15 << 12
-    passes = (1 << size.accumulator_width - 1) // largest + 2
-    one = {"rows": 1, "cols": 1, "in_rows": 1, "in_cols": 1, "shift": 3, "codebook": 15}
+    passes = (1 << size.accumulator_width) // largest + 2
+    one = {"rows": 1, "cols": 1, "in_rows": 1, "in_cols": 1, "shift": 3, "load_book": 1, "codebook": 15}
     words = [encode("LOAD", region=REGIONS.index("input"), beats=1, segments=1, post_full=1),
              encode("WEIGHTS", region=REGIONS.index("weights"), beats=size.tile_beats, segments=1, post_full=1),
              encode("PASS", **one, first=1, wait_weights=1, wait_activations=1)]

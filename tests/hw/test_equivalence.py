@@ -111,7 +111,7 @@ def test_a_bit_of_too_many_inputs_is_refused():
             m.d.comb += self.o.eq(total)
             return m
 
-    with pytest.raises(ValueError, match=r"wide_bit1 needs \d inputs and a LUT6_2 shares 5"):
+    with pytest.raises(ValueError, match=r"wide_bit0 needs 6 inputs and a LUT6_2 shares 5"):
         equivalence._text(Wide(), "wide", Target("xilinx"))
 
 

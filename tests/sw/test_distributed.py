@@ -69,8 +69,10 @@ def test_two_ranks_agree_with_each_other_and_with_one_process(tmp_path, weights,
     for name in tensors:
         assert torch.equal(first[name], second[name]), f"ranks differ in {name}"
         if activations != "lqnets:2":  # its statistics come from a sample of each rank's values, not the same one
-            # Sums over two ranks round differently, and a searched scale or a threshold may then go to its neighbour.
-            assert torch.allclose(first[name].float(), alone[name].float(), rtol=2e-3, atol=2e-3), name
+            # Sums over two ranks round differently, and a searched scale or a threshold may then go to its neighbour. An
+            # activation's step starts at the mean of what is best for each rank's images.
+            near = dict(rtol=0.1, atol=2e-3) if name.endswith(".step") else dict(rtol=2e-3, atol=2e-3)
+            assert torch.allclose(first[name].float(), alone[name].float(), **near), name
 
 
 def test_a_rank_takes_every_second_image(monkeypatch):
