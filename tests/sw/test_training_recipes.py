@@ -147,7 +147,7 @@ def test_lenet5_on_mnist_at_four_bits(tmp_path):
     check(graph, 28)
     layers = [node for node in graph.nodes if getattr(node, "weight", None) is not None]
     assert [str(node.weight_format) for node in layers] == ["esb4.1"] * 4
-    assert {str(node.format) for node in layers[:-1]} == {"u4"} and str(graph.output.format) == "s16"
+    assert {str(node.format) for node in layers[:-1]} == {"u4"} and str(graph.output.format) == "s32"
     images, labels = load_images("mnist", "test")
     outputs, module = execute(graph, images), convert(model, (1, 28, 28))
     assert api.top1(outputs, labels) == metrics["graph_top1"]
