@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,21 @@ from esbflow.registers import REGISTERS, VLNV
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineInUse, EngineReplaced
 from esbsim.ddr import FREED, UseAfterFree
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell that starts tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def run_until_ctrl_c(run, images, seconds: float = 60.0):
+    """Runs again and again, until the interrupt comes; not for ever if it does not."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        run(np.tile(images, (100, 1, 1, 1)))
 
 
 @pytest.fixture
@@ -59,8 +75,7 @@ def test_ctrl_c_leaves_no_task_and_the_interrupt_still_wakes_the_driver(engine, 
     timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        while True:  # until it comes
-            engine.run(np.tile(images, (100, 1, 1, 1)))
+        run_until_ctrl_c(engine.run, images)
     timer.join()
     assert not asyncio.all_tasks(asyncio.get_event_loop_policy().get_event_loop())
     assert waits(engine, network) <= 2 * normal + 3, "a lost interrupt costs 0.1 s each time"
@@ -73,8 +88,7 @@ def test_memory_freed_after_ctrl_c_is_written_by_nobody(overlay, board, network)
     driver.load(program)
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        while True:
-            driver.run(np.tile(images, (100, 1, 1, 1)))
+        run_until_ctrl_c(driver.run, images)
     driver.unload()
     board.simulator.run(20_000)
     everything = pynq.allocate((board.ddr.free_bytes // 64,), np.uint8)  # first fit: where the program was
