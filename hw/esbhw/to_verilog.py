@@ -1,6 +1,7 @@
 """RTLIL text in, Verilog text out: the one place that runs Yosys as a converter."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,31 @@ def verilog(rtlil: str, top: str) -> str:
     """
     dropped = " ".join(f"-remove {name}" for name in DROPPED)
     return convert(rtlil, [line.format(top=top, dropped=dropped) for line in READABLE])
+
+
+def registers_named(verilog: str) -> str:
+    """The same Verilog in which a register that Yosys numbered is named after the net that it drives, with `_q`.
+
+    These are the read registers of memories: `reg [7:0] _3_;` behind `assign r_data = _3_;`.
+
+    >>> print(registers_named("module m;\\n  reg [7:0] _3_;\\n  _3_ <= a;\\n  assign r_data = _3_;\\nendmodule\\n"))
+    module m;
+      reg [7:0] r_data_q;
+      r_data_q <= a;
+      assign r_data = r_data_q;
+    endmodule
+    <BLANKLINE>
+    """
+    def named(module):
+        text = module[0]
+        for register in re.findall(r"^  reg (?:\[[\d:]+\] )?(_\d+_)\b", text, re.MULTILINE):
+            net = re.search(rf"^  assign (\w+)(?:\[[\d:]+\])? = {register};", text, re.MULTILINE)
+            name = f"{net[1]}_q" if net else register
+            if name != register and not re.search(rf"\b{name}\b", text):
+                text = re.sub(rf"\b{register}\b", name, text)
+        return text
+
+    return re.sub(r"^module .*?^endmodule", named, verilog, flags=re.MULTILINE | re.DOTALL)
 
 
 def convert(rtlil: str, passes) -> str:

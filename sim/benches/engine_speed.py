@@ -24,7 +24,7 @@ def measure(name: str = DEFAULT_ENGINE, cycles: int = 300) -> dict:
         cycles_per_second of process time and of wall time, the cycles, and the share in which the array was at work.
     """
     config = engine(name)
-    top = EngineTop()
+    top = EngineTop(config)
     folder = build.build(f"engine-{config.name}", top, top.ports, generate.verilog(config))
     report = folder / "speed.json"
     build.run("engine_speed_bench", folder, config, cycles=cycles, size=IMAGE_SIZE, report=str(report))

@@ -4,9 +4,9 @@ from amaranth import Elaboratable, Instance, Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from esbflow.engine_config import EngineConfig
 from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.control import lite_signature
-from esbhw.generate import TOP
 
 READ_IDS = ("arid", "rid")
 WRITE_IDS = ("awid", "bid")
@@ -59,7 +59,8 @@ class EngineTop(Elaboratable):
     BUSES = (("s_axi", lite_signature), ("m_axi_program", read_signature), ("m_axi_weights", read_signature),
              ("m_axi_activations", read_signature), ("m_axi_activations", write_signature))
 
-    def __init__(self):
+    def __init__(self, config: EngineConfig):
+        self._module = config.module_name
         self._connections = {}
         for bus, signature in self.BUSES:
             for name, member in signature().members.items():
@@ -75,5 +76,5 @@ class EngineTop(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.engine = Instance(TOP, **self._connections)
+        m.submodules.engine = Instance(self._module, **self._connections)
         return m

@@ -8,7 +8,7 @@ from math import ceil
 from xml.sax.saxutils import quoteattr
 
 from esbflow.engine_config import EngineConfig
-from esbflow.registers import ADDRESS_BITS, REGISTERS, VLNV
+from esbflow.registers import ADDRESS_BITS, REGISTERS, vlnv
 
 ENGINE, ENGINE_BASE, ENGINE_RANGE = "esb_engine_0", 0xA000_0000, 1 << ADDRESS_BITS
 CONTROLLER, CONTROLLER_BASE, CONTROLLER_RANGE = "axi_intc_0", 0xA001_0000, 0x1_0000
@@ -79,7 +79,7 @@ def _engine(config):
                      RANGE=ENGINE_RANGE, USAGE="register")
     parameters = {name.upper(): value for name, value in config.to_dict().items()}
     parameters.update(HASH=f"{config.hash:016x}", C_S_AXI_ADDR_WIDTH=ADDRESS_BITS)
-    return _module(ENGINE, VLNV, parameters, _interrupt("irq", "O", CONTROLLER, "intr", SENSITIVITY="LEVEL_HIGH"),
+    return _module(ENGINE, vlnv(config), parameters, _interrupt("irq", "O", CONTROLLER, "intr", SENSITIVITY="LEVEL_HIGH"),
                    _bus(_SLAVE, "SLAVE"), blocks=_element("ADDRESSBLOCKS", block))
 
 

@@ -6,6 +6,7 @@ No Amaranth in here, and NumPy neither: a board reads it too.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 AXI_BEAT_BITS = 128
@@ -24,7 +25,7 @@ class EngineConfig:
 
     Parameters
     ----------
-    name : what the command line calls it.
+    name : what the command line calls it; letters, digits, "_", "-" and "." only, since files and modules are named by it.
     rows : input channels that one pass reduces (R). A power of two, 4..128.
     array : "shiftadd" (weights in registers, shifts and adds) or "table" (sums of four weights in LUT RAM).
     weight_min, weight_max : range of one weight digit, at most -15..15. The shift-add array takes -(2**n - 1)..2**n - 1
@@ -80,6 +81,11 @@ class EngineConfig:
     esb_output: bool = True
 
     def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a text, not {self.name!r}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
+            raise ValueError("name must be 1 to 64 letters, digits, '_', '-' or '.', and begin with a letter or digit, not "
+                             f"{self.name!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
@@ -116,6 +122,15 @@ class EngineConfig:
             if self.tile_beats > 1 and self.path_codes > codes:
                 raise ValueError(f"weight_path_beats brings {self.path_codes} codes a cycle and {self.table_groups} table "
                                  f"groups take {codes}; use a narrower path or more table_groups")
+
+    @property
+    def module_name(self) -> str:
+        """The engine's top module, IP core and prefix of every module.
+
+        >>> EngineConfig("table64x64-w4", rows=64, cols=64).module_name
+        'esb_table64x64_w4'
+        """
+        return "esb_" + re.sub(r"\W+", "_", self.name)
 
     # -- derived sizes; the only place where they are computed -----------------------------------
     @property

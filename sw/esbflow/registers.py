@@ -5,8 +5,10 @@
 
 from dataclasses import dataclass
 
+from esbflow.engine_config import EngineConfig
+
 ID_VALUE = 0x45534246  # "FBSE" in memory, "ESBF" read as a word
-VLNV = "esbflow.org:user:esb_engine:1.0"
+IP_VENDOR, IP_LIBRARY, IP_VERSION = "esbflow.org", "user", "1.0"
 ADDRESS_BITS = 12
 
 REGIONS = ("program", "weights", "workspace", "input", "output", "log")
@@ -48,6 +50,20 @@ ERRORS = {
     9: ("aborted", "the host asked to stop"),
     10: ("end", "the program ended without an END instruction"),
 }
+
+
+def vlnv(config: EngineConfig) -> str:
+    """Vendor, library, name and version of an engine's IP core; every engine has its own.
+
+    >>> vlnv(EngineConfig("tiny4x4", rows=4, cols=4))
+    'esbflow.org:user:esb_tiny4x4:1.0'
+    """
+    return f"{IP_VENDOR}:{IP_LIBRARY}:{config.module_name}:{IP_VERSION}"
+
+
+def is_engine(ip_type: str | None) -> bool:
+    """Whether an IP core's VLNV is that of some engine."""
+    return (ip_type or "").startswith(f"{IP_VENDOR}:{IP_LIBRARY}:esb_")
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def test_longer_latency_takes_longer(esbflow, model):
 def test_rtl_writes_verilog_and_manifest(esbflow, tmp_path):
     content = esbflow("rtl", "--engine", "tiny4x4", "--out", tmp_path / "engine", "--report")
     files = sorted(path.name for path in (tmp_path / "engine").iterdir())
-    assert files == ["engine.json", "engine.v", "resources.json"]
-    assert "module esb_engine" in (tmp_path / "engine" / "engine.v").read_text()
+    assert files == ["component.xml", "engine.json", "engine.v", "engine_ooc.xdc", "resources.json"]
+    assert "module esb_tiny4x4(" in (tmp_path / "engine" / "engine.v").read_text()
     assert engine(str(tmp_path / "engine" / "engine.json")) == CONFIG
     assert content["resources"]["dsp"] == content["resources"]["latches"] == 0
     assert content["resources"]["blocks"]["array"]["lut"] > 0

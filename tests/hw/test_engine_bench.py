@@ -10,6 +10,6 @@ from sim.benches.toplevels import EngineTop
 
 def test_the_engine_is_exact_and_recovers_from_everything(tmp_path):
     size = replace(ENGINES["tiny4x4"], name="bench4x4", max_burst=4)  # so that small transfers are several bursts
-    verilog, _ = generate.write(size, tmp_path, "generic")
-    top = EngineTop()
+    verilog, *_ = generate.write(size, tmp_path, "generic")
+    top = EngineTop(size)
     build.run("engine_bench", build.build("engine", top, top.ports, verilog.read_text()), size)

@@ -41,10 +41,10 @@ def test_every_process_has_a_clock(shipped):
 @pytest.mark.parametrize("reader", ["Icarus", "Verilator"])
 def test_verilog_2005_is_all_that_a_reader_needs(shipped, reader):
     if reader == "Icarus":
-        command, environment = ["iverilog", "-g2005", "-t", "null", "-s", generate.TOP], None
+        command, environment = ["iverilog", "-g2005", "-t", "null", "-s", CONFIG.module_name], None
     else:
         binary, root, _ = toolchain.verilator()
-        command = [binary, "--lint-only", "-Wno-fatal", "--language", "1364-2005", "--top-module", generate.TOP]
+        command = [binary, "--lint-only", "-Wno-fatal", "--language", "1364-2005", "--top-module", CONFIG.module_name]
         environment = toolchain.verilator_environment(root)
     result = subprocess.run([*command, str(shipped)], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -54,7 +54,7 @@ def test_no_output_depends_on_what_registers_and_memories_start_with(shipped):
     text, registers = re.subn(r"^(  reg [^=;]*?) = [^;]*;", r"\1;", shipped.read_text(), flags=re.MULTILINE)
     text, memories = re.subn(r"^  initial begin\n.*?^  end\n", "", text, flags=re.MULTILINE | re.DOTALL)
     assert registers > 100 and memories > 5
-    library = build(text, generate.TOP, random=True)
+    library = build(text, CONFIG.module_name, random=True)
     graph = small_graph()
     program = compile_graph(graph, CONFIG)
     images = np.random.default_rng(1).integers(0, 256, (2, *graph.input.shape), dtype=np.uint8)

@@ -13,7 +13,7 @@ from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 from esbflow.engine_config import ENGINES
-from esbflow.registers import ID_VALUE, REGISTERS, VLNV
+from esbflow.registers import ID_VALUE, REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault
 from esbsim.board import read_overlay
@@ -26,7 +26,7 @@ CONFIG = ENGINES["tiny4x4"]
 def test_pynqs_parser_reads_the_handoff(bit):
     parser = RuntimeMetadataParser(Metadata(input=bit.with_suffix(".hwh")))
     engine = parser.ip_dict["esb_engine_0"]
-    assert engine["type"] == VLNV and engine["phys_addr"] == ENGINE_BASE and engine["addr_range"] == 4096
+    assert engine["type"] == vlnv(CONFIG) and engine["phys_addr"] == ENGINE_BASE and engine["addr_range"] == 4096
     assert {name: entry["address_offset"] for name, entry in engine["registers"].items()} == {
         name: register.offset for name, register in REGISTERS.items()}
     assert engine["registers"]["STATUS"]["fields"]["code"]["bit_offset"] == 8

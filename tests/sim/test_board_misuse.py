@@ -11,7 +11,8 @@ import pytest
 
 pynq = pytest.importorskip("pynq")
 
-from esbflow.registers import REGISTERS, VLNV
+from esbflow.engine_config import ENGINES
+from esbflow.registers import REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineInUse, EngineReplaced
 from esbsim.ddr import FREED, UseAfterFree
@@ -63,7 +64,7 @@ def other_design(bit, folder):
     other = folder / "other.bit"
     other.write_bytes(bit.read_bytes())
     text = bit.with_suffix(".hwh").read_text()
-    other.with_suffix(".hwh").write_text(text.replace(VLNV, "example.org:user:other:1.0").replace("esb_engine_0", "other_0"))
+    other.with_suffix(".hwh").write_text(text.replace(vlnv(ENGINES["tiny4x4"]), "example.org:user:other:1.0").replace("esb_engine_0", "other_0"))
     return other
 
 

@@ -8,7 +8,7 @@ from esbflow.files import write_json
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("rtl", help="generate an engine's Verilog",
-                                 description="Writes engine.v and engine.json into --out.")
+                                 description="Writes engine.v, engine.json and the IP core's component.xml into --out.")
     add_engine(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--report", action="store_true",

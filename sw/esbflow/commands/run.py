@@ -85,8 +85,9 @@ def _on_engine(graph, config, images, batch, overlay, progress):
         overlay = write_overlay(config, Path("build") / "overlay" / f"{config.hash:016x}")
     import pynq
 
-    from esbflow.runtime import pynq_driver  # noqa: F401  binds the driver
+    from esbflow.runtime import pynq_driver
 
+    pynq_driver.bind(config)
     driver = pynq.Overlay(str(overlay)).esb_engine_0
     driver.load(program)
     began = time.monotonic()

@@ -1,6 +1,6 @@
-"""The PYNQ driver: importing this module binds it to the engine's VLNV, before `pynq.Overlay` is made.
+"""The PYNQ driver: importing this module binds it to every named engine, before `pynq.Overlay` is made.
 
-The same on a board and on the simulated one.
+An engine of your own is bound by `bind`. The same on a board and on the simulated one.
 """
 
 import os
@@ -10,7 +10,8 @@ import numpy as np
 import pynq
 from pynq import DefaultIP
 
-from esbflow.registers import VLNV
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.registers import is_engine, vlnv
 from esbflow.runtime.engine import QUIET_SECONDS, WATCHDOG_CYCLES, Engine
 from esbflow.runtime.errors import EngineReplaced
 from esbflow.runtime.pynq_interrupt import Line
@@ -67,7 +68,7 @@ class _PynqTransport:
             return
         name, address = self._ip.cell, self._ip.mmio.base_addr
         entry = (self._ip.device.ip_dict or {}).get(name, {})
-        if entry.get("type") != VLNV or entry.get("phys_addr") != address:
+        if not is_engine(entry.get("type")) or entry.get("phys_addr") != address:
             raise EngineReplaced(f"another overlay is loaded now ({self._ip.device.bitfile_name}), and it has no engine "
                                  f"{name} at 0x{address:x}; load the engine's overlay again and take the driver from it")
         self._configured = now
@@ -82,7 +83,7 @@ def _configuration(device):
 class EsbEngineDriver(DefaultIP):
     """`overlay.<cell>` of an engine: load(program), run(images), unload(), counters(), recover(), abort(); see Engine."""
 
-    bindto = [VLNV]
+    bindto = [vlnv(config) for config in ENGINES.values()]
 
     def __init__(self, description):
         super().__init__(description=description)
@@ -119,3 +120,12 @@ class EsbEngineDriver(DefaultIP):
 
     def abort(self) -> None:
         self.engine.abort()
+
+
+def bind(config: EngineConfig) -> None:
+    """Let `pynq.Overlay` find this driver for an engine that is not one of the named ones.
+
+    PYNQ looks drivers up by vendor, library, name and version, and an engine's name is part of its core's.
+    """
+    if config.name not in ENGINES:
+        type(EsbEngineDriver)(EsbEngineDriver.__name__, (EsbEngineDriver,), {"bindto": [vlnv(config)]})  # PYNQ registers it

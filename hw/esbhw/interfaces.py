@@ -1,0 +1,81 @@
+"""The engine's interfaces as IP cores describe them: the one list for attributes, component.xml, .hwh and Tcl."""
+
+from dataclasses import dataclass, field
+
+from amaranth import Shape
+from amaranth.lib.wiring import Flow
+
+from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS
+from esbflow.registers import ADDRESS_BITS
+from esbhw.engine.axi import read_signature, write_signature
+from esbhw.engine.control import lite_signature
+
+SLAVE = "s_axi"
+MASTERS = ("m_axi_program", "m_axi_weights", "m_axi_activations")
+CLOCK, RESET, INTERRUPT = "ap_clk", "ap_rst_n", "irq"
+AXIMM = "xilinx.com:interface:aximm:1.0"
+SIGNALS = "xilinx.com:signal:{}:1.0"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of the top: `direction` is "in" or "out"."""
+
+    name: str
+    direction: str
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A bus interface: `mode` "slave" or "master", `kind` its VLNV, `pins` {logical name: Port}."""
+
+    name: str
+    mode: str
+    kind: str
+    pins: dict
+    parameters: dict = field(default_factory=dict)
+
+
+def interfaces() -> list:
+    """Every interface of an engine; all sizes have the same."""
+    signatures = [(SLAVE, "slave", [lite_signature()])] + [(name, "master", [read_signature()]) for name in MASTERS]
+    signatures[-1][2].append(write_signature())  # activations are written too
+    found = []
+    for name, mode, parts in signatures:
+        pins = {pin.upper(): _port(f"{name}_{pin}", member) for part in parts for pin, member in part.members.items()}
+        found.append(Interface(name, mode, AXIMM, pins, _axi_parameters(mode, pins)))
+    buses = ":".join([SLAVE, *MASTERS])
+    return [
+        *found,
+        Interface(CLOCK, "slave", SIGNALS.format("clock"), {"CLK": Port(CLOCK, "in")},
+                  {"ASSOCIATED_BUSIF": buses, "ASSOCIATED_RESET": RESET}),
+        Interface(RESET, "slave", SIGNALS.format("reset"), {"RST": Port(RESET, "in")}, {"POLARITY": "ACTIVE_LOW"}),
+        Interface(INTERRUPT, "master", SIGNALS.format("interrupt"), {"INTERRUPT": Port(INTERRUPT, "out")},
+                  {"SENSITIVITY": "LEVEL_HIGH"}),
+    ]
+
+
+def _port(name: str, member) -> Port:
+    return Port(name, "out" if member.flow == Flow.Out else "in", Shape.cast(member.shape).width)
+
+
+def _axi_parameters(mode: str, pins: dict) -> dict:
+    if mode == "slave":
+        return {"PROTOCOL": "AXI4LITE", "DATA_WIDTH": 32, "ADDR_WIDTH": ADDRESS_BITS}
+    read, write = "ARADDR" in pins, "AWADDR" in pins
+    return {"PROTOCOL": "AXI4", "DATA_WIDTH": AXI_BEAT_BITS, "ADDR_WIDTH": AXI_ADDRESS_BITS, "ID_WIDTH": 0,
+            "READ_WRITE_MODE": "READ_WRITE" if read and write else "READ_ONLY", "SUPPORTS_NARROW_BURST": 0}
+
+
+def attributes() -> dict:
+    """{port: [Verilog attributes]} from which Vivado recognises the interfaces of a plain Verilog module."""
+    found = {}
+    for interface in interfaces():
+        for i, (logical, port) in enumerate(interface.pins.items()):
+            lines = [("X_INTERFACE_INFO", f"{interface.kind} {interface.name} {logical}")]
+            if i == 0 and interface.parameters:
+                text = ", ".join(f"{key} {value}" for key, value in interface.parameters.items())
+                lines.append(("X_INTERFACE_PARAMETER", f"XIL_INTERFACENAME {interface.name}, {text}"))
+            found[port.name] = lines
+    return found

@@ -1,0 +1,242 @@
+"""Names that an engineer can read in a waveform or a timing report, and that two engines in one project do not share.
+
+Amaranth numbers what has no name of its own, or one that is taken: `port$2611$0`, `fault_address$48`, `counters$509`.
+Here every module gets the engine's prefix, and every port, register, memory, instance and named net a plain identifier:
+
+| what | becomes |
+|---|---|
+| module `esb_engine.load.splitter` | `esb_tiny4x4_load_splitter` |
+| net that an instance drives and whose own name is taken | `<instance>_<port>` |
+| net without a name that is part of a named one | `<name>_<lowest bit>` |
+| port without a name | what the net is called outside |
+| a name of Verilog's or SystemVerilog's | the name and `_` |
+| a name that is taken | the name and `_2`, `_3` ... |
+
+Only names change. Synthesis and simulation start from RTLIL before this step.
+"""
+
+import re
+
+KEYWORDS = frozenset("""
+    accept_on alias always always_comb always_ff always_latch and assert assign assume automatic before begin bind bins
+    binsof bit break buf bufif0 bufif1 byte case casex casez cell chandle checker class clocking cmos config const
+    constraint context continue cover covergroup coverpoint cross deassign default defparam design disable dist do edge
+    else end endcase endchecker endclass endclocking endconfig endfunction endgenerate endgroup endinterface endmodule
+    endpackage endprimitive endprogram endproperty endsequence endspecify endtable endtask enum event eventually expect
+    export extends extern final first_match for force foreach forever fork forkjoin function generate genvar global
+    highz0 highz1 if iff ifnone ignore_bins illegal_bins implements implies import incdir include initial inout input
+    inside instance int integer interconnect interface intersect join join_any join_none large let liblist library local
+    localparam logic longint macromodule matches medium modport module nand negedge nettype new nexttime nmos nor
+    noshowcancelled not notif0 notif1 null or output package packed parameter pmos posedge primitive priority program
+    property protected pull0 pull1 pulldown pullup pulsestyle_ondetect pulsestyle_onevent pure rand randc randcase
+    randsequence rcmos real realtime ref reg reject_on release repeat restrict return rnmos rpmos rtran rtranif0
+    rtranif1 s_always s_eventually s_nexttime s_until s_until_with scalared sequence shortint shortreal showcancelled
+    signed small soft solve specify specparam static string strong strong0 strong1 struct super supply0 supply1
+    sync_accept_on sync_reject_on table tagged task this throughout time timeprecision timeunit tran tranif0 tranif1 tri
+    tri0 tri1 triand trior trireg type typedef union unique unique0 unsigned until until_with untyped use uwire var
+    vectored virtual void wait wait_order wand weak weak0 weak1 while wildcard wire with within wor xnor xor
+""".split())
+_WIRE = re.compile(r"^  wire (?:width (\d+) )?(?:(input|output|inout) \d+ +)?(?:signed )?(\S+)$")
+_TOKEN = re.compile(r"(?<=\s)[\\$]\S+")
+_NUMBER = re.compile(r"\$\d+(?=\$|$)")
+
+
+def readable(text: str, top: str, prefix: str) -> str:
+    """RTLIL text with the same design under readable names; the module `top` becomes `prefix`, its ports stay.
+
+    >>> text = "module \\\\t.a$1\\n  wire input 0 \\\\x$2\\nend\\nmodule \\\\t\\n  cell \\\\t.a$1 \\\\a$7\\n  end\\nend\\n"
+    >>> print(readable(text, "t", "e"))
+    module \\e_a
+      wire input 0 \\x
+    end
+    module \\e
+      cell \\e_a \\a
+      end
+    end
+    <BLANKLINE>
+    """
+    modules = [_Module(part) for part in re.findall(r"(?:^attribute [^\n]*\n)*^module .*?^end$", text, re.M | re.S)]
+    taken = {prefix}
+    kinds = {f"\\{top}": prefix}
+    for module in modules:
+        if module.name not in kinds:
+            inner = module.name[1:].removeprefix(f"{top}.")
+            kinds[module.name] = _free(f"{prefix}_{_plain(inner)}", taken)
+    by_name = {module.name: module for module in modules}
+    order = _children_first(by_name)
+    hints = _hints(reversed(order), by_name)
+    for module in order:
+        module.rename(by_name, hints[module.name])
+    return "\n".join(module.rewritten(kinds, by_name) for module in modules) + "\n"
+
+
+def identifier(name: str) -> str:
+    """A plain Verilog identifier that reads like `name`.
+
+    >>> identifier("table64x64-w4"), identifier("2 by 2"), identifier("end")
+    ('table64x64_w4', 'n2_by_2', 'end_')
+    """
+    plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "unnamed"
+    if plain[0].isdigit():
+        plain = f"n{plain}"
+    return f"{plain}_" if plain in KEYWORDS else plain
+
+
+def _plain(name: str) -> str:
+    """Without Amaranth's numbers; "" where nothing else is left."""
+    left = _NUMBER.sub("", name)
+    return "" if left in ("port", "$signal", "ioport", "") or left.startswith("$") else identifier(left)
+
+
+def _free(name: str, taken: set) -> str:
+    """`name`, or with the first number that makes it new; taken from now on."""
+    chosen, number = name, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{name}_{number}"
+    taken.add(chosen)
+    return chosen
+
+
+def _hints(parents_first, by_name: dict) -> dict:
+    """{module: {port without a name: what the net around an instance is called}}."""
+    hints = {name: {} for name in by_name}
+    for module in parents_first:
+        parts = module.parts({})
+        for kind, _, pins in module.cells:
+            for port, spec in pins.items() if kind in hints else ():
+                net = spec.split(" ")[0]
+                label = _plain(net[1:]) if net.startswith("\\") else ""
+                label = label or parts.get(net) or hints[module.name].get(net)
+                if label and not _plain(port[1:]):
+                    hints[kind].setdefault(port, label)
+    return hints
+
+
+def _children_first(by_name: dict) -> list:
+    order = {}
+
+    def visit(module):
+        for kind, _, _ in module.cells:
+            if kind in by_name and kind not in order:
+                visit(by_name[kind])
+        order[module.name] = module
+
+    for module in by_name.values():
+        visit(module)
+    return list(order.values())
+
+
+class _Module:
+    """One module of RTLIL text: its declarations, its cells' pins and what its named nets are made of."""
+
+    def __init__(self, text: str):
+        self.lines = text.split("\n")
+        self.name = next(line for line in self.lines if line.startswith("module ")).split()[1]
+        self.widths, self.directions, self.memories, self.cells, self.joined = {}, {}, [], [], []
+        inside = None
+        for line in self.lines:
+            words = line.split()
+            wire = _WIRE.match(line)
+            if wire:
+                self.widths[wire[3]] = int(wire[1] or 1)
+                if wire[2]:
+                    self.directions[wire[3]] = wire[2]
+            elif line.startswith("  memory "):
+                self.memories.append(words[-1])
+            elif line.startswith("  cell "):
+                inside = (words[1], words[2], {})
+                self.cells.append(inside)
+            elif line == "  end":
+                inside = None
+            elif inside and words[:1] == ["connect"]:
+                inside[2][words[1]] = line.split(maxsplit=2)[2]
+            elif words[:1] == ["connect"]:
+                self.joined.append(line.split(maxsplit=1)[1])
+
+    def rename(self, modules: dict, hints: dict) -> None:
+        """Sets `names`, {old name: new name} of wires, memories and instances.
+
+        `modules` : all of them by name, those instantiated here renamed already; `hints` : for ports that have no name.
+        """
+        own = [name for name in [*self.widths, *self.memories, *(cell[1] for cell in self.cells)] if name.startswith("\\")]
+        taken, names = set(), {}
+        for name in own:  # a name that is plain already stays, whoever else wants it
+            if _plain(name[1:]) == name[1:] and name[1:] not in taken:
+                names[name] = _free(name[1:], taken)
+        for _, instance, _ in self.cells:
+            if instance.startswith("\\") and instance not in names:
+                names[instance] = _free(_plain(instance[1:]) or "part", taken)
+        parts = self.parts(names)
+        driven, fed = (self._pins(modules, names, direction) for direction in ("output", "input"))
+        for name in own:
+            if name not in names:
+                plain = _plain(name[1:])
+                best = driven.get(name) or plain or parts.get(name) or hints.get(name) or fed.get(name)
+                names[name] = _free(identifier(best or "net"), taken)
+        self.names = names
+
+    def _pins(self, modules: dict, names: dict, direction: str) -> dict:
+        """{net: instance_port} of whole nets at instances' pins."""
+        return {net.split(" ")[0]: f"{names[instance]}_{modules[kind].names[port]}"
+                for kind, instance, pins in self.cells if kind in modules
+                for port, net in pins.items()
+                if modules[kind].directions.get(port) == direction and self._is_whole(net)}
+
+    def _is_whole(self, spec: str) -> bool:
+        name, _, bits = spec.partition(" ")
+        width = self.widths.get(name)
+        return width is not None and bits in ("", f"[{width - 1}:0]", *(["[0]"] if width == 1 else []))
+
+    def parts(self, names: dict) -> dict:
+        """{net: name_lowest} of nets that lie in a named one; the shortest such name."""
+        found = {}
+        for joined in self.joined:
+            target, position = joined.split(" ", 1)[0], 0
+            if not _plain(target[1:]) or target.startswith("$"):
+                continue
+            label = names.get(target) or _plain(target[1:])
+            rest = re.sub(r"^\S+ (?:\[[\d:]+\] )?", "", joined)
+            low = re.match(r"^\S+ \[(?:\d+:)?(\d+)\] ", joined)
+            position = int(low[1]) if low else 0
+            for name, bits in reversed(re.findall(r"([\\$]\S+|\d+'\S+)((?: \[[\d:]+\])?)", rest)):
+                if name in self.widths and (self._is_whole(name + bits)):
+                    whole = position == 0 and self.widths[name] == self.widths.get(target)
+                    best = label if whole else f"{label}_{position}"
+                    found[name] = min(found.get(name, best), best, key=lambda text: (len(text), text))
+                position += self._width(name, bits)
+        return found
+
+    def _width(self, name: str, bits: str) -> int:
+        if bits:
+            high, _, low = bits.strip(" []").partition(":")
+            return int(high) - int(low or high) + 1
+        return int(name.split("'")[0]) if "'" in name else self.widths.get(name, 1)
+
+    def rewritten(self, kinds: dict, modules: dict) -> str:
+        """The module's text under the new names; `kinds` : {module: new name}."""
+        own, lines, pins = self.names, [], None
+
+        def rename(text: str) -> str:
+            return _TOKEN.sub(lambda token: f"\\{own[token[0]]}" if token[0] in own else token[0], text)
+
+        for line in self.lines:
+            words = line.split()
+            if line.startswith("module "):
+                line = f"module \\{kinds[self.name]}"
+            elif line.startswith("  cell "):
+                pins = modules[words[1]].names if words[1] in modules else {}
+                kind = f"\\{kinds[words[1]]}" if words[1] in kinds else words[1]
+                line = f"  cell {kind}{rename(' ' + words[2])}"
+            elif line == "  end":
+                pins = None
+            elif words[:1] == ["parameter"]:
+                if words[1] == "\\MEMID":
+                    line = f'    parameter \\MEMID "\\\\{own[words[2].strip(chr(34))[1:]]}"'
+            elif words[:1] == ["connect"] and pins is not None:
+                port = f"\\{pins[words[1]]}" if words[1] in pins else words[1]
+                line = f"    connect {port}{rename(' ' + line.split(maxsplit=2)[2])}"
+            elif words[:1] != ["attribute"]:
+                line = rename(line)
+            lines.append(line)
+        return "\n".join(lines)
