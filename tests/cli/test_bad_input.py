@@ -213,3 +213,18 @@ def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(cli.doctor, "checks", bug)
     with pytest.raises(RuntimeError, match="^cannot be$"):
         cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("given, reason", [
+    (["--rounding", "nearest"], "--rounding is for --post-training; give the number of images with it"),
+    (["--ranges", "99.9"], "--ranges is for --post-training; give the number of images with it"),
+    (["--equalize"], "--equalize is for --post-training; give the number of images with it"),
+    (["--post-training", "10", "--rounding", "up"], "rounding must be one of outputs, nearest, not 'up'"),
+    (["--post-training", "10", "--ranges", "widest"], "ranges must be error or a percentile above 0 and up to 100, not 'widest'"),
+    (["--post-training", "10", "--ranges", "101"], "ranges must be error or a percentile above 0 and up to 100, not 101.0"),
+    (["--post-training", "10", "--ranges", "nan"], "ranges must be error or a percentile above 0 and up to 100, not nan"),
+])
+def test_options_of_post_training_are_refused_before_anything_is_written(given, reason, tmp_path, capsys):
+    assert cli.main(["train", "digits", "--out", str(tmp_path / "out"), *given]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -61,11 +61,12 @@ def test_a_refined_scale_is_never_worse_than_the_closed_form(seed, size, form, k
 
 
 @pytest.mark.parametrize("shape", [(7, 30), (1, 200), (200, 1)])
-def test_searching_a_few_rows_at_a_time_changes_no_scale(monkeypatch, shape):
+def test_searching_a_few_rows_at_a_time_changes_no_error(monkeypatch, shape):
+    # The errors, not the scales: sums over other shapes may round differently, and so decide between two equal candidates.
     w = gaussian(*shape) * torch.linspace(0.1, 3, shape[0])[:, None]
-    whole = ESBWeightQuantizer(ESB(4, 1)).eval().scale(w)
+    whole = error_of(ESBWeightQuantizer(ESB(4, 1)).eval(), w)
     monkeypatch.setattr(scale_search, "HELD", 64)  # two rows of 30; less than one of 200
-    assert torch.equal(ESBWeightQuantizer(ESB(4, 1)).eval().scale(w), whole)
+    torch.testing.assert_close(error_of(ESBWeightQuantizer(ESB(4, 1)).eval(), w), whole, rtol=1e-4, atol=1e-9)
 
 
 def test_refining_helps_small_filters_much():
@@ -157,7 +158,7 @@ def test_in_eval_mode_the_scale_of_a_tensor_let_go_is_not_another_tensors():
     for power in range(1, 50):                  # each temporary may come to lie where the one before lay
         factor = 2.0 ** (power % 9 - 4)
         assert torch.allclose(quantizer.scale(factor * w), factor * first)
-    assert torch.equal(quantizer.scale(w[:1]), first[:1])
+    assert torch.allclose(quantizer.scale(w[:1]), first[:1])
     w.mul_(2)
     assert torch.allclose(quantizer.scale(w), 2 * first)
     assert quantizer.scale(w) is quantizer.scale(w)
