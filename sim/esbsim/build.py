@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,13 +61,31 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{top}-{_key(text, top, trace, random)}.so"
-    if library.exists():
+    if _is_whole(library):
         return library
     with _locked(library.with_suffix(".lock")):
-        if not library.exists():  # another process may have built it while we waited
-            with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
-                _build(text, top, Path(work).resolve(), folder.resolve(), library, trace, random)
+        if not _is_whole(library):  # another process may have built it while we waited
+            work = folder / f"building-{library.stem}"
+            shutil.rmtree(work, ignore_errors=True)  # of a build that was killed: who holds the lock has no other beside it
+            work.mkdir()
+            try:
+                _build(text, top, work.resolve(), folder.resolve(), library, trace, random)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there and is what was linked: to load a damaged one would end the process by a signal."""
+    try:
+        wanted = _hash_file(library).read_text()
+        return hashlib.sha256(library.read_bytes()).hexdigest() == wanted
+    except OSError:
+        return False
+
+
+def _hash_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _key(text: str, top: str, trace: bool, random: bool) -> str:
@@ -83,12 +100,27 @@ def _key(text: str, top: str, trace: bool, random: bool) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path):
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # who waits for it looks for the library first
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is building {path.stem}: waiting for it", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _names(path, file):  # its last holder has removed it: whoever comes now would lock another
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _names(path: Path, file) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _build(text, top, work, folder, library, trace, random):
@@ -126,6 +158,7 @@ def _build(text, top, work, folder, library, trace, random):
         objects = list(pool.map(compile_one, sources))
     unfinished = work / "library.so"
     toolchain.run_tool([compiler, "-shared", "-pthread", "-o", unfinished, *objects, *runtime], work, "the linker")
+    _hash_file(library).write_text(hashlib.sha256(unfinished.read_bytes()).hexdigest())
     os.replace(unfinished, library)
     progress.done()
 

@@ -1,28 +1,43 @@
 """The command line. Bad input gives one sentence on standard error and exit code 2."""
 
 import argparse
+import re
 import sys
 import warnings
 from contextlib import contextmanager
 
+from esbflow import __version__
 from esbflow.commands import compile as compile_command
 from esbflow.commands import demo, doctor, estimate, export, import_onnx, inspect, report, rtl, run, search, train, zoo
 from esbflow.commands.common import UserError
+from esbflow.suggest import nearest
 
 COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, compile_command, estimate, run, report, zoo, demo)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one sentence that points at --help."""
+    """Errors as one sentence that points at --help, with the nearest choice where a name is not known."""
 
     def error(self, message):
-        print(f"{self.prog}: {message}; see `{self.prog} --help`", file=sys.stderr)
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = nearest(wrong[1], re.findall(r"[\w.-]+", wrong[2])) if wrong else ""
+        unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        if unknown:  # without the dashes, in which all options are alike
+            hint = nearest(unknown[1], self._all_options()).replace("mean ", "mean --")
+        print(f"{self.prog}: {message}{hint or ';'} see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
+
+    def _all_options(self):
+        """Options of the parser and of its commands: an unknown one is found by the outermost."""
+        commands = [choice for action in self._actions if isinstance(action, argparse._SubParsersAction)
+                    for choice in action.choices.values()]
+        return {option.lstrip("-") for parser in (self, *commands) for action in parser._actions for option in action.option_strings}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     main_parser = _Parser(prog="esbflow", description="Low-bit networks from PyTorch to a shift-add engine.")
+    main_parser.add_argument("--version", action="version", version=f"esbflow {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for module in COMMANDS:
         module.add_parser(commands)
@@ -67,6 +82,10 @@ def _warnings_in_one_line(command: str):
 
 def main(argv: list | None = None) -> int:
     """Entry point; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help()
+        return 0
     arguments = parser().parse_args(argv)
     try:
         with _warnings_in_one_line(arguments.command):

@@ -9,6 +9,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from esbflow.suggest import no_such
+
 AXI_BEAT_BITS = 128
 AXI_ADDRESS_BITS = 40
 DIGIT_BITS = 4
@@ -230,7 +232,11 @@ class EngineConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(fields) - known
         if unknown:
-            raise ValueError(f"unknown engine parameter {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+            raise ValueError(no_such("engine parameter", sorted(unknown)[0], sorted(known)))
+        missing = [field.name for field in dataclasses.fields(cls)
+                   if field.default is dataclasses.MISSING and field.name not in fields]
+        if missing:
+            raise ValueError(f"it has no {' and no '.join(missing)}")
         return cls(**fields)
 
     @property
@@ -281,7 +287,8 @@ DEFAULT_ENGINE = "base16x16"
 
 
 def engine(name: str) -> EngineConfig:
-    """The named configuration, or one read from an `engine.json` when `name` ends in .json.
+    """The named configuration, or one read from a file when `name` ends in .json: an `engine.json` as `esbflow rtl` writes
+    it, or an object of nothing but EngineConfig's fields.
 
     Raises
     ------
@@ -290,10 +297,18 @@ def engine(name: str) -> EngineConfig:
     """
     if name.endswith(".json"):
         try:
-            with open(name) as file:
-                return EngineConfig.from_dict(json.load(file)["config"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} is not an engine.json as `esbflow rtl` writes it: {error}") from None
+            with open(name, encoding="utf-8") as file:
+                content = json.load(file)
+        except FileNotFoundError:
+            raise ValueError(f"there is no engine file {name}") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{name} is no JSON file of an engine: {error}") from None
+        try:
+            if not isinstance(content, dict):
+                raise TypeError("it holds no object")
+            return EngineConfig.from_dict(content.get("config", content))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} is no engine's configuration: {error}") from None
     if name not in ENGINES:
-        raise ValueError(f"no engine named {name!r}; known: {', '.join(ENGINES)}")
+        raise ValueError(no_such("engine", name, ENGINES))
     return ENGINES[name]

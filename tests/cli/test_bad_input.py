@@ -38,10 +38,55 @@ def test_an_unknown_engine_lists_the_known_ones(refused, model):
 def test_a_json_that_is_no_engine_is_named(refused, tmp_path):
     path = tmp_path / "engine.json"
     path.write_text("{}")
-    assert f"{path} is not an engine.json as `esbflow rtl` writes it" in refused("rtl", "--engine", path, "--out", tmp_path)
+    assert f"{path} is no engine's configuration: it has no name and no rows and no cols" in refused("rtl", "--engine", path, "--out", tmp_path)
     path.write_text(json.dumps({"config": {"name": "odd", "rows": 6, "cols": 8}}))
     assert "rows must be a power of two in 4..128, not 6" in refused("rtl", "--engine", path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given, hint", [
+    (["estimate", "x.npz", "--engine", "base16x61"], "; did you mean base16x16?"),
+    (["rum", "x.npz"], "; did you mean run? see `esbflow --help`"),
+    (["run", "x.npz", "--bakend", "rtl"], "; did you mean --backend? see `esbflow --help`"),
+    (["run", "x.npz", "--backend", "goldn"], "; did you mean golden? see `esbflow run --help`"),
+    (["train", "lenet5-minst", "--out", "x"], "; did you mean lenet5-mnist?"),
+    (["run", "x.npz", "--frobnicate"], "unrecognized arguments: --frobnicate; see `esbflow --help`"),
+])
+def test_the_nearest_known_name_is_named(refused, given, hint):
+    assert refused(*given).endswith(hint)
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"\xff\xfe", "is no JSON file of an engine: 'utf-8' codec can't decode"),
+    (b"[1]", "is no engine's configuration: it holds no object"),
+    (b'{"name": "../up", "rows": 8, "cols": 8}', "name must be 1 to 64 letters, digits, '_', '-' or '.', and begin with"),
+    (b'{"name": "", "rows": 8, "cols": 8}', "name must be 1 to 64 letters"),
+    (b'{"name": "x", "rows": 8, "collumns": 8}', "no engine parameter named 'collumns'; known: "),
+    (b'{"name": "x", "rows": 8}', "is no engine's configuration: it has no cols"),
+    (None, "there is no engine file "),
+])
+def test_a_file_that_is_no_engine_is_named(refused, tmp_path, content, reason):
+    path = tmp_path / "engine.json"
+    if content is not None:
+        path.write_bytes(content)
+    sentence = refused("rtl", "--engine", path, "--out", tmp_path / "out")
+    assert reason in sentence and str(path) in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_needs_its_engine_and_no_other_batch(refused, esbflow, model, data, tmp_path):
+    program = tmp_path / "program.npz"
+    esbflow("compile", model, "--engine", "tiny4x4", "--batch", 2, "--out", program)
+    run = ["run", program, "--data", data]
+    assert "is a compiled program: give --backend rtl or board, or its integer graph" in refused(*run)
+    run += ["--backend", "rtl"]
+    assert "is for engine tiny4x4, not base16x16; leave --engine out, or" in refused(*run, "--engine", "base16x16")
+    assert "runs 2 images at a time; leave --batch out" in refused(*run, "--batch", 4)
+
+
+def test_outputs_go_to_files_of_numpy_only(refused, model, data, tmp_path):
+    sentence = refused("run", model, "--data", data, "--outputs", tmp_path / "outputs.csv")
+    assert sentence == f"esbflow run: --outputs {tmp_path / 'outputs.csv'} must end in .npy or .npz"
 
 
 @pytest.mark.parametrize("option", ["--images", "--batch"])
@@ -147,7 +192,6 @@ def test_an_output_that_cannot_be_written_is_named(refused, model, tmp_path):
 
 
 def test_commands_and_options_are_checked(refused):
-    assert refused() == "esbflow: the following arguments are required: COMMAND; see `esbflow --help`"
     assert "invalid choice: 'fly'" in refused("fly")
     assert "--out" in refused("rtl")
     assert "unrecognized arguments: --fast" in refused("doctor", "--fast")

@@ -1,5 +1,13 @@
 """Building a simulator: what is cached, what rebuilds, and what it says when a tool is missing."""
 
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -37,6 +45,64 @@ def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path, rtlil):
     with pytest.raises(BuildError, match="^Yosys could not flatten nothere:\n"):
         build(rtlil, "nothere", tmp_path)
     assert not list(tmp_path.glob("*.so")) and not list(tmp_path.glob("building-*"))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:len(content) // 2], lambda content: b"",
+                                    lambda content: content[:-9] + b"garbage!!"])
+def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(build_module, "_build", linked)
+    library = build("text", "top", tmp_path)
+    whole = library.read_bytes()
+    library.write_bytes(damage(whole))
+    assert build("text", "top", tmp_path) == library and library.read_bytes() == whole
+
+
+def linked(text, top, work, folder, library, trace, random):
+    """In place of the compilers: a library as the linker leaves it."""
+    assert not list(work.iterdir()), "a build begins in an empty folder"
+    (work / "half").write_text("")
+    library.write_bytes(b"library of " + text.encode())
+    build_module._hash_file(library).write_text(hashlib.sha256(library.read_bytes()).hexdigest())
+
+
+def test_what_a_killed_build_left_is_cleaned_up(tmp_path, monkeypatch):
+    def killed(text, top, work, *rest):
+        (work / "half").write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(build_module, "_build", killed)
+    child = multiprocessing.get_context("fork").Process(target=build, args=("text", "top", tmp_path))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and list(tmp_path.glob("building-*/half"))
+    monkeypatch.setattr(build_module, "_build", linked)
+    assert build("text", "top", tmp_path).exists()
+    assert not list(tmp_path.glob("building-*"))
+
+
+def test_who_waits_for_anothers_build_says_so_and_does_not_build_again(tmp_path, monkeypatch, capsys):
+    started, go_on, built = threading.Event(), threading.Event(), []
+
+    def slow(text, *rest):
+        started.set()
+        built.append(text)
+        assert go_on.wait(30)
+        linked(text, *rest)
+
+    monkeypatch.setattr(build_module, "_build", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(build, "text", "top", tmp_path)
+        assert started.wait(30)
+        second = pool.submit(build, "text", "top", tmp_path)
+        said = ""
+        deadline = time.monotonic() + 30
+        while "waiting for it" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        go_on.set()
+        assert first.result() == second.result()
+    assert said.startswith("another process is building top-") and built == ["text"]
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_missing_tools_are_named_with_their_cure(monkeypatch):

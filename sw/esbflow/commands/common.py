@@ -33,7 +33,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_of(arguments) -> EngineConfig:
-    return engine(arguments.engine)
+    return engine(arguments.engine or DEFAULT_ENGINE)
 
 
 def load_graph(path):

@@ -55,7 +55,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     say(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
     test, labels = load_images(data, "test", images)
     with progress_bar("images", len(test), quiet) as update:
-        ran = run_images(graph, config, test, labels, "rtl", batch, progress=update)
+        ran, _ = run_images(graph, config, test, labels, "rtl", batch, progress=update)
     content = {**planned, **ran, "layers": planned["layers"], "measured_layers": ran["layers"],
                **_top1_on(out, graph, test, labels),
                "training": metrics, "demo_seconds": round(time.monotonic() - began, 1)}

@@ -17,72 +17,143 @@ from esbflow.commands.common import (
     progress_bar,
     show,
 )
+from esbflow.files import whole
+from esbflow.runtime.program_file import FORMAT, holds, load_program
 
 BACKENDS = ("golden", "rtl", "board")
+BATCH = 8
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("run", help="run images through a network",
                                  description="golden: the integer graph; rtl: compiled RTL behind the PYNQ driver on the "
                                              "simulated board; board: a real one.")
-    parser.add_argument("model", help="an integer graph, graph.npz")
+    parser.add_argument("model", help="an integer graph (graph.npz, zoo:NAME), or a program that `esbflow compile` wrote")
     add_engine(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="golden")
     parser.add_argument("--data", default="mnist", help="mnist, cifar10, digits, or an .npz with `images` (and `labels`)")
     parser.add_argument("--images", type=positive, default=100)
-    parser.add_argument("--batch", type=positive, default=8, help="images of one run on the engine (default 8)")
+    parser.add_argument("--batch", type=positive, metavar="N",
+                        help="images of one run on the engine (default 8, or the program's)")
     parser.add_argument("--overlay", metavar="FILE.bit", help="the bitstream to load, for --backend board")
+    parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output for each image")
+    parser.add_argument("--outputs", metavar="FILE", help="write all outputs there: integers (.npy), or with their step and "
+                        "the classes in order (.npz)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, engine=None)
 
 
 def run(arguments) -> None:
-    config = engine_of(arguments)
-    graph = load_graph(arguments.model)
+    graph, program = _model(arguments.model)
+    config = _engine(arguments, program)
     images, labels = load_data(arguments.data, arguments.images)
     if arguments.backend == "board" and not arguments.overlay:
         raise UserError("--backend board needs --overlay FILE.bit; no bitstream comes with the project")
+    if arguments.outputs and Path(arguments.outputs).suffix not in (".npy", ".npz"):
+        raise UserError(f"--outputs {arguments.outputs} must end in .npy or .npz")
+    if program is not None:
+        if arguments.backend == "golden":
+            raise UserError(f"{arguments.model} is a compiled program: give --backend rtl or board, or its integer graph")
+        if arguments.batch not in (None, program.meta["batch"]):
+            raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
+                            "compile the graph again")
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
-        content = run_images(graph, config, images, labels, arguments.backend, arguments.batch, arguments.overlay, update)
+        content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,
+                                      arguments.overlay, update, program)
+    if arguments.top:
+        content["classes"] = classes(outputs, arguments.top).tolist()
+    if arguments.outputs:
+        scale = graph.output.scale if program is None else program.meta["output"]["scale"]
+        content["outputs"] = str(_save(Path(arguments.outputs), outputs, scale))
     show(arguments, content, _print)
 
 
-def run_images(graph, config, images, labels, backend: str, batch: int, overlay: str | None = None,
-               progress=None) -> dict:
-    """Run images and compare with the integer graph; the fields of `esbflow run --json`."""
+def classes(outputs: np.ndarray, count: int) -> np.ndarray:
+    """int64 (n, count or fewer): the classes of the largest outputs (n, classes, ...) first; of equal ones the lowest.
+
+    >>> classes(np.array([[3, 9, 9, 1]]), 3)
+    array([[1, 2, 0]])
+    """
+    flat = outputs.reshape(len(outputs), -1)
+    return np.argsort(-flat, axis=1, kind="stable")[:, :count]
+
+
+def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
+               progress=None, program=None) -> tuple:
+    """(fields of `esbflow run --json`, integer outputs (n, c, h, w)) of images run on one of BACKENDS.
+
+    The engine's outputs are compared with those of the integer graph. With `program` in place of `graph` there is nothing to
+    compare with, and `mismatches` is None, as it is for the integer graph itself.
+    """
     from esbflow.graph.doubts import unmoved, warn
     from esbflow.graph.execute import execute
     from esbflow.graph.macs import macs_per_image
 
-    expected = execute(graph, images)
-    warn(unmoved(graph, images))
-    content = {"model": graph.name, "backend": backend, "images": len(images),
-               "macs_per_image": macs_per_image(graph)}
+    expected = None
+    if program is None:
+        expected = execute(graph, images)
+        warn(unmoved(graph, images))
+        content = {"model": graph.name, "macs_per_image": macs_per_image(graph)}
+    else:
+        content = {"model": program.meta["name"], "macs_per_image": sum(layer["macs"] for layer in program.meta["layers"])}
+    content.update(backend=backend, images=len(images), mismatches=None, values=None, cycles_per_image=None,
+                   utilization=None, sim_cycles_per_second=None)
     if backend == "golden":
         outputs = expected
-        content.update(mismatches=0, values=int(expected.size), cycles_per_image=None, utilization=None,
-                       sim_cycles_per_second=None)
     else:
-        outputs, measured = _on_engine(graph, config, images, batch, overlay, progress)
+        if program is None:
+            program = _compile(graph, config, batch)
+        outputs, measured = _on_engine(program, config, images, overlay, progress)
         cycles = measured.pop("cycles") / len(images)
         content.update(
-            engine=config.name, batch=batch, mismatches=int((outputs != expected).sum()), values=int(expected.size),
-            cycles_per_image=cycles, utilization=content["macs_per_image"] / (cycles * config.macs_per_cycle), **measured)
-    content["top1"] = None if labels is None else 100 * float(
-        (outputs.reshape(len(outputs), -1).argmax(axis=1) == labels).mean())
-    return content
+            engine=config.name, batch=program.meta["batch"], cycles_per_image=cycles,
+            utilization=content["macs_per_image"] / (cycles * config.macs_per_cycle), **measured)
+        if expected is not None:
+            content.update(mismatches=int((outputs != expected).sum()), values=int(expected.size))
+    content["top1"] = None if labels is None else 100 * float((classes(outputs, 1)[:, 0] == labels).mean())
+    return content, outputs
 
 
-def _on_engine(graph, config, images, batch, overlay, progress):
+def _model(path):
+    """(integer graph, None), or (None, program) where the file is one."""
+    if holds(path, FORMAT):
+        return None, load_program(path)
+    return load_graph(path), None
+
+
+def _engine(arguments, program):
+    """The engine that was asked for; a program's own where none was."""
+    if program is None:
+        return engine_of(arguments)
+    if arguments.engine is not None and (asked := engine_of(arguments)).hash != program.config.hash:
+        raise UserError(f"{arguments.model} is for engine {program.config.name}, not {asked.name}; leave --engine out, or "
+                        "compile the graph for that engine")
+    return program.config
+
+
+def _save(path: Path, outputs, scale: float) -> Path:
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        if path.suffix == ".npy":
+            np.save(file, outputs)
+        else:
+            np.savez_compressed(file, outputs=outputs, scale=scale, classes=classes(outputs, outputs[0].size))
+    return path
+
+
+def _compile(graph, config, batch):
     from esbflow.compiler.pipeline import compile_graph
     from esbflow.graph.bounds import check
 
     check(graph, config.accumulator_width)
-    program = compile_graph(graph, config, batch)
+    return compile_graph(graph, config, batch)
+
+
+def _on_engine(program, config, images, overlay, progress):
     if overlay is None:
         from esbsim.board import write_overlay  # importing it makes the simulated board PYNQ's device
+        from esbsim.build import cache_folder
 
-        overlay = write_overlay(config, Path("build") / "overlay" / f"{config.hash:016x}")
+        overlay = write_overlay(config, cache_folder() / "overlay" / f"{config.hash:016x}")
     import pynq
 
     from esbflow.runtime import pynq_driver
@@ -104,10 +175,16 @@ def _print(content: dict) -> None:
     rows = [("images", content["images"])]
     if content["top1"] is not None:
         rows.append(("top-1 %", f"{content['top1']:.2f}"))
-    rows.append(("values that differ from the integer graph", f"{content['mismatches']} of {content['values']:,}"))
+    if content["mismatches"] is not None:
+        rows.append(("values that differ from the integer graph", f"{content['mismatches']} of {content['values']:,}"))
     if content["cycles_per_image"]:
         rows += [("cycles an image", f"{content['cycles_per_image']:,.0f}"),
                  ("MACs an image", f"{content['macs_per_image']:,}"),
                  ("use of the array %", f"{100 * content['utilization']:.1f}"),
                  ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}")]
     print_table(f"{content['model']} on {content['backend']}", ("", ""), rows)
+    if "classes" in content:
+        print_table("largest outputs first", ("image", "classes"),
+                    [(i, " ".join(map(str, best))) for i, best in enumerate(content["classes"])])
+    if "outputs" in content:
+        print(content["outputs"])

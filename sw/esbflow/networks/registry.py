@@ -19,6 +19,7 @@ from esbflow.networks.resnet20 import ResNet, ResNet20
 from esbflow.networks.signals import M5, VGG10
 from esbflow.networks.unet import UNet
 from esbflow.networks.vgg_small import VGGSmall
+from esbflow.suggest import no_such
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,5 @@ def network(name: str) -> Network:
         for an unknown name, listing the known ones.
     """
     if name not in NETWORKS:
-        raise ValueError(f"no network named {name!r}; known: {', '.join(NETWORKS)}")
+        raise ValueError(no_such("network", name, NETWORKS))
     return NETWORKS[name]

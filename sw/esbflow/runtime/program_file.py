@@ -34,6 +34,15 @@ class LoadedProgram:
         return layers[number]["name"] if number < len(layers) else "no such layer"
 
 
+def holds(path, form: str) -> bool:
+    """Whether a file is an .npz whose `meta` says that it has the format `form`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(archive["meta"].tobytes().decode())["format"] == form
+    except Exception:  # whatever a damaged archive raises: whoever reads it next says what is wrong with it
+        return False
+
+
 def load_program(path) -> LoadedProgram:
     """Read a program file.
 

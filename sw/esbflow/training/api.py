@@ -22,6 +22,7 @@ from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.srq import learns_bits, weigh_bits
+from esbflow.suggest import no_such
 from esbflow.training import record
 from esbflow.training.bit_costs import pass_cycles
 from esbflow.training.data import DataUnavailable, data_folder, load_images
@@ -191,7 +192,7 @@ def named(recipe: str | TrainingRecipe) -> TrainingRecipe:
     if isinstance(recipe, TrainingRecipe):
         return recipe
     if recipe not in RECIPES:
-        raise ValueError(f"no recipe named {recipe!r}; known: {', '.join(RECIPES)}")
+        raise ValueError(no_such("recipe", recipe, RECIPES))
     return RECIPES[recipe]
 
 

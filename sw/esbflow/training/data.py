@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.files import write_whole
+from esbflow.suggest import no_such
 
 MNIST_FILES = {
     ("train", "images"): ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
@@ -47,7 +48,7 @@ def load_images(data: str, split: str, count: int | None = None) -> tuple:
         if the files are neither under ESBFLOW_DATA nor to be downloaded.
     """
     if data not in DATA_SETS:
-        raise ValueError(f"no data set named {data!r}; known: {', '.join(DATA_SETS)}")
+        raise ValueError(no_such("data set", data, DATA_SETS))
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, not {split!r}")
     if count is not None and count < 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.suggest import no_such
 from esbflow.training.data import DataUnavailable, data_folder
 
 GRAPHS = ("cora", "citeseer")
@@ -44,7 +45,7 @@ def load_graph_data(name: str) -> GraphData:
         if the file is not under ESBFLOW_DATA, or is damaged.
     """
     if name not in GRAPHS:
-        raise ValueError(f"no graph named {name!r}; known: {', '.join(GRAPHS)}")
+        raise ValueError(no_such("graph", name, GRAPHS))
     folder = data_folder()
     path = folder / "planetoid" / f"{name}.npz" if folder else None
     if path is None or not path.exists():

@@ -28,6 +28,7 @@ from esbflow.quant.bit_search import select_bits
 from esbflow.quant.graph_export import integer_network
 from esbflow.quant.methods import weight_quantizer
 from esbflow.quant.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
+from esbflow.suggest import no_such
 from esbflow.training.graph_data import GRAPHS, GraphData, load_graph_data
 from esbflow.training.graph_loop import GraphSchedule, accuracy, train_graph
 from esbflow.training.record import command_line
@@ -63,7 +64,7 @@ class Task:
     def load(cls, data: str, network: str) -> "Task":
         """ValueError for unknown names, DataUnavailable if the graph is not at hand."""
         if network not in NETWORKS:
-            raise ValueError(f"no graph network named {network!r}; known: {', '.join(NETWORKS)}")
+            raise ValueError(no_such("graph network", network, NETWORKS))
         graph = load_graph_data(data)
         return cls(graph, Topology(graph.edges, len(graph.labels)), network)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.suggest import no_such
 from esbflow.training.data import DataUnavailable, data_folder
 
 PAD, UNKNOWN = 0, 1
@@ -65,7 +66,7 @@ def text_source(name: str) -> TextSource:
         for an unknown name, listing the known ones.
     """
     if name not in TEXTS:
-        raise ValueError(f"no text data set named {name!r}; known: {', '.join(TEXTS)}")
+        raise ValueError(no_such("text data set", name, TEXTS))
     return TEXTS[name]
 
 
