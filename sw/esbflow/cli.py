@@ -31,7 +31,8 @@ class _Parser(argparse.ArgumentParser):
         """Options of the parser and of its commands: an unknown one is found by the outermost."""
         commands = [choice for action in self._actions if isinstance(action, argparse._SubParsersAction)
                     for choice in action.choices.values()]
-        return {option.lstrip("-") for parser in (self, *commands) for action in parser._actions for option in action.option_strings}
+        return {option.lstrip("-") for parser in (self, *commands) for action in parser._actions
+                for option in action.option_strings}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -101,3 +101,22 @@ def test_a_pool_whose_window_takes_too_much_of_the_map_is_a_layer_of_its_own(mon
         compile_graph(graph, config)
     images = random_images(np.random.default_rng(2), graph, 1)
     assert np.array_equal(Machine(program).run(images), execute(graph, images))
+
+
+@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("apart", [False, True])
+def test_pools_of_any_number_of_windows_compute_the_graph(monkeypatch, number, apart):
+    """Padding behind the map is what the shape asks for: none, as much as before it, or as much as a window allows."""
+    random = np.random.default_rng((1, number))
+    size, kernel, stride = random.integers(4, 12, 2), random.integers(1, 5, 2), random.integers(1, 4, 2)
+    padding = random.integers(0, kernel)
+    counts = [window_counts(*map(int, axis)) for axis in zip(size, kernel, stride, padding)]
+    windows = tuple(int(random.integers(fewest, most + 1)) for fewest, _, most in counts)
+    graph = one_conv(random_weights(random, (6, 3, 3, 3), "s4"), (3, *map(int, size)), Signed(4), padding=(1, 1))
+    conv = replace(graph.nodes[1], requantizer=constants(6, s=5))
+    pool = ir.MaxPool2d("pool", ("conv",), (6, *windows), Signed(4), 1.0, kernel=tuple(map(int, kernel)),
+                        stride=tuple(map(int, stride)), padding=tuple(map(int, padding)))
+    graph = validate(ir.Graph("pooled", [graph.nodes[0], conv, pool]))
+    always(monkeypatch, apart)
+    images = random_images(random, graph, 2)
+    assert np.array_equal(Machine(compile_graph(graph, ENGINES["tiny4x4"], 2)).run(images), execute(graph, images))

@@ -152,7 +152,9 @@ def test_linear_layers(transposed):
 
 @pytest.mark.parametrize("options", [
     {"kernel_shape": [2, 2], "strides": [2, 2]}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
-    {"kernel_shape": [3, 2], "strides": [2, 1], "ceil_mode": 1}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}])
+    {"kernel_shape": [3, 2], "strides": [2, 1], "ceil_mode": 1}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]},
+    {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}, {"kernel_shape": [4, 3], "auto_pad": "SAME_UPPER"},
+    {"kernel_shape": [4, 3], "strides": [1, 2], "auto_pad": "SAME_LOWER"}])
 def test_max_pools_before_and_after_the_quantizer(options):
     random = np.random.default_rng(8)
     m = Model(("n", 3, 6, 6))
@@ -204,7 +206,7 @@ def test_pads_without_an_integer_form():
         return refused(m, m.qdq(conv_layer(m, random, x), 1, INT8))
 
     even = [0, 0, 1, 1, 0, 0, 1, 1]
-    assert "its padding (0, 0, 0, 4) leaves out rows or adds windows that the integer graph has not" in padded(
+    assert "its padding (0, 0, 0, 4) leaves out rows or adds windows that the integer graph does not have" in padded(
         [0, 0, 0, 0, 0, 0, 0, 4])
     assert padded(even, mode="reflect") == "Pad node 'odd': padding by reflect has no integer form; pad with zeros"
     assert padded(even, np.float32(2)) == "Pad node 'odd': padding with 2 has no integer form; pad with zeros"

@@ -45,7 +45,15 @@ def same():
                          nn.Conv2d(8, 4, 4, padding="same", dilation=(1, 3)))
 
 
-NETWORKS = {"stem": (stem, (3, 19, 22)), "same": (same, (3, 9, 8)), "branches": (Branches, (3, 8, 7))}
+def tiny_yolo():
+    """Max pools that keep the size of their map, as YOLO-tiny has one, with kernels and strides of all kinds."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1),
+                         nn.ZeroPad2d((1, 2, 0, 3)), nn.MaxPool2d(4, 1), nn.ZeroPad2d((0, 2, 2, 1)), nn.MaxPool2d(3, (2, 1)),
+                         nn.Conv2d(4, 5, 1))
+
+
+NETWORKS = {"stem": (stem, (3, 19, 22)), "same": (same, (3, 9, 8)), "branches": (Branches, (3, 8, 7)),
+            "tiny_yolo": (tiny_yolo, (3, 8, 9))}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch copies the padded input
@@ -111,8 +119,12 @@ def test_padding_without_an_integer_form_is_refused(function, reason):
         quantize(Padding(function))
 
 
-def test_windows_of_nothing_but_zeros_are_refused():
-    model = calibrated(nn.Sequential(nn.ZeroPad2d((0, 5, 0, 0)), nn.Conv2d(1, 4, 3)), FINE, (1, 6, 6))
-    with pytest.raises(GraphError, match=r"^1: zeros behind its map add windows of nothing but zeros; pad by less than the "
-                                         r"kernel$"):
+@pytest.mark.parametrize("layers, reason", [
+    ([nn.ZeroPad2d((0, 5, 0, 0)), nn.Conv2d(1, 4, 3)], "1: zeros behind its map add windows of nothing but zeros"),
+    ([nn.ReLU(), nn.ZeroPad2d((0, 0, 0, 3)), nn.MaxPool2d(2, 1)], "2: zeros behind its map add windows of nothing but zeros"),
+    ([nn.ReLU(), nn.ZeroPad2d((2, 0, 0, 0)), nn.MaxPool2d(2, 1)], "2: zeros before its map fill whole windows"),
+])
+def test_windows_of_nothing_but_zeros_are_refused(layers, reason):
+    model = calibrated(nn.Sequential(*layers, nn.Conv2d(4 if len(layers) == 2 else 1, 4, 1)), FINE, (1, 6, 6))
+    with pytest.raises(GraphError, match=rf"^{reason}; pad by less than the kernel$"):
         export(model, "net", (1, 6, 6))

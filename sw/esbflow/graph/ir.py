@@ -99,7 +99,11 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False)
 class MaxPool2d(Node):
-    """Maximum of decoded values; padding never wins. The shape of the node says whether ceil_mode was used."""
+    """Maximum of decoded values; padding never wins.
+
+    padding : before the first row and column. Behind the last there is as much as the node's shape asks for, so that it says
+        whether ceil_mode was used, or "same" padding; each window begins in the map.
+    """
 
     kernel: tuple = (2, 2)
     stride: tuple = (2, 2)

@@ -143,11 +143,8 @@ def _pool(random, name, source, kind):
     padding = tuple(int(random.integers(0, k // 2 + 1)) for k in kernel)
     shape = []
     for size, k, s, p in zip((h, w), kernel, stride, padding):
-        out = (size + 2 * p - k) // s + 1
-        ceil = -(-(size + 2 * p - k) // s) + 1
-        if random.random() < 0.5 and (ceil - 1) * s < size + p:
-            out = ceil
-        shape.append(out)
+        fewest, even, most = window_counts(size, k, s, p)
+        shape.append(int(random.choice((fewest, even, even, most))))
     return ir.MaxPool2d(name, (source.name,), (c, *shape), source.format, 1.0, kernel=kernel, stride=stride,
                         padding=padding)
 

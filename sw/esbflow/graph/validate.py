@@ -92,7 +92,7 @@ def _conv(node, where, *inputs):
 
 
 def window_counts(size: int, reach: int, stride: int, padding: int) -> tuple:
-    """How many windows of a convolution a node's shape may ask for, along one axis: (fewest, most usual, most).
+    """How many windows of a convolution or max pool a node's shape may ask for, along one axis: (fewest, most usual, most).
 
     The fewest need no padding behind the map, the usual as much as before it; one of the most still begins in the map.
     """
@@ -111,18 +111,18 @@ def _linear(node, where, *inputs):
 def _pool(node, where, *inputs):
     _count(where, inputs, 1, 1)
     c, h, w = inputs[0].shape
-    sizes = []
+    ranges = []
     for axis, size in enumerate((h, w)):
         k, s, p = node.kernel[axis], node.stride[axis], node.padding[axis]
         if not (k >= 1 and s >= 1 and 0 <= p < k):
             raise GraphError(f"{where}: padding must be smaller than the kernel, and kernel and stride at least 1")
-        _, floor, _ = window_counts(size, k, s, p)
-        ceil = -(-(size + 2 * p - k) // s) + 1
-        if (ceil - 1) * s >= size + p:
-            ceil -= 1  # a window must begin inside the map
-        sizes.append((floor, ceil))
-    options = [(c, y, x) for y in sizes[0] for x in sizes[1]]
-    return options if isinstance(node, ir.MaxPool2d) else options[:1]
+        ranges.append(window_counts(size, k, s, p))
+    usual = (c, *(even for _, even, _ in ranges))
+    asked = tuple(node.shape)
+    if isinstance(node, ir.MaxPool2d) and asked[0] == c and all(
+            low <= count <= high for count, (low, _, high) in zip(asked[1:], ranges)):
+        return [asked]
+    return [usual]
 
 
 def _same(node, where, *inputs):

@@ -55,8 +55,8 @@ def _bias(node, value, channels: int) -> np.ndarray:
 def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, shape: tuple, dilation=(1, 1)) -> dict:
     """kernel, stride and padding of a sliding window over a map that zeros of a Pad stand `around`.
 
-    How much padding follows the map is in the result's `shape` (c, h, w): anything for convolutions, as much as before
-    the map or more for max pools, as much for average pools. All else is refused.
+    How much padding follows the map is in the result's `shape` (c, h, w): anything less than a window for convolutions and
+    max pools, as much as before the map for average pools. All else is refused.
     """
     where = title(node)
     if len(kernel) not in (1, 2):
@@ -76,12 +76,12 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
     pads = tuple(int(n) for n in np.add(around, pads))
     for size, out, k, s, p, d in zip(source.shape[1:], shape[1:], kernel, stride, pads, dilation):
         least, even, most = window_counts(size, (k - 1) * d + 1, s, p)
-        least = least if node.op_type == "Conv" else even
-        most = even if node.op_type == "AveragePool" else most
+        if node.op_type == "AveragePool":
+            least = most = even
         if not least <= out <= most or node.op_type != "Conv" and not p < k:
             ceil = ", ceil_mode=0" if options.get("ceil_mode") else ""
-            raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph has not; "
-                             f"use equal padding smaller than the kernel{ceil}")
+            raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph does not "
+                             f"have; use equal padding smaller than the kernel{ceil}")
     return dict(kernel=kernel, stride=stride, padding=pads[:2])
 
 

@@ -182,12 +182,8 @@ class _Exporter:
         source, padding = self._unpadded(value, node, plane(module.padding, 0))
         kernel, stride, dilation = (plane(values, 1) for values in (module.kernel_size, module.stride, module.dilation))
         fields = dict(stride=stride, padding=padding, dilation=dilation, groups=module.groups)
-        for axis, size in enumerate(_shape(node)[1:]):
-            reach = (kernel[axis] - 1) * dilation[axis] + 1
-            least, _, most = window_counts(source.shape[axis + 1], reach, stride[axis], padding[axis])
-            if not least <= size <= most:
-                raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
-                                 "kernel")
+        reach = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilation))
+        _check_windows(node, source, reach, stride, padding)
         if isinstance(module, SelectChannels):
             weight = module.weight.to(torch.int64).cpu().numpy()
             return self._append(selection(node.name, source, weight, _shape(node), **fields))
@@ -253,6 +249,9 @@ class _Exporter:
     def _maxpool(self, node, module, value):
         kernel, stride, padding = max_window(node, module, _shape(node.all_input_nodes[0]), _shape(node))
         source, padding = self._unpadded(value, node, padding)
+        if any(before >= size for before, size in zip(padding, kernel)):
+            raise GraphError(f"{node.name}: zeros before its map fill whole windows; pad by less than the kernel")
+        _check_windows(node, source, kernel, stride, padding)
         return self._append(ir.MaxPool2d(
             name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
             kernel=kernel, stride=stride, padding=padding))
@@ -353,6 +352,15 @@ class _Exporter:
 
 def _tensor_name(node: fx.Node) -> str:
     return node.name.removeprefix("quantizers_")
+
+
+def _check_windows(node, source, reach, stride, padding):
+    """GraphError if a window of a convolution or max pool begins behind its map."""
+    for axis, windows in enumerate(_shape(node)[1:]):
+        least, _, most = window_counts(source.shape[axis + 1], reach[axis], stride[axis], padding[axis])
+        if not least <= windows <= most:
+            raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
+                             "kernel")
 
 
 def _shape(node: fx.Node) -> tuple:
