@@ -4,20 +4,18 @@ The model is traced by torch.fx, its layers are given weight quantizers, and its
 (see insert.py).
 """
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from esbflow.graph.errors import GraphError
 from esbflow.quant.activation import InputQuantizer
-from esbflow.quant.base import check_finite
 from esbflow.quant.channels import replace_channel_moves
 from esbflow.quant.constants import replace_constants
 from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.in_place import replace_in_place
 from esbflow.quant.insert import QuantizerInsertion
 from esbflow.quant.layers import CONVOLUTIONS, QUANTIZED, SelectChannels, padding_in_numbers
+from esbflow.quant.model_checks import check_model
 from esbflow.quant.names import names_of, shown
 from esbflow.quant.recipe import Recipe, check_normalisation
 from esbflow.quant.sums import replace_sums
@@ -35,13 +33,14 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     Raises
     ------
     GraphError
-        for an operator without an integer form, naming it and the nearest fix; for weights that are computed anew in each
-        pass (weight norm and other parametrizations).
+        for an operator without an integer form, naming it and the nearest fix; for a model that cannot be looked into
+        (`check_model`).
     ValueError
         if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it; if a name pattern
         of the recipe matches nothing, listing what there is; if
         the model was trained with another mean or std than the recipe's.
     """
+    check_model(model)
     check_normalisation(model, recipe)
     traced = real_layers(model, shape)
     modules = dict(traced.named_modules())
@@ -71,7 +70,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
     Raises what `quantize` raises for what cannot be traced, and for parameters.
     """
-    _check_state(model)
+    check_model(model)
     traced = trace(model, shape)
     _remove_identities(traced)
     replace_in_place(traced)
@@ -82,23 +81,6 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     replace_channel_moves(traced, shape)
     traced.recompile()
     return traced
-
-
-def _check_state(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            computed = next(iter(module.parametrizations))
-            raise GraphError(f"{name}: its {computed} is computed in each pass; make it plain with torch.nn.utils."
-                             f"parametrize.remove_parametrizations(model.get_submodule({name!r}), {computed!r})")
-    for name, values in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(values):
-            raise ValueError(f"{name} has no values yet; run the model once on images before quantizing it")
-        if not values.is_floating_point():
-            continue
-        if values.dtype != torch.float32:
-            raise ValueError(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
-                             "(model.float())")
-        check_finite(values, name)
 
 
 def _remove_identities(traced: fx.GraphModule) -> None:

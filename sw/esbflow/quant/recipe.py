@@ -16,6 +16,10 @@ from esbflow.quant.last_layer import WIDTHS
 from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
 
+TEXTS = {"weights": "s4", "activations": "u4", "signed_activations": "s8", "pooled_activations": "u8",
+         "residual_activations": "u8", "first_weights": "s8", "last_weights": "s8"}
+"""Fields that hold a format or a method, with an example of each."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,6 +76,10 @@ class Recipe:
     std: tuple = (1.0,)
 
     def __post_init__(self):
+        for field in TEXTS:
+            text = getattr(self, field)
+            if not isinstance(text, str) and (text is not None or field != "residual_activations"):
+                raise ValueError(f"{field} must be the text of a format or method, such as {TEXTS[field]!r}, not {text!r}")
         for field in ("overrides", "activation_overrides"):
             object.__setattr__(self, field, pairs(field, getattr(self, field)))
         object.__setattr__(self, "exclude", _patterns(self.exclude))

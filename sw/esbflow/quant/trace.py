@@ -115,8 +115,10 @@ def kind_of(node: fx.Node, modules: dict) -> str:
         return "size"
     if node.op == "get_attr":
         readers = " and ".join(user.name for user in node.users)
-        raise GraphError(f"{node.target}: {readers} computes with it in each pass, which has no integer form; compute it "
-                         "once, before quantize(), or run it on the host after the network")
+        fix = "compute it once, before quantize(), or run it on the host after the network"
+        if any(user.name.startswith("matmul") for user in node.users):
+            fix = "use nn.Linear, whose weight is quantized"
+        raise GraphError(f"{node.target}: {readers} computes with it in each pass, which has no integer form; {fix}")
     target = modules.get(node.target) if node.op == "call_module" else node.target
     if node.op == "call_module":
         name = type(target).__name__
