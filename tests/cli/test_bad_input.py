@@ -26,6 +26,19 @@ def test_a_truncated_model_is_refused(refused, model, keep):
     assert f"{model} is not a whole model file" in refused("estimate", model, "--no-synthesis")
 
 
+@pytest.mark.parametrize("name, command, way", [
+    ("m.onnx", ["run"], "`esbflow import {path} --out graph.npz`"), ("m.onnx", ["compile", "--out", "p"], "`esbflow import"),
+    ("m.onnx", ["estimate", "--no-synthesis"], "`esbflow import {path} --out graph.npz`"),
+    ("m.pt", ["run"], "`esbflow export {path} --out graph.npz`"), ("m.PTH", ["estimate"], "`esbflow export {path}"),
+    ("m.tflite", ["run"], "`python -m tf2onnx.convert --tflite {path}"), ("m.h5", ["run"], "convert it with tf2onnx"),
+    ("m.tflite", ["import", "--out", "g"], "--tflite {path}"), ("m.pt", ["import", "--out", "g"], "`esbflow export {path}"),
+])
+def test_a_model_of_another_tool_is_named_with_its_way_in(refused, tmp_path, name, command, way):
+    path = tmp_path / name
+    path.write_bytes(b"something")
+    assert way.format(path=path) in refused(command[0], path, *command[1:])
+
+
 def test_another_file_is_no_model(refused, data):
     assert f"{data} is not a whole model file" in refused("run", data)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from esbflow.commands.model_files import other_tools
 from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
 
 JSON_HELP = "print one JSON object instead of a table"
@@ -41,6 +42,9 @@ def load_graph(path):
     from esbflow import zoo
     from esbflow.graph.file import load
 
+    way = other_tools(path, (".npz",))
+    if way:
+        raise UserError(way)
     return load(zoo.resolve(path))
 
 

@@ -2,7 +2,8 @@
 
 import argparse
 
-from esbflow.commands.common import JSON_HELP, show
+from esbflow.commands.common import JSON_HELP, UserError, show
+from esbflow.commands.model_files import other_tools
 
 
 def _numbers(text: str) -> tuple:
@@ -35,6 +36,9 @@ def run(arguments) -> None:
     from esbflow.interchange.onnx_import import import_onnx
     from esbflow.reports.inspection import last_layer
 
+    way = other_tools(arguments.model, (".onnx",))
+    if way:
+        raise UserError(way)
     graph = import_onnx(arguments.model, arguments.name, arguments.mean, arguments.std, arguments.pixel_max)
     path = save(graph, arguments.out)
     content = {"out": str(path), "name": graph.name, "nodes": len(graph.nodes), "notes": graph.info["notes"],
