@@ -1,6 +1,8 @@
 """Files that are there are whole: written under a temporary name, then renamed."""
 
+import contextlib
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,3 +36,26 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
 def write_json(path: str | Path, content: dict) -> Path:
     """Write a JSON object, indented, by `whole`."""
     return write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def check_writable(path: str | Path) -> Path:
+    """Make the folder that `path` lies in, and write and remove a file beside it: hours later would be late to find out.
+
+    Raises
+    ------
+    OSError
+        naming the file, if it cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    with_probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        with_probe.parent.mkdir(parents=True, exist_ok=True)
+        with_probe.write_bytes(b"")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            with_probe.unlink()
+    return path

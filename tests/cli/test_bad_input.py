@@ -285,3 +285,18 @@ def test_options_of_post_training_are_refused_before_anything_is_written(given, 
     assert cli.main(["train", "digits", "--out", str(tmp_path / "out"), *given]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [
+    ["train", "digits", "--out", "{blocked}/run"], ["train", "digits", "--out", "{out}", "--results", "{blocked}/record.json"],
+    ["demo", "--out", "{blocked}/demo"], ["demo", "--zoo", "lenet5-esb-w4a4", "--out", "{blocked}/demo"]])
+def test_an_output_that_cannot_be_written_is_named_before_the_work_begins(refused, tmp_path, monkeypatch, command):
+    def work(*arguments, **options):
+        raise AssertionError("it has begun")
+
+    for name in ("train", "load_float_model", "post_train"):
+        monkeypatch.setattr(f"esbflow.training.api.{name}", work)
+    (tmp_path / "file").write_text("")
+    said = refused(*(part.format(blocked=tmp_path / "file", out=tmp_path / "out") for part in command))
+    assert str(tmp_path / "file") in said and "cannot be written" in said
+    assert not list(tmp_path.glob("**/*.probe"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from esbflow.files import whole, write_json, write_whole
+from esbflow.files import check_writable, whole, write_json, write_whole
 
 
 def test_a_file_appears_when_its_block_ends_and_folders_are_made(tmp_path):
@@ -27,3 +27,14 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, error):
     with pytest.raises(TypeError):
         write_json(path, {"a": {1, 2}})
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    assert check_writable(path) == path
+    assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
+    path.write_text("kept")
+    check_writable(path)
+    assert path.read_text() == "kept"
+    with pytest.raises(IsADirectoryError, match="new is a folder; name a file$"):
+        check_writable(path.parent)

@@ -98,6 +98,11 @@ def print_table(title: str, header: tuple, rows: list) -> None:
     Console(width=max(console.width, 110) if not console.is_terminal else None).print(table)
 
 
+def say(text: str) -> None:
+    """A line of progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(title: str, total: int | None, quiet: bool):
     """Yields update(done) or update(done, total)."""

@@ -1,10 +1,11 @@
 """esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
 
+import sys
 import time
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show
-from esbflow.files import write_json
+from esbflow.files import check_writable, write_json
 
 
 def add_parser(commands) -> None:
@@ -39,7 +40,8 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     from esbhw import generate
 
     began = time.monotonic()
-    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    check_writable(out / "report.json")
     data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, say)
     graph = load(out / "graph.npz")
 

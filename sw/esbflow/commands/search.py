@@ -1,7 +1,7 @@
 """esbflow search: the weights of each layer that lose least under a budget of engine cycles or bytes."""
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, resources_of, show
-from esbflow.files import write_json
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, resources_of, say, show
+from esbflow.files import check_writable, write_json
 
 
 def add_parser(commands) -> None:
@@ -42,9 +42,10 @@ def run(arguments) -> None:
     if arguments.budget <= 0:
         raise ValueError(f"the budget must be positive, not {arguments.budget:g}")
     images, labels = load_images(recipe.data, "train", arguments.images)
+    check_writable(arguments.out)
     config = _within_luts(arguments, model, recipe.quant, images) if arguments.luts else engine_of(arguments)
     search = BitSearch(model.eval(), recipe.quant, images, labels, config,
-                       tuple(arguments.candidates.split()), None if arguments.json else print)
+                       tuple(arguments.candidates.split()), None if arguments.json else say)
     finest = getattr(search.base, arguments.of)
     budget = arguments.budget * finest if arguments.budget <= 1 else arguments.budget
     choice = search.within(budget, arguments.of)
@@ -75,5 +76,5 @@ def _within_luts(arguments, model, recipe, images):
     low = calibrate(quantize(copy.deepcopy(model).eval(), recipe), images, recipe.mean, recipe.std)
     name = engine_within(export(low, "search", images.shape[1:]), sizes, arguments.luts)
     if not arguments.json:
-        print(f"{name}: {sizes[name][1]:,} LUTs by open synthesis")
+        say(f"{name}: {sizes[name][1]:,} LUTs by open synthesis")
     return configs[name]

@@ -2,6 +2,7 @@
 
 from esbflow.commands.common import JSON_HELP, positive, print_table, show
 from esbflow.engine_config import DEFAULT_ENGINE
+from esbflow.files import check_writable
 from esbflow.training.machine_options import add_machine, said_of_machine
 
 
@@ -52,6 +53,8 @@ def run(arguments) -> None:
         arguments.rate, arguments.batch, arguments.sharpness, scale_mode=arguments.scale_mode, weights=arguments.weights,
         activations=arguments.activations, first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
+    if arguments.results:
+        check_writable(arguments.results)
     metrics = train_network(recipe, arguments.out, arguments.epochs, arguments.seed, train_images=arguments.images,
                             resume=arguments.resume, progress=not arguments.json, float_model=arguments.float_model,
                             post_training=arguments.post_training, how=_how(arguments), device=arguments.device,

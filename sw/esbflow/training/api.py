@@ -1,6 +1,7 @@
 """Train a network by a recipe, from images to integer graph: what `esbflow train` and the demo call."""
 
 import copy
+import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from esbflow.compiler.errors import CompileError
 from esbflow.engine_config import DEFAULT_ENGINE
 from esbflow.engine_config import engine as named_engine
-from esbflow.files import whole, write_json
+from esbflow.files import check_writable, whole, write_json
 from esbflow.graph.doubts import unmoved, warn
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
@@ -69,6 +70,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     if kept and not resume:
         raise ValueError(f"{out} keeps a training that was interrupted; go on with it by --resume, or train into another "
                          f"folder, or remove {' and '.join(map(str, kept))}")
+    check_writable(out / "model.pt")
     with _kept(checkpoints):
         torch.manual_seed(seed)
         model = NETWORKS[recipe.network]()
@@ -86,7 +88,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
         float_top1 = evaluate(model, test, test_labels, quant.mean, quant.std)
         save_float_model(model.cpu(), recipe.network, out / "float.pt")
         if post_training:
-            model = post_train(model, quant, images[:post_training], how, print if progress else None)
+            model = post_train(model, quant, images[:post_training], how, _say if progress else None)
         else:
             teacher = _teacher(recipe, model, teacher_cache)
             model = _quantized(model, quant, images, engine)
@@ -260,6 +262,10 @@ def load_float_model(path, network: str | None = None):
     return model.eval()
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 class _Progress:
     """A bar for one stage, or nothing."""
 
@@ -269,10 +275,11 @@ class _Progress:
     def __enter__(self):
         if not self._shown:
             return None
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-                             TimeRemainingColumn())
+                             TimeRemainingColumn(), console=Console(stderr=True))
         self._bar.start()
         task = self._bar.add_task(self._title, total=None, loss=0.0)
         return lambda done, total, loss: self._bar.update(task, completed=done, total=total, loss=loss)
