@@ -18,6 +18,8 @@ DIGIT_BITS = 4
 TABLE_INPUTS = 4
 """Rows that share a table of the table array."""
 TABLE_ENTRIES = 1 << TABLE_INPUTS
+TAP_BITS = 64
+"""Bits of one channel's taps in memory."""
 ARRAYS = ("shiftadd", "table")
 
 
@@ -47,6 +49,8 @@ class EngineConfig:
     clock_mhz : the clock at which frames/s and GOPS are stated; no claim that it was reached.
     residual : whether the requantizer adds a second operand, r*n.
     esb_output : whether the requantizer rounds to ESB formats too.
+    channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
+        depthwise convolutions, pools, and whatever else keeps each channel to itself.
 
     Raises
     ------
@@ -81,6 +85,7 @@ class EngineConfig:
     table_groups: int = 1
     residual: bool = True
     esb_output: bool = True
+    channel_unit: int = 0
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -111,6 +116,11 @@ class EngineConfig:
         if self.activation_beats < self.beats_per_word:
             raise ValueError("activation_beats must hold at least one word")
         self._check_weights()
+        if self.channel_unit:
+            _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
+            if self.tap_beats > self.tile_beats:
+                raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot has "
+                                 f"{self.tile_beats}; use more cols, or a narrower channel_unit")
 
     def _check_weights(self) -> None:
         _in_range("weight_min", self.weight_min, -15, -1)
@@ -195,6 +205,21 @@ class EngineConfig:
         return self.table_sets * self.set_cycles
 
     @property
+    def tap_beats(self) -> int:
+        """Beats of the channel unit's taps in memory and in a weight slot: 64 bits for each of its channels."""
+        return self.channel_unit * TAP_BITS // AXI_BEAT_BITS
+
+    @property
+    def tap_load_cycles(self) -> int:
+        """Cycles, and rows of the weight path, that the taps take from their slot to the channel unit."""
+        return max(1, self.tap_beats // self.weight_path_beats)
+
+    @property
+    def channel_blocks(self) -> int:
+        """Blocks of `channel_unit` columns in an output tile."""
+        return self.cols // self.channel_unit
+
+    @property
     def weight_planes(self):
         """(bits of a digit's magnitude or of its two's complement, is it sign and magnitude); None if it is neither."""
         bits = self.weight_max.bit_length()
@@ -243,6 +268,8 @@ class EngineConfig:
     def hash(self) -> int:
         """64 bits over everything that a program depends on (neither the name nor the clock)."""
         fields = {k: v for k, v in self.to_dict().items() if k not in ("name", "clock_mhz")}
+        if not self.channel_unit:  # programs of engines without it are what they were before there was one
+            del fields["channel_unit"]
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -269,6 +296,8 @@ ENGINES = {
                      weight_slots=4, requantize_lanes=4, max_burst=16),
         EngineConfig("small8x16", rows=8, cols=16, accumulator_depth=256, activation_beats=256,
                      residual_beats=256, requantize_lanes=4),
+        EngineConfig("small8x16-channel", rows=8, cols=16, accumulator_depth=256, activation_beats=256, residual_beats=256,
+                     requantize_lanes=4, channel_unit=8),
         EngineConfig("base16x16", rows=16, cols=16),
         EngineConfig("large64x64", rows=64, cols=64, activation_beats=2048, residual_beats=2048,
                      weight_path_beats=4, requantize_lanes=16),

@@ -34,6 +34,10 @@ BOOKS = 2
 BOOK_CYCLES = CODES
 """A codebook is written one entry a cycle, before its tile is loaded."""
 BOOK_ENTRY_BITS = 5
+TAP_SIDE = 3
+"""Rows and columns of the channel unit's window."""
+TAPS = TAP_SIDE * TAP_SIDE
+TAP_ENTRY_BITS = 5
 
 SIGN_OFFSET = 1 << DIGIT_BITS - 1
 """Signed digits enter an array in offset binary: with this added."""
@@ -74,6 +78,77 @@ def array_latency(config: EngineConfig) -> int:
     return int(magnitude) + 1 + tree_levels(config.rows // 2) + tree_levels(planes)
 
 
+def channel_planes(config: EngineConfig) -> tuple:
+    """As `EngineConfig.weight_planes`, of the channel unit's taps: the fewest planes that hold the array's range.
+
+    >>> [channel_planes(EngineConfig("e", 8, 16, array="table", weight_min=low, weight_max=high))
+    ...  for low, high in ((-15, 15), (-8, 7), (-12, 12), (-2, 1))]
+    [(4, True), (4, False), (4, True), (2, False)]
+    """
+    magnitude = max(-config.weight_min, config.weight_max).bit_length()
+    complement = max((-config.weight_min - 1).bit_length(), config.weight_max.bit_length()) + 1
+    return (complement, False) if complement <= magnitude else (magnitude, True)
+
+
+def channel_range(config: EngineConfig) -> tuple:
+    """(lowest, highest) tap of the channel unit: any integer between them."""
+    planes, magnitude = channel_planes(config)
+    return (1 - (1 << planes), (1 << planes) - 1) if magnitude else (-(1 << planes - 1), (1 << planes - 1) - 1)
+
+
+def channel_latency(config: EngineConfig) -> int:
+    """Cycles from the activation buffer's digits to the channel unit's sums: a choice of channels where the unit is narrower
+    than a word; a register for the signs, if taps are sign and magnitude; leaf rows; trees; the join of the planes."""
+    planes, magnitude = channel_planes(config)
+    choice = config.channel_unit < config.rows
+    return int(choice) + int(magnitude) + 1 + tree_levels(-(-TAPS // 2)) + tree_levels(planes)
+
+
+def compute_latency(config: EngineConfig) -> int:
+    """Cycles from the activation buffer's digits to the accumulators: that of the slower of array and channel unit."""
+    return max(array_latency(config), channel_latency(config) if config.channel_unit else 0)
+
+
+def channel_largest(config: EngineConfig) -> int:
+    """The largest sum of the channel unit, which is unsigned: see `channel_offset`."""
+    planes, magnitude = channel_planes(config)
+    plane = TAPS * LARGEST_DIGIT
+    if magnitude:
+        return plane * ((1 << planes) - 1)
+    return plane * ((1 << planes - 1) - 1) + (_ones(plane) << planes - 1)
+
+
+def channel_bits(config: EngineConfig) -> int:
+    return channel_largest(config).bit_length()
+
+
+def channel_offset(config: EngineConfig, taps: np.ndarray, signed: bool) -> np.ndarray:
+    """What the channel unit's sums have too much, for each channel: as `array_offset`, of taps (channels, TAPS)."""
+    taps = np.asarray(taps, dtype=np.int64)
+    offset = SIGN_OFFSET * taps.sum(axis=1) if signed else np.zeros(len(taps), dtype=np.int64)
+    planes, magnitude = channel_planes(config)
+    if magnitude:
+        return offset + LARGEST_DIGIT * np.where(taps < 0, -taps, 0).sum(axis=1)
+    return offset + (_ones(TAPS * LARGEST_DIGIT) << planes - 1)
+
+
+def tap_entry(config: EngineConfig, value):
+    """The 5-bit entry of a tap, or of an array of them: sign on top of the magnitude's planes, or two's complement.
+
+    >>> tap_entry(EngineConfig("e", 8, 16), -12), tap_entry(EngineConfig("e", 8, 16, weight_min=-8, weight_max=7), -3)
+    (28, 13)
+    """
+    planes, magnitude = channel_planes(config)
+    return abs(value) | (value < 0) << planes if magnitude else value & ((1 << planes) - 1)
+
+
+def tap_value(config: EngineConfig, entry):
+    """The opposite of `tap_entry`."""
+    planes, magnitude = channel_planes(config)
+    low = entry & ((1 << planes) - 1)
+    return low * (1 - 2 * (entry >> planes & 1)) if magnitude else (low ^ 1 << planes - 1) - (1 << planes - 1)
+
+
 def dot_largest(config: EngineConfig) -> int:
     """The largest dot, which is unsigned: see `array_offset`."""
     if config.array == "table":
@@ -82,12 +157,12 @@ def dot_largest(config: EngineConfig) -> int:
     plane = config.rows * LARGEST_DIGIT
     if magnitude:
         return plane * ((1 << planes) - 1)
-    return plane * ((1 << planes - 1) - 1) + (_top_plane_ones(config) << planes - 1)
+    return plane * ((1 << planes - 1) - 1) + (_ones(plane) << planes - 1)
 
 
-def _top_plane_ones(config: EngineConfig) -> int:
+def _ones(largest: int) -> int:
     """The all-ones word from which the sum of a two's complement's top plane is taken."""
-    return (1 << (config.rows * LARGEST_DIGIT).bit_length()) - 1
+    return (1 << largest.bit_length()) - 1
 
 
 def dot_bits(config: EngineConfig) -> int:
@@ -120,7 +195,7 @@ def array_offset(config: EngineConfig, tile: np.ndarray, signed: bool) -> np.nda
     planes, magnitude = config.weight_planes
     if magnitude:
         return offset + LARGEST_DIGIT * np.where(tile < 0, -tile, 0).sum(axis=1)
-    return offset + (_top_plane_ones(config) << planes - 1)
+    return offset + (_ones(config.rows * LARGEST_DIGIT) << planes - 1)
 
 
 def book_entry(config: EngineConfig, value: int) -> int:

@@ -12,8 +12,8 @@ is answered by a post that stands before it; then in-order dispatch cannot lock 
 INSTRUCTION_BITS = 256
 INSTRUCTION_BEATS = 2
 
-LOAD, WEIGHTS, PASS, DRAIN, STAMP, END = 1, 2, 3, 4, 5, 6
-OPCODES = {"LOAD": LOAD, "WEIGHTS": WEIGHTS, "PASS": PASS, "DRAIN": DRAIN, "STAMP": STAMP, "END": END}
+LOAD, WEIGHTS, PASS, DRAIN, STAMP, END, CHANNEL = 1, 2, 3, 4, 5, 6, 7
+OPCODES = {"LOAD": LOAD, "WEIGHTS": WEIGHTS, "PASS": PASS, "DRAIN": DRAIN, "STAMP": STAMP, "END": END, "CHANNEL": CHANNEL}
 
 _HEADER = (("opcode", 4), ("layer", 12))
 
@@ -25,20 +25,26 @@ _TRANSFER = _HEADER + (
     ("destination", 3), ("address", 16), ("wait_free", 1), ("post_full", 1), ("wait_stores", 10),
 )
 
+# A pass streams rows x cols output pixels. Pixel (0, 0) reads buffer word `address` (two's complement: padding
+# lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero.
+_STREAM = _HEADER + (
+    ("rows", 10), ("cols", 10), ("in_rows", 10), ("in_cols", 10), ("stride_y", 6), ("stride_x", 6),
+    ("y", 11), ("x", 11), ("address", 20), ("row_step", 16),
+    ("half", 1), ("bank", 1), ("slot", 7), ("shift", 5), ("signed", 1), ("first", 1), ("keep", 1),
+    ("wait_weights", 1), ("wait_activations", 1), ("wait_accumulators", 1),
+    ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1),
+)
+
 FIELDS = {
     "LOAD": _TRANSFER,
     "WEIGHTS": _TRANSFER,
     # The tile's codes stand for the entries of one of two codebooks, `book`; with `load_book` the pass brings it.
-    # A pass streams rows x cols output pixels. Pixel (0, 0) reads buffer word `address` (two's complement: padding
-    # lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero.
-    "PASS": _HEADER + (
-        ("rows", 10), ("cols", 10), ("in_rows", 10), ("in_cols", 10), ("stride_y", 6), ("stride_x", 6),
-        ("y", 11), ("x", 11), ("address", 20), ("row_step", 16),
-        ("half", 1), ("bank", 1), ("slot", 7), ("shift", 5), ("signed", 1), ("first", 1), ("keep", 1),
-        ("wait_weights", 1), ("wait_activations", 1), ("wait_accumulators", 1),
-        ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1),
-        ("book", 1), ("load_book", 1), ("codebook", 80),
-    ),
+    "PASS": _STREAM + (("book", 1), ("load_book", 1), ("codebook", 80)),
+    # A pass through the channel unit: `cols` counts the columns that a row of outputs reads. A column is `tap_rows` words,
+    # `tap_step` words and `tap_step_y` map rows apart. The first output comes with column `tap_cols`, then one after every
+    # `gap` + 1 columns, the last with the last.
+    "CHANNEL": _STREAM + (
+        ("tap_rows", 2), ("tap_cols", 2), ("tap_step_y", 6), ("tap_step", 16), ("gap", 6), ("maximum", 1), ("part", 5)),
     # A drain requantizes a bank's acc_rows x acc_cols pixels, takes the maximum over each window (1x1: none), and
     # stores out_rows x out_cols words of each plane and digit. Window coordinates clamp to the tile, which for a
     # maximum is the same as padding that never wins (padding is smaller than the kernel).
@@ -61,7 +67,7 @@ for _name, _fields in FIELDS.items():
     assert sum(width for _, width in _fields) <= INSTRUCTION_BITS, _name
 
 def is_signed(opcode: str, name: str) -> bool:
-    return opcode == "PASS" and name in ("y", "x", "address")
+    return opcode in ("PASS", "CHANNEL") and name in ("y", "x", "address")
 
 
 def layout(opcode: str) -> dict:

@@ -6,14 +6,14 @@ allow a race gives wrong integers under some order, and one that can lock up doe
 
 import numpy as np
 
-from esbflow.engine_facts import array_offset, dot_largest, weight_bits
+from esbflow.engine_facts import TAPS, array_offset, channel_largest, channel_offset, dot_largest, tap_value, weight_bits
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
 from esbflow.requantizer import multiplicand_bits
 from esbflow.runtime import layout
 
-UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
+UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "CHANNEL": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
 SEMAPHORE_LIMIT = 4095
 
 
@@ -36,7 +36,7 @@ class Machine:
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
         self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
         self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
-        self.tile, self.weights, self.books = None, None, [None, None]
+        self.tile, self.weights, self.books, self.taps = None, None, [None, None], None
         self.tokens, self.highest = {}, {}
 
     def run(self, images, order=None):
@@ -82,7 +82,7 @@ class Machine:
         if opcode in ("LOAD", "WEIGHTS"):
             kind = _kind(opcode, f)
             return [(f"{kind}_free", f["wait_free"]), ("stores", f["wait_stores"])]
-        if opcode == "PASS":
+        if opcode in ("PASS", "CHANNEL"):
             return [("weights_full", f["wait_weights"]), ("activations_full", f["wait_activations"]),
                     ("accumulators_free", f["wait_accumulators"])]
         if opcode == "DRAIN":
@@ -93,7 +93,7 @@ class Machine:
     def _posts(opcode, f):
         if opcode in ("LOAD", "WEIGHTS"):
             return [(f"{_kind(opcode, f)}_full", f["post_full"])]
-        if opcode == "PASS":
+        if opcode in ("PASS", "CHANNEL"):
             return [("weights_free", f["post_weights"]), ("activations_free", f["post_activations"]),
                     ("accumulators_full", f["post_accumulators"])]
         if opcode == "DRAIN":
@@ -162,6 +162,40 @@ class Machine:
         values = (0 if f["first"] else bank[:len(pixels)]) + (total << (4 * f["shift"]))
         assert values.max() < 1 << config.accumulator_width
         bank[:len(pixels)] = values
+
+    def _channel(self, f):
+        config, width = self.config, self.config.channel_unit
+        assert width and f["part"] < config.cols // width
+        if not f["keep"]:
+            start = f["slot"] * config.tile_beats * 16
+            words = self.slots[start:start + 8 * width].copy().view("<u8")
+            self.taps = np.array([[tap_value(config, int(word) >> 5 * tap & 31) for tap in range(TAPS)] for word in words])
+        outputs = (f["cols"] - f["tap_cols"]) // (f["gap"] + 1) + 1
+        assert f["cols"] == (outputs - 1) * (f["gap"] + 1) + f["tap_cols"]
+        r, c = np.mgrid[:f["rows"], :outputs]
+        column = c * (f["gap"] + 1) + f["tap_cols"] - 1  # the newest of each output
+        total, largest = 0, None
+        for row in range(f["tap_rows"]):
+            for age in range(f["tap_cols"]):
+                y = f["y"] + r * f["stride_y"] + row * f["tap_step_y"]
+                x = f["x"] + (column - age) * f["stride_x"]
+                inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
+                address = f["address"] + r * f["row_step"] + row * f["tap_step"] + (column - age) * f["stride_x"]
+                digits = self._words(self.activations[f["half"]], np.where(inside, address, 0))
+                first = f["part"] * width % config.rows
+                digits = digits[..., first:first + width] ^ (8 if f["signed"] else 0)
+                # What lies outside is zero in a sum and less than anything in a maximum.
+                present = np.where(inside[..., None], digits, 0)
+                largest = present if largest is None else np.maximum(largest, present)
+                total = total + np.where(inside[..., None], digits - (8 if f["signed"] else 0), 0) * self.taps[:, 3 * row + age]
+        sums = largest if f["maximum"] else total + channel_offset(config, self.taps, bool(f["signed"]))
+        sums = sums.reshape(-1, width)
+        assert sums.min() >= 0 and sums.max() <= channel_largest(config)
+        bank = self.accumulators[f["bank"]]
+        values = np.zeros((len(sums), config.cols), np.int64) if f["first"] else bank[:len(sums)].copy()
+        values[:, f["part"] * width:(f["part"] + 1) * width] += sums << (4 * f["shift"])
+        assert values.max() < 1 << config.accumulator_width
+        bank[:len(sums)] = values
 
     def _drain(self, f):
         config = self.config

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbhw.engine.channel_unit import window_layout
 from esbhw.fabric.adder_rows import add_row, plain, selected
 from esbhw.fabric.luts import multiplexed
 from esbhw.target import share
@@ -17,6 +18,7 @@ def control_layout(config: EngineConfig):
     return StructLayout({
         "valid": 1, "first": 1, "bank": 1, "index": range(config.accumulator_depth),
         "shift": range(facts.SHIFT_DIGITS + 1), "post": 1,
+        **({"channel": 1, "window": window_layout(config)} if config.channel_unit else {}),
     })
 
 
@@ -27,26 +29,38 @@ class AccumulatorColumn(Component):
     Members
     -------
     dot, shift : In;  first, bank : In(1), a cycle after `shift`;  old0, old1 : In(width), with `first`
+    with a channel unit: channel : In(channel_bits), its sum;  use_channel : In(1), take it in place of the dot
+    clear : In(1), add nothing; both with `dot`
     total : Out(width);  lost : Out(1), with `total`: the sum did not fit
     drain_bank : In(1);  drained : Out(width), combinational
     """
 
     def __init__(self, config: EngineConfig):
         self._width, self._dot_bits = config.accumulator_width, facts.dot_bits(config)
+        self._channel_bits = facts.channel_bits(config) if config.channel_unit else 0
         super().__init__({
             "dot": In(self._dot_bits), "shift": In(range(facts.SHIFT_DIGITS + 1)), "first": In(1), "bank": In(1),
             "old0": In(self._width), "old1": In(self._width), "total": Out(self._width), "lost": Out(1),
             "drain_bank": In(1), "drained": Out(self._width),
+            **({"channel": In(self._channel_bits), "use_channel": In(1), "clear": In(1)} if self._channel_bits else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         width = self._width
         # Wide enough to see what falls off at the top.
-        shifted = Signal(self._dot_bits + DIGIT_BITS * facts.SHIFT_DIGITS, reset_less=True)
-        options = [(self.dot << DIGIT_BITS * k)[:len(shifted)] for k in range(facts.SHIFT_DIGITS + 1)]
+        dot = self.dot
+        if self._channel_bits:
+            wide, other = (Signal(max(self._dot_bits, self._channel_bits), name=name) for name in ("wide", "other"))
+            m.d.comb += [wide.eq(self.dot), other.eq(self.channel)]
+            dot = multiplexed(m, platform, "choice", wide, other, self.use_channel)
+        shifted = Signal(len(dot) + DIGIT_BITS * facts.SHIFT_DIGITS, reset_less=True)
+        options = [(dot << DIGIT_BITS * k)[:len(shifted)] for k in range(facts.SHIFT_DIGITS + 1)]
         low, high = (Mux(self.shift[0], b, a) for a, b in (options[:2], options[2:]))
         m.d.sync += shifted.eq(Mux(self.shift[1], high, low))
+        if self._channel_bits:
+            with m.If(self.clear):
+                m.d.sync += shifted.eq(0)
         old = selected((self.old0, self.old1), self.bank, self.first)
         total, _ = add_row(m, platform, [old, plain(shifted[:width])], "sum", width + 1)
         stored, lost = Signal(width, reset_less=True), Signal(reset_less=True)
@@ -67,6 +81,7 @@ class Accumulators(Component):
     Members
     -------
     control : In(control_layout);  dots : In(cols * dot_bits)
+    with a channel unit: sums : In(channel_unit * channel_bits), with `control`;  ahead : In(control_layout), the next control
     post : Out(1)
     drain_bank, drain_index : In;  drain_data : Out(cols * accumulator_width), one cycle later
     overflow : Out(1), for good
@@ -81,6 +96,8 @@ class Accumulators(Component):
             "drain_bank": In(1), "drain_index": In(range(config.accumulator_depth)),
             "drain_data": Out(config.cols * config.accumulator_width),
             "overflow": Out(1),
+            **({"sums": In(config.channel_unit * facts.channel_bits(config)), "ahead": In(control_layout(config))}
+               if config.channel_unit else {}),
         })
 
     def elaborate(self, platform):
@@ -121,6 +138,16 @@ class Accumulators(Component):
                 self.drain_data.word_select(c, width).eq(column.drained),
             ]
             totals.append(column.total)
+            if config.channel_unit:
+                # A pass through the channel unit adds to the columns of one block, and nothing to the others.
+                block, place = divmod(c, config.channel_unit)
+                if not place:
+                    use, clear = Signal(name=f"use_channel_{block}"), Signal(name=f"clear_{block}")
+                    m.d.sync += [use.eq(self.ahead.channel),
+                                 clear.eq(self.ahead.channel & (self.ahead.window.part != block))]
+                bits = facts.channel_bits(config)
+                m.d.comb += [column.channel.eq(self.sums.word_select(place, bits)), column.use_channel.eq(use),
+                             column.clear.eq(clear)]
         for write in writes:
             m.d.comb += write.data.eq(Cat(*totals))
         # One level of logic from 128 columns' flags to the one that stops the engine.

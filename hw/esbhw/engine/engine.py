@@ -10,6 +10,7 @@ from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
 from esbhw.engine.array import make_array
 from esbhw.engine.axi import WritePort, read_signature, write_signature
+from esbhw.engine.channel_unit import ChannelUnit
 from esbhw.engine.constants import ConstantBanks
 from esbhw.engine.control import Control, lite_signature
 from esbhw.engine.counters import Counters
@@ -88,6 +89,9 @@ class Engine(Elaboratable):
             **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
                for unit, opcode in QUEUED_OPCODES.items()},
         }
+        if config.channel_unit:
+            units |= {"channel_unit": ChannelUnit(config), **{f"channel_buffer_{k}": ActivationBuffer(config)
+                                                              for k in range(facts.TAP_SIDE - 1)}}
         for name, unit in units.items():
             setattr(m.submodules, name, ResetInserter(stopped)(unit))
         sequencer, drain, tokens = units["sequencer"], units["drain"], units["tokens"]
@@ -140,15 +144,24 @@ class Engine(Elaboratable):
             array.book_en.eq(sequencer.book_en), array.book_address.eq(sequencer.book_address),
             array.book_data.eq(sequencer.book_data),
             slots.read_address.eq(sequencer.slot_address),
-            accumulators.dots.eq(array.dots),
         ]
-        travelling = sequencer.control
-        for i in range(facts.ACTIVATION_LATENCY + facts.array_latency(config)):
+        travelling, dots, stages = sequencer.control, array.dots, []
+        for i in range(facts.ACTIVATION_LATENCY + facts.compute_latency(config)):
             register = Signal(control_layout(config), name=f"control_{i}")
             m.submodules[f"control_stage_{i}"] = stage = Module()
             stage.d.sync += register.eq(travelling)
             travelling = register
-        m.d.comb += accumulators.control.eq(Mux(control.running, travelling.as_value(), 0))
+            stages.append(register)
+        for i in range(facts.compute_latency(config) - facts.array_latency(config)):
+            register = Signal(len(dots), name=f"dots_{i}", reset_less=True)
+            m.submodules[f"dots_stage_{i}"] = stage = Module()
+            stage.d.sync += register.eq(dots)
+            dots = register
+        m.d.comb += [
+            accumulators.control.eq(Mux(control.running, travelling.as_value(), 0)), accumulators.dots.eq(dots),
+        ]
+        if config.channel_unit:
+            self._connect_channel_unit(m, units, stages, load, to_residual)
 
         # -- data: accumulators -> drain -> memory -------------------------------------------------------------
         m.d.comb += [
@@ -199,6 +212,28 @@ class Engine(Elaboratable):
         self._connect(m, self.m_axi_activations, load.port.axi)
         self._connect(m, self.m_axi_activations_write, write_port.axi)
         return m
+
+    @staticmethod
+    def _connect_channel_unit(m, units, stages, load, to_residual):
+        """Its buffers hold what the activation buffer holds; `stages` are the controls on their way to the accumulators."""
+        unit, sequencer, accumulators = units["channel_unit"], units["sequencer"], units["accumulators"]
+        words = [units["activation_buffer"].digits]
+        for k in range(facts.TAP_SIDE - 1):
+            buffer = units[f"channel_buffer_{k}"]
+            m.d.comb += [
+                buffer.write_valid.eq(load.write_valid & ~to_residual), buffer.write_half.eq(load.write_destination[0]),
+                buffer.write_address.eq(load.write_address), buffer.write_data.eq(load.write_data),
+                buffer.read_half.eq(sequencer.read_half),
+                buffer.read_address.eq(sequencer.more_address.word_select(k, len(buffer.read_address))),
+                buffer.inside.eq(sequencer.more_inside[k]), buffer.signed.eq(sequencer.more_signed[k]),
+            ]
+            words.append(buffer.digits)
+        m.d.comb += [
+            unit.words.eq(Cat(*words)), unit.window.eq(stages[facts.ACTIVATION_LATENCY - 1].window),
+            unit.swap.eq(sequencer.channel_swap), unit.load_en.eq(sequencer.channel_load_en),
+            unit.load_index.eq(sequencer.load_index), unit.load_taps.eq(units["slots"].read_data),
+            accumulators.sums.eq(unit.sums), accumulators.ahead.eq(stages[-2]),
+        ]
 
     @staticmethod
     def _connect_tokens(m, load, weights, sequencer, accumulators, drain, write_port, tokens):

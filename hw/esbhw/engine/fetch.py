@@ -14,7 +14,7 @@ from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 BUFFERED = 32
 """Instructions that the fetch keeps ready; it never asks for one that it has no place for."""
 FETCH_BURST = 16
-UNITS = {"load": ("LOAD",), "weights": ("WEIGHTS",), "compute": ("PASS",), "store": ("DRAIN", "STAMP", "END")}
+UNITS = {"load": ("LOAD",), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"), "store": ("DRAIN", "STAMP", "END")}
 
 
 class Fetch(wiring.Component):
@@ -33,6 +33,7 @@ class Fetch(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._max_burst = min(FETCH_BURST, config.max_burst)
+        self._missing = () if config.channel_unit else ("CHANNEL",)
         self.port = ReadPort(tag_bits=1)
         super().__init__({
             "start": In(1), "length": In(32), "regions": In(REGION_LAYOUT),
@@ -106,7 +107,7 @@ class Fetch(wiring.Component):
         with m.If(fifo.r_rdy & ~self.opcode_fault & ~ended):
             with m.Switch(word[:4]):
                 for unit, names in UNITS.items():
-                    with m.Case(*(instructions.OPCODES[name] for name in names)):
+                    with m.Case(*(instructions.OPCODES[name] for name in names if name not in self._missing)):
                         queue = getattr(self, unit)
                         m.d.comb += [queue.valid.eq(1), fifo.r_en.eq(queue.ready)]
                 with m.Default():

@@ -7,7 +7,8 @@ from esbflow import engine_facts as facts
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbhw.engine.array import array_signature
 from esbhw.engine.codebook import CodebookDecoder
-from esbhw.fabric.adder_rows import Term, add_row, add_tree, gated, inverted, plain, register
+from esbhw.fabric.adder_rows import register
+from esbhw.fabric.bit_planes import join_planes, plane_sum
 from esbhw.fabric.luts import exclusive_or
 from esbhw.target import share
 
@@ -62,30 +63,9 @@ class ShiftAddColumn(Component):
                 digit = register(m, exclusive_or(m, platform, f"flip_{r}", digit, sign), f"flipped_{r}")
             activations.append(digit)
             weights.append(weight)
-        planes = [self._plane(m, platform, activations, weights, j) for j in range(self._planes)]
-        total = self._join(m, platform, planes)
-        m.d.comb += self.dot.eq(total.value)
+        planes = [plane_sum(m, platform, activations, weights, j) for j in range(self._planes)]
+        m.d.comb += self.dot.eq(join_planes(m, platform, planes, self._rows, self._magnitude).value)
         return m
-
-    def _plane(self, m, platform, activations, weights, j) -> Term:
-        leaves = []
-        for k in range(0, self._rows, 2):
-            total, largest = add_row(m, platform, [gated(activations[r], weights[r][j]) for r in (k, k + 1)],
-                                     f"plane{j}_leaf_{k // 2}")
-            leaves.append(plain(register(m, total, f"plane{j}_leaf_{k // 2}_q"), largest))
-        return add_tree(m, platform, leaves, f"plane{j}")
-
-    def _join(self, m, platform, planes) -> Term:
-        """The planes, each weighed by its bit; the top one of a two's complement inverted in its last row."""
-        terms = [term.shifted(j) for j, term in enumerate(planes)]
-        if self._magnitude or len(terms) == 1:
-            return add_tree(m, platform, terms, "join")
-        low, top = terms[:-1], planes[-1].value
-        if len(low) > 2:
-            low, top = [add_tree(m, platform, low, "join")], register(m, top, "join_top_q")
-        bits = (self._rows * facts.LARGEST_DIGIT).bit_length()
-        total, largest = add_row(m, platform, [*low, inverted(top, bits).shifted(len(planes) - 1)], "join_last")
-        return plain(register(m, total, "join_last_q"), largest)
 
 
 class ShiftAddArray(Component):

@@ -25,10 +25,10 @@ from esbflow.engine_facts import (
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
     SPLIT_CYCLES,
-    array_latency,
+    compute_latency,
     load_tail,
 )
-from esbflow.instructions import DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
+from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
 from esbflow.registers import LOG_BEATS
 from esbflow.requantizer import drain_latency
 
@@ -133,7 +133,7 @@ class CycleModel:
         self.layers = {}
         self._staged_free = 0
         self._stream_free = 0
-        self._array = array_latency(config)
+        self._compute = compute_latency(config)
         self._drain_latency = drain_latency(config)
         self._drain_begun = -1
 
@@ -174,8 +174,9 @@ class CycleModel:
             offset += INSTRUCTION_BEATS * run
 
     def run(self) -> Cycles:
-        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", DRAIN: "store", STAMP: "store", END: "store"}
-        act = {LOAD: self._load, WEIGHTS: self._weights, PASS: self._pass, DRAIN: self._drain, STAMP: self._stamp}
+        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", CHANNEL: "compute", DRAIN: "store", STAMP: "store", END: "store"}
+        act = {LOAD: self._load, WEIGHTS: self._weights, PASS: self._pass, CHANNEL: self._pass, DRAIN: self._drain,
+               STAMP: self._stamp}
         depth = self.config.queue_depth
         previous = -1
         fetched = self._fetched()
@@ -241,7 +242,10 @@ class CycleModel:
         if fields["wait_weights"]:
             accept = max(accept, self._take("weights_full"))
         load_cycles = tail = 0
-        if not fields["keep"]:
+        channel = fields["opcode"] == CHANNEL
+        if channel and not fields["keep"]:
+            load_cycles = self.config.tap_load_cycles
+        elif not fields["keep"]:
             load_cycles = self.config.tile_load_cycles + (BOOK_CYCLES if fields["load_book"] else 0)
             tail = load_tail(self.config)
         if fields["post_weights"]:
@@ -264,11 +268,13 @@ class CycleModel:
         spent["compute"] += pixels
         last_pixel = start + pixels
         self._staged_free = start + 1
-        self._stream_free = start + max(pixels, HAZARD_CYCLES)
+        # Bubbles follow the last output where there are fewer than the hazard's.
+        outputs = fields["rows"] * ((fields["cols"] - fields["tap_cols"]) // (fields["gap"] + 1) + 1) if channel else pixels
+        self._stream_free = last_pixel + max(0, HAZARD_CYCLES - outputs)
         if fields["post_activations"]:
             self._post("activations_free", last_pixel)
         if fields["post_accumulators"]:
-            self._post("accumulators_full", last_pixel + ACTIVATION_LATENCY + self._array + ACCUMULATE_LATENCY)
+            self._post("accumulators_full", last_pixel + ACTIVATION_LATENCY + self._compute + ACCUMULATE_LATENCY)
         return accept
 
     # -- drain --------------------------------------------------------------------------------------------

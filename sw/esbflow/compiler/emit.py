@@ -6,6 +6,7 @@ loads of the next tile are moved before the passes of this one wherever that sta
 
 from dataclasses import dataclass, field
 
+from esbflow.compiler.channels import ChannelPass, columns
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
@@ -255,16 +256,25 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
             slot, fresh, frees = (0, False, False) if keep else _slot(config, state, chunk, weight_pass)
             if opens:
                 state.passes_begun += 1
-            book, load_book = (0, False) if keep else _book(state, weight_pass.codebook)
+            opcode, own_fields = _own_fields(state, layer, weight_pass, keep, window)
             state.words.append(encode(
-                "PASS", layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
+                opcode, layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
                 half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
                 first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(very_first),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
-                post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1),
-                book=book, load_book=int(load_book), codebook=weight_pass.codebook if load_book else 0))
+                post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
         if chunk.last:
             _emit_drain(config, state, chunk, group)
+
+
+def _own_fields(state: _State, layer: Layer, weight_pass: WeightPass, keep: bool, window: int) -> tuple:
+    """(PASS or CHANNEL, the fields that only that has)."""
+    if isinstance(weight_pass, ChannelPass):
+        return "CHANNEL", dict(
+            tap_rows=weight_pass.tap_rows, tap_cols=weight_pass.tap_cols, tap_step_y=layer.dilation[0],
+            tap_step=layer.dilation[0] * window, gap=columns(layer).gap, maximum=int(layer.maximum), part=weight_pass.part)
+    book, load_book = (0, False) if keep else _book(state, weight_pass.codebook)
+    return "PASS", dict(book=book, load_book=int(load_book), codebook=weight_pass.codebook if load_book else 0)
 
 
 def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, window: int) -> dict:
@@ -273,14 +283,17 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
     layer, row, col = chunk.plan.layer, chunk.row, chunk.col
     if layer.repeat[1] > 1:
         # One row of the map: its columns are the rows of the walk, each of them taken several times.
-        columns = col.in1 - col.in0
-        return dict(rows=columns, cols=layer.repeat[1], in_rows=columns, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
+        inputs = col.in1 - col.in0
+        return dict(rows=inputs, cols=layer.repeat[1], in_rows=inputs, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
                     address=place + col.in0 - first_col, row_step=1)
     y = row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0] - layer.padding[0] - row.in0
     x = col.conv0 * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
-    return dict(rows=row.conv1 - row.conv0, cols=col.conv1 - col.conv0, in_rows=row.in1 - row.in0,
+    cols, step = col.conv1 - col.conv0, layer.stride[1]
+    if isinstance(weight_pass, ChannelPass):
+        step, cols = columns(layer).step, columns(layer).count(cols, weight_pass.tap_cols)
+    return dict(rows=row.conv1 - row.conv0, cols=cols, in_rows=row.in1 - row.in0,
                 in_cols=min(chunk.plan.source.width, first_col + window) - first_col, stride_y=layer.stride[0],
-                stride_x=layer.stride[1], y=y, x=x, address=place + y * window + x, row_step=layer.stride[0] * window)
+                stride_x=step, y=y, x=x, address=place + y * window + x, row_step=layer.stride[0] * window)
 
 
 def _book(state: _State, codebook: int) -> tuple:
@@ -300,7 +313,7 @@ def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: Weigh
         slot, fresh = state.tiles % config.weight_slots, True
         state.words.append(encode(
             "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=weight_pass.offset,
-            beats=config.tile_beats, segments=1, destination=0, address=slot * config.tile_beats,
+            beats=config.tap_beats if isinstance(weight_pass, ChannelPass) else config.tile_beats, segments=1, destination=0, address=slot * config.tile_beats,
             wait_free=int(state.tiles >= config.weight_slots), post_full=1))
         state.tiles += 1
         state.slots[weight_pass.offset] = slot

@@ -52,6 +52,7 @@ class Layer:
     residual_format: Format | None
     out_format: Format
     stacked: bool  # the images of a batch are rows of one tall map
+    maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
 
     @property
     def kernel(self) -> tuple:

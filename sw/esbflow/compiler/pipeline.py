@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from esbflow.compiler.bipolar import store_bipolar
+from esbflow.compiler.channels import columns, pack_channels, place_on_unit, uses_unit
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import fold_input
@@ -28,7 +29,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
-    tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit (instructions).
+    place_on_unit (what keeps channels apart), tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit (instructions).
 
     Raises
     ------
@@ -42,7 +43,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         fold_choice, layers[0] = fold_input(layers[0], config.rows)
-    layers = split_pools(config, layers, batch)
+    layers = place_on_unit(config, split_pools(config, layers, batch))
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
 
@@ -58,9 +59,10 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     for number, layer in enumerate(layers):
         source, target = Source(tuple(layouts[name] for name in layer.sources)), layouts[layer.target]
         added = layouts[layer.residual] if layer.residual else None
-        weights = pack_layer(config, region, layer, source.digits, source.signed,
-                             (added.digits, added.signed) if added else None)
-        passes = max(len(group) for group in weights.groups)
+        on_unit = uses_unit(config, layer)
+        weights = (pack_channels if on_unit else pack_layer)(
+            config, region, layer, source.digits, source.signed, (added.digits, added.signed) if added else None)
+        passes = max(len(group) for group in weights.groups) * (columns(layer).gap + 1 if on_unit else 1)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
                    else (layer.conv_shape[1], layer.in_shape[1]))

@@ -9,7 +9,16 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TABLE_INPUTS, EngineConfig
-from esbflow.engine_facts import BOOK_ENTRY_BITS, LARGEST_DIGIT, SHIFT_DIGITS, array_offset, book_entry, dot_largest
+from esbflow.engine_facts import (
+    BOOK_ENTRY_BITS,
+    LARGEST_DIGIT,
+    SHIFT_DIGITS,
+    TAP_ENTRY_BITS,
+    array_offset,
+    book_entry,
+    dot_largest,
+    tap_entry,
+)
 from esbflow.numbers import ESB
 from esbflow.requantizer import FACTOR_BITS, fold
 
@@ -70,6 +79,12 @@ class WeightsRegion:
         padded[:packed.size] = packed
         return self._append(padded)
 
+    def taps(self, taps: np.ndarray) -> int:
+        """Store taps (channels, TAPS) of the channel unit, 64 bits a channel and 5 bits a tap. Returns their beat offset."""
+        places = np.uint64(TAP_ENTRY_BITS) * np.arange(taps.shape[1], dtype=np.uint64)
+        words = (tap_entry(self._config, taps).astype(np.uint64) << places).sum(axis=1, dtype=np.uint64)
+        return self._append(np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8))
+
     def constants(self, m, n, s, b) -> int:
         """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b (folded, not negative) from bit 32 on."""
         mask = (1 << FACTOR_BITS) - 1
@@ -101,10 +116,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     out_per_group = out_channels // layer.groups
     digits = split_weights(layer.weight, f"layer {layer.name}", layer.groups > 1, config.weight_min, config.weight_max,
                            config.radix_bits)
-    highest = max(digit.shift for digit in digits) + DIGIT_BITS * (in_digits - 1)
-    if highest > DIGIT_BITS * SHIFT_DIGITS or any(digit.shift % DIGIT_BITS for digit in digits):
-        raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
-                           f"need shifts that engine {config.name} has not; use fewer weight bits")
+    check_shifts(config, layer, digits, in_digits)
 
     groups, constants = [], []
     live = [digit.values != 0 for digit in digits]
@@ -112,8 +124,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     in_groups = channel_groups(layer.source_channels, rows)
     for og in range(-(-out_channels // cols)):
         first, last = og * cols, min(out_channels, (og + 1) * cols)
-        passes, too_much = [], np.zeros(cols, dtype=np.int64)
-        reach = np.zeros(cols, dtype=np.int64)
+        passes, sums = [], Sums(cols)
         for ig, (channel_out, channel_in, row_at), ty, tx, number in _tiles(live, range(first, last), in_groups, per_group,
                                                                             out_per_group):
             digit, codebook, padding_code = digits[number], *books[number]
@@ -125,18 +136,42 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
                 signed, shift = in_signed and d == in_digits - 1, digit.shift + DIGIT_BITS * d
                 passes.append(WeightPass(offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx,
                                          shift=shift // DIGIT_BITS, signed=signed, codebook=codebook))
-                too_much += array_offset(config, digit.book[tile], signed) << shift
-                reach += _reach(config, digit.book[tile]) << shift
-        _check_accumulator(config, layer, int(reach.max()))
+                sums.add(slice(None), array_offset(config, digit.book[tile], signed), _reach(config, digit.book[tile]), shift)
         groups.append(passes)
-        values = {name: np.zeros(cols, dtype=np.int64) for name in "mnsb"}
-        for name in "mnsb":
-            values[name][:last - first] = getattr(layer.requantizer, name)[first:last]
-        # Channels that are not there get it too, so that zeros are stored for them.
-        values["b"] = fold(config, values["m"], values["n"], values["s"], values["b"] - values["m"] * too_much,
-                           layer.out_format, residual)
-        constants.append(region.constants(**values))
+        constants.append(sums.store(config, region, layer, first, residual))
     return LayerWeights(groups, constants)
+
+
+def check_shifts(config: EngineConfig, layer: Layer, digits: list, in_digits: int) -> None:
+    """Refuse a layer whose highest digits need more shift than the accumulators have."""
+    highest = max(digit.shift for digit in digits) + DIGIT_BITS * (in_digits - 1)
+    if highest > DIGIT_BITS * SHIFT_DIGITS or any(digit.shift % DIGIT_BITS for digit in digits):
+        raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
+                           f"need shifts that engine {config.name} has not; use fewer weight bits")
+
+
+class Sums:
+    """Of the accumulators of one output group: what they have too much, and how far they can reach."""
+
+    def __init__(self, cols: int):
+        self._too_much, self._reach = np.zeros(cols, dtype=np.int64), np.zeros(cols, dtype=np.int64)
+
+    def add(self, columns: slice, too_much, reach, shift: int) -> None:
+        """Take in a pass that adds to some columns."""
+        self._too_much[columns] += too_much << shift
+        self._reach[columns] += reach << shift
+
+    def store(self, config: EngineConfig, region: WeightsRegion, layer: Layer, first: int, residual: tuple | None) -> int:
+        """Store the constants of the group that begins with channel `first`, the offsets folded into b; their beat offset."""
+        _check_accumulator(config, layer, int(self._reach.max()))
+        values = {name: np.zeros(config.cols, dtype=np.int64) for name in "mnsb"}
+        for name in "mnsb":
+            own = getattr(layer.requantizer, name)[first:first + config.cols]
+            values[name][:len(own)] = own
+        # Channels that are not there get it too, so that zeros are stored for them.
+        values["b"] = fold(config, values["m"], values["n"], values["s"], values["b"] - values["m"] * self._too_much,
+                           layer.out_format, residual)
+        return region.constants(**values)
 
 
 def _codebook(config: EngineConfig, book: np.ndarray) -> int:
