@@ -10,6 +10,8 @@ from esbflow.graph.validate import validate, window_counts
 from esbflow.numbers import ESB, Binary, Signed, Unsigned
 
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
+CHANNEL_KINDS = ("depthwise", "depthwise", "max", "average", "conv", "residual", "add", "requantize", "concat", "upsample")
+"""Mostly layers that keep each channel to itself."""
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),
                Unsigned(3), Signed(5), Binary())
@@ -67,8 +69,8 @@ def _node(random, graph, kind, channels):
     source = _source(random, graph)
     name = f"{kind}{len(graph.nodes)}"
     c, h, w = source.shape
-    if kind in ("conv", "residual"):
-        return _conv(random, graph, name, source, kind == "residual", channels)
+    if kind in ("conv", "residual", "depthwise"):
+        return _conv(random, graph, name, source, kind == "residual", channels, kind == "depthwise")
     if kind == "linear":
         if c * h * w > 3000:
             return None
@@ -93,7 +95,7 @@ def _node(random, graph, kind, channels):
     return ir.Requantize(name, (source.name,), source.shape, Signed(32), 1.0)
 
 
-def _conv(random, graph, name, source, with_residual, channels):
+def _conv(random, graph, name, source, with_residual, channels, depthwise=False):
     c, h, w = source.shape
     kernel, stride, padding, dilation = [1, 1], [1, 1], [0, 0], [1, 1]
     wide, strided, dilated, padded = random.random(4) < (0.3, 0.4, 0.3, 0.7)
@@ -108,6 +110,8 @@ def _conv(random, graph, name, source, with_residual, channels):
     groups = int(random.choice(divisors)) if random.random() < 0.3 else 1
     out = groups * int(random.integers(1, max(2, 2 * channels // groups)))
     out = min(out, groups * max(1, 48 // groups))
+    if depthwise:
+        groups = out = c
     shape = []
     for a, size in enumerate((h, w)):
         _, even, most = window_counts(size, (kernel[a] - 1) * dilation[a] + 1, stride[a], padding[a])
