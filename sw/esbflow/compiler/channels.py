@@ -130,7 +130,9 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
                 else:
                     reach = channel_offset(config, taps, False) + LARGEST_DIGIT * np.maximum(taps, 0).sum(axis=1)
                     sums.add(lanes, channel_offset(config, taps, signed), reach, shift)
-        groups.append(passes)
+        # Equal taps one after the other: they stay in the unit.
+        order = {taps: k for k, taps in enumerate(dict.fromkeys((p.part, p.offset) for p in passes))}
+        groups.append(sorted(passes, key=lambda p: order[p.part, p.offset]))
         constants.append(sums.store(config, region, layer, first, residual))
     return LayerWeights(groups, constants)
 
@@ -152,5 +154,6 @@ def _taps(window: np.ndarray, width: int) -> np.ndarray:
     """(width, TAPS): tap row * 3 + age, age 0 being the last column."""
     channels, rows, cols = window.shape
     taps = np.zeros((width, TAP_SIDE, TAP_SIDE), dtype=np.int64)
-    taps[:channels, :rows, :cols] = window[:, :, ::-1]
+    # Channels that are not there take the taps of the last one, so that those of a pool are all equal.
+    taps[:, :rows, :cols] = np.pad(window[:, :, ::-1], ((0, width - channels), (0, 0), (0, 0)), mode="edge")
     return taps.reshape(width, TAPS)

@@ -8,6 +8,7 @@ fit the tiles of its convolution is a layer of its own too.
 
 from dataclasses import replace
 
+from esbflow.compiler.channels import columns, pool_on_unit
 from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import Source, tensor_layout
@@ -37,8 +38,14 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
     computed = sum(row.conv1 - row.conv0 for row in tiling.rows) * sum(col.conv1 - col.conv0 for col in tiling.cols)
     twice = planes * passes * (computed - height * width)
     taps = layer.pool.kernel[0] * layer.pool.kernel[1]
+    apart = pool_on_unit(config, _apart(layer)[1])
+    if apart.maximum:
+        taps, words = 1, target.groups * height * -(-width // config.words_per_beat) * config.beats_per_word
+        loads = max(words, target.groups * target.height * target.width * (columns(apart).gap + 1))
+    else:
+        loads = 0
     drain = target.height * target.width * taps * target.digits * config.cols // config.requantize_lanes
-    return twice > drain
+    return twice > max(drain, loads)
 
 
 def _apart(layer: Layer) -> tuple:

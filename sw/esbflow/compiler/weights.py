@@ -55,7 +55,7 @@ class WeightsRegion:
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self._parts, self._beats = [], 0
+        self._parts, self._beats, self._taps = [], 0, {}
 
     def _append(self, data: np.ndarray) -> int:
         offset = self._beats
@@ -80,10 +80,16 @@ class WeightsRegion:
         return self._append(padded)
 
     def taps(self, taps: np.ndarray) -> int:
-        """Store taps (channels, TAPS) of the channel unit, 64 bits a channel and 5 bits a tap. Returns their beat offset."""
+        """Store taps (channels, TAPS) of the channel unit, 64 bits a channel and 5 bits a tap; equal ones once.
+
+        Returns their beat offset.
+        """
         places = np.uint64(TAP_ENTRY_BITS) * np.arange(taps.shape[1], dtype=np.uint64)
         words = (tap_entry(self._config, taps).astype(np.uint64) << places).sum(axis=1, dtype=np.uint64)
-        return self._append(np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8))
+        content = words.astype("<u8").tobytes()
+        if content not in self._taps:
+            self._taps[content] = self._append(np.frombuffer(content, dtype=np.uint8))
+        return self._taps[content]
 
     def constants(self, m, n, s, b) -> int:
         """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b (folded, not negative) from bit 32 on."""
