@@ -118,9 +118,11 @@ class EngineConfig:
         self._check_weights()
         if self.channel_unit:
             _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
+            if self.weight_max < 1:
+                raise ValueError("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
             if self.tap_beats > self.tile_beats:
-                raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot has "
-                                 f"{self.tile_beats}; use more cols, or a narrower channel_unit")
+                raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
+                                 f"has {self.tile_beats}; use more cols, or a narrower channel_unit")
 
     def _check_weights(self) -> None:
         _in_range("weight_min", self.weight_min, -15, -1)
@@ -306,6 +308,8 @@ ENGINES = {
                      **_LARGE),
         EngineConfig("table64x128-w4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **_LARGE),
+        EngineConfig("table32x128-channel", rows=32, cols=128, array="table", table_groups=8, channel_unit=32,
+                     accumulator_depth=1024, **{**_LARGE, "requantize_lanes": 32}),
         EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
     )

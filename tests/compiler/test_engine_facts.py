@@ -6,7 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import array_offset, book_entry, dot_bits, dot_largest, weight_bits
+from esbflow.engine_facts import (
+    TAPS,
+    array_offset,
+    book_entry,
+    channel_bits,
+    channel_largest,
+    channel_offset,
+    channel_planes,
+    channel_range,
+    dot_bits,
+    dot_largest,
+    tap_entry,
+    tap_value,
+    weight_bits,
+)
 from tests.sw.graph_nodes import seeds
 
 ARRAYS = {
@@ -65,3 +79,39 @@ def test_book_entries_are_distinct_and_fit(kind):
     size = config(kind)
     entries = [book_entry(size, w) for w in range(size.weight_min, size.weight_max + 1)]
     assert len(set(entries)) == len(entries) and max(entries) < 1 << weight_bits(size) <= 32
+
+
+UNITS = {"magnitude": (-15, 15), "uneven": (-12, 7), "complement": (-8, 7), "two bits": (-2, 1), "ternary": (-1, 1)}
+
+
+def unit(kind: str) -> EngineConfig:
+    low, high = UNITS[kind]
+    return EngineConfig(kind, rows=8, cols=16, array="table", weight_min=low, weight_max=high, channel_unit=8)
+
+
+@given(seeds, st.sampled_from(sorted(UNITS)), st.booleans())
+def test_a_channel_s_sum_is_the_true_one_and_a_constant_of_its_taps(seed, kind, signed):
+    random, size = np.random.default_rng(seed), unit(kind)
+    low, high = channel_range(size)
+    assert low <= size.weight_min and size.weight_max <= high
+    taps = random.choice((low, 0, high, int(random.integers(low, high + 1))), (1, TAPS))
+    digits = random.integers(-8, 8, TAPS) if signed else random.choice((0, 15, int(random.integers(16))), TAPS)
+    planes, magnitude = channel_planes(size)
+    ones = (1 << (TAPS * 15).bit_length()) - 1
+    total = 0
+    for j in range(planes):
+        words = [abs(int(w)) if magnitude else int(w) & (1 << planes) - 1 for w in taps[0]]
+        column = (digits + 8 if signed else digits).tolist()
+        plane = sum((15 - a if magnitude and w < 0 else a) * (v >> j & 1) for w, v, a in zip(taps[0], words, column, strict=True))
+        total += (ones - plane if not magnitude and j == planes - 1 else plane) << j
+    assert total == int(taps[0] @ digits) + channel_offset(size, taps, signed)[0]
+    assert 0 <= total <= channel_largest(size) < 1 << channel_bits(size)
+
+
+@pytest.mark.parametrize("kind", sorted(UNITS))
+def test_tap_entries_are_distinct_and_can_be_read_back(kind):
+    size = unit(kind)
+    low, high = channel_range(size)
+    entries = [int(tap_entry(size, tap)) for tap in range(low, high + 1)]
+    assert len(set(entries)) == len(entries) and max(entries) < 32
+    assert [tap_value(size, entry) for entry in entries] == list(range(low, high + 1))

@@ -26,3 +26,10 @@ def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols):
 def test_the_drain_requantizes_pools_and_packs(rows, cols, lanes, parts):
     size = EngineConfig("bench", rows=rows, cols=cols, requantize_lanes=lanes, accumulator_depth=64, **parts)
     build.run("drain_bench", build.build("drain", Drain(size)), size)
+
+
+def test_the_sequencer_streams_columns_of_the_channel_unit():
+    size = EngineConfig("bench", rows=8, cols=16, weight_slots=4, accumulator_depth=16, channel_unit=8)
+    folder = build.build("channel_sequencer", Sequencer(size))
+    build.run("channel_sequencer_bench", folder, size)
+    build.run("sequencer_bench", folder, size)

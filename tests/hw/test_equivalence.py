@@ -7,6 +7,7 @@ from amaranth.lib.wiring import Component, In, Out
 from esbflow.engine_config import EngineConfig
 from esbhw import equivalence, yosys
 from esbhw.engine.accumulators import AccumulatorColumn
+from esbhw.engine.channel_unit import ChannelLane
 from esbhw.engine.shift_add_array import ShiftAddColumn
 from esbhw.engine.table_array import TableColumn, TableGenerators
 from esbhw.fabric.adder_rows import add_row, gated, inverted, plain
@@ -30,6 +31,9 @@ MODULES = {
         ShiftAddColumn, config(weight_min=-1, weight_max=0)),
     "tables": (TableColumn, TABLE), "generators": (TableGenerators, TABLE, 4),
     "narrow generators": (TableGenerators, config(16, array="table", weight_min=-2, weight_max=1), 2),
+    "accumulator of a channel unit": (AccumulatorColumn, EngineConfig("proven", 8, 16, channel_unit=8)),
+    "channel": (ChannelLane, EngineConfig("proven", 8, 16, channel_unit=8)),
+    "channel in complement": (ChannelLane, EngineConfig("proven", 8, 16, channel_unit=4, weight_min=-8, weight_max=7)),
     "LUT RAM": (LutRam, 3), "LUT RAM ports": (LutRamPorts, 3, 2),
 }
 

@@ -3,12 +3,15 @@
 from collections import Counter
 
 import pytest
+from amaranth.back import rtlil as back_rtlil
 
 from esbflow.engine_config import ENGINES
-from esbhw.generate import TOP, rtlil
+from esbhw.engine.channel_unit import ChannelUnit
+from esbhw.generate import TOP, elaborate_definitions, rtlil
 from esbhw.logic_depth import by_block, depths
 from esbhw.netlist import Netlist
 from esbhw.synthesis import Mapped, synthesize_rtlil
+from esbhw.target import Target
 
 
 def lut(output, *inputs):
@@ -138,3 +141,12 @@ def test_no_block_of_the_smallest_engine_has_grown_deeper():
               if depth.by_levels.levels > BOUNDS[block][0] or depth.by_carry.carry > BOUNDS[block][1]]
     assert not deeper, "\n".join(deeper)
     assert set(found) == set(BOUNDS)
+
+
+def test_the_channel_unit_is_no_deeper_than_its_register_allows():
+    config = ENGINES["small8x16-channel"]
+    target = Target("xilinx")
+    text = back_rtlil.convert(ChannelUnit(config), name="unit", platform=target, emit_src=False) + elaborate_definitions(target)
+    depth = by_block(depths(synthesize_rtlil(text, "unit"), "unit"))
+    for block in depth.values():
+        assert block.by_levels.levels <= 3 and block.by_carry.carry <= 48, f"{block.by_levels}; {block.by_carry}"

@@ -6,6 +6,7 @@ from esbflow.engine_config import EngineConfig
 from esbhw.engine.accumulators import Accumulators
 from esbhw.engine.activation_buffer import ActivationBuffer
 from esbhw.engine.array import make_array
+from esbhw.engine.channel_unit import ChannelUnit
 from esbhw.engine.constants import ConstantBanks
 from esbhw.engine.residual_buffer import ResidualBuffer
 from esbhw.engine.weight_slots import WeightSlots
@@ -56,3 +57,17 @@ def test_the_accumulators_add_and_drain():
 def test_the_array_swaps_tiles_without_losing_a_cycle(rows, cols, options):
     size = config(rows, **{"cols": cols, **options})
     build.run("array_bench", build.build("array", make_array(size)), size)
+
+
+@pytest.mark.parametrize("rows, unit, options", [
+    (8, 8, {}), (16, 4, dict(weight_path_beats=2)), (8, 8, dict(weight_min=-8, weight_max=7)),
+    (8, 4, dict(weight_min=-2, weight_max=1)), (32, 32, dict(array="table", weight_path_beats=4))],
+    ids=["sign and magnitude", "narrower than a word", "complement", "two bits", "wide"])
+def test_the_channel_unit_weighs_windows_and_finds_their_maxima(rows, unit, options):
+    size = config(rows, max(16, rows), channel_unit=unit, **options)
+    build.run("channel_unit_bench", build.build("channel_unit", ChannelUnit(size)), size)
+
+
+def test_the_accumulators_take_the_sums_of_one_block_of_channels():
+    size = config(8, 16, channel_unit=4)
+    build.run("channel_accumulators_bench", build.build("channel_accumulators", Accumulators(size)), size)

@@ -81,7 +81,8 @@ class Accumulators(Component):
     Members
     -------
     control : In(control_layout);  dots : In(cols * dot_bits)
-    with a channel unit: sums : In(channel_unit * channel_bits), with `control`;  ahead : In(control_layout), the next control
+    with a channel unit: sums : In(channel_unit * channel_bits), with `control`
+    ahead : In(control_layout), the control of the next cycle
     post : Out(1)
     drain_bank, drain_index : In;  drain_data : Out(cols * accumulator_width), one cycle later
     overflow : Out(1), for good

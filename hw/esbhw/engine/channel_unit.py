@@ -1,4 +1,4 @@
-"""The channel unit: a window of 3 x 3 pixels of each channel, weighed and added up, or its maximum; every channel by itself."""
+"""The channel unit: 3 x 3 pixels of each channel, weighed and added up, or their maximum; every channel by itself."""
 
 from amaranth import Cat, Module, Signal
 from amaranth.lib.data import StructLayout

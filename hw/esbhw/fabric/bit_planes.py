@@ -15,8 +15,8 @@ def plane_sum(m, platform, digits: list, weights: list, j: int) -> Term:
     """
     leaves = []
     for k in range(0, len(digits), 2):
-        total, largest = add_row(m, platform, [gated(digit, weight[j]) for digit, weight in
-                                               zip(digits[k:k + 2], weights[k:k + 2], strict=True)], f"plane{j}_leaf_{k // 2}")
+        pair = [gated(digit, weight[j]) for digit, weight in zip(digits[k:k + 2], weights[k:k + 2], strict=True)]
+        total, largest = add_row(m, platform, pair, f"plane{j}_leaf_{k // 2}")
         leaves.append(plain(register(m, total, f"plane{j}_leaf_{k // 2}_q"), largest))
     return add_tree(m, platform, leaves, f"plane{j}")
 

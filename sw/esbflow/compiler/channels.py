@@ -79,7 +79,9 @@ def place_on_unit(config: EngineConfig, layers: list) -> list:
 def pool_on_unit(config: EngineConfig, layer: Layer) -> Layer:
     """A layer that is a max pool as one pass of the unit, where it can be; any other as it is."""
     pool = layer.pool
-    if layer.op != "MaxPool2d" or not config.channel_unit or max(pool.kernel) > TAP_SIDE or storage_digits(layer.in_format) > 1:
+    if layer.op != "MaxPool2d" or not config.channel_unit:
+        return layer
+    if max(pool.kernel) > TAP_SIDE or storage_digits(layer.in_format) > 1:
         return layer
     ones = np.ones((layer.in_shape[0], 1, *pool.kernel), dtype=np.int64)
     return replace(layer, weight=ones, stride=pool.stride, padding=pool.padding, conv_shape=layer.out_shape, pool=Pool(),
@@ -89,10 +91,11 @@ def pool_on_unit(config: EngineConfig, layer: Layer) -> Layer:
 def _copy(layer: Layer, name: str) -> Layer:
     """The parts that a layer reads, as one tensor."""
     channels = layer.in_shape[0]
-    return replace(layer, name=name, op="Concat", target=name, residual=None, residual_format=None, conv_shape=layer.in_shape,
-                   out_shape=layer.in_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0),
-                   dilation=(1, 1), pool=Pool(), repeat=(1, 1), requantizer=Requantizer.pass_through(channels),
-                   out_format=layer.in_format, stacked=False, maximum=False)
+    return replace(
+        layer, name=name, op="Concat", target=name, residual=None, residual_format=None, conv_shape=layer.in_shape,
+        out_shape=layer.in_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
+        pool=Pool(), repeat=(1, 1), requantizer=Requantizer.pass_through(channels), out_format=layer.in_format,
+        stacked=False, maximum=False)
 
 
 def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool,

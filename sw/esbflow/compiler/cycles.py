@@ -174,7 +174,8 @@ class CycleModel:
             offset += INSTRUCTION_BEATS * run
 
     def run(self) -> Cycles:
-        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", CHANNEL: "compute", DRAIN: "store", STAMP: "store", END: "store"}
+        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", CHANNEL: "compute", DRAIN: "store", STAMP: "store",
+                   END: "store"}
         act = {LOAD: self._load, WEIGHTS: self._weights, PASS: self._pass, CHANNEL: self._pass, DRAIN: self._drain,
                STAMP: self._stamp}
         depth = self.config.queue_depth

@@ -311,9 +311,10 @@ def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: Weigh
         slot, fresh = state.slots[weight_pass.offset], False
     else:
         slot, fresh = state.tiles % config.weight_slots, True
+        beats = config.tap_beats if isinstance(weight_pass, ChannelPass) else config.tile_beats
         state.words.append(encode(
-            "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=weight_pass.offset,
-            beats=config.tap_beats if isinstance(weight_pass, ChannelPass) else config.tile_beats, segments=1, destination=0, address=slot * config.tile_beats,
+            "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=weight_pass.offset, beats=beats,
+            segments=1, destination=0, address=slot * config.tile_beats,
             wait_free=int(state.tiles >= config.weight_slots), post_full=1))
         state.tiles += 1
         state.slots[weight_pass.offset] = slot

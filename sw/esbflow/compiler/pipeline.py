@@ -29,7 +29,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
-    place_on_unit (what keeps channels apart), tensor_layout and place (memory), split_weights and pack_layer (integers to codes), tile, emit (instructions).
+    place_on_unit (what keeps channels apart), tensor_layout and place (memory), split_weights, pack_layer and pack_channels
+    (integers to codes and taps), tile, emit (instructions).
 
     Raises
     ------

@@ -142,7 +142,8 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
                 signed, shift = in_signed and d == in_digits - 1, digit.shift + DIGIT_BITS * d
                 passes.append(WeightPass(offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx,
                                          shift=shift // DIGIT_BITS, signed=signed, codebook=codebook))
-                sums.add(slice(None), array_offset(config, digit.book[tile], signed), _reach(config, digit.book[tile]), shift)
+                values = digit.book[tile]
+                sums.add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
         groups.append(passes)
         constants.append(sums.store(config, region, layer, first, residual))
     return LayerWeights(groups, constants)
@@ -168,7 +169,7 @@ class Sums:
         self._reach[columns] += reach << shift
 
     def store(self, config: EngineConfig, region: WeightsRegion, layer: Layer, first: int, residual: tuple | None) -> int:
-        """Store the constants of the group that begins with channel `first`, the offsets folded into b; their beat offset."""
+        """Store the constants of the group from channel `first` on, offsets folded into b. Returns their beat offset."""
         _check_accumulator(config, layer, int(self._reach.max()))
         values = {name: np.zeros(config.cols, dtype=np.int64) for name in "mnsb"}
         for name in "mnsb":
