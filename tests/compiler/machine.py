@@ -112,6 +112,7 @@ class Machine:
             self.tokens[name] = self.tokens.get(name, 0) + count
             self.highest[name] = max(self.highest.get(name, 0), self.tokens[name])
             assert self.tokens[name] <= SEMAPHORE_LIMIT
+            assert name != "weights_free" or self.tokens[name] <= self.config.weight_slots, "a slot was given back twice"
 
     # -- instructions -------------------------------------------------------------------------------------------
     def _transfer(self, f, target):

@@ -4,7 +4,9 @@ Instructions stand in an order in which every wait is answered by an earlier pos
 loads of the next tile are moved before the passes of this one wherever that stays true.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 
 from esbflow.compiler.channels import ChannelPass, columns
 from esbflow.compiler.layout import Source, TensorLayout
@@ -64,6 +66,7 @@ class _State:
     posted: int = 0
     taken: int = 0
     slots: dict = field(default_factory=dict)  # resident tiles: beat offset -> slot
+    uses: Counter = field(default_factory=Counter)  # and how often the layer's passes will yet take them from there
     books: list = field(default_factory=lambda: [None] * BOOKS)  # codebooks in the array
     last_book: int = 0
 
@@ -81,6 +84,9 @@ def emit(config: EngineConfig, plans: list) -> list:
             loaded += 1
 
     for i, chunk in enumerate(work):
+        if i == 0 or work[i - 1].plan is not chunk.plan:
+            state.uses.update(weight_pass.offset for other in takewhile(lambda c: c.plan is chunk.plan, islice(work, i, None))
+                              for _, passes in _own_passes(other) for weight_pass, keep in passes if not keep)
         # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before.
         load_next(i + 2)
         assert loaded > i, "a chunk reads what no earlier drain has stored"
@@ -89,6 +95,7 @@ def emit(config: EngineConfig, plans: list) -> list:
             log = LOG_BEATS * chunk.plan.number
             state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log))
             state.slots.clear()
+            state.uses.clear()
     state.words.append(encode("END", layer=work[-1].plan.number))
     return state.words
 
@@ -245,15 +252,12 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
     first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
     in_rows = chunk.row.in1 - chunk.row.in0
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
-    own = {group: [p for p in plan.weights.groups[group] if p.plane in place] for group in chunk.groups}
-    for group in chunk.groups:
-        passes = own[group]
-        for k, weight_pass in enumerate(passes):
+    for group, passes in _own_passes(chunk):
+        for k, (weight_pass, keep) in enumerate(passes):
             opens = chunk.first and k == 0
             very_first = group == chunk.groups[0] and k == 0
             very_last = group == chunk.groups[-1] and k == len(passes) - 1
-            keep = k > 0 and passes[k - 1].offset == weight_pass.offset
-            slot, fresh, frees = (0, False, False) if keep else _slot(config, state, chunk, weight_pass)
+            slot, fresh, frees = (0, False, False) if keep else _slot(config, state, plan, weight_pass)
             if opens:
                 state.passes_begun += 1
             opcode, own_fields = _own_fields(state, layer, weight_pass, keep, window)
@@ -265,6 +269,13 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
                 post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
         if chunk.last:
             _emit_drain(config, state, chunk, group)
+
+
+def _own_passes(chunk: _Chunk):
+    """For each output group the passes that read the chunk's planes, and whether each keeps the weights of the one before."""
+    for group in chunk.groups:
+        passes = [p for p in chunk.plan.weights.groups[group] if p.plane in chunk.planes]
+        yield group, [(p, k > 0 and passes[k - 1].offset == p.offset) for k, p in enumerate(passes)]
 
 
 def _own_fields(state: _State, layer: Layer, weight_pass: WeightPass, keep: bool, window: int) -> tuple:
@@ -304,9 +315,8 @@ def _book(state: _State, codebook: int) -> tuple:
     return book, load
 
 
-def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: WeightPass) -> tuple:
+def _slot(config: EngineConfig, state: _State, plan: PlannedLayer, weight_pass: WeightPass) -> tuple:
     """(slot, does the pass wait for a fresh tile, does it free the slot); emits the tile's load if there is one."""
-    plan = chunk.plan
     if plan.resident and weight_pass.offset in state.slots:
         slot, fresh = state.slots[weight_pass.offset], False
     else:
@@ -318,10 +328,8 @@ def _slot(config: EngineConfig, state: _State, chunk: _Chunk, weight_pass: Weigh
             wait_free=int(state.tiles >= config.weight_slots), post_full=1))
         state.tiles += 1
         state.slots[weight_pass.offset] = slot
-    tiling = plan.tiling
-    last_tile = (chunk.row is tiling.rows[-1] and chunk.col is tiling.cols[-1]
-                 and chunk.image == (0 if plan.layer.stacked else plan.target.images - 1))
-    return slot, fresh, last_tile or not plan.resident
+    state.uses[weight_pass.offset] -= 1
+    return slot, fresh, not plan.resident or not state.uses[weight_pass.offset]
 
 
 def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) -> None:
