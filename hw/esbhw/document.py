@@ -45,6 +45,19 @@ _PASS = {
         ("accumulators", "the bank is full, once its last sum is stored"))},
 }
 
+_CHANNEL = {name: meaning for name, meaning in _PASS.items() if "book" not in name} | {
+    "cols": "columns that a row of outputs reads", "stride_x": "map columns, and buffer words, from one column to the next",
+    "y": "map row of the first word of column (0, 0), signed", "x": "its map column, signed",
+    "address": "its buffer word, signed", "keep": "keep the taps of the pass before: load nothing",
+    "post_weights": "give a token: the slot is free, once its taps are in the unit",
+    "tap_rows": "words of a column that belong to the window, 1 to 3",
+    "tap_cols": "columns of the window, 1 to 3; as many are read before a row's first output is there",
+    "tap_step_y": "map rows from one word of a column to the next", "tap_step": "buffer words from one to the next",
+    "gap": "columns between those that bring an output", "maximum": "take the window's maximum, not its weighed sum",
+    "part": "block of `channel_unit` columns of the accumulators that is added to; modulo the blocks in a word, also the "
+            "channels that are taken",
+}
+
 _DRAIN = {
     "acc_rows": "rows of pixels in the bank", "acc_cols": "columns of pixels in the bank",
     "out_rows": "rows to store", "out_cols": "columns to store, up to a whole beat",
@@ -64,7 +77,7 @@ _DRAIN = {
     "post_store": "give a store token when the last burst is answered",
 }
 
-MEANINGS = {"PASS": _PASS, "DRAIN": _DRAIN}
+MEANINGS = {"PASS": _PASS, "CHANNEL": _CHANNEL, "DRAIN": _DRAIN}
 
 _ABOUT = {
     "LOAD": "Copies `segments` runs of `beats` beats, `stride` beats apart in memory, to consecutive beats of the "
@@ -75,6 +88,10 @@ _ABOUT = {
                "`wait_stores` must be zero.",
     "PASS": "Multiplies the weight tile in `slot` with the buffer word of each of `rows * cols` output pixels, and adds "
             "the shifted products to `bank`. Outside the map the word counts as zero.",
+    "CHANNEL": "A pass through the channel unit, in engines that have one. Each channel's window of up to 3 x 3 words is "
+               "weighed with the channel's taps and added up, or its maximum is taken; the columns of `part` take that in, "
+               "the others nothing. `first` still overwrites all of them. Outside the map a word counts as zero, and for a "
+               "maximum as less than any other. The last column must bring an output.",
     "DRAIN": "Requantizes a bank, takes the maximum over each pooling window and stores it, digit by digit and channel "
              "group by channel group. Window coordinates clamp to the tile.",
     "STAMP": "Writes one log record: the counters, then zeros, then the layer number, as 32-bit words.",

@@ -56,6 +56,7 @@ GROUPS = (
     (r".*_queue", "instruction queues"),
     (r".*_port|store_splitter", "AXI ports"),
     (r"slots", "weight slots"),
+    (r"activation_buffer|channel_buffer_\d+", "activation buffer"),
     (r"load|weights", "loaders"),
     (r"constants", "requantizer constants"),
     (r"drain", "drain and requantizer"),

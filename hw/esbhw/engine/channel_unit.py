@@ -38,7 +38,7 @@ class ChannelLane(Component):
     swap : In(1), the taps that were written are active for the column of the following cycle
     write_en : In(1);  taps : In(TAPS * tap_bits), tap `row * 3 + age`, age 0 being the newest column
     two, three : In(1), a cycle after the column: the maximum is over more than one column, more than two
-    maximum : In(1), with the result
+    maximum : In(1), a cycle before the result
     total : Out(channel_bits), `engine_facts.channel_latency` cycles after the column, less one if channels are chosen
     """
 
@@ -54,12 +54,13 @@ class ChannelLane(Component):
     def elaborate(self, platform):
         m = Module()
         largest = self._maximum(m, platform)
-        for i in range(self._latency - MAXIMUM_LATENCY):
+        for i in range(self._latency - 1 - MAXIMUM_LATENCY):
             largest = register(m, largest, f"largest_{i}")
         total = Signal(self._bits)
         m.d.comb += total.eq(self._sum(m, platform))
         wide = Signal(self._bits)
-        m.d.comb += [wide.eq(largest), self.total.eq(multiplexed(m, platform, "choice", total, wide, self.maximum))]
+        m.d.comb += wide.eq(largest)
+        m.d.comb += self.total.eq(register(m, multiplexed(m, platform, "choice", total, wide, self.maximum), "chosen"))
         return m
 
     def _sum(self, m, platform):
@@ -148,7 +149,7 @@ class ChannelUnit(Component):
             window, swap = late, register(m, swap, "swap_chosen")
         two, three = (register(m, window.tap_cols > k, name) for k, name in ((1, "two"), (2, "three")))
         maximum = window.maximum
-        for i in range(facts.channel_latency(config) - (lanes < config.rows)):
+        for i in range(facts.channel_latency(config) - (lanes < config.rows) - 1):
             maximum = register(m, maximum, f"maximum_{i}")
 
         # The weight path's row, then the lanes that it is for.

@@ -6,6 +6,7 @@ loads of the next tile are moved before the passes of this one wherever that sta
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, takewhile
 
 from esbflow.compiler.channels import ChannelPass, columns
@@ -85,8 +86,7 @@ def emit(config: EngineConfig, plans: list) -> list:
 
     for i, chunk in enumerate(work):
         if i == 0 or work[i - 1].plan is not chunk.plan:
-            state.uses.update(weight_pass.offset for other in takewhile(lambda c: c.plan is chunk.plan, islice(work, i, None))
-                              for _, passes in _own_passes(other) for weight_pass, keep in passes if not keep)
+            state.uses.update(_uses(takewhile(partial(_of_plan, chunk.plan), islice(work, i, None))))
         # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before.
         load_next(i + 2)
         assert loaded > i, "a chunk reads what no earlier drain has stored"
@@ -272,10 +272,20 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
 
 
 def _own_passes(chunk: _Chunk):
-    """For each output group the passes that read the chunk's planes, and whether each keeps the weights of the one before."""
+    """For each output group the passes that read the chunk's planes, and whether each keeps the weights before it."""
     for group in chunk.groups:
         passes = [p for p in chunk.plan.weights.groups[group] if p.plane in chunk.planes]
         yield group, [(p, k > 0 and passes[k - 1].offset == p.offset) for k, p in enumerate(passes)]
+
+
+def _uses(chunks) -> Counter:
+    """How many passes of some chunks load the weights at each beat offset."""
+    return Counter(weight_pass.offset for chunk in chunks for _, passes in _own_passes(chunk)
+                   for weight_pass, keep in passes if not keep)
+
+
+def _of_plan(plan: PlannedLayer, chunk: _Chunk) -> bool:
+    return chunk.plan is plan
 
 
 def _own_fields(state: _State, layer: Layer, weight_pass: WeightPass, keep: bool, window: int) -> tuple:
