@@ -70,7 +70,7 @@ def test_depthwise_convolutions_of_any_window_take_no_tile(kernel, stride, paddi
     program = checked(graph, batch=2, random=random)
     assert "PASS" not in opcodes(program)
     unit, tiles = count_cycles(program), count_cycles(compile_graph(graph, PLAIN, 2))
-    assert unit.total <= tiles.total and unit.compute <= tiles.compute
+    assert unit.compute <= tiles.compute
     if kernel == (3, 3) and dilation == (1, 1):
         assert unit.compute * (6 if stride == (1, 1) else 4) < tiles.compute
 
