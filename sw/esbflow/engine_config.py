@@ -308,8 +308,6 @@ ENGINES = {
                      **_LARGE),
         EngineConfig("table64x128-w4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **_LARGE),
-        EngineConfig("table32x128-channel", rows=32, cols=128, array="table", table_groups=8, channel_unit=32,
-                     accumulator_depth=1024, **{**_LARGE, "requantize_lanes": 32}),
         EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
     )

@@ -97,9 +97,11 @@ def channel_range(config: EngineConfig) -> tuple:
 
 
 def channel_latency(config: EngineConfig) -> int:
-    """Cycles from the activation buffer's digits to the channel unit's sums: a choice of channels where the unit is narrower
-    than a word; a register for the signs, if taps are sign and magnitude; leaf rows; trees; the join of the planes; the choice
-    between sum and maximum."""
+    """Cycles from the activation buffer's digits to the channel unit's sums.
+
+    A choice of channels where the unit is narrower than a word; a register for the signs, if taps are sign and magnitude;
+    leaf rows; trees; the join of the planes; the choice between sum and maximum.
+    """
     planes, magnitude = channel_planes(config)
     choice = config.channel_unit < config.rows
     return int(choice) + int(magnitude) + 1 + tree_levels(-(-TAPS // 2)) + tree_levels(planes) + 1

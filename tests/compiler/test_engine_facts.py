@@ -81,7 +81,7 @@ def test_book_entries_are_distinct_and_fit(kind):
     assert len(set(entries)) == len(entries) and max(entries) < 1 << weight_bits(size) <= 32
 
 
-UNITS = {"magnitude": (-15, 15), "uneven": (-12, 7), "complement": (-8, 7), "two bits": (-2, 1), "ternary": (-1, 1)}
+UNITS = {"magnitude": (-15, 15), "uneven": (-12, 7), "complement": (-8, 7), "two-bits": (-2, 1), "ternary": (-1, 1)}
 
 
 def unit(kind: str) -> EngineConfig:
