@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
 
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     main_parser = _Parser(prog="esbflow", description="Low-bit networks from PyTorch to a shift-add engine.")
     main_parser.add_argument("--version", action="version", version=f"esbflow {__version__}")
+    main_parser.add_argument("--traceback", action="store_true", help="show where in the code bad input was refused")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for module in COMMANDS:
         module.add_parser(commands)
@@ -81,6 +83,14 @@ def _warnings_in_one_line(command: str):
         yield
 
 
+def _sentence(error: Exception) -> str | None:
+    """What the user is told of bad input or of something that is missing; None for a fault of ours."""
+    if isinstance(error, ImportError):
+        return f"{error.name or error} is not installed; `esbflow doctor` says what to do"
+    # ValueError is how the libraries refuse bad input; a RuntimeError counts only if it is one of ours.
+    return str(error) if isinstance(error, (ValueError, OSError, *expected_errors())) else None
+
+
 def main(argv: list | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -94,18 +104,15 @@ def main(argv: list | None = None) -> int:
     except KeyboardInterrupt as stop:  # a training's says how to go on
         print(f"esbflow {arguments.command}: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return 130
-    except ImportError as error:
-        print(f"esbflow {arguments.command}: {error.name or error} is not installed; `esbflow doctor` says what to do",
-              file=sys.stderr)
-        return 2
-    except (ValueError, OSError, RuntimeError) as error:
-        # ValueError is how the libraries refuse bad input; a RuntimeError counts only if it is one of ours.
-        if isinstance(error, RuntimeError) and not isinstance(error, expected_errors()):
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            print(f"esbflow {arguments.command}: this is a fault of esbflow, not of its input; please report it with the "
+                  "lines below", file=sys.stderr)
             raise
-        print(f"esbflow {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except expected_errors() as error:
-        print(f"esbflow {arguments.command}: {error}", file=sys.stderr)
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"esbflow {arguments.command}: {sentence}", file=sys.stderr)
         return 2
     return 0
 

@@ -191,7 +191,7 @@ def _fold_sizes(proto: onnx.ModelProto, shapes: dict) -> bool:
     sizes = {}
     for node in graph.node:
         names = [name for name in node.input if name]
-        if node.op_type == "Shape" and names[0] in shapes:
+        if node.op_type == "Shape" and names and names[0] in shapes:
             sizes[node.output[0]] = sizes_of(node, shapes[names[0]])
         elif sizes.keys() & set(names) and all(name in sizes or name in given or name in constants for name in names):
             given.update({name: fold(constants[name], {}, opset)[0] for name in names if name in constants})

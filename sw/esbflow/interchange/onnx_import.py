@@ -20,6 +20,7 @@ from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
 from esbflow.interchange.moves import MOVES, Moved
+from esbflow.interchange.node_checks import check_attributes, check_inputs
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, sizes_of, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
@@ -28,8 +29,9 @@ from esbflow.maps import map_shape
 
 HANDLERS = {**QUANTIZERS, **LAYERS, **SHAPES}
 
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-"""What handlers raise on a node that onnx's checker lets through, but that has not what its operator needs."""
+DAMAGE = (ValueError, LookupError, ArithmeticError)
+"""What handlers raise on a node that onnx's checker lets through, but that does not have what its operator needs. Other
+exceptions are faults of handlers, and keep their traceback."""
 
 PIXEL_MAX = "esbflow.pixel_max"
 """Metadata of a model that `esbflow export` wrote: the real input of the brightest pixel."""
@@ -159,9 +161,10 @@ class Walk:
             raise
         except DAMAGE as error:
             raise GraphError(f"{title(node)}: its inputs or attributes are not those of {node.op_type} "
-                             f"({first_line(error)}); export the model again") from None
+                             f"({first_line(error)}); export the model again") from error
 
     def _compute(self, node, inputs):
+        check_attributes(node, self.model.opset)
         if node.op_type == "Constant":
             return Constant(_constant(node))
         if node.op_type == "Shape":
@@ -181,6 +184,7 @@ class Walk:
                              f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
         if node.op_type == "Clip" and isinstance(_in_order(inputs[0]), Codes):
             handler = clip_codes
+        check_inputs(node, handler, inputs)
         for value, tensor in zip(map(_in_order, inputs), node.input):
             if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
