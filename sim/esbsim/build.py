@@ -16,6 +16,8 @@ from esbsim.toolchain import BuildError
 
 HERE = Path(__file__).parent
 HARNESS = ("harness.cpp", "memory.h")
+PINS = ("serial_harness.cpp",)
+"""Harnesses: of an engine's AXI ports, and of the pins of a board with a serial line. The first file is compiled."""
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 TRACE_RUNTIME = ("verilated_vcd_c.cpp",)
 JOBS = max(1, min(2, os.cpu_count() or 1))
@@ -42,13 +44,14 @@ def cache_folder() -> Path:
 
 
 def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False,
-          random: bool = False) -> Path:
+          random: bool = False, harness: tuple = HARNESS) -> Path:
     """The shared library of a design: from the cache, or built now (seconds to minutes, 2 jobs at most).
 
     Parameters
     ----------
     text : RTLIL (as amaranth.back.rtlil.convert gives it; flattened here) or Verilog (taken as it is).
-    top : name of the top module: ap_clk, ap_rst_n, irq, s_axi_* and any m_axi_<port>_* of 128 data bits.
+    top : name of the top module: ap_clk, ap_rst_n, irq, s_axi_* and any m_axi_<port>_* of 128 data bits; with the harness
+        PINS: clock, rx, tx and leds.
     cache_dir : where libraries are kept; None is cache_folder().
     trace : True builds one that can write waves (slower, kept apart).
     random : True builds one in which all that has no value yet is random, by Simulator's `seed`.
@@ -60,7 +63,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     """
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{top}-{_key(text, top, trace, random)}.so"
+    library = folder / f"{top}-{_key(text, top, trace, random, harness)}.so"
     if _is_whole(library):
         return library
     with _locked(library.with_suffix(".lock")):
@@ -69,7 +72,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
             shutil.rmtree(work, ignore_errors=True)  # of a build that was killed: who holds the lock has no other beside it
             work.mkdir()
             try:
-                _build(text, top, work.resolve(), folder.resolve(), library, trace, random)
+                _build(text, top, work.resolve(), folder.resolve(), library, trace, random, harness)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     return library
@@ -88,11 +91,11 @@ def _hash_file(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _key(text: str, top: str, trace: bool, random: bool) -> str:
+def _key(text: str, top: str, trace: bool, random: bool, harness: tuple) -> str:
     digest = hashlib.sha256()
     parts = [text, top, str(trace), *VERILATE, *(RANDOM if random else ZEROS), *COMPILE, *FAST, *SLOW,
              Path(toolchain.__file__).read_text(), toolchain.verilator()[2], *toolchain.compiler(),
-             *((HERE / name).read_text() for name in HARNESS)]
+             *((HERE / name).read_text() for name in harness)]
     for part in parts:
         digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()[:20]
@@ -123,13 +126,14 @@ def _names(path: Path, file) -> bool:
         return False
 
 
-def _build(text, top, work, folder, library, trace, random):
+def _build(text, top, work, folder, library, trace, random, harness):
     progress = _Progress(top)
     progress("flatten")
     verilog = text if _is_verilog(text) else toolchain.flatten(text, top, keep_names=trace)
     (work / "design.v").write_text(verilog)
-    (work / "ports.h").write_text(_ports_header(verilog, top, trace))
-    for name in HARNESS:
+    if harness is HARNESS:
+        (work / "ports.h").write_text(_ports_header(verilog, top, trace))
+    for name in harness:
         shutil.copy(HERE / name, work)
 
     progress("verilate")
@@ -143,7 +147,7 @@ def _build(text, top, work, folder, library, trace, random):
     defines = [f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}", "-DVM_COVERAGE=0", "-DVM_SC=0"]
     # Largest first: the last file to finish decides when we are done.
     sources = sorted((work / "generated").glob("*.cpp"), key=lambda path: -path.stat().st_size)
-    sources.insert(0, work / "harness.cpp")
+    sources.insert(0, work / harness[0])
     compiler, _ = toolchain.compiler()
 
     def compile_one(source):

@@ -35,6 +35,10 @@ class EngineBusy(EngineError):
     """The engine still owes the bus something and cannot start."""
 
 
+class LinkError(EngineError):
+    """The serial link to the board is gone, or damages what it carries."""
+
+
 class NoMemory(EngineError, MemoryError):
     """There is no contiguous memory for a program's regions."""
 
