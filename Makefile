@@ -23,13 +23,14 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,saliency,hw,sim,report,interchange,test]'
 	touch $@
 
-# g++ compiles the simulator and Icarus runs the benches. They are installed only when missing, and only when allowed.
+# g++ compiles the simulator, Icarus runs the benches, and tclsh the steps of the Vivado flow. They are installed only when missing, and only when allowed.
 tools:
-	@for tool in g++ iverilog; do \
+	@for tool in g++ iverilog tclsh; do \
 	  command -v $$tool >/dev/null && continue; \
-	  if [ "$$ESBFLOW_APT" = 1 ]; then apt-get update -qq && apt-get install -y -qq $$tool >/dev/null || exit 1; \
+	  package=$$tool; test $$tool = tclsh && package=tcl; \
+	  if [ "$$ESBFLOW_APT" = 1 ]; then apt-get update -qq && apt-get install -y -qq $$package >/dev/null || exit 1; \
 	  elif [ $$tool = g++ ]; then echo "g++ is missing: install it (Debian: apt-get install g++), or allow it with ESBFLOW_APT=1"; exit 2; \
-	  else echo "iverilog is missing: benches on Icarus will be skipped (Debian: apt-get install iverilog, or ESBFLOW_APT=1)"; fi; \
+	  else echo "$$tool is missing: tests that need it will be skipped (Debian: apt-get install $$package, or ESBFLOW_APT=1)"; fi; \
 	done
 
 # Records what every named engine takes and does in docs/results, and writes docs/performance.md and the README's table.
@@ -52,8 +53,11 @@ lint: setup
 docs: setup
 	$(BIN)/python -m esbhw.document
 
-bitstream:
-	@echo "there is no bitstream flow yet: generate the engine with 'esbflow rtl' and use it as an IP in Vivado"; exit 2
+# BOARD: zcu102, zcu104, ultra96, kv260, pynq-z2 (Vivado), ulx3s (pip alone). ARGUMENTS=--dry-run writes every file only.
+BOARD ?= zcu102
+ENGINE ?= $(if $(filter ulx3s,$(BOARD)),tiny4x4,base16x16)
+bitstream: setup
+	@$(BIN)/esbflow bitstream --board $(BOARD) --engine $(ENGINE) $(ARGUMENTS) || exit 2
 
 clean:
 	rm -rf build

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from amaranth.back import rtlil as back_rtlil
 
-from esbflow import registers
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.files import write_json, write_whole
 from esbhw import ipxact, to_verilog
 from esbhw.engine.engine import Engine
 from esbhw.interfaces import CLOCK, attributes
+from esbhw.manifest import manifest
 from esbhw.names import readable
 from esbhw.target import Target
 
@@ -102,19 +102,6 @@ def constraints(config: EngineConfig) -> str:
     """
     return (f"# {config.module_name} by itself (out of context), at the stated clock of {config.clock_mhz} MHz.\n"
             f"create_clock -name {CLOCK} -period {1000 / config.clock_mhz:.3f} [get_ports {CLOCK}]\n")
-
-
-def manifest(config: EngineConfig, target: str = "xilinx") -> dict:
-    """What belongs beside engine.v: the configuration and the registers, generated, never retyped."""
-    return {
-        "interface_version": INTERFACE_VERSION,
-        "vlnv": registers.vlnv(config),
-        "module": config.module_name,
-        "config": config.to_dict(),
-        "target": target,
-        "hash": f"{config.hash:016x}",
-        "registers": {register.name: register.offset for register in registers.REGISTERS.values()},
-    }
 
 
 def write(config: EngineConfig, folder: Path, target: str = "xilinx") -> list:

@@ -20,13 +20,17 @@ from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 from esbflow.engine_config import EngineConfig
+from esbhw.boards import BOARDS
+from esbhw.hwh import CONTROLLER_RANGE, ENGINE_RANGE, hwh
+from esbhw.manifest import manifest
 from esbsim.ddr import Ddr
 from esbsim.engine import simulate_engine
-from esbsim.hwh import CONTROLLER_BASE, CONTROLLER_RANGE, ENGINE_BASE, ENGINE_RANGE, RAW_IRQ, hwh
 from esbsim.interrupts import InterruptController, UioDevice
 from esbsim.simulator import MemoryTiming
 
 MARK = "esbflow simulated overlay: this is text and no bitstream; only the simulated board loads it"
+ZCU102 = BOARDS["zcu102"]
+ENGINE_BASE, CONTROLLER_BASE, RAW_IRQ = ZCU102.registers, ZCU102.controller, ZCU102.raw_irq
 DDR_BASE = 0x8_0000_0000
 """The ZCU102's upper DDR: addresses need both words of the engine's address registers."""
 DDR_BYTES = 1 << 30
@@ -35,11 +39,12 @@ PS_BASE, PS_TOP = 0xF900_0000, 0x1_0000_0000
 
 
 def write_overlay(config: EngineConfig, folder: str | Path, name: str = "engine") -> Path:
-    """Writes `name`.bit (marked text) and `name`.hwh for a configuration; returns the .bit's path."""
+    """Writes `name`.bit (marked text), `name`.hwh and `name`.json for a configuration; returns the .bit's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bit = folder / f"{name}.bit"
-    texts = {bit.with_suffix(".hwh"): hwh(config), bit: f"{MARK}\n{json.dumps(config.to_dict(), indent=2)}\n"}
+    texts = {bit.with_suffix(".hwh"): hwh(config), bit.with_suffix(".json"): json.dumps(manifest(config), indent=2) + "\n",
+             bit: f"{MARK}\n{json.dumps(config.to_dict(), indent=2)}\n"}
     for path, text in texts.items():
         unfinished = path.with_suffix(path.suffix + f".{os.getpid()}")
         unfinished.write_text(text)

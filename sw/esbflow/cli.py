@@ -8,12 +8,27 @@ import warnings
 from contextlib import contextmanager
 
 from esbflow import __version__
+from esbflow.commands import (
+    bitstream,
+    demo,
+    doctor,
+    estimate,
+    export,
+    import_onnx,
+    inspect,
+    report,
+    rtl,
+    run,
+    search,
+    train,
+    zoo,
+)
 from esbflow.commands import compile as compile_command
-from esbflow.commands import demo, doctor, estimate, export, import_onnx, inspect, report, rtl, run, search, train, zoo
 from esbflow.commands.common import UserError
 from esbflow.suggest import nearest
 
-COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, compile_command, estimate, run, report, zoo, demo)
+COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, bitstream, compile_command, estimate, run, report, zoo,
+            demo)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +72,7 @@ def expected_errors() -> tuple:
     # Modules that are not loaded cannot have raised anything.
     for module, name in (("esbflow.training.data", "DataUnavailable"), ("esbsim.toolchain", "BuildError"),
                          ("esbhw.synthesis", "SynthesisError"), ("esbhw.yosys", "YosysError"),
-                         ("esbhw.to_verilog", "YosysError")):
+                         ("esbhw.to_verilog", "YosysError"), ("esbhw.flow_error", "FlowError")):
         if module in sys.modules:
             errors.append(getattr(sys.modules[module], name))
     return tuple(errors)

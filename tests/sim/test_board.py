@@ -16,8 +16,8 @@ from esbflow.engine_config import ENGINES
 from esbflow.registers import ID_VALUE, REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault
-from esbsim.board import read_overlay
-from esbsim.hwh import CONTROLLER_BASE, ENGINE_BASE, IO_PLL_MHZ, hwh
+from esbhw.hwh import IO_PLL_MHZ, hwh
+from esbsim.board import CONTROLLER_BASE, ENGINE_BASE, read_overlay
 from esbsim.simulator import MemoryTiming
 
 CONFIG = ENGINES["tiny4x4"]
@@ -42,7 +42,7 @@ def test_every_clock_fits_the_divisors(mhz, tmp_path):
     path.write_text(hwh(replace(CONFIG, clock_mhz=mhz)))
     clock = RuntimeMetadataParser(Metadata(input=path)).clock_dict[0]
     assert clock["enable"] and 1 <= clock["divisor0"] <= 63 and 1 <= clock["divisor1"] <= 63
-    assert IO_PLL_MHZ / clock["divisor0"] / clock["divisor1"] == pytest.approx(mhz, rel=0.2)
+    assert IO_PLL_MHZ["zynq_ultra_ps_e"] / clock["divisor0"] / clock["divisor1"] == pytest.approx(mhz, rel=0.2)
 
 
 def test_only_marked_overlays_are_loaded(bit, tmp_path):

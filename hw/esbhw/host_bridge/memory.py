@@ -59,7 +59,8 @@ class BlockMemory(wiring.Component):
         for i, reader in enumerate(readers):
             m.d.comb += [reader.rdata.eq(port.data), reader.rvalid.eq(valid & (owner == i)), reader.rlast.eq(last),
                          reader.rresp.eq(Mux(outside, DECERR, 0))]
-        m.d.comb += [port.addr.eq(address), port.en.eq(0), self.host_result.eq(port.data.word_select(self.host_address[:2], 32))]
+        word = port.data.word_select(self.host_address[:2], 32)
+        m.d.comb += [port.addr.eq(address), port.en.eq(0), self.host_result.eq(word)]
         m.d.sync += host_asked.eq(0)
         with m.If(~busy):
             m.d.sync += turn.eq(Mux(turn == self._readers - 1, 0, turn + 1))

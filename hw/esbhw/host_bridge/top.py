@@ -1,4 +1,4 @@
-"""The whole FPGA of a board without a processor: engine, block RAM, host bridge; pins are a clock, a serial line and LEDs."""
+"""The whole FPGA of a board without a processor: engine, block RAM, host bridge; a clock, a serial line and LEDs."""
 
 from amaranth import Cat, ClockDomain, DomainRenamer, Elaboratable, Module, Signal
 

@@ -154,12 +154,9 @@ def _on_engine(program, config, images, overlay, progress):
         from esbsim.build import cache_folder
 
         overlay = write_overlay(config, cache_folder() / "overlay" / f"{config.hash:016x}")
-    import pynq
-
     from esbflow.runtime import pynq_driver
 
-    pynq_driver.bind(config)
-    driver = pynq.Overlay(str(overlay)).esb_engine_0
+    driver = pynq_driver.open_engine(overlay)
     driver.load(program)
     began = time.monotonic()
     result = driver.run(images, progress)

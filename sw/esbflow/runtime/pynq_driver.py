@@ -10,10 +10,11 @@ import numpy as np
 import pynq
 from pynq import DefaultIP
 
+from esbflow import handoff
 from esbflow.engine_config import ENGINES, EngineConfig
 from esbflow.registers import is_engine, vlnv
 from esbflow.runtime.engine import QUIET_SECONDS, WATCHDOG_CYCLES, Engine
-from esbflow.runtime.errors import EngineReplaced
+from esbflow.runtime.errors import EngineMissing, EngineReplaced
 from esbflow.runtime.pynq_interrupt import Line
 from esbflow.runtime.turn import Turn
 
@@ -129,3 +130,35 @@ def bind(config: EngineConfig) -> None:
     """
     if config.name not in ENGINES:
         type(EsbEngineDriver)(EsbEngineDriver.__name__, (EsbEngineDriver,), {"bindto": [vlnv(config)]})  # PYNQ registers it
+
+
+def open_engine(bit, device=None) -> EsbEngineDriver:
+    """Load an overlay of one engine, named or your own, and return its driver: .bit, .hwh and .json of one build.
+
+    The files are compared first, and the engine's registers with them afterwards, so that a program never meets an engine
+    that its files do not describe.
+
+    Raises
+    ------
+    esbflow.handoff.HandoffError
+        naming each fact in which .hwh and .json differ, or the file that is missing; nothing was loaded then.
+    EngineMissing
+        if the engine in the FPGA is not the one that the files describe, and which it is.
+    """
+    config = handoff.check_overlay(bit)
+    bind(config)
+    # PYNQ keeps what it knows of an overlay by its .bit, and would serve it for a rebuilt .hwh too.
+    overlay = pynq.Overlay(str(bit), device=device)
+    place = handoff.read(str(bit).removesuffix(".bit") + ".hwh")
+    entry = overlay.ip_dict.get(place.cell, {})
+    if entry.get("phys_addr") != place.address:
+        raise EngineMissing(f"PYNQ knows {place.cell} at 0x{entry.get('phys_addr') or 0:x}, and the .hwh beside the "
+                            f"bitstream has it at 0x{place.address:x}: PYNQ's stored metadata is of an earlier build; call "
+                            "pynq.PL.reset()")
+    driver = getattr(overlay, place.cell)
+    driver.overlay = overlay
+    found = driver.engine.hash
+    if found != config.hash:
+        raise EngineMissing(f"the engine in the FPGA is {found:016x}, and {bit} is of {config.name}, {config.hash:016x}: "
+                            "the bitstream is of another build than its .hwh and .json; copy all three of one build")
+    return driver

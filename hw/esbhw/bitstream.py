@@ -1,0 +1,118 @@
+"""`make bitstream`: from an engine and a board to bitstreams/BOARD/NAME, by the board's flow."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.files import write_json, write_whole
+from esbhw import ecp5_flow, vivado_flow
+from esbhw.boards import Board
+from esbhw.flow_error import FlowError
+
+FLOWS = {"vivado": vivado_flow, "ecp5": ecp5_flow}
+RECORDS = Path(__file__).parents[2] / "docs" / "results" / "engines.json"
+KINDS = {"lut": "LUTs", "ff": "flip-flops", "bram": "block RAMs"}
+
+
+def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | None = None) -> tuple:
+    """Write every file that the board's tools need. Returns (the configuration at the board's clock, paths).
+
+    Raises
+    ------
+    FlowError
+        if the engine is known to be larger than the part, by how much, with the largest engine that fits.
+    """
+    config = replace(config, clock_mhz=clock_mhz or board.clock_mhz)
+    check_size(config, board)
+    return config, FLOWS[board.flow].prepare(config, board, folder)
+
+
+def check_size(config: EngineConfig, board: Board) -> None:
+    """Refuses what does not fit, as far as records of open synthesis know it; raises as `prepare` does.
+
+    The records count LUTs of six inputs and 36 Kb blocks, so they say nothing of other families.
+    """
+    records = _records()
+    known = records.get(config.hash)
+    if board.target != "xilinx" or known is None:
+        return
+    over = _excess(known, board)
+    if over:
+        fitting = [c for c in ENGINES.values() if c.hash in records and not _excess(records[c.hash], board)]
+        largest = max(fitting, key=lambda c: c.macs_per_cycle, default=None)
+        best = f"the largest named engine that fits is {largest.name}" if largest else "no named engine fits"
+        raise FlowError(f"{config.name} does not fit {board.title}: {' and '.join(over)} too many; {best}")
+
+
+def _records() -> dict:
+    try:
+        return {int(entry["hash"], 16): entry for entry in json.loads(RECORDS.read_text()).values()}
+    except OSError:
+        return {}  # an installed wheel has no records; the tools then say what does not fit
+
+
+def _excess(known: dict, board: Board) -> list:
+    needed = {"lut": known["lut"], "ff": known["ff"], "bram": known["bram36"]}
+    return [f"{needed[kind] - getattr(board.device, kind):,g} {name}" for kind, name in KINDS.items()
+            if needed[kind] > getattr(board.device, kind)]
+
+
+def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: int | None = None, say=print) -> dict:
+    """Prepare in `work`, run the tools, and publish into `out`/BOARD/NAME, which appears whole or not at all.
+
+    Returns
+    -------
+    dict
+        the figures, and `folder`.
+
+    Raises
+    ------
+    FlowError
+        as the flow does; what an earlier build published then stays as it is.
+    """
+    if board.flow == "vivado":
+        vivado_flow.find_vivado()
+    config, _ = prepare(config, board, work, clock_mhz)
+    figures = FLOWS[board.flow].run(config, board, work, say)
+    return figures | {"folder": str(publish(config, board, work, out, figures))}
+
+
+def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: dict) -> Path:
+    """Copy .bit, .hwh (if there is one) and .json with one stem, figures and README into a new folder, then rename it."""
+    target = Path(out) / board.name / config.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{config.name}-") as staging:
+        staging = Path(staging)
+        for suffix in (".bit", ".hwh"):
+            source = Path(work) / "work" / f"{config.name}{suffix}"
+            if source.exists():
+                shutil.copy(source, staging)
+        shutil.copy(Path(work) / "engine.json", staging / f"{config.name}.json")
+        write_json(staging / "figures.json", figures)
+        write_whole(staging / "README.md", readme(config, board, figures))
+        new = target.with_name(f"{target.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(staging, new)
+    if target.exists():
+        old = target.with_name(f"{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    else:
+        new.rename(target)
+    return target
+
+
+def readme(config: EngineConfig, board: Board, figures: dict) -> str:
+    """How a published bitstream was made."""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in figures.items() if not isinstance(value, list))
+    path = "".join(f"| {block} | {logic} | {wires} |\n" for block, logic, wires in figures.get("critical_path", ()))
+    text = (f"# {config.name} on {board.title}\n\n"
+            f"Made by `make bitstream BOARD={board.name} ENGINE={config.name}`, part {board.part}, configuration "
+            f"{config.hash:016x}, clock {config.clock_mhz} MHz.\n\n| figure | value |\n|---|---:|\n{rows}")
+    head = "\nCritical path, by block:\n\n| block | ns of logic | ns of wires |\n|---|---:|---:|\n"
+    return text + (head + path if path else "")

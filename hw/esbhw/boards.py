@@ -1,0 +1,104 @@
+"""The boards that `esbflow bitstream` builds for: all that differs between them stands in one dataclass each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an FPGA has: LUTs (of four inputs on ECP5), flip-flops, block RAMs (36 Kb; 18 Kb on ECP5)."""
+
+    lut: int
+    ff: int
+    bram: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board.
+
+    Parameters
+    ----------
+    name, title : what the command line and the documents call it.
+    flow : "vivado", or "ecp5" (Yosys, nextpnr, ecppack).
+    part : as the tools call it.
+    device : its capacity.
+    target : of the RTL, see esbhw.target: LUT6_2 and CARRY8 exist in UltraScale and later.
+    yosys : the family that Yosys estimates with.
+    licence : what the part needs beyond the free edition of Vivado, or "".
+    clock_mhz : the fabric clock that is asked for unless another is given.
+    processor : name of the processor's IP core.
+    board_parts : patterns of the board's files in Vivado's store; without them the memory has no preset.
+    register_port, registers, controller : the processor's master, and where engine and interrupt controller lie behind it.
+    memory_ports : the processor's slave ports, one for each of the engine's masters; `port_bits` wide.
+    memory : (offset, bytes) of the windows of DRAM that these ports reach.
+    address_bits : of the processor's bus. The engine's upper address bits are cut off behind it.
+    interrupt, raw_irq : the processor's input, and the raw number of its first line in Linux.
+    memory_beats, baud, package : without a processor: block RAM in beats of 16 bytes, the serial line's rate, the package.
+    """
+
+    name: str
+    title: str
+    flow: str
+    part: str
+    device: Device
+    target: str
+    yosys: str
+    clock_mhz: int
+    licence: str = ""
+    processor: str = ""
+    board_parts: tuple = ()
+    register_port: str = ""
+    registers: int = 0
+    controller: int = 0
+    memory_ports: tuple = ()
+    port_bits: int = 0
+    memory: tuple = ()
+    address_bits: int = 0
+    interrupt: str = ""
+    raw_irq: int = 0
+    memory_beats: int = 0
+    baud: int = 0
+    package: str = ""
+
+
+_GB = 1 << 30
+_ULTRASCALE = dict(
+    flow="vivado", target="xilinx", yosys="xcup", processor="zynq_ultra_ps_e", register_port="M_AXI_HPM0_FPD",
+    registers=0xA000_0000, controller=0xA001_0000, memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
+    port_bits=128, address_bits=40, interrupt="pl_ps_irq0", raw_irq=121)
+BOARDS = {board.name: board for board in (
+    Board("zcu102", "AMD ZCU102", part="xczu9eg-ffvb1156-2-e", device=Device(274_080, 548_160, 912), clock_mhz=250,
+          licence="the ZU9EG needs Vivado's Enterprise edition, or its 30-day evaluation",
+          board_parts=("xilinx.com:zcu102:*",), memory=((0, 2 * _GB), (0x8_0000_0000, 2 * _GB)), **_ULTRASCALE),
+    Board("zcu104", "AMD ZCU104", part="xczu7ev-ffvc1156-2-e", device=Device(230_400, 460_800, 312), clock_mhz=250,
+          board_parts=("xilinx.com:zcu104:*",), memory=((0, 2 * _GB),), **_ULTRASCALE),
+    Board("ultra96", "Avnet Ultra96-V2", part="xczu3eg-sbva484-1-i", device=Device(70_560, 141_120, 216), clock_mhz=200,
+          board_parts=("avnet.com:ultra96v2:*",), memory=((0, 2 * _GB),), **_ULTRASCALE),
+    Board("kv260", "AMD Kria KV260", part="xck26-sfvc784-2LV-c", device=Device(117_120, 234_240, 144), clock_mhz=200,
+          board_parts=("xilinx.com:kv260_som:*",), memory=((0, 2 * _GB), (0x8_0000_0000, 2 * _GB)), **_ULTRASCALE),
+    Board("pynq-z2", "TUL PYNQ-Z2", flow="vivado", target="generic", yosys="xc7", part="xc7z020clg400-1",
+          device=Device(53_200, 106_400, 140), clock_mhz=100, processor="processing_system7",
+          board_parts=("tul.com.tw:pynq-z2:*", "www.digilentinc.com:pynq-z2:*"), register_port="M_AXI_GP0",
+          registers=0x43C0_0000, controller=0x4180_0000, memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"), port_bits=64,
+          memory=((0, _GB // 2),), address_bits=32, interrupt="IRQ_F2P", raw_irq=61),
+    Board("ulx3s", "Radiona ULX3S-85F", flow="ecp5", target="generic", yosys="ecp5", part="LFE5U-85F", package="CABGA381",
+          device=Device(83_640, 83_640, 208), clock_mhz=25, memory_beats=16_384, baud=1_000_000),
+)}
+"""The named boards."""
+
+
+def board(name: str) -> Board:
+    """A named board.
+
+    Raises
+    ------
+    ValueError
+        if there is none of this name, listing those that there are.
+
+    >>> board("zcu103")
+    Traceback (most recent call last):
+    ValueError: no board named 'zcu103'; known: zcu102, zcu104, ultra96, kv260, pynq-z2, ulx3s
+    """
+    if name not in BOARDS:
+        raise ValueError(f"no board named {name!r}; known: {', '.join(BOARDS)}")
+    return BOARDS[name]

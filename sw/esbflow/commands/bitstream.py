@@ -1,0 +1,40 @@
+"""esbflow bitstream: from an engine to a bitstream for a board."""
+
+from pathlib import Path
+
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, show
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("bitstream", help="build a bitstream for a board",
+                                 description="Writes what the board's tools need, runs them, and puts .bit, .hwh and .json "
+                                             "of one name into OUT/BOARD/ENGINE.")
+    parser.add_argument("--board", required=True, metavar="NAME", help="zcu102, zcu104, ultra96, kv260, pynq-z2 or ulx3s")
+    add_engine(parser)
+    parser.add_argument("--out", default="bitstreams", metavar="DIR", help="where results go (default bitstreams)")
+    parser.add_argument("--work", metavar="DIR", help="where the tools work (default build/bitstream/BOARD/ENGINE)")
+    parser.add_argument("--clock-mhz", type=positive, metavar="MHZ", help="fabric clock (default: the board's)")
+    parser.add_argument("--dry-run", action="store_true", help="write every file, and run nothing")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    from esbhw import bitstream
+    from esbhw.boards import board
+
+    chosen, config = board(arguments.board), engine_of(arguments)
+    work = Path(arguments.work or Path("build") / "bitstream" / chosen.name / config.name)
+    if chosen.flow == "ecp5" and arguments.clock_mhz not in (None, chosen.clock_mhz):
+        raise ValueError(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
+    if arguments.dry_run:
+        _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz)
+        content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}
+        show(arguments, content, lambda c: print("\n".join(c["files"])))
+        return
+    say = (lambda text: None) if arguments.json else print
+    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, say)
+    content = {"board": chosen.name, "engine": config.name, **figures}
+    show(arguments, content, lambda c: print_table(
+        f"{config.name} on {chosen.title}", ("figure", "value"),
+        [(name, value) for name, value in c.items() if not isinstance(value, list)]))
