@@ -7,11 +7,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, print_table, show
+from esbflow.commands.common import JSON_HELP, UserError, print_table, show
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("doctor", help="check what is installed, and say what to do about the rest")
+    parser.add_argument("--board", action="store_true",
+                        help="check a board: on it, with --overlay; or one at a serial port, with --port")
+    parser.add_argument("--overlay", metavar="FILE.bit", help="the overlay of the board's engine")
+    parser.add_argument("--port", metavar="PATH", help="the serial port of a board without a processor")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -57,6 +61,13 @@ def checks() -> list:
 
 
 def run(arguments) -> None:
-    content = {"checks": checks()}
+    if arguments.board:
+        if (arguments.overlay is None) == (arguments.port is None):
+            raise UserError("--board needs --overlay FILE.bit on a PYNQ board, or --port PATH for a board at a serial port")
+        from esbflow.commands import doctor_board
+
+        content = {"checks": doctor_board.run(arguments.overlay, arguments.port)}
+    else:
+        content = {"checks": checks()}
     show(arguments, content, lambda c: print_table("esbflow doctor", ("check", "found", "needed for", "what to do"), [
         (r["check"], "yes" if r["ok"] else "no", r["needed"], r["fix"]) for r in c["checks"]]))

@@ -17,17 +17,19 @@ from esbflow.commands.common import (
     progress_bar,
     show,
 )
+from esbflow.commands.connect import connect
 from esbflow.files import whole
 from esbflow.runtime.program_file import FORMAT, holds, load_program
 
-BACKENDS = ("golden", "rtl", "board")
+BACKENDS = ("golden", "rtl", "board", "serial")
 BATCH = 8
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("run", help="run images through a network",
                                  description="golden: the integer graph; rtl: compiled RTL behind the PYNQ driver on the "
-                                             "simulated board; board: a real one.")
+                                             "simulated board; board: a real one; serial: a board without a processor, "
+                                             "over its serial port.")
     parser.add_argument("model", help="an integer graph (graph.npz, zoo:NAME), or a program that `esbflow compile` wrote")
     add_engine(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="golden")
@@ -36,6 +38,9 @@ def add_parser(commands) -> None:
     parser.add_argument("--batch", type=positive, metavar="N",
                         help="images of one run on the engine (default 8, or the program's)")
     parser.add_argument("--overlay", metavar="FILE.bit", help="the bitstream to load, for --backend board")
+    parser.add_argument("--port", metavar="PATH", help="for --backend serial: the board's serial port, as /dev/ttyUSB0, or "
+                                                       "`simulated` for the ULX3S design simulated pin to pin")
+    parser.add_argument("--record", metavar="FILE.jsonl", help="for --backend board and serial: write down every access")
     parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output for each image")
     parser.add_argument("--outputs", metavar="FILE", help="write all outputs there: integers (.npy), or with their step and "
                         "the classes in order (.npz)")
@@ -49,6 +54,10 @@ def run(arguments) -> None:
     images, labels = load_data(arguments.data, arguments.images)
     if arguments.backend == "board" and not arguments.overlay:
         raise UserError("--backend board needs --overlay FILE.bit; no bitstream comes with the project")
+    if arguments.backend == "serial" and not arguments.port:
+        raise UserError("--backend serial needs --port PATH, the board's serial port; or --port simulated")
+    if arguments.record and arguments.backend not in ("board", "serial"):
+        raise UserError("--record writes down what a board answers; use it with --backend board or serial")
     if arguments.outputs and Path(arguments.outputs).suffix not in (".npy", ".npz"):
         raise UserError(f"--outputs {arguments.outputs} must end in .npy or .npz")
     if program is not None:
@@ -57,9 +66,10 @@ def run(arguments) -> None:
         if arguments.batch not in (None, program.meta["batch"]):
             raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
                             "compile the graph again")
+    port = arguments.port if arguments.backend == "serial" else None
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
         content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,
-                                      arguments.overlay, update, program)
+                                      arguments.overlay, update, program, port, arguments.record)
     if arguments.top:
         content["classes"] = classes(outputs, arguments.top).tolist()
     if arguments.outputs:
@@ -79,7 +89,7 @@ def classes(outputs: np.ndarray, count: int) -> np.ndarray:
 
 
 def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
-               progress=None, program=None) -> tuple:
+               progress=None, program=None, port: str | None = None, record: str | None = None) -> tuple:
     """(fields of `esbflow run --json`, integer outputs (n, c, h, w)) of images run on one of BACKENDS.
 
     The engine's outputs are compared with those of the integer graph. With `program` in place of `graph` there is nothing to
@@ -103,7 +113,7 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
     else:
         if program is None:
             program = _compile(graph, config, batch)
-        outputs, measured = _on_engine(program, config, images, overlay, progress)
+        outputs, measured = _on_engine(program, connect(config, overlay, port, record), images, progress)
         cycles = measured.pop("cycles") / len(images)
         content.update(
             engine=config.name, batch=program.meta["batch"], cycles_per_image=cycles,
@@ -148,15 +158,7 @@ def _compile(graph, config, batch):
     return compile_graph(graph, config, batch)
 
 
-def _on_engine(program, config, images, overlay, progress):
-    if overlay is None:
-        from esbsim.board import write_overlay  # importing it makes the simulated board PYNQ's device
-        from esbsim.build import cache_folder
-
-        overlay = write_overlay(config, cache_folder() / "overlay" / f"{config.hash:016x}")
-    from esbflow.runtime import pynq_driver
-
-    driver = pynq_driver.open_engine(overlay)
+def _on_engine(program, driver, images, progress):
     driver.load(program)
     began = time.monotonic()
     result = driver.run(images, progress)

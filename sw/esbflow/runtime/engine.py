@@ -87,6 +87,11 @@ class Engine:
             raise EngineMissing(f"the engine has interface version {version} and this driver speaks "
                                 f"{INTERFACE_VERSION}; install the matching esbflow")
 
+    @property
+    def transport(self) -> Transport:
+        """What this driver reaches its engine through."""
+        return self._transport
+
     # -- registers --------------------------------------------------------------------------------------------
     def _read(self, name: str) -> int:
         return self._transport.read(_OFFSET[name])

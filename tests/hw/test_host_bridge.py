@@ -1,0 +1,190 @@
+"""The ULX3S design, pin to pin: the host driver at the far end of a serial line, against the integer graph."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from esbflow import bridge
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.graph.execute import execute
+from esbflow.runtime.engine import Engine
+from esbflow.runtime.errors import EngineFault, EngineMissing, LinkError
+from esbflow.runtime.serial_transport import SerialTransport
+from esbhw import ecp5_flow
+from esbhw.boards import board
+from esbhw.host_bridge.top import BridgedEngine
+from esbsim.serial_board import SerialBoard
+from sim.benches.engine_host import small_graph
+
+CONFIG, ULX3S = ENGINES["tiny4x4"], board("ulx3s")
+CLOCK = ULX3S.clock_mhz * 1_000_000
+
+
+@pytest.fixture(scope="module")
+def design():
+    return ecp5_flow.top_rtlil(CONFIG, ULX3S)
+
+
+@pytest.fixture
+def pins(design):
+    made = []
+
+    def make(baud=ULX3S.baud):
+        made.append(SerialBoard(design, ecp5_flow.top_name(CONFIG, ULX3S), CLOCK, baud))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def network():
+    graph = small_graph()
+    images = np.random.default_rng(5).integers(0, 256, (2, *graph.input.shape), dtype=np.uint8)
+    return compile_graph(graph, CONFIG), images, execute(graph, images)
+
+
+@pytest.mark.parametrize("off", [1.0, 0.985, 1.015])
+def test_a_network_over_the_line_equals_the_graph(pins, network, off):
+    line = pins(ULX3S.baud * off)
+    transport = SerialTransport(line)
+    assert transport.info == {"identity": bridge.IDENTITY, "version": 1, "memory_bytes": 16 * ULX3S.memory_beats, "clock_hz": CLOCK}
+    driver = Engine(transport)
+    driver.load(network[0])
+    result = driver.run(network[1])
+    assert (result.outputs == network[2]).all() and result.cycles > 0
+    assert (transport.repeats, line.framing_errors) == (0, 0) and line.leds & 1 == 0, "the interrupt was cleared"
+
+
+class Damaging:
+    """A line that damages a byte now and then, in both directions."""
+
+    def __init__(self, line, seed, every):
+        self._line, self._random, self._every, self.damaged = line, np.random.default_rng(seed), every, 0
+
+    def _damage(self, data):
+        data = bytearray(data)
+        for i in range(len(data)):
+            if self._random.random() < 1 / self._every:
+                data[i] ^= 1 << int(self._random.integers(8))
+                self.damaged += 1
+        return bytes(data)
+
+    def send(self, data):
+        self._line.send(self._damage(data))
+
+    def receive(self, size, seconds):
+        return self._damage(self._line.receive(size, seconds))
+
+
+def test_damaged_bytes_are_noticed_and_sent_again(pins):
+    line = Damaging(pins(), seed=4, every=400)
+    transport = SerialTransport(line)
+    random = np.random.default_rng(6)
+    for address in range(0, 2048, 256):
+        data = random.integers(0, 256, 256, dtype=np.uint8).tobytes()
+        transport.write_memory(address, data)
+        assert transport.read_memory(address, 256) == data
+    assert line.damaged > 3 and transport.repeats > 0
+
+
+def test_a_damaged_header_changes_nothing(pins):
+    line = pins()
+    transport = SerialTransport(line)
+    transport.write_memory(0, bytes(range(64)))
+    wrong = bytearray(bridge.write_request(0, bytes(64)))
+    wrong[1] ^= 4  # the address
+    line.send(bytes(wrong))
+    answer = line.receive(3, 1.0)
+    assert answer[:1] == bridge.BAD and bridge.crc(answer) == 0
+    assert transport.read_memory(0, 64) == bytes(range(64))
+
+
+def test_a_register_is_not_written_when_its_word_is_damaged(pins):
+    line = pins()
+    transport = SerialTransport(line)
+    transport.write(0x14, 0x1234_5678)
+    wrong = bytearray(bridge.write_request(bridge.REGISTERS + 0x14, b"\xff" * 4))
+    wrong[-3] ^= 1
+    line.send(bytes(wrong))
+    assert line.receive(3, 1.0)[:1] == bridge.BAD and transport.read(0x14) == 0x1234_5678
+
+
+def test_half_a_packet_is_forgotten(pins):
+    line = pins()
+    line.send(bridge.read_request(0, 1)[:4])
+    line.run(ecp5_flow.BridgedEngine(CONFIG, 16, CLOCK, ULX3S.baud).divisor * 5000)
+    assert SerialTransport(line).repeats == 0
+
+
+def test_an_address_outside_of_the_memory_is_an_error_and_not_a_hang(pins, network):
+    driver = Engine(SerialTransport(pins()))
+    driver.load(network[0])
+    driver._settings["WEIGHTS_HI"] = 1  # 4 GB further on
+    with pytest.raises(EngineFault, match="a read was answered with SLVERR or DECERR at bus address 0x1"):
+        driver.run(network[1])
+    driver._settings["WEIGHTS_HI"] = 0
+    assert (driver.run(network[1]).outputs == network[2]).all()
+
+
+def test_too_large_a_program_says_how_much_there_is(pins):
+    with pytest.raises(MemoryError, match=r"^the FPGA's memory has 262144 bytes, and not 1000192 in one piece left$"):
+        SerialTransport(pins()).allocate(1_000_000)
+
+
+class Silent:
+    def send(self, data):
+        pass
+
+    def receive(self, size, seconds):
+        return b""
+
+
+def test_nobody_there_is_named():
+    with pytest.raises(EngineMissing, match=r"^no bridge answers on this serial port \(no answer in 3 attempts\); is the bit"):
+        SerialTransport(Silent())
+    assert issubclass(LinkError, Exception)
+
+
+# -- the flow -----------------------------------------------------------------------------------------------------------
+def test_every_pin_of_the_top_has_a_place(tmp_path):
+    files = ecp5_flow.prepare(CONFIG, ULX3S, tmp_path)
+    assert all(path.exists() for path in files)
+    placed = set(re.findall(r'LOCATE COMP "([^"]+)"', (tmp_path / "pins.lpf").read_text()))
+    top = BridgedEngine(CONFIG, 16, CLOCK, ULX3S.baud)
+    assert placed == {"clock", "rx", "tx", *(f"leds[{i}]" for i in range(len(top.leds)))}
+    assert {port.name for port in top.ports} == {"clock", "rx", "tx", "leds"}
+    assert "FREQUENCY PORT \"clock\" 25.000 MHZ;" in (tmp_path / "pins.lpf").read_text()
+    assert json.loads((tmp_path / "board.json").read_text())["memory_bytes"] == 262_144
+
+
+def test_a_line_that_the_clock_cannot_make_is_refused():
+    with pytest.raises(ValueError, match=r"^a clock of 25000000 Hz gives no serial line of 3000000 bits a second; the nearest is"):
+        BridgedEngine(CONFIG, 16, CLOCK, 3_000_000)
+
+
+def test_nextpnrs_report_becomes_figures():
+    step = {"from": {"cell": "a", "loc": [0, 0], "port": "Q"}, "net": "n"}
+    content = {
+        "fmax": {"$glbnet$clock": {"achieved": 47.61, "constraint": 25.0}},
+        "utilization": {"TRELLIS_COMB": {"used": 19_000, "available": 83_640}, "TRELLIS_FF": {"used": 11_262, "available": 83_640},
+                        "DP16KD": {"used": 152, "available": 208}, "MULT18X18D": {"used": 0, "available": 156}},
+        "critical_paths": [
+            {"from": "async", "to": "posedge x", "path": [{**step, "to": {"cell": "rx"}, "delay": 90.0, "type": "routing"}]},
+            {"from": "posedge x", "to": "posedge x", "path": [
+                {**step, "to": {"cell": "engine.drain.requantizer_LUT4_Z"}, "delay": 0.5, "type": "clk-to-q"},
+                {**step, "to": {"cell": "engine.drain.requantizer_LUT4_Z"}, "delay": 1.5, "type": "routing"},
+                {**step, "to": {"cell": "engine.fetch_TRELLIS_FF_Q"}, "delay": 0.2, "type": "logic"}]}],
+    }
+    figures = ecp5_flow.report(content)
+    assert (figures["fmax_mhz"], figures["lut"], figures["bram"], figures["dsp"]) == (47.6, 19_000, 152, 0)
+    assert figures["critical_path_ns"] == 2.2
+    assert [block for block, _, _ in figures["critical_path"]] == ["engine.drain.requantizer_LUT4_Z", "engine.fetch_TRELLIS_FF_Q"]
+
+
+def test_an_odd_engine_has_a_top_too():
+    odd = EngineConfig("my-own.engine", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64, weight_slots=4)
+    assert ecp5_flow.top_name(odd, ULX3S) == "esb_my_own_engine_ulx3s"
