@@ -19,13 +19,14 @@ BOARD_PACKAGES = ("", "runtime", "compiler", "graph", "zoo")
 def board(tmp_path_factory):
     """The Python of an environment with NumPy and the wheel."""
     folder = tmp_path_factory.mktemp("board")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir",
-                    str(folder), str(ROOT)], check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    for arguments in (("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT),
+                      ("venv", "--without-pip", folder / "venv")):
+        made = run(sys.executable, "-m", *arguments)
+        assert made.returncode == 0, made.stderr
     python = folder / "venv" / "bin" / "python"
     wheel, = folder.glob("esbflow-*.whl")
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index",
-                    str(wheel)], check=True, capture_output=True)
+    made = run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    assert made.returncode == 0, made.stderr
     site, = (folder / "venv" / "lib").glob("python*/site-packages")
     for name in ("numpy", "numpy.libs"):  # and nothing else of this environment
         source = Path(np.__file__).parents[1] / name
