@@ -44,6 +44,9 @@ def page(folder: Path) -> str:
     simulated = read(folder / RESULTS / SIMULATION_FILE)
     if simulated:
         parts.append(_simulation_section(simulated))
+    placed = {path.stem: read(path) for path in sorted((folder / RESULTS).glob("placed-*.json"))}
+    if placed:
+        parts.append(_placed_section(placed))
     return "\n\n".join([*parts, _provenance(records, simulated)]) + "\n"
 
 
@@ -56,7 +59,7 @@ _HEAD = f"""# Performance of the engines
 | LUT flat | the same synthesis with the engine as one module; engines of at most {FLAT_LIMIT} MACs a cycle |
 | GOPS | a formula: 2 x inputs x outputs x clock, every lane busy |
 | GOPS/kLUT | that over LUT, LUTRAM included |
-| {STATED_MHZ} and {PLANNING_MHZ} MHz | a stated and a planning clock; **no engine has been routed**, on no device |
+| {STATED_MHZ} and {PLANNING_MHZ} MHz | a stated and a planning clock; **no engine has been routed on UltraScale+** |
 | levels, carry bits | counted on the mapped netlist from register to register, across modules; no wire delays |
 | use of the lanes, cycles | simulation of the RTL, cycle-accurate |
 
@@ -132,6 +135,24 @@ def _simulation_section(simulated: dict) -> str:
     speed = simulated["speed"]
     lines += ["", f"The compiled simulation of {speed['engine']} ran {speed['ratio']:,.0f} times as many clock cycles a "
                   "second as cocotb with Icarus on the same machine."]
+    return "\n".join(lines)
+
+
+def _placed_section(placed: dict) -> str:
+    """Engines that open tools have placed and routed, on the devices that they know."""
+    lines = ["## Placed and routed, on another device", "",
+             "Figures of an ECP5, which has LUTs of four inputs and is slower: of a ZU9EG they only hint at where long paths "
+             "are. The whole FPGA is counted: engine, block RAM as its memory, and host bridge.", "",
+             "| engine | board, device | Fmax MHz | logic cells | flip-flops | block RAM (18 Kb) | multipliers | record |",
+             "|---|---|---:|---:|---:|---:|---:|---|"]
+    for name, r in placed.items():
+        lines.append(f"| {r['engine']} | {r['board']}, {r['device']} | {r['fmax_mhz']:.1f} | {r['lut']:,} of "
+                     f"{r['lut_available']:,} | {r['ff']:,} | {r['bram']} of {r['bram_available']} | {r['dsp']} | "
+                     f"[results/{name}.json](results/{name}.json): `{r['command']}`{r.get('note', '')} |")
+    for r in placed.values():
+        lines += ["", f"Critical path of {r['engine']}, {r['critical_path_ns']} ns:", "",
+                  "| block | ns of logic | ns of wires |", "|---|---:|---:|"]
+        lines += [f"| {block} | {logic} | {wires} |" for block, logic, wires in r["critical_path"]]
     return "\n".join(lines)
 
 
