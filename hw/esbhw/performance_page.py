@@ -141,8 +141,8 @@ def _simulation_section(simulated: dict) -> str:
 def _placed_section(placed: dict) -> str:
     """Engines that open tools have placed and routed, on the devices that they know."""
     lines = ["## Placed and routed, on another device", "",
-             "Figures of an ECP5, which has LUTs of four inputs and is slower: of a ZU9EG they only hint at where long paths "
-             "are. The whole FPGA is counted: engine, block RAM as its memory, and host bridge.", "",
+             "Figures of an ECP5, which has LUTs of four inputs and is slower: they only hint at a ZU9EG's long paths. "
+             "The whole FPGA is counted: engine, block RAM as its memory, and host bridge.", "",
              "| engine | board, device | Fmax MHz | logic cells | flip-flops | block RAM (18 Kb) | multipliers | record |",
              "|---|---|---:|---:|---:|---:|---:|---|"]
     for name, r in placed.items():
