@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, show
+from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
@@ -15,6 +16,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--work", metavar="DIR", help="where the tools work (default build/bitstream/BOARD/ENGINE)")
     parser.add_argument("--clock-mhz", type=positive, metavar="MHZ", help="fabric clock (default: the board's)")
     parser.add_argument("--dry-run", action="store_true", help="write every file, and run nothing")
+    parser.add_argument("--record", metavar="FILE.json", help="write the figures there too, for docs/results")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -35,6 +37,9 @@ def run(arguments) -> None:
     say = (lambda text: None) if arguments.json else print
     figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, say)
     content = {"board": chosen.name, "engine": config.name, **figures}
+    if arguments.record:
+        command = f"make bitstream BOARD={chosen.name} ENGINE={config.name}"
+        write_json(arguments.record, {**content, "board": chosen.title, "device": chosen.part, "command": command})
     show(arguments, content, lambda c: print_table(
         f"{config.name} on {chosen.title}", ("figure", "value"),
         [(name, value) for name, value in c.items() if not isinstance(value, list)]))
