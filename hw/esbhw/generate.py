@@ -64,7 +64,7 @@ def verilog(config: EngineConfig, target: str = "generic") -> str:
 
     Modules have the prefix and the top the name config.module_name; see esbhw.names.
     """
-    text = _attributed(readable(rtlil(config, target), TOP, config.module_name), config.module_name)
+    text = _attributed(readable(rtlil(config, target), TOP, config.module_name), config)
     return header(config, target) + to_verilog.registers_named(to_verilog.verilog(text, config.module_name))
 
 
@@ -83,11 +83,11 @@ def header(config: EngineConfig, target: str) -> str:
     return "".join(f"// {line}\n" for line in lines) + "".join(waived)
 
 
-def _attributed(text: str, top: str) -> str:
+def _attributed(text: str, config: EngineConfig) -> str:
     """RTLIL in which the top's ports say what interface they belong to, and no module may take a DSP block."""
     lines = {rf"\{port}": "".join(f'  attribute \\{name} "{value}"\n' for name, value in entries)
-             for port, entries in attributes().items()}
-    start = text.index(f"module \\{top}\n")
+             for port, entries in attributes(config).items()}
+    start = text.index(f"module \\{config.module_name}\n")
     end = text.index("\nend\n", start)
     body = re.sub(r"^  wire [^\n]*(?:input|output) \d+ +(\\\S+)$", lambda wire: lines.get(wire[1], "") + wire[0],
                   text[start:end], flags=re.MULTILINE)

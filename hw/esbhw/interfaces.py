@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from amaranth import Shape
 from amaranth.lib.wiring import Flow
 
-from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS
+from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import weight_masters
 from esbflow.registers import ADDRESS_BITS
 from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.control import lite_signature
 
 SLAVE = "s_axi"
 MASTERS = ("m_axi_program", "m_axi_weights", "m_axi_activations")
+"""Of an engine with one port for weights."""
 CLOCK, RESET, INTERRUPT = "ap_clk", "ap_rst_n", "irq"
 AXIMM = "xilinx.com:interface:aximm:1.0"
 SIGNALS = "xilinx.com:signal:{}:1.0"
@@ -37,15 +39,21 @@ class Interface:
     parameters: dict = field(default_factory=dict)
 
 
-def interfaces() -> list:
-    """Every interface of an engine; all sizes have the same."""
-    signatures = [(SLAVE, "slave", [lite_signature()])] + [(name, "master", [read_signature()]) for name in MASTERS]
-    signatures[-1][2].append(write_signature())  # activations are written too
+def masters(config: EngineConfig) -> tuple:
+    """Names of an engine's AXI4 masters: those of MASTERS, and behind them further ones for weights."""
+    return (*MASTERS, *weight_masters(config)[1:])
+
+
+def interfaces(config: EngineConfig) -> list:
+    """Every interface of an engine."""
+    names = masters(config)
+    signatures = [(SLAVE, "slave", [lite_signature()])] + [(name, "master", [read_signature()]) for name in names]
+    signatures[len(MASTERS)][2].append(write_signature())  # activations are written too
     found = []
     for name, mode, parts in signatures:
         pins = {pin.upper(): _port(f"{name}_{pin}", member) for part in parts for pin, member in part.members.items()}
         found.append(Interface(name, mode, AXIMM, pins, _axi_parameters(mode, pins)))
-    buses = ":".join([SLAVE, *MASTERS])
+    buses = ":".join([SLAVE, *names])
     return [
         *found,
         Interface(CLOCK, "slave", SIGNALS.format("clock"), {"CLK": Port(CLOCK, "in")},
@@ -68,10 +76,10 @@ def _axi_parameters(mode: str, pins: dict) -> dict:
             "READ_WRITE_MODE": "READ_WRITE" if read and write else "READ_ONLY", "SUPPORTS_NARROW_BURST": 0}
 
 
-def attributes() -> dict:
+def attributes(config: EngineConfig) -> dict:
     """{port: [Verilog attributes]} from which Vivado recognises the interfaces of a plain Verilog module."""
     found = {}
-    for interface in interfaces():
+    for interface in interfaces(config):
         for i, (logical, port) in enumerate(interface.pins.items()):
             lines = [("X_INTERFACE_INFO", f"{interface.kind} {interface.name} {logical}")]
             if i == 0 and interface.parameters:

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, INTERFACE_VERSION, EngineConfig
 from esbflow.registers import ADDRESS_BITS, IP_LIBRARY, IP_VENDOR, IP_VERSION, REGISTERS
-from esbhw.interfaces import AXIMM, MASTERS, SLAVE, interfaces
+from esbhw.interfaces import AXIMM, SLAVE, interfaces, masters
 
 NAMESPACES = (("xilinx", "http://www.xilinx.com"), ("spirit", "http://www.spiritconsortium.org/XMLSchema/SPIRIT/1685-2009"),
               ("xsi", "http://www.w3.org/2001/XMLSchema-instance"))
@@ -21,9 +21,9 @@ def component(config: EngineConfig, target: str = "xilinx") -> str:
     """The text of component.xml for an engine whose engine.v and engine_ooc.xdc lie beside it."""
     top = config.module_name
     name = " ".join(f'xmlns:{prefix}="{address}"' for prefix, address in NAMESPACES)
-    buses = "".join(_interface(interface) for interface in interfaces())
+    buses = "".join(_interface(interface) for interface in interfaces(config))
     spaces = "".join(_tag("addressSpace", _tag("name", master) + _tag("range", 1 << AXI_ADDRESS_BITS)
-                          + _tag("width", AXI_BEAT_BITS)) for master in MASTERS)
+                          + _tag("width", AXI_BEAT_BITS)) for master in masters(config))
     block = _tag("addressBlock", _tag("name", BLOCK) + _tag("baseAddress", 0) + _tag("range", 1 << ADDRESS_BITS)
                  + _tag("width", 32) + _tag("usage", "register") + _tag("access", "read-write")
                  + "".join(_register(register) for register in REGISTERS.values()))
@@ -31,7 +31,7 @@ def component(config: EngineConfig, target: str = "xilinx") -> str:
         _tag("vendor", IP_VENDOR) + _tag("library", IP_LIBRARY) + _tag("name", top) + _tag("version", IP_VERSION)
         + _tag("busInterfaces", buses) + _tag("addressSpaces", spaces)
         + _tag("memoryMaps", _tag("memoryMap", _tag("name", MEMORY_MAP) + block))
-        + _model(top) + _file_sets(config, target)
+        + _model(config) + _file_sets(config, target)
         + _tag("description", f"esbflow engine {config.name}: {config.rows} x {config.cols} {config.array} array, "
                               f"interface version {INTERFACE_VERSION}, configuration {config.hash:016x}")
         + _tag("parameters", "".join(_parameter(key, value) for key, value in parameters(config).items()))
@@ -92,13 +92,14 @@ def _register(register) -> str:
                 + fields)
 
 
-def _model(top: str) -> str:
+def _model(config: EngineConfig) -> str:
+    top = config.module_name
     views = "".join(
         _tag("view", _tag("name", name) + _tag("displayName", name)
              + _tag("envIdentifier", f"verilogSource:vivado.xilinx.com:{kind}") + _tag("language", "verilog")
              + _tag("modelName", top) + _tag("fileSetRef", _tag("localName", f"{name}_fileset")))
         for name, kind in (("synthesis", "synthesis"), ("simulation", "simulation")))
-    ports = "".join(_port(port) for interface in interfaces() for port in interface.pins.values())
+    ports = "".join(_port(port) for interface in interfaces(config) for port in interface.pins.values())
     return _tag("model", _tag("views", views) + _tag("ports", ports))
 
 

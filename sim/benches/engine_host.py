@@ -8,6 +8,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
 from esbflow.compiler.program import Program
 from esbflow.engine_config import AXI_BEAT_BITS
+from esbflow.engine_facts import weight_masters
 from esbflow.graph import ir
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import COUNTERS, LOG_BEATS, REGIONS, REGISTERS
@@ -15,7 +16,6 @@ from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 from sim.benches.axi_memory import IdealReadMemory, IdealWriteMemory, ReadMemory, WriteMemory
 from sim.benches.testbench import PERIOD_NS
 
-READ_PORTS = ("program", "weights", "activations")
 PAGE = 4096
 BEAT_BYTES = AXI_BEAT_BITS // 8
 START, ABORT = 1, 2
@@ -67,11 +67,12 @@ class Host:
         self.memory = bytearray(end)
         cocotb.start_soon(Clock(dut.ap_clk, PERIOD_NS, "ns").start(start_high=False))
         clock = {"clock": dut.ap_clk, "reset": dut.ap_rst_n, "active_level": False}
+        read_ports = ("program", "activations", *(name.removeprefix("m_axi_") for name in weight_masters(program.config)))
         if ideal is None:
-            self.reads = {port: ReadMemory(dut, f"m_axi_{port}", self.memory, **clock) for port in READ_PORTS}
+            self.reads = {port: ReadMemory(dut, f"m_axi_{port}", self.memory, **clock) for port in read_ports}
             self.writes = WriteMemory(dut, "m_axi_activations", self.memory, **clock)
         else:
-            for port in READ_PORTS:
+            for port in read_ports:
                 IdealReadMemory(dut, f"m_axi_{port}", self.memory, ideal, dut.ap_clk)
             IdealWriteMemory(dut, "m_axi_activations", self.memory, ideal, dut.ap_clk)
         self.bus = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.ap_clk, dut.ap_rst_n,

@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import weight_masters
 from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.control import lite_signature
 
@@ -17,13 +18,14 @@ class AxiTop(wiring.Component):
 
     Parameters
     ----------
-    block : a component; a fetch or a loader brings its bus as `block.port`, which outlives a run: then the block is
-        reset while `run` is low, as the engine does, and the port is not.
+    block : a component; a fetch or a loader brings its bus as `block.port` or `block.ports`, which outlives a run: then the
+        block is reset while `run` is low, as the engine does, and the port is not.
     """
 
     def __init__(self, block):
         self.block = block
-        self.port = getattr(block, "port", None)
+        ports = getattr(block, "ports", None)  # a loader's, here always one
+        self.port = ports[0] if ports else getattr(block, "port", None)
         members = dict(block.signature.members)
         if self.port is not None:
             members |= {"axi": Out(read_signature()), "run": In(1)}
@@ -56,18 +58,17 @@ def _join(m, outer, inner, chosen):
 class EngineTop(Elaboratable):
     """Holds engine.v as users get it, whatever its size, and adds the ID signals that cocotbext.axi insists on."""
 
-    BUSES = (("s_axi", lite_signature), ("m_axi_program", read_signature), ("m_axi_weights", read_signature),
-             ("m_axi_activations", read_signature), ("m_axi_activations", write_signature))
-
     def __init__(self, config: EngineConfig):
+        buses = (("s_axi", lite_signature), ("m_axi_program", read_signature), ("m_axi_activations", read_signature),
+                 ("m_axi_activations", write_signature), *((name, read_signature) for name in weight_masters(config)))
         self._module = config.module_name
         self._connections = {}
-        for bus, signature in self.BUSES:
+        for bus, signature in buses:
             for name, member in signature().members.items():
                 self._connect(f"{bus}_{name}", member)
         for name, member in (("ap_clk", In(1)), ("ap_rst_n", In(1)), ("irq", Out(1))):
             self._connect(name, member)
-        ids = [f"{bus}_{name}" for bus, signature in self.BUSES[1:]
+        ids = [f"{bus}_{name}" for bus, signature in buses[1:]
                for name in (READ_IDS if signature is read_signature else WRITE_IDS)]
         self.ports = [*self._connections.values(), *(Signal(name=name) for name in ids)]
 

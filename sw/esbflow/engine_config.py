@@ -43,6 +43,8 @@ class EngineConfig:
     residual_beats : 128-bit beats in each bank and digit plane of the residual buffer.
     weight_slots : weight tiles on chip.
     weight_path_beats : 128-bit beats that a weight tile moves from slot to array each cycle.
+    weight_ports : 128-bit masters that bring weights and constants, each an equal part of every burst; 1, 2 or 4, at most
+        weight_path_beats and requantize_lanes.
     requantize_lanes : channels requantized each cycle; a power of two, at most rows and 32.
     max_burst : beats in the longest AXI burst.
     queue_depth : instructions waiting before each unit.
@@ -75,6 +77,7 @@ class EngineConfig:
     residual_beats: int = 1024
     weight_slots: int = 16
     weight_path_beats: int = 1
+    weight_ports: int = 1
     requantize_lanes: int = 4
     max_burst: int = 32
     queue_depth: int = 8
@@ -109,6 +112,7 @@ class EngineConfig:
         _power_of_two("residual_beats", self.residual_beats, 16, 16384)
         _power_of_two("weight_slots", self.weight_slots, 2, 128)
         _power_of_two("weight_path_beats", self.weight_path_beats, 1, self.tile_beats)
+        _power_of_two("weight_ports", self.weight_ports, 1, min(4, self.weight_path_beats, self.requantize_lanes))
         _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)
@@ -120,6 +124,9 @@ class EngineConfig:
             _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
             if self.weight_max < 1:
                 raise ValueError("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
+            if self.tap_beats % self.weight_ports:
+                raise ValueError(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of a channel_unit's "
+                                 "taps equally; use fewer ports, or a wider channel_unit")
             if self.tap_beats > self.tile_beats:
                 raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
                                  f"has {self.tile_beats}; use more cols, or a narrower channel_unit")
@@ -272,6 +279,8 @@ class EngineConfig:
         fields = {k: v for k, v in self.to_dict().items() if k not in ("name", "clock_mhz")}
         if not self.channel_unit:  # programs of engines without it are what they were before there was one
             del fields["channel_unit"]
+        if self.weight_ports == 1:
+            del fields["weight_ports"]
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 

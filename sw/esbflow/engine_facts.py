@@ -15,6 +15,7 @@ BEAT_TO_WRITE = 1
 FETCH_BURST = 16
 FETCH_BUFFERED = 32
 """Instructions that the fetch keeps ready; it never asks for one that it has no place for."""
+BEATS_PER_4K = 256
 OUTSTANDING_READS = 16
 OUTSTANDING_WRITES = 64
 
@@ -42,6 +43,28 @@ TAP_ENTRY_BITS = 5
 SIGN_OFFSET = 1 << DIGIT_BITS - 1
 """Signed digits enter an array in offset binary: with this added."""
 LARGEST_DIGIT = (1 << DIGIT_BITS) - 1
+
+
+def weight_masters(config: EngineConfig) -> list:
+    """Names of the masters that bring weights.
+
+    >>> weight_masters(EngineConfig("two", rows=8, cols=8, weight_path_beats=2, weight_ports=2))
+    ['m_axi_weights', 'm_axi_weights1']
+    """
+    return [f"m_axi_weights{number or ''}" for number in range(config.weight_ports)]
+
+
+def burst_lengths(offset: int, beats: int, longest: int):
+    """Lengths of the bursts into which a run of beats is cut. Regions begin at multiples of 4 KB, which no burst crosses.
+
+    >>> list(burst_lengths(250, 80, 64))
+    [6, 64, 10]
+    """
+    while beats:
+        length = min(beats, longest, BEATS_PER_4K - offset % BEATS_PER_4K)
+        yield length
+        offset += length
+        beats -= length
 
 
 def tree_levels(operands: int) -> int:

@@ -127,7 +127,7 @@ def make_program():
         pitch = -(-width // CONFIG.words_per_beat) * CONFIG.words_per_beat
         plane = batch * height * pitch * CONFIG.rows // 2  # bytes of one digit of one channel group
         meta = {
-            "format": "esbflow program", "version": 1, "name": "copy", "batch": batch,
+            "format": "esbflow program", "version": 2, "name": "copy", "batch": batch,
             "engine": CONFIG.to_dict(), "engine_hash": f"{CONFIG.hash:016x}",
             "input": {"shape": list(shape), "digits": 2, "channels": channels, "height": height, "width": width,
                       "pitch": pitch, "fold": None},

@@ -5,6 +5,7 @@ from amaranth.lib.wiring import Flow
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import weight_masters
 from esbflow.registers import COUNTERS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
@@ -42,7 +43,7 @@ class Engine(Elaboratable):
         self.ports = [self.ap_clk, self.ap_rst_n, self.irq]
         self.s_axi = self._flat("s_axi", lite_signature())
         self.m_axi_program = self._flat("m_axi_program", read_signature())
-        self.m_axi_weights = self._flat("m_axi_weights", read_signature())
+        self.m_axi_weights = [self._flat(name, read_signature()) for name in weight_masters(config)]
         self.m_axi_activations = self._flat("m_axi_activations", read_signature())
         self.m_axi_activations_write = self._flat("m_axi_activations", write_signature())
 
@@ -71,10 +72,12 @@ class Engine(Elaboratable):
         m.submodules.control = control = Control(config)
         m.submodules.counters = counters = Counters()
         m.submodules.write_port = write_port = WritePort(max(128, 4 * config.max_burst))
-        fetch, load, weights = Fetch(config), Loader(config, "LOAD"), Loader(config, "WEIGHTS")
+        fetch, load = Fetch(config), Loader(config, "LOAD")
+        weights = Loader(config, "WEIGHTS", config.weight_ports)
         m.submodules.program_port = fetch.port
-        m.submodules.activations_port = load.port
-        m.submodules.weights_port = weights.port
+        m.submodules.activations_port = load.ports[0]
+        for number, port in enumerate(weights.ports):
+            m.submodules[f"weights_port{number or ''}"] = port
 
         # -- what a run's end resets ---------------------------------------------------------------------
         stopped = Signal()
@@ -110,12 +113,13 @@ class Engine(Elaboratable):
             ]
         for part in (fetch, load, weights, splitter):
             m.d.comb += part.regions.eq(control.regions)
-        for port in (fetch.port, load.port, weights.port, write_port):
+        for port in (fetch.port, *load.ports, *weights.ports, write_port):
             m.d.comb += port.run.eq(control.running)
 
         # -- data: memory -> buffers -------------------------------------------------------------------------
         to_residual = load.write_destination >= 2
-        to_slots = weights.write_destination == 0
+        ways = range(config.weight_ports)
+        to_slots = Cat(weights.write_destination.word_select(k, 3) == 0 for k in ways)
         m.d.comb += [
             activation_buffer.write_valid.eq(load.write_valid & ~to_residual),
             activation_buffer.write_half.eq(load.write_destination[0]),
@@ -129,7 +133,7 @@ class Engine(Elaboratable):
             slots.write_valid.eq(weights.write_valid & to_slots),
             slots.write_address.eq(weights.write_address), slots.write_data.eq(weights.write_data),
             constants.write_valid.eq(weights.write_valid & ~to_slots),
-            constants.write_bank.eq(weights.write_destination[1]),
+            constants.write_bank.eq(Cat(weights.write_destination[3 * k + 1] for k in ways)),
             constants.write_address.eq(weights.write_address), constants.write_data.eq(weights.write_data),
         ]
 
@@ -208,8 +212,9 @@ class Engine(Elaboratable):
         m.d.comb += self.irq.eq(control.interrupt)
         self._connect(m, self.s_axi, control.axi)
         self._connect(m, self.m_axi_program, fetch.port.axi)
-        self._connect(m, self.m_axi_weights, weights.port.axi)
-        self._connect(m, self.m_axi_activations, load.port.axi)
+        for signals, port in zip(self.m_axi_weights, weights.ports):
+            self._connect(m, signals, port.axi)
+        self._connect(m, self.m_axi_activations, load.ports[0].axi)
         self._connect(m, self.m_axi_activations_write, write_port.axi)
         return m
 
@@ -282,11 +287,11 @@ class Engine(Elaboratable):
     def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port):
         faults = FaultEncoder()
         faults.add(fetch.axi_fault, "axi_read", "fetch", fetch.port.fault_address, fetch.layer)
-        faults.add(load.axi_fault, "axi_read", "load", load.port.fault_address, load.layer)
-        faults.add(weights.axi_fault, "axi_read", "weights", weights.port.fault_address, weights.layer)
+        faults.add(load.axi_fault, "axi_read", "load", load.fault_address, load.layer)
+        faults.add(weights.axi_fault, "axi_read", "weights", weights.fault_address, weights.layer)
         faults.add(write_port.fault, "axi_write", "store", write_port.fault_address, drain.layer)
         for unit, name in ((fetch, "fetch"), (load, "load"), (weights, "weights")):
-            faults.add(unit.axi_protocol, "axi_protocol", name, unit.port.fault_address, unit.layer)
+            faults.add(unit.axi_protocol, "axi_protocol", name, unit.fault_address, unit.layer)
             faults.add(unit.range_fault, "range", name, unit.fault_address, unit.layer)
         splitter = units["store_splitter"]
         faults.add(splitter.range_fault, "range", "store", splitter.fault_address, drain.layer)
@@ -304,8 +309,8 @@ class Engine(Elaboratable):
         # A run that stands still is blamed on the bus that owes an answer, if one does.
         bark = units["watchdog"].bark
         faults.add(bark & ~write_port.quiescent, "watchdog", "store", write_port.oldest, drain.layer)
-        faults.add(bark & ~load.quiescent, "watchdog", "load", load.port.oldest, load.layer)
-        faults.add(bark & ~weights.quiescent, "watchdog", "weights", weights.port.oldest, weights.layer)
+        faults.add(bark & ~load.quiescent, "watchdog", "load", load.oldest, load.layer)
+        faults.add(bark & ~weights.quiescent, "watchdog", "weights", weights.oldest, weights.layer)
         faults.add(bark & ~fetch.quiescent, "watchdog", "fetch", fetch.port.oldest, fetch.layer)
         faults.add(bark, "watchdog", "compute", 0, sequencer.layer)
         faults.connect(m, control)

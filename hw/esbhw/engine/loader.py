@@ -13,6 +13,8 @@ from esbhw.engine.tokens import COUNT_BITS
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
 TAG = StructLayout({"destination": 3, "local": 16, "last": 1, "post": 1})
+ARRIVED_BITS = 5
+"""A port may be ahead of another by as many transfers as it has bursts in flight."""
 
 
 class Loader(wiring.Component):
@@ -22,20 +24,24 @@ class Loader(wiring.Component):
     while data of this one is still on its way. Beats arrive on `write` in the cycle after the bus offered them, and the
     token is posted with the last one.
 
+    With several ports each brings an equal part of every burst, one after the other in memory. Port k writes beats of its
+    own; a "local address" counts rows of as many beats as there are ports. A port does not wait for the others: the token
+    is posted with the last beat of the last of them.
+
     Members
     -------
     i : In(stream of 256 bits)
     free_count, stores_count : In, tokens available for `free_select`ed destination
     take_free, take_stores, stores_amount, take_destination : Out
     post : Out(1), with post_destination, in the cycle of the last write
-    write_valid, write_destination, write_address (beats), write_data : Out
-    layer : Out(12), of the instruction last accepted
+    write_valid, write_destination, write_address (rows of a beat a port), write_data : Out, those of port k in the k-th part
+    layer : Out(12), of the instruction last accepted;  oldest : Out(40), address of a burst that is awaited
     """
 
-    def __init__(self, config: EngineConfig, opcode: str):
+    def __init__(self, config: EngineConfig, opcode: str, ports: int = 1):
         self._config = config
         self._opcode = opcode
-        self.port = ReadPort(tag_bits=TAG.size)
+        self.ports = [ReadPort(tag_bits=TAG.size) for _ in range(ports)]
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
@@ -43,18 +49,19 @@ class Loader(wiring.Component):
             "free_count": In(COUNT_BITS), "take_free": Out(1),
             "stores_count": In(COUNT_BITS), "take_stores": Out(1), "stores_amount": Out(COUNT_BITS),
             "post": Out(1), "post_destination": Out(3),
-            "write_valid": Out(1), "write_destination": Out(3), "write_address": Out(16),
-            "write_data": Out(AXI_BEAT_BITS),
+            "write_valid": Out(ports), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
+            "write_data": Out(AXI_BEAT_BITS * ports),
             "range_fault": Out(1), "field_fault": Out(1), "axi_fault": Out(1), "axi_protocol": Out(1),
             "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "quiescent": Out(1), "beat": Out(1),
-            "waiting": Out(1),
+            "oldest": Out(AXI_ADDRESS_BITS), "waiting": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        port = self.port
+        ports = self.ports
+        part_bits = (len(ports) - 1).bit_length()
         tag_layout = StructLayout({"destination": 3, "post": 1})
-        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst, tag_bits=tag_layout.size)
+        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * len(ports), tag_bits=tag_layout.size)
         fields = Signal(instruction_layout(self._opcode))
         transfer = splitter.i.payload
         granted = Signal()
@@ -62,7 +69,9 @@ class Loader(wiring.Component):
             fields.eq(self.i.payload),
             splitter.regions.eq(self.regions),
             transfer.region.eq(fields.region), transfer.offset.eq(fields.offset),
-            transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments),
+            # What the ports cannot share equally is as wrong as nothing at all.
+            transfer.beats.eq(Mux(Cat((fields.beats | fields.offset | fields.address | fields.stride)[:part_bits]).any(), 0,
+                                  fields.beats)), transfer.segments.eq(fields.segments),
             transfer.stride.eq(fields.stride), transfer.address.eq(fields.address),
             transfer.tag.eq(Cat(fields.destination, fields.post_full)),
             self.destination.eq(fields.destination),
@@ -81,28 +90,57 @@ class Loader(wiring.Component):
         tag = Signal(TAG)
         m.d.comb += [
             piece_tag.eq(piece.tag),
-            tag.destination.eq(piece_tag.destination), tag.local.eq(piece.local),
+            tag.destination.eq(piece_tag.destination), tag.local.eq(piece.local >> part_bits),
             tag.last.eq(piece.last), tag.post.eq(piece_tag.post),
-            port.bursts.valid.eq(splitter.o.valid), splitter.o.ready.eq(port.bursts.ready),
-            port.bursts.payload.address.eq(piece.address), port.bursts.payload.length.eq(piece.length),
-            port.bursts.payload.tag.eq(tag),
-        ]
-
-        beat = Signal(TAG)
-        following = Signal(16)  # address of the next beat of this burst
-        m.d.comb += [
-            beat.eq(port.beat_tag),
-            self.beat.eq(port.beat_valid),
-            self.write_valid.eq(port.beat_valid), self.write_data.eq(port.beat_data),
-            self.write_destination.eq(beat.destination),
-            self.write_address.eq(Mux(port.beat_first, beat.local, following)),
-            self.post.eq(port.beat_valid & port.beat_last & beat.last & beat.post),
-            self.post_destination.eq(beat.destination),
+            splitter.o.ready.eq(Cat(port.bursts.ready for port in ports).all()),
             self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
-            self.axi_fault.eq(port.fault), self.axi_protocol.eq(port.protocol),
-            self.fault_address.eq(Mux(splitter.range_fault, splitter.fault_address, port.fault_address)),
-            self.quiescent.eq(port.quiescent),
+            self.axi_fault.eq(Cat(port.fault for port in ports).any()),
+            self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
+            self.fault_address.eq(ports[0].fault_address),
+            self.oldest.eq(ports[0].oldest),
+            self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
+            self.beat.eq(Cat(port.beat_valid for port in ports).any()),
         ]
-        with m.If(port.beat_valid):
-            m.d.sync += following.eq(self.write_address + 1)
+        # Of several ports with a fault, or that owe an answer, the first is named.
+        for port in reversed(ports):
+            with m.If(port.fault | port.protocol):
+                m.d.comb += self.fault_address.eq(port.fault_address)
+            with m.If(~port.quiescent):
+                m.d.comb += self.oldest.eq(port.oldest)
+        with m.If(splitter.range_fault):
+            m.d.comb += self.fault_address.eq(splitter.fault_address)
+        arrived = []
+        for k, port in enumerate(ports):
+            beat = Signal(TAG, name=f"beat_{k}")
+            address = Signal(16, name=f"address_{k}")
+            following = Signal(16, name=f"following_{k}")  # address of the next beat of this burst
+            length = piece.length >> part_bits
+            m.d.comb += [
+                port.bursts.valid.eq(splitter.o.valid & Cat(p.bursts.ready for p in ports if p is not port).all()),
+                port.bursts.payload.address.eq(piece.address + (k * length << 4)), port.bursts.payload.length.eq(length),
+                port.bursts.payload.tag.eq(tag),
+                beat.eq(port.beat_tag), address.eq(Mux(port.beat_first, beat.local, following)),
+                self.write_valid[k].eq(port.beat_valid), self.write_data.word_select(k, AXI_BEAT_BITS).eq(port.beat_data),
+                self.write_destination.word_select(k, 3).eq(beat.destination),
+                self.write_address.word_select(k, 16).eq(address),
+            ]
+            with m.If(port.beat_valid):
+                m.d.sync += following.eq(address + 1)
+            arrived.append((port.beat_valid & port.beat_last & beat.last & beat.post, beat.destination))
+        self._post(m, arrived)
         return m
+
+    def _post(self, m, arrived) -> None:
+        """The token, once the transfer's last beat has come through each port: (has it now, its destination)."""
+        if len(arrived) == 1:
+            m.d.comb += [self.post.eq(arrived[0][0]), self.post_destination.eq(arrived[0][1])]
+            return
+        here = []
+        for k, (now, destination) in enumerate(arrived):
+            ahead = Signal(ARRIVED_BITS, name=f"ahead_{k}")  # transfers that have come here and not everywhere
+            m.d.sync += ahead.eq(ahead + now - self.post)
+            here.append(now | (ahead != 0))
+            # Transfers come in the same order through each port: the token's is that of the last one.
+            with m.If(now & (ahead == 0)):
+                m.d.comb += self.post_destination.eq(destination)
+        m.d.comb += self.post.eq(Cat(here).all())

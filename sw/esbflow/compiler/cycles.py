@@ -25,6 +25,7 @@ from esbflow.engine_facts import (
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
     SPLIT_CYCLES,
+    burst_lengths,
     compute_latency,
     load_tail,
 )
@@ -34,7 +35,6 @@ from esbflow.requantizer import drain_latency
 
 SETUP_CYCLES = 2  # Drain
 TOKEN_CYCLES = 1  # Drain: a token is seen one cycle after it is there, and posted one cycle after the last group
-BEATS_PER_4K = 256
 
 
 @dataclass
@@ -108,15 +108,6 @@ class _WriteBus:
         return taken
 
 
-def _cut(offset: int, beats: int, max_burst: int):
-    """Burst lengths of a run, as BurstSplitter makes them. Regions begin at multiples of 4 KB."""
-    while beats:
-        length = min(beats, max_burst, BEATS_PER_4K - offset % BEATS_PER_4K)
-        yield length
-        offset += length
-        beats -= length
-
-
 class CycleModel:
     """Walks a program; `run()` returns Cycles. `latency` is the memory's, in cycles."""
 
@@ -161,7 +152,7 @@ class CycleModel:
         while left:
             run = min(left, 1 << 14)
             earliest = ready + SPLIT_CYCLES
-            for length in _cut(offset, INSTRUCTION_BEATS * run, burst_limit):
+            for length in burst_lengths(offset, INSTRUCTION_BEATS * run, burst_limit):
                 promised += length // INSTRUCTION_BEATS
                 if promised > FETCH_BUFFERED:
                     earliest = max(earliest, self.dispatched[promised - FETCH_BUFFERED - 1] + 1)
@@ -201,13 +192,13 @@ class CycleModel:
         return Cycles(total=total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------
-    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int) -> int:
-        """Bus cycle of the transfer's last beat."""
+    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1) -> int:
+        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them."""
         earliest = accept + SPLIT_CYCLES
         offset = fields["offset"]
         for _ in range(fields["segments"]):
-            for length in _cut(offset, fields["beats"], self.config.max_burst):
-                taken, _ = bus.burst(earliest, length)
+            for length in burst_lengths(offset, fields["beats"], self.config.max_burst * ports):
+                taken, _ = bus.burst(earliest, length // ports)
                 earliest = taken + SPLIT_CYCLES
             offset += fields["stride"]
         unit.free = taken + 1
@@ -230,7 +221,7 @@ class CycleModel:
         accept = max(ready, unit.free)
         if fields["wait_free"]:
             accept = max(accept, self._take(f"{kind}_free"))
-        last = self._transfer(unit, self.buses["weights"], fields, accept)
+        last = self._transfer(unit, self.buses["weights"], fields, accept, self.config.weight_ports)
         if fields["post_full"]:
             self._post(f"{kind}_full", last + BEAT_TO_WRITE)
         return accept
@@ -319,7 +310,7 @@ class CycleModel:
         earliest = max(ordered + 1, self.store.free) + SPLIT_CYCLES
         for start in starts:
             done = 0
-            for length in _cut(offset, beats, self.config.max_burst):
+            for length in burst_lengths(offset, beats, self.config.max_burst):
                 done += length
                 pushed = start + done * beat_cycles - 1 + self._drain_latency
                 taken = self.store.burst(max(earliest, pushed + 1), length)

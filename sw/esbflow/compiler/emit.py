@@ -22,6 +22,8 @@ from esbflow.registers import LOG_BEATS, REGIONS
 REGION = {name: number for number, name in enumerate(REGIONS)}
 POSTS_PER_LAYER = 256
 """Store tokens that a layer posts at most: the loader waits for up to 1023 at once."""
+PART_BEATS = 96
+"""What a load brings at least before its passes begin, and leaves to the next one."""
 LAYER_LIMIT = 4095
 
 
@@ -54,10 +56,20 @@ class _Chunk:
     residual_group: int | None = None
 
 
+@dataclass(eq=False)
+class _Part:
+    """What is loaded at once: planes of a chunk that its passes come to before any others, or its residual operand."""
+
+    chunk: _Chunk
+    index: int  # of the chunk
+    planes: list  # empty for the residual
+    address: int = 0  # first beat in the half
+    begins: bool = False  # the chunk's first
+
+
 @dataclass
 class _State:
     words: list = field(default_factory=list)
-    chunks: int = 0  # loaded so far: gives the half
     drains: int = 0  # gives bank and constants bank
     passes_begun: int = 0
     residuals: int = 0
@@ -76,21 +88,23 @@ def emit(config: EngineConfig, plans: list) -> list:
     """The program as 256-bit integers, one STAMP after each layer and END at last."""
     state = _State()
     work = [chunk for plan in plans for chunk in _chunks(plan)]
+    parts = [part for i, chunk in enumerate(work) for part in _parts(config, chunk, i)]
     loaded = 0
 
-    def load_next(limit):
+    def load_until(limit):
         nonlocal loaded
-        while loaded < len(work) and loaded < limit and _needed(state, work[loaded]) is not None:
-            _emit_load(config, state, work[loaded])
+        while loaded < len(parts) and parts[loaded].index < limit and _needed(config, state, parts[loaded]) is not None:
+            _emit_load(config, state, parts[loaded])
             loaded += 1
 
     for i, chunk in enumerate(work):
         if i == 0 or work[i - 1].plan is not chunk.plan:
             state.uses.update(_uses(takewhile(partial(_of_plan, chunk.plan), islice(work, i, None))))
-        # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before.
-        load_next(i + 2)
-        assert loaded > i, "a chunk reads what no earlier drain has stored"
-        _emit_passes(config, state, chunk, i)
+        # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before, or its planes one
+        # by one behind the drains that make them.
+        load_until(i + 2)
+        assert loaded == len(parts) or parts[loaded].index > i, "a chunk reads what no earlier drain has stored"
+        _emit_passes(config, state, chunk, i, partial(load_until, i + 2))
         if i + 1 == len(work) or work[i + 1].plan is not chunk.plan:
             log = LOG_BEATS * chunk.plan.number
             state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log))
@@ -120,18 +134,42 @@ def _chunks(plan: PlannedLayer):
     assert planes >= len(everything)
 
 
-def _needed(state: _State, chunk: _Chunk):
-    """Store tokens that this chunk's loads need, or None while a layer that it reads is unfinished."""
+def _parts(config: EngineConfig, chunk: _Chunk, index: int):
+    """A chunk's loads. Its passes take one token each, so a part ends where they go from planes to later ones for good."""
     plan = chunk.plan
-    sources = [(name, part, chunk.row.in0, chunk.row.in1) for name, part in zip(plan.layer.sources, plan.source.parts)]
-    if plan.residual is not None:
-        sources.append((plan.layer.residual, plan.residual.parts[0], chunk.row.conv0, chunk.row.conv1))
+    touched = list(dict.fromkeys(p.plane for _, passes in _own_passes(chunk) for p, _ in passes))
+    whole = len(plan.tiling.cols) == 1
+    _, window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    beats = (chunk.row.in1 - chunk.row.in0) * (window // config.words_per_beat) * config.beats_per_word
+    start = 0
+    for end in range(1, len(touched) + 1):
+        enough = min(end - start, len(touched) - end) * beats >= PART_BEATS
+        if (enough or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
+            yield _Part(chunk, index, chunk.planes[start:end], start * beats, start == 0)
+            start = end
+    if chunk.residual_group is not None:
+        yield _Part(chunk, index, [])
+
+
+def _needed(config: EngineConfig, state: _State, part: _Part):
+    """Store tokens that this part's loads need, or None while what it reads is not yet ordered to be stored."""
+    chunk, plan = part.chunk, part.chunk.plan
+    if part.planes:
+        wanted = [(*plan.source.find(plane), chunk.row.in0, chunk.row.in1) for plane in part.planes]
+        names = plan.layer.sources
+    else:
+        first = chunk.residual_group * config.planes_per_tile
+        wanted = [(0, group, chunk.row.conv0, chunk.row.conv1)
+                  for group in range(first, min(plan.residual.groups, first + config.planes_per_tile))]
+        names = (plan.layer.residual,)
+    layouts = plan.source.parts if part.planes else plan.residual.parts
     needed = 0
-    for tensor, layout, row0, row1 in sources:
+    for number, group, row0, row1 in wanted:
+        layout = layouts[number]
         if layout.region == "input":
             continue
-        rows_of = state.stores.get(tensor)
-        if rows_of is None:
+        stores = state.stores.get(names[number])
+        if stores is None:
             return None
         if plan.layer.stacked:
             height = layout.height
@@ -141,7 +179,7 @@ def _needed(state: _State, chunk: _Chunk):
         else:
             spans = [(chunk.image, row0, row1)]
         for image, low, high in spans:
-            tokens = _tokens(rows_of, image, low, high)
+            tokens = _tokens(stores, image, low, high, group // config.planes_per_tile)
             if tokens is None:
                 return None
             needed = max(needed, tokens)
@@ -149,18 +187,19 @@ def _needed(state: _State, chunk: _Chunk):
 
 
 class _Stores:
-    """Which drains have written which rows of a tensor, and the token that says so."""
+    """Which drains have written which rows of which output groups of a tensor, and the token that says so."""
 
     def __init__(self, plan: PlannedLayer):
         self.plan = plan
-        self.expected = len(plan.weights.groups) * len(plan.tiling.cols)
-        self.rows = {}  # (image, row span index) -> [drains so far, token index]
-        self.total = self.expected * len(plan.tiling.rows) * (1 if plan.layer.stacked else plan.target.images)
+        self.expected = len(plan.tiling.cols)
+        self.rows = {}  # (image, row span index, output group) -> [drains so far, token index]
+        images = 1 if plan.layer.stacked else plan.target.images
+        self.total = self.expected * len(plan.weights.groups) * len(plan.tiling.rows) * images
         self.every = -(-self.total // POSTS_PER_LAYER)
         self.done = 0
 
 
-def _tokens(stores: _Stores, image: int, row0: int, row1: int):
+def _tokens(stores: _Stores, image: int, row0: int, row1: int, group: int):
     if stores.plan.layer.stacked:
         # One tall map: image i is row i.
         height = stores.plan.target.height
@@ -168,32 +207,31 @@ def _tokens(stores: _Stores, image: int, row0: int, row1: int):
     latest = 0
     for k, span in enumerate(stores.plan.tiling.rows):
         if span.out0 < row1 and span.out1 > row0:
-            entry = stores.rows.get((image, k))
+            entry = stores.rows.get((image, k, group))
             if entry is None or entry[0] < stores.expected or entry[1] is None:
                 return None
             latest = max(latest, entry[1])
     return latest
 
 
-def _emit_load(config: EngineConfig, state: _State, chunk: _Chunk) -> None:
-    plan, layer = chunk.plan, chunk.plan.layer
-    wait = max(0, _needed(state, chunk) - state.taken)
+def _emit_load(config: EngineConfig, state: _State, part: _Part) -> None:
+    chunk, plan = part.chunk, part.chunk.plan
+    wait = max(0, _needed(config, state, part) - state.taken)
     state.taken += wait
-    half = state.chunks & 1
+    if not part.planes:
+        return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
-    transfers = list(_runs(config, plan.source, chunk.planes, chunk.image, chunk.row.in0, chunk.row.in1,
-                           window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole))
+    transfers = list(_runs(config, plan.source, part.planes, chunk.image, chunk.row.in0, chunk.row.in1,
+                           window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole,
+                           part.address))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
-            "LOAD", layer=plan.number, destination=half, **transfer,
-            wait_free=int(k == 0 and state.chunks >= 2), post_full=int(k == len(transfers) - 1),
+            "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
+            wait_free=int(k == 0 and part.begins and part.index >= 2), post_full=int(k == len(transfers) - 1),
             wait_stores=wait if k == 0 else 0))
-    state.chunks += 1
-    if chunk.residual_group is not None:
-        _emit_residual_load(config, state, chunk)
 
 
-def _emit_residual_load(config, state, chunk) -> None:
+def _emit_residual_load(config, state, chunk, wait) -> None:
     plan, residual = chunk.plan, chunk.plan.residual
     bank = state.residual_loads & 1
     words = config.words_per_beat
@@ -208,16 +246,16 @@ def _emit_residual_load(config, state, chunk) -> None:
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
                 "LOAD", layer=plan.number, destination=2 + 2 * bank + digit, **transfer,
-                wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last)))
+                wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last),
+                wait_stores=wait if digit == 0 and k == 0 else 0))
     state.residual_loads += 1
 
 
-def _runs(config, tensor, planes, image, row0, row1, window, whole):
-    """The transfers that bring rows of some planes, one after the other, into consecutive beats from 0."""
+def _runs(config, tensor, planes, image, row0, row1, window, whole, address=0):
+    """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on."""
     first_col, window_size = window
     rows = row1 - row0
     row_beats = window_size // config.words_per_beat * config.beats_per_word
-    address = 0
     if whole:
         for region, offset, count, step in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
             yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=step,
@@ -245,17 +283,22 @@ def _equally_spaced(places):
         start = end
 
 
-def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int) -> None:
+def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int, drained) -> None:
+    """The passes of a chunk, and its drains; after each of those calls `drained`."""
     plan, layer = chunk.plan, chunk.plan.layer
     half = index & 1
     whole = len(plan.tiling.cols) == 1
     first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
     in_rows = chunk.row.in1 - chunk.row.in0
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
+    parts = [part.planes for part in _parts(config, chunk, index)]
+    arrived = set()
     for group, passes in _own_passes(chunk):
         for k, (weight_pass, keep) in enumerate(passes):
             opens = chunk.first and k == 0
-            very_first = group == chunk.groups[0] and k == 0
+            arrives = weight_pass.plane not in arrived
+            if arrives:
+                arrived.update(next(planes for planes in parts if weight_pass.plane in planes))
             very_last = group == chunk.groups[-1] and k == len(passes) - 1
             slot, fresh, frees = (0, False, False) if keep else _slot(config, state, plan, weight_pass)
             if opens:
@@ -264,11 +307,12 @@ def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int)
             state.words.append(encode(
                 opcode, layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
                 half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
-                first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(very_first),
+                first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(arrives),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
                 post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
         if chunk.last:
             _emit_drain(config, state, chunk, group)
+            drained()
 
 
 def _own_passes(chunk: _Chunk):
@@ -360,7 +404,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     stores.done += 1
     posts = stores.done % stores.every == 0 or stores.done == stores.total
     # A drain without a token of its own is covered by the next token.
-    key = (chunk.image, plan.tiling.rows.index(chunk.row))
+    key = (chunk.image, plan.tiling.rows.index(chunk.row), group)
     entry = stores.rows.setdefault(key, [0, None])
     entry[0] += 1
     entry[1] = None

@@ -1,15 +1,17 @@
-"""Pass 0: a first layer with few channels takes its kernel columns (or its whole window) as channels.
+"""Pass 0: a first layer with few channels takes kernel columns and rows as channels, until the array's rows are full.
 
-One image channel would use one row of the array in 16. The driver therefore lays the input out so that the window's
-values are channels; the convolution shrinks to (kernel_y, 1) or (1, 1) and the rows are full. Integers are the same.
+One image channel would use one row of the array in 16. The driver therefore lays the input out so that a window's columns,
+and so many of its rows as fit, are channels; the convolution shrinks to (kernel_y / rows, 1). Integers are the same.
 A first linear layer reads the whole image as channels, however many they are: it has no other window.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from esbflow.compiler.lower import Layer
+from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
 
 GROWTH_LIMIT = 32
 """The folded input may be this many times larger than the image: it is written and read once."""
@@ -19,53 +21,74 @@ WIDE_LIMIT = 1.25
 
 @dataclass(frozen=True)
 class Fold:
-    """How the driver unfolds windows: channel ((c*ky + iy)*kx + ix) with rows, (c*kx + ix) with columns only."""
+    """How the driver unfolds windows: channel (c*rows + iy)*kx + ix of folded row j and column x.
+
+    That is pixel (first_row + j*row_step + iy*dilation_y, x*stride_x - padding_x + ix*dilation_x) of channel c.
+    """
 
     kernel: tuple
     stride: tuple
     padding: tuple
     dilation: tuple
-    rows: bool
+    rows: int
+    first_row: int
+    row_step: int
 
     def to_meta(self) -> dict:
         return {"kernel": list(self.kernel), "stride": list(self.stride), "padding": list(self.padding),
-                "dilation": list(self.dilation), "rows": self.rows, "columns": True}
+                "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 
 
-def fold_input(layer: Layer, rows: int) -> tuple:
-    """(Fold or None, the layer that reads the folded input). `rows` is the array's.
+def fold_input(layer: Layer, rows: int, cols: int | None = None) -> tuple:
+    """(Fold or None, the layer that reads the folded input). `rows` and `cols` (by default as many) are the array's.
 
-    Chooses what needs the fewest passes, and of equals the smallest input.
+    Chooses what takes the fewest cycles, of passes or of the load, whichever is longer; and of equals the smallest input.
     """
     ky, kx = layer.kernel
     channels, height, width = layer.in_shape
     _, out_height, out_width = layer.conv_shape
     if layer.groups != 1 or layer.residual is not None or len(layer.sources) > 1 or kx * ky == 1:
         return None, layer
+    out_groups = -(-layer.weight.shape[0] // (cols or rows))
 
-    def groups(n):
-        return -(-n // rows)
+    def cost(passes, words):
+        compute = passes * out_groups * out_height * out_width
+        return max(compute, words * rows * DIGIT_BITS // AXI_BEAT_BITS), compute, words
 
-    options = [(ky * kx * groups(channels), groups(channels) * height * width, None)]
-    columns = groups(channels * kx) * height * out_width
-    window = groups(channels * kx * ky) * out_height * out_width
-    plain = options[0][1]
-    # What the host's CPU writes: many channels only where they take little more memory than the image, at large strides.
-    if not layer.stacked and columns <= plain * (GROWTH_LIMIT if channels * kx <= 4 * rows else WIDE_LIMIT):
-        options.append((ky * groups(channels * kx), columns, False))
-    if window <= plain * (GROWTH_LIMIT if layer.stacked or channels * kx * ky <= 4 * rows else WIDE_LIMIT):
-        options.append((groups(channels * kx * ky), window, True))
-    _, _, fold_rows = min(options, key=lambda option: option[:2])
-    if fold_rows is None:
-        return None, layer
-    fold = Fold(layer.kernel, layer.stride, layer.padding, layer.dilation, fold_rows)
-    out = layer.weight.shape[0]
-    if fold_rows:
-        weight = layer.weight.reshape(out, channels * ky * kx, 1, 1)
-        shape = (channels * ky * kx, out_height, out_width)
-        return fold, replace(layer, weight=weight, in_shape=shape, source_channels=shape[:1], stride=(1, 1), padding=(0, 0),
-                             dilation=(1, 1))
-    weight = np.ascontiguousarray(layer.weight.transpose(0, 1, 3, 2)).reshape(out, channels * kx, ky, 1)
-    shape = (channels * kx, height, out_width)
-    return fold, replace(layer, weight=weight, in_shape=shape, source_channels=shape[:1], stride=(layer.stride[0], 1),
-                         padding=(layer.padding[0], 0), dilation=(layer.dilation[0], 1))
+    plain = -(-channels // rows) * height * width
+    options = [(cost(ky * kx * -(-channels // rows), plain), None, layer)]
+    choices = [(ky, ky)] if layer.stacked else [(count, hop) for count in range(1, ky + 1) for hop in range(1, count + 1)]
+    for count, hop in choices:
+        fold, folded = _folded(layer, count, hop)
+        groups = -(-folded.in_shape[0] // rows)
+        words = groups * folded.in_shape[1] * out_width
+        # What the host's CPU writes: many channels only where they take little more memory than the image, at large strides.
+        if words <= plain * (GROWTH_LIMIT if layer.stacked or folded.in_shape[0] <= 4 * rows else WIDE_LIMIT):
+            options.append((cost(groups * folded.kernel[0], words), fold, folded))
+    return min(options, key=lambda option: option[0])[1:]
+
+
+def _folded(layer: Layer, rows: int, hop: int) -> tuple:
+    """`rows` kernel rows as channels, and all columns; kernel rows from one tap to the next: `hop`, at most `rows`.
+
+    What a tap has of kernel rows that belong to the next one is zero, as is what lies beyond the kernel. A hop of the
+    stride needs no other rows of the input than the stride does.
+    """
+    (ky, kx), sy, py, dy = layer.kernel, layer.stride[0], layer.padding[0], layer.dilation[0]
+    out, channels, height = layer.weight.shape[0], layer.in_shape[0], layer.in_shape[1]
+    _, out_height, out_width = layer.conv_shape
+    taps = -(-(ky - rows) // hop) + 1
+    # Columns alone leave the map's rows as they are. Of several rows, only those are stored that a tap can begin with.
+    step = 1 if rows == 1 else sy if taps == 1 else math.gcd(sy, hop * dy)
+    if rows > 1:
+        height = ((out_height - 1) * sy + (taps - 1) * hop * dy) // step + 1
+    weight = np.zeros((out, channels, rows, kx, taps), dtype=layer.weight.dtype)
+    for tap in range(taps):
+        end = min(ky, tap * hop + (rows if tap == taps - 1 else hop))
+        weight[:, :, :end - tap * hop, :, tap] = layer.weight[:, :, tap * hop:end]
+    shape = (channels * rows * kx, height, out_width)
+    fold = Fold(layer.kernel, layer.stride, layer.padding, layer.dilation, rows, 0 if rows == 1 else -py, step)
+    return fold, replace(
+        layer, weight=weight.reshape(out, -1, taps, 1), in_shape=shape, source_channels=shape[:1], stride=(sy // step, 1),
+        padding=(py if rows == 1 else 0, 0), dilation=(hop * dy // step if taps > 1 else 1, 1),
+        spare=weight.size - layer.weight.size)

@@ -87,6 +87,14 @@ class Source:
             plane -= part.groups * part.digits
         raise IndexError(plane)
 
+    def find(self, plane: int) -> tuple:
+        """(number of the part, channel group in it) of a plane."""
+        for number, part in enumerate(self.parts):
+            if plane < part.groups * part.digits:
+                return number, plane // part.digits
+            plane -= part.groups * part.digits
+        raise IndexError(plane)
+
 
 def channel_groups(source_channels: tuple, rows: int) -> list:
     """(first channel, channels) of each group of up to `rows` channels that a layer reads; each part begins a group.

@@ -53,6 +53,7 @@ class Layer:
     out_format: Format
     stacked: bool  # the images of a batch are rows of one tall map
     maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
+    spare: int = 0  # zeros among the weights that no one asked for: taps that folding leaves over
 
     @property
     def kernel(self) -> tuple:
@@ -64,7 +65,7 @@ class Layer:
         if self.op in ("MaxPool2d", "Add", "Requantize", "Concat", "Upsample"):
             return 0
         _, height, width = self.conv_shape
-        return int(self.weight.size * height * width)
+        return int((self.weight.size - self.spare) * height * width)
 
 
 def storage_digits(form: Format) -> int:

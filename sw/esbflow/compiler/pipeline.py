@@ -43,7 +43,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     layers, fold_choice = lower(graph), None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
-        fold_choice, layers[0] = fold_input(layers[0], config.rows)
+        fold_choice, layers[0] = fold_input(layers[0], config.rows, config.cols)
     layers = place_on_unit(config, split_pools(config, layers, batch))
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
@@ -67,11 +67,14 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
                    else (layer.conv_shape[1], layer.in_shape[1]))
-        tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes)
+        resident = weights.tiles <= config.weight_slots
+        tile_beats = config.tap_beats if on_unit else config.tile_beats
+        tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes,
+                      0 if resident else weights.tiles * tile_beats)
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
             residual=Source((added,)) if added else None, target=target, tiling=tiling,
-            weights=weights, resident=weights.tiles <= config.weight_slots))
+            weights=weights, resident=resident))
     try:
         words = emit(config, plans)
     except ValueError as error:

@@ -11,7 +11,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.files import whole
 
 FORMAT = "esbflow program"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ ROW_LIMIT = 1023
 """Rows and columns of a tile and of its input are 10-bit fields."""
 MORE_TILES = 8
 """Tile heights tried beyond the tallest that fits: small first and last tiles hide loads and stores."""
+MORE_HALVINGS = 2
+"""How often a width that fits is halved to see whether narrower tiles take less."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ def _cut(size: int, step: int) -> list:
 
 
 def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayout, passes_per_plane: int,
-         heights: tuple, planes: int) -> Tiling:
-    """Choose tiles by an estimate of first load + passes + last drain.
+         heights: tuple, planes: int, weight_beats: int = 0) -> Tiling:
+    """Choose tiles by an estimate of first load + passes, weights, loads or drains + last drain.
+
+    weight_beats : what each tile of outputs brings of weights: none where the slots hold all of the layer's.
 
     heights : (conv rows, input rows) of the map, which for a stacked linear layer is that of the whole batch.
     passes_per_plane : passes that each input plane takes for one group of output channels.
@@ -71,15 +75,18 @@ def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayou
     out_height = target.height * (target.images if layer.stacked else 1)
     words, best = config.words_per_beat, None
     width = target.width
+    halvings = 0
     while True:
         step = min(width, target.width)
         columns = _columns(layer, step, target.width, conv_width, in_width, words)
         candidate = _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target,
-                               passes_per_plane, planes)
+                               passes_per_plane, planes, weight_beats)
         if candidate is not None and (best is None or candidate[0] < best[0]):
             best = candidate
-        if best is not None or step <= words:
+        # Narrower tiles may be so much taller that pools share fewer rows between them.
+        if step <= words or (best is not None and halvings == MORE_HALVINGS):
             break
+        halvings += best is not None
         width = -(-(step // 2) // words) * words
     if best is None:
         raise CompileError(
@@ -126,7 +133,8 @@ def window_words(layer: Layer, column: Span, words: int, pitch: int, whole: bool
     return first, -(-(column.in1 - first) // words) * words
 
 
-def _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target, passes_per_plane, planes):
+def _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target, passes_per_plane, planes,
+               weight_beats):
     words = config.words_per_beat
     whole = len(columns) == 1
     tallest = None
@@ -144,7 +152,7 @@ def _best_rows(config, layer, columns, out_height, conv_height, in_height, sourc
         plane_beats = max(_plane_beats(config, layer, row, column, source, words, whole)
                           for row in rows for column in columns)
         tiling = Tiling(rows, columns, _at_once(config, plane_beats, planes, source.digits))
-        cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target)
+        cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats)
         if best is None or cost < best[0]:
             best = (cost, tiling)
     return best
@@ -173,22 +181,23 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
     return True
 
 
-def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target) -> int:
-    """Cycles, roughly: what cannot be hidden, plus the longest of compute, loads and drains."""
+def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats) -> int:
+    """Cycles, roughly: what cannot be hidden, plus, of each tile, the longest of compute, weights, loads and drains."""
     out_groups = -(-layer.weight.shape[0] // config.cols)
     images = 1 if layer.stacked else target.images
     shortest = config.tile_load_cycles + load_tail(config) + 4
-    compute = load = drain = last_drain = 0
+    total = last_drain = 0
     reloads = 1 if planes <= tiling.planes_at_once else out_groups
+    weights = (weight_beats + out_groups * config.cols) // config.weight_ports  # with the constants
     for row in tiling.rows:
         for column in tiling.cols:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
-            compute += out_groups * planes * passes_per_plane * max(pixels, shortest)
-            load += reloads * planes * _plane_beats(config, layer, row, column, source, config.words_per_beat,
-                                                    len(tiling.cols) == 1)
+            compute = out_groups * planes * passes_per_plane * max(pixels, shortest)
+            load = reloads * planes * _plane_beats(config, layer, row, column, source, config.words_per_beat,
+                                                   len(tiling.cols) == 1)
             words = (row.out1 - row.out0) * (column.out1 - column.out0)
             last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
                           * config.cols // config.requantize_lanes)
-            drain += out_groups * last_drain
+            total += max(compute, weights, load, out_groups * last_drain)
     first_load = min(planes, tiling.planes_at_once) * plane_beats
-    return images * max(compute, load, drain) + first_load + last_drain
+    return images * total + first_load + last_drain

@@ -16,6 +16,7 @@ from esbflow.engine_facts import (
     TAP_ENTRY_BITS,
     array_offset,
     book_entry,
+    burst_lengths,
     dot_largest,
     tap_entry,
 )
@@ -58,8 +59,13 @@ class WeightsRegion:
         self._parts, self._beats, self._taps = [], 0, {}
 
     def _append(self, data: np.ndarray) -> int:
-        offset = self._beats
-        self._parts.append(data)
+        """A port brings an equal part of every burst, one after the other in memory: beats k, k + ports, ... to port k."""
+        offset, ports, beats = self._beats, self._config.weight_ports, data.reshape(-1, BEAT_BYTES)
+        start = 0
+        for length in burst_lengths(offset, len(beats), self._config.max_burst * ports):
+            piece = beats[start:start + length]
+            self._parts.append(piece.reshape(-1, ports, BEAT_BYTES).transpose(1, 0, 2).reshape(-1))
+            start += length
         self._beats += data.size // BEAT_BYTES
         return offset
 

@@ -14,22 +14,19 @@ def encode_images(images: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def fold_windows(codes: np.ndarray, meta: dict) -> np.ndarray:
-    """Lay kernel columns (or whole windows) out as channels, as meta["fold"] says; (n, c, h, w) -> (n, c', h', w')."""
+    """Lay columns and rows of windows out as channels, as meta["fold"] says; (n, c, h, w) -> (n, c', h', w')."""
     fold = meta["fold"]
     if fold is None:
         return codes
     n, c, height, width = codes.shape
-    (ky, kx), (sy, sx), (py, px), (dy, dx) = (fold[k] for k in ("kernel", "stride", "padding", "dilation"))
+    kx, sx, px, (dy, dx) = fold["kernel"][1], fold["stride"][1], fold["padding"][1], fold["dilation"]
+    rows, first, step = fold["rows"], fold["first_row"], fold["row_step"]
     out_height, out_width = meta["height"], meta["width"]
-    pad_rows = py if fold["rows"] else 0
-    bottom = max(0, (out_height - 1) * sy + (ky - 1) * dy + 1 - height - pad_rows) if fold["rows"] else 0
+    bottom = max(0, first + (out_height - 1) * step + (rows - 1) * dy + 1 - height)
     right = max(0, (out_width - 1) * sx + (kx - 1) * dx + 1 - width - px)
-    padded = np.pad(codes, ((0, 0), (0, 0), (pad_rows, bottom), (px, right)))
-    if fold["rows"]:
-        views = [padded[:, :, iy * dy:iy * dy + (out_height - 1) * sy + 1:sy,
-                        ix * dx:ix * dx + (out_width - 1) * sx + 1:sx] for iy in range(ky) for ix in range(kx)]
-    else:
-        views = [padded[:, :, :, ix * dx:ix * dx + (out_width - 1) * sx + 1:sx] for ix in range(kx)]
+    padded = np.pad(codes, ((0, 0), (0, 0), (-first, bottom), (px, right)))
+    views = [padded[:, :, iy * dy:iy * dy + (out_height - 1) * step + 1:step,
+                    ix * dx:ix * dx + (out_width - 1) * sx + 1:sx] for iy in range(rows) for ix in range(kx)]
     # Channel c*taps + tap.
     return np.stack(views, axis=2).reshape(n, c * len(views), out_height, out_width)
 

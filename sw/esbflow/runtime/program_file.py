@@ -12,7 +12,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.runtime.errors import ProgramError
 
 FORMAT = "esbflow program"
-VERSION = 1
+VERSION = 2
 ARRAYS = {"meta": np.uint8, "instructions": np.uint64, "weights": np.uint8, "table": np.int64}
 
 
