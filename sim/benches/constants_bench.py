@@ -7,7 +7,7 @@ import cocotb
 from esbflow.engine_config import AXI_BEAT_BITS
 from esbhw.arithmetic.requantize import constants_layout
 from esbhw.engine.constants import ConstantBanks
-from sim.benches.testbench import Testbench, config, join
+from sim.benches.testbench import Testbench, config, join, port_write
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -19,10 +19,10 @@ async def gives_the_lanes_of_a_group_one_cycle_after_its_address(dut):
     rng = random.Random(8)
     banks = [[rng.getrandbits(AXI_BEAT_BITS) for _ in range(size.cols)] for _ in range(2)]
     for bank, channel in rng.sample([(b, c) for b in range(2) for c in range(size.cols)], 2 * size.cols):
-        tb.set(write_valid=1, write_bank=bank, write_address=channel, write_data=banks[bank][channel])
+        tb.set(**port_write(size.weight_ports, channel, banks[bank][channel], bank))
         await tb.tick()
     assert not tb.get("address_fault")
-    tb.set(write_valid=1, write_bank=0, write_address=size.cols, write_data=0)
+    tb.set(**port_write(size.weight_ports, size.cols, 0, 0))
     await tb.tick()
     tb.set(write_valid=0)
     previous = None

@@ -14,7 +14,7 @@ from cocotb.clock import Clock
 from cocotb.simtime import get_sim_time
 from cocotb.triggers import RisingEdge
 
-from esbflow.engine_config import EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 
 PERIOD_NS = 10
 
@@ -22,6 +22,13 @@ PERIOD_NS = 10
 def config() -> EngineConfig:
     """The engine configuration that `build.run` was given."""
     return EngineConfig.from_dict(json.loads(os.environ["BENCH_CONFIG"]))
+
+
+def port_write(ports: int, address: int, data: int, bank: int | None = None) -> dict:
+    """The `write_*` members of a buffer that `ports` ports fill, of which one writes beat `address`."""
+    port, row = address % ports, address // ports
+    members = {"write_valid": 1 << port, "write_address": row << 16 * port, "write_data": data << AXI_BEAT_BITS * port}
+    return members if bank is None else members | {"write_bank": bank << port}
 
 
 def parameters() -> dict:

@@ -6,7 +6,7 @@ import cocotb
 
 from esbflow.engine_config import AXI_BEAT_BITS
 from esbhw.engine.weight_slots import WeightSlots
-from sim.benches.testbench import Testbench, config, join
+from sim.benches.testbench import Testbench, config, join, port_write
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -18,9 +18,9 @@ async def gives_back_every_row_one_cycle_after_its_address(dut):
     parts = size.weight_path_beats
     beats = [rng.getrandbits(AXI_BEAT_BITS) for _ in range(size.weight_slots * size.tile_beats)]
     for address in rng.sample(range(len(beats)), len(beats)):
-        tb.set(write_valid=1, write_address=address, write_data=beats[address])
+        tb.set(**port_write(size.weight_ports, address, beats[address]))
         await tb.tick()
-    tb.set(write_valid=1, write_address=len(beats), write_data=0)  # behind the last slot: flagged, not written
+    tb.set(**port_write(size.weight_ports, len(beats), 0))  # behind the last slot: flagged, not written
     await tb.tick()
     tb.set(write_valid=0)
     rows = [join(beats[i:i + parts], AXI_BEAT_BITS) for i in range(0, len(beats), parts)]
@@ -37,6 +37,6 @@ async def every_slot_may_be_written_without_a_fault(dut):
     size = config()
     tb = Testbench(dut, WeightSlots(size).signature)
     await tb.reset()
-    tb.set(write_valid=1, write_address=size.weight_slots * size.tile_beats - 1)
+    tb.set(**port_write(size.weight_ports, size.weight_slots * size.tile_beats - 1, 0))
     await tb.tick(2)
     assert not tb.get("address_fault")

@@ -47,15 +47,16 @@ def both_ways(graph, config, monkeypatch):
     return [layer["op"] for layer in program.meta["layers"]], *cycles
 
 
-@pytest.mark.parametrize("shape, channels, taps, kernel, stride, padding, ops", [
-    ((16, 16, 112), 32, 5, 3, 2, 1, ["Conv2d", "MaxPool2d"]),  # tiles of three rows of 112: half is computed twice
-    ((16, 16, 112), 32, 5, 2, 2, 0, ["Conv2d"]),  # nothing overlaps
-    ((16, 16, 112), 32, 1, 3, 2, 1, ["Conv2d"]),  # computing twice is cheap
-    ((16, 16, 16), 32, 5, 3, 2, 1, ["Conv2d"]),  # one tile: nothing is computed twice
+@pytest.mark.parametrize("depth, shape, channels, taps, kernel, stride, padding, ops", [
+    (64, (16, 16, 112), 32, 5, 3, 2, 1, ["Conv2d", "MaxPool2d"]),  # tiles of three rows: half is computed twice
+    (512, (16, 16, 112), 32, 5, 3, 2, 1, ["Conv2d"]),  # tiles are tall where they are narrow
+    (512, (16, 16, 112), 32, 5, 2, 2, 0, ["Conv2d"]),  # nothing overlaps
+    (512, (16, 16, 112), 32, 1, 3, 2, 1, ["Conv2d"]),  # computing twice is cheap
+    (512, (16, 16, 16), 32, 5, 3, 2, 1, ["Conv2d"]),  # one tile: nothing is computed twice
 ])
-def test_the_cheaper_way_is_taken(monkeypatch, shape, channels, taps, kernel, stride, padding, ops):
-    found, cycles, within, apart = both_ways(pooled(shape, channels, taps, kernel, stride, padding), ENGINES["base16x16"],
-                                             monkeypatch)
+def test_the_cheaper_way_is_taken(monkeypatch, depth, shape, channels, taps, kernel, stride, padding, ops):
+    found, cycles, within, apart = both_ways(pooled(shape, channels, taps, kernel, stride, padding),
+                                             replace(ENGINES["base16x16"], accumulator_depth=depth), monkeypatch)
     assert found == ops
     assert cycles == (within if ops == ["Conv2d"] else apart) == min(within, apart)
 

@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from esbflow.engine_config import ENGINES
+from esbflow.engine_config import ENGINES, EngineConfig
 from esbflow.runtime.engine import Engine
 from esbsim.engine import engine_library
 from esbsim.simulator import Simulator
@@ -30,9 +30,19 @@ def seed() -> int:
     return _seed()
 
 
+TABLE_WITH_PORTS = EngineConfig(
+    "ports8x16", rows=8, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7, accumulator_depth=256,
+    activation_beats=256, residual_beats=256, weight_path_beats=4, weight_ports=4, channel_unit=8)
+"""What no small named engine has: tables, and several ports for weights; with a channel unit."""
+
+
+def engine_of(name: str) -> EngineConfig:
+    return TABLE_WITH_PORTS if name == TABLE_WITH_PORTS.name else ENGINES[name]
+
+
 @functools.cache
 def _simulator(name: str) -> Simulator:
-    return Simulator(engine_library(ENGINES[name]), memory(64), BASE)
+    return Simulator(engine_library(engine_of(name)), memory(64), BASE)
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
+from tests.end_to_end.conftest import engine_of
 
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
 GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(channels=24, size=14)),
           "base16x16": (16, dict(channels=40, size=20)),
-          "small8x16-channel": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
+          "small8x16-channel": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
+          "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
 
 
 def compiled(random, config, **bounds):
@@ -40,7 +42,7 @@ def stamps(layers):
 @pytest.mark.parametrize("engine_name, number", [(name, k) for name, (count, _) in GRAPHS.items() for k in range(FACTOR * count)])
 def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, number))
-    graph, program, images = compiled(random, ENGINES[engine_name], **GRAPHS[engine_name][1])
+    graph, program, images = compiled(random, engine_of(engine_name), **GRAPHS[engine_name][1])
     _, engine = bench(engine_name)
     engine.load(program)
     result = engine.run(images)

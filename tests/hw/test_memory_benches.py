@@ -31,15 +31,15 @@ def test_the_residual_buffer_gives_both_digits(rows):
     build.run("residual_buffer_bench", build.build("residual_buffer", ResidualBuffer(size)), size)
 
 
-@pytest.mark.parametrize("rows, path, slots", [(4, 1, 4), (16, 1, 4), (16, 4, 2)])
-def test_the_weight_slots_give_rows_of_the_weight_path(rows, path, slots):
-    size = config(rows, weight_path_beats=path, weight_slots=slots)
+@pytest.mark.parametrize("rows, path, slots, ports", [(4, 1, 4, 1), (16, 1, 4, 1), (16, 4, 2, 1), (16, 4, 2, 2), (16, 4, 4, 4)])
+def test_the_weight_slots_give_rows_of_the_weight_path(rows, path, slots, ports):
+    size = config(rows, weight_path_beats=path, weight_slots=slots, weight_ports=ports)
     build.run("weight_slots_bench", build.build("weight_slots", WeightSlots(size)), size)
 
 
-@pytest.mark.parametrize("cols, lanes", [(4, 4), (16, 4), (8, 1)])
-def test_the_constants_come_in_groups_of_lanes(cols, lanes):
-    size = config(4, cols, requantize_lanes=lanes)
+@pytest.mark.parametrize("cols, lanes, ports", [(4, 4, 1), (16, 4, 1), (8, 1, 1), (16, 4, 2)])
+def test_the_constants_come_in_groups_of_lanes(cols, lanes, ports):
+    size = config(4, cols, requantize_lanes=lanes, weight_path_beats=ports, weight_ports=ports)
     build.run("constants_bench", build.build("constants", ConstantBanks(size)), size)
 
 

@@ -39,31 +39,32 @@ def test_the_table_is_applied_to_each_channel():
 
 
 def folded_slowly(codes, w, height, width):
-    (ky, kx), (sy, sx), (py, px), (dy, dx) = w["kernel"], w["stride"], w["padding"], w["dilation"]
+    kx, sx, px, (dy, dx) = w["kernel"][1], w["stride"][1], w["padding"][1], w["dilation"]
     n, channels, in_height, in_width = codes.shape
-    taps = ky * kx if w["rows"] else kx
+    taps = w["rows"] * kx
     result = np.zeros((n, channels * taps, height, width), codes.dtype)
     for c in range(channels):
         for tap in range(taps):
             iy, ix = divmod(tap, kx)
             for y in range(height):
                 for x in range(width):
-                    row = y * sy + iy * dy - py if w["rows"] else y
+                    row = w["first_row"] + y * w["row_step"] + iy * dy
                     column = x * sx + ix * dx - px
                     if 0 <= row < in_height and 0 <= column < in_width:
                         result[:, c * taps + tap, y, x] = codes[:, c, row, column]
     return result
 
 
-@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("rows, first_row, row_step", [(1, 0, 1), (2, -1, 1), (2, 0, 2), (3, -3, 2)])
 @pytest.mark.parametrize("kernel, stride, padding, dilation", [
     ((3, 3), (1, 1), (1, 1), (1, 1)), ((7, 7), (2, 2), (3, 3), (1, 1)), ((3, 5), (2, 1), (0, 4), (1, 2)),
-    ((1, 3), (1, 3), (0, 9), (1, 1)), ((2, 2), (2, 2), (0, 0), (1, 1))])
-def test_fold_equals_its_definition(rows, kernel, stride, padding, dilation):
-    window = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "rows": rows, "columns": True}
+    ((1, 3), (1, 3), (0, 9), (1, 1)), ((2, 2), (2, 2), (0, 0), (2, 1))])
+def test_fold_equals_its_definition(rows, first_row, row_step, kernel, stride, padding, dilation):
+    window = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "rows": rows,
+              "first_row": first_row, "row_step": row_step}
     codes = np.random.default_rng(3).integers(-128, 128, (2, 3, 10, 12)).astype(np.int8)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((10, 12), padding, dilation, kernel, stride)]
-    height, width = size if rows else (10, size[1])
+    height = 10 // row_step + 1
+    width = (12 + 2 * padding[1] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
     folded = fold_windows(codes, {"fold": window, "height": height, "width": width})
     assert (folded == folded_slowly(codes, window, height, width)).all()
 

@@ -8,6 +8,7 @@ from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import load_tail
+from esbflow.instructions import INSTRUCTION_BEATS
 
 ROW_LIMIT = 1023
 """Rows and columns of a tile and of its input are 10-bit fields."""
@@ -75,6 +76,7 @@ def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayou
     out_height = target.height * (target.images if layer.stacked else 1)
     words, best = config.words_per_beat, None
     width = target.width
+    shared = any(kernel > stride for kernel, stride in zip(layer.pool.kernel, layer.pool.stride))
     halvings = 0
     while True:
         step = min(width, target.width)
@@ -84,7 +86,7 @@ def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayou
         if candidate is not None and (best is None or candidate[0] < best[0]):
             best = candidate
         # Narrower tiles may be so much taller that pools share fewer rows between them.
-        if step <= words or (best is not None and halvings == MORE_HALVINGS):
+        if step <= words or (best is not None and halvings == MORE_HALVINGS * shared):
             break
         halvings += best is not None
         width = -(-(step // 2) // words) * words
@@ -182,7 +184,7 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
 
 
 def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats) -> int:
-    """Cycles, roughly: what cannot be hidden, plus, of each tile, the longest of compute, weights, loads and drains."""
+    """Cycles, roughly: what cannot be hidden and, of each tile, the longest of compute, weights, load, drains and fetch."""
     out_groups = -(-layer.weight.shape[0] // config.cols)
     images = 1 if layer.stacked else target.images
     shortest = config.tile_load_cycles + load_tail(config) + 4
@@ -198,6 +200,7 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
             words = (row.out1 - row.out0) * (column.out1 - column.out0)
             last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
                           * config.cols // config.requantize_lanes)
-            total += max(compute, weights, load, out_groups * last_drain)
+            fetch = INSTRUCTION_BEATS * out_groups * (planes * passes_per_plane + 2)
+            total += max(compute, weights, load, out_groups * last_drain, fetch)
     first_load = min(planes, tiling.planes_at_once) * plane_beats
     return images * total + first_load + last_drain
