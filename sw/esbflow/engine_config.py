@@ -125,8 +125,8 @@ class EngineConfig:
             if self.weight_max < 1:
                 raise ValueError("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
             if self.tap_beats % self.weight_ports:
-                raise ValueError(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of a channel_unit's "
-                                 "taps equally; use fewer ports, or a wider channel_unit")
+                raise ValueError(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of the taps of "
+                                 f"{self.channel_unit} channels equally; use fewer ports, or a wider channel_unit")
             if self.tap_beats > self.tile_beats:
                 raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
                                  f"has {self.tile_beats}; use more cols, or a narrower channel_unit")

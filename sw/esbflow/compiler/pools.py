@@ -2,7 +2,8 @@
 
 A pool on a convolution's way out works on one tile of sums. Where its windows overlap, what two tiles share is computed
 twice: a pool of three rows every two, behind tiles of three rows as wide maps have them, makes the convolution half as
-long again. A layer of its own takes the drain's time, which the convolution would have hidden. A pool whose windows do not
+long again. And the drain may take longer for all taps of all windows than the passes do. A layer of its own takes the
+drain's time, which the convolution would have hidden. A pool whose windows do not
 fit the tiles of its convolution is a layer of its own too.
 """
 
@@ -36,7 +37,6 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
     except CompileError:
         return True
     computed = sum(row.conv1 - row.conv0 for row in tiling.rows) * sum(col.conv1 - col.conv0 for col in tiling.cols)
-    twice = planes * passes * (computed - height * width)
     taps = layer.pool.kernel[0] * layer.pool.kernel[1]
     apart = pool_on_unit(config, _apart(layer)[1])
     if apart.maximum:
@@ -44,8 +44,10 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
         loads = max(words, target.groups * target.height * target.width * (columns(apart).gap + 1))
     else:
         loads = 0
-    drain = target.height * target.width * taps * target.digits * config.cols // config.requantize_lanes
-    return twice > max(drain, loads)
+    per_pixel = target.digits * config.cols // config.requantize_lanes  # cycles of the drain
+    pooled = target.height * target.width * per_pixel
+    within = max(planes * passes * computed, pooled * layer.pool.kernel[0] * layer.pool.kernel[1])
+    return within > max(planes * passes * height * width, height * width * per_pixel) + max(pooled * taps, loads)
 
 
 def _apart(layer: Layer) -> tuple:
