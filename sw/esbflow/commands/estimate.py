@@ -26,12 +26,15 @@ def run(arguments) -> None:
 
 
 def print_estimate(content: dict) -> None:
+    from esbflow.reports.lost import largest
+
     rows = [(layer["name"], layer["op"], f"{layer['macs']:,}", f"{layer['cycles']:,.0f}",
-             f"{100 * layer['utilization']:.1f}", layer["limit"]) for layer in content["layers"]]
+             f"{100 * layer['utilization']:.1f}", largest(layer["lost"], layer["cycles"])) for layer in content["layers"]]
     print_table(f"{content['model']} on {content['engine']}, batch {content['batch']}, per image",
-                ("layer", "operator", "MACs", "cycles", "use %", "limited by"), rows)
+                ("layer", "operator", "MACs", "cycles", "use %", "lost to, %"), rows)
     print(f"{content['cycles_per_image']:,.0f} cycles and {content['macs_per_image']:,} MACs an image, "
-          f"{100 * content['utilization']:.1f} % of the array")
+          f"{100 * content['utilization']:.1f} % of the array; lost to, %: "
+          f"{largest(content['lost'], content['cycles_per_image'])}")
     print(f"at {content['clock_mhz']} MHz (stated, not routed): {content['frames_per_second']:,.0f} frames/s, "
           f"{content['gops']:.1f} of {content['gops_peak']:.1f} GOPS")
     if "lut" in content:

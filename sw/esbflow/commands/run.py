@@ -118,10 +118,23 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
         content.update(
             engine=config.name, batch=program.meta["batch"], cycles_per_image=cycles,
             utilization=content["macs_per_image"] / (cycles * config.macs_per_cycle), **measured)
+        content["lost"] = _lost(program, config, content["layers"], cycles)
         if expected is not None:
             content.update(mismatches=int((outputs != expected).sum()), values=int(expected.size))
     content["top1"] = None if labels is None else 100 * float((classes(outputs, 1)[:, 0] == labels).mean())
     return content, outputs
+
+
+def _lost(program, config, layers: list, cycles: float) -> dict:
+    """Where an image's cycles went, by the engine's counters; puts each layer's share into the layer too."""
+    from esbflow.reports.lost import REASONS, lost_cycles
+
+    for meta, layer in zip(program.meta["layers"], layers):
+        spent = {key.removeprefix("stall_"): value for key, value in layer.items()}
+        layer["lost"] = lost_cycles(meta, spent, layer["cycles"], config, 1)
+    lost = {reason: sum(layer["lost"][reason] for layer in layers) for reason in REASONS}
+    lost["rest"] += cycles - sum(layer["cycles"] for layer in layers)
+    return lost
 
 
 def _model(path):
@@ -171,6 +184,8 @@ def _on_engine(program, driver, images, progress):
 
 
 def _print(content: dict) -> None:
+    from esbflow.reports.lost import largest
+
     rows = [("images", content["images"])]
     if content["top1"] is not None:
         rows.append(("top-1 %", f"{content['top1']:.2f}"))
@@ -180,6 +195,7 @@ def _print(content: dict) -> None:
         rows += [("cycles an image", f"{content['cycles_per_image']:,.0f}"),
                  ("MACs an image", f"{content['macs_per_image']:,}"),
                  ("use of the array %", f"{100 * content['utilization']:.1f}"),
+                 ("lost to, %", largest(content["lost"], content["cycles_per_image"])),
                  ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}")]
     print_table(f"{content['model']} on {content['backend']}", ("", ""), rows)
     if "classes" in content:

@@ -50,7 +50,8 @@ class Unit:
 class Cycles:
     """`total` from doorbell to done; `stamps` the cycle counter in each layer's log record.
 
-    `layers`: per layer number the cycles in which the array took pixels ("compute") or waited, by reason.
+    `layers`: per layer number the cycles in which the array took pixels ("compute") or waited, by reason. Of those that it
+    waited for "weights" these were on chip already in "reload".
     """
 
     total: int
@@ -251,9 +252,10 @@ class CycleModel:
         if fields["wait_accumulators"]:
             start = max(start, self._take("accumulators_free"))
         spent = self.layers.setdefault(fields["layer"], dict.fromkeys(
-            ("compute", "instruction", "weights", "activations", "accumulators"), 0))
+            ("compute", "instruction", "weights", "reload", "activations", "accumulators", "hazard"), 0))
         for reason, begin, end in (("instruction", idle_from, waited_instruction),
                                    ("weights", max(idle_from, waited_instruction), take),
+                                   ("reload", max(idle_from, accept), take),
                                    ("activations", take, with_activations), ("accumulators", with_activations, start)):
             spent[reason] += max(0, end - begin)
         pixels = fields["rows"] * fields["cols"]
@@ -262,7 +264,9 @@ class CycleModel:
         self._staged_free = start + 1
         # Bubbles follow the last output where there are fewer than the hazard's.
         outputs = fields["rows"] * ((fields["cols"] - fields["tap_cols"]) // (fields["gap"] + 1) + 1) if channel else pixels
-        self._stream_free = last_pixel + max(0, HAZARD_CYCLES - outputs)
+        bubbles = max(0, HAZARD_CYCLES - outputs)
+        self._stream_free = last_pixel + bubbles
+        spent["hazard"] += bubbles
         if fields["post_activations"]:
             self._post("activations_free", last_pixel)
         if fields["post_accumulators"]:

@@ -103,6 +103,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
             "passes": sum(len(group) for group in plan.weights.groups),
             "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
             "out_shape": list(plan.layer.out_shape), "stacked": plan.layer.stacked,
+            "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2], "unit": uses_unit(config, plan.layer),
+            "digits": plan.source.digits * plan.weights.digits,
         } for plan in plans],
     }
     return Program(meta=meta, instructions=instruction_array(words), weights=region.bytes(),

@@ -50,6 +50,11 @@ class LayerWeights:
     def tiles(self) -> int:
         return len({weight_pass.offset for passes in self.groups for weight_pass in passes})
 
+    @property
+    def digits(self) -> float:
+        """Passes of each word of the input and tap, on average: the weights' digits."""
+        return sum(map(len, self.groups)) / sum(len({(p.plane, p.tap_y, p.tap_x) for p in passes}) for passes in self.groups)
+
 
 class WeightsRegion:
     """Collects tiles and constants; `bytes()` is the region's content."""

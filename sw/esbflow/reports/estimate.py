@@ -5,6 +5,8 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Graph
+from esbflow.reports.lost import REASONS as LOST
+from esbflow.reports.lost import lost_cycles
 
 REASONS = {
     "compute": "compute", "instruction": "instruction fetch", "weights": "weight loads",
@@ -17,7 +19,9 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
     """Cycles per layer, rates at config.clock_mhz, and density where `resources` (esbhw.synthesis.Resources) is given.
 
     `gops_peak` is 2 * lanes * clock, `gops` counts useful multiply-accumulates only. Cycles are the cycle model's, for
-    ideal memory of `latency` cycles; the clock is the configuration's statement, not a routed result.
+    ideal memory of `latency` cycles. `lost` says of each layer and the whole where the cycles went that no
+    multiply-accumulate needed (reports/lost.py); they add up to all the others. The clock is the
+    configuration's statement, not a routed result.
     """
     program = program or compile_graph(graph, config, batch)
     batch = program.meta["batch"]
@@ -29,11 +33,15 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
         layers.append({
             "name": meta["name"], "op": meta["op"], "macs": meta["macs"], "cycles": spent / batch,
             "utilization": meta["macs"] * batch / lanes if lanes else 0.0,
-            "limit": REASONS[max(split, key=split.get)],
+            "limit": REASONS[max(REASONS, key=lambda reason: split.get(reason, 0))],
             "cycles_by_reason": {reason: value / batch for reason, value in split.items()},
+            "lost": {reason: value / batch for reason, value in
+                     lost_cycles(meta, split, spent, config, batch).items()},
         })
     macs = sum(layer["macs"] for layer in layers)
     per_image = cycles.total / batch
+    lost = {reason: sum(layer["lost"][reason] for layer in layers) for reason in LOST}
+    lost["rest"] += per_image - sum(layer["cycles"] for layer in layers)  # from the last layer's record to the end
     seconds = per_image / (config.clock_mhz * 1e6)
     result = {
         "model": graph.name, "engine": config.name, "batch": batch, "clock_mhz": config.clock_mhz,
@@ -41,7 +49,8 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
         "utilization": macs / (per_image * config.macs_per_cycle),
         "frames_per_second": 1 / seconds, "gops": 2 * macs / seconds / 1e9,
         "gops_peak": 2 * config.macs_per_cycle * config.clock_mhz / 1e3,
-        "layers": layers, "program_bytes": int(program.instructions.nbytes), "weight_bytes": int(program.weights.nbytes),
+        "layers": layers, "lost": lost, "program_bytes": int(program.instructions.nbytes),
+        "weight_bytes": int(program.weights.nbytes),
     }
     if resources is not None:
         result.update(resources=resources.to_dict(), lut=resources.lut, ff=resources.ff, bram=resources.bram36,
