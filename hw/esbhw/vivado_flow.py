@@ -17,7 +17,7 @@ from esbhw import generate, ipxact, vivado_reports
 from esbhw.boards import Board
 from esbhw.flow_error import FlowError
 from esbhw.hwh import ENGINE, hwh, port_widths
-from esbhw.interfaces import MASTERS, SLAVE
+from esbhw.interfaces import MASTERS, SLAVE, masters
 
 STEPS = ("package.tcl", "design.tcl", "build.tcl")
 SOURCES = Path(__file__).parent / "vivado"
@@ -27,7 +27,16 @@ DESIGN = "esbflow"
 
 
 def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
-    """Write everything that Vivado needs into `folder` (made if missing). Returns the paths."""
+    """Write everything that Vivado needs into `folder` (made if missing). Returns the paths.
+
+    Raises
+    ------
+    ValueError
+        if the engine has more masters than the board's design has ports to memory.
+    """
+    if len(masters(config)) > len(board.memory_ports):
+        raise ValueError(f"{board.title}'s design has {len(board.memory_ports)} ports to memory and engine {config.name} "
+                         f"{len(masters(config))} masters; use an engine with weight_ports = 1")
     folder = Path(folder)
     paths = [write_whole(folder / name, (SOURCES / name).read_text()) for name in STEPS]
     paths.append(write_whole(folder / "settings.tcl", settings(config, board)))

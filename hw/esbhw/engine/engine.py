@@ -43,7 +43,8 @@ class Engine(Elaboratable):
         self.ports = [self.ap_clk, self.ap_rst_n, self.irq]
         self.s_axi = self._flat("s_axi", lite_signature())
         self.m_axi_program = self._flat("m_axi_program", read_signature())
-        self.m_axi_weights = [self._flat(name, read_signature()) for name in weight_masters(config)]
+        for name in weight_masters(config):
+            setattr(self, name, self._flat(name, read_signature()))
         self.m_axi_activations = self._flat("m_axi_activations", read_signature())
         self.m_axi_activations_write = self._flat("m_axi_activations", write_signature())
 
@@ -212,8 +213,8 @@ class Engine(Elaboratable):
         m.d.comb += self.irq.eq(control.interrupt)
         self._connect(m, self.s_axi, control.axi)
         self._connect(m, self.m_axi_program, fetch.port.axi)
-        for signals, port in zip(self.m_axi_weights, weights.ports):
-            self._connect(m, signals, port.axi)
+        for name, port in zip(weight_masters(config), weights.ports):
+            self._connect(m, getattr(self, name), port.axi)
         self._connect(m, self.m_axi_activations, load.ports[0].axi)
         self._connect(m, self.m_axi_activations_write, write_port.axi)
         return m

@@ -8,8 +8,8 @@ from esbhw.engine.control import lite_signature
 from esbhw.engine.engine import Engine
 from esbhw.host_bridge.bridge import HostBridge
 from esbhw.host_bridge.memory import BEAT_BYTES, BlockMemory
+from esbhw.interfaces import masters
 
-MASTERS = ("program", "weights", "activations")
 LEDS = 8
 
 
@@ -42,7 +42,7 @@ class BridgedEngine(Elaboratable):
         m.domains.sync = domain = ClockDomain("sync", reset_less=True)
         engine = Engine(self.config)
         m.submodules.engine = DomainRenamer("engine")(engine)  # it makes a domain of its own, which has a reset
-        m.submodules.memory = memory = BlockMemory(self.beats, len(MASTERS))
+        m.submodules.memory = memory = BlockMemory(self.beats, len(masters(self.config)))
         m.submodules.bridge = bridge = HostBridge(self.divisor, self.beats * BEAT_BYTES, self.clock_hz)
         m.d.comb += [domain.clk.eq(self.clock), engine.ap_clk.eq(self.clock), bridge.rx.eq(self.rx), self.tx.eq(bridge.tx)]
         # The reset ends a few cycles after configuration.
@@ -50,8 +50,8 @@ class BridgedEngine(Elaboratable):
         m.d.sync += settle.eq(settle + ~settle.all())
         m.d.comb += engine.ap_rst_n.eq(settle.all())
 
-        for i, name in enumerate(MASTERS):
-            self._join(m, getattr(engine, f"m_axi_{name}"), getattr(memory, f"read_{i}"), read_signature())
+        for i, name in enumerate(masters(self.config)):
+            self._join(m, getattr(engine, name), getattr(memory, f"read_{i}"), read_signature())
         self._join(m, engine.m_axi_activations_write, memory.write, write_signature())
         self._join(m, engine.s_axi, bridge.lite, lite_signature())
         m.d.comb += [
