@@ -50,7 +50,7 @@ def test_missing_files_and_members_are_named(make_program, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"version": 2}, "has program version 2 and this driver reads 1; compile the network again"),
+    ({"version": 1}, "has program version 1 and this driver reads 2; compile the network again"),
     ({"format": "picture"}, "is not a program file; make one with `esbflow compile`"),
 ])
 def test_other_formats_and_versions_are_refused(make_program, tmp_path, change, sentence):
