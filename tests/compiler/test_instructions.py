@@ -78,8 +78,9 @@ def test_the_hash_depends_on_every_size_and_on_neither_name_nor_clock():
     base = ENGINES["base16x16"]
     assert replace(base, name="other", clock_mhz=100).hash == base.hash
     other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 2, "array": "shiftadd", "table_groups": 2,
-             "weight_min": -8, "weight_max": 7, "residual": False, "esb_output": False, "channel_unit": 8}
-    base = replace(base, array="table", weight_min=-12, weight_max=12)
+             "weight_min": -8, "weight_max": 7, "residual": False, "esb_output": False, "channel_unit": 8,
+             "weight_ports": 2}
+    base = replace(base, array="table", weight_min=-12, weight_max=12, weight_path_beats=4, table_groups=4)
     for field in dataclasses.fields(base):
         if field.name not in ("name", "clock_mhz"):
             value = other[field.name] if field.name in other else getattr(base, field.name) // 2
@@ -101,7 +102,7 @@ def test_configurations_survive_json(name, tmp_path):
 def test_unknown_engines_and_damaged_descriptions_are_refused(tmp_path):
     with pytest.raises(ValueError, match=f"^no engine named 'huge'; known: {', '.join(ENGINES)}$"):
         engine("huge")
-    with pytest.raises(ValueError, match=r"^unknown engine parameter 'colour'; known: accumulator_depth, .*$"):
+    with pytest.raises(ValueError, match=r"^no engine parameter named 'colour'; known: accumulator_depth, .*$"):
         EngineConfig.from_dict({**ENGINES["tiny4x4"].to_dict(), "colour": 3})
     path = tmp_path / "engine.json"
     for content in ("", "{", "{}", "[]", '{"config": 3}', '{"config": {"name": "x"}}'):
