@@ -35,9 +35,9 @@ tools:
 
 # Records what every named engine takes and does in docs/results, and writes docs/performance.md and the README's table.
 bench: setup
-	$(BIN)/python -m esbhw.performance
-	$(BIN)/python -m sim.benches.benchmarks --out build/bench --record docs/results/engine-simulation.json
-	$(BIN)/python -m esbhw.document
+	$(BIN)/python -m esbhw.performance; measured=$$?; \
+	$(BIN)/python -m sim.benches.benchmarks --out build/bench --record docs/results/engine-simulation.json && \
+	$(BIN)/python -m esbhw.document && exit $$measured
 
 # Brevitas is measured beside esbflow, in an environment of its own.
 BREVITAS := build/brevitas

@@ -4,6 +4,7 @@
     python -m esbhw.performance NAME ...     # only these; the other records stay
     python -m esbhw.document docs            # writes the page and the README's table from the records
 
+The exit code is 1 if a path of a measured engine is longer than the planning clock allows; it is named.
 A new configuration needs a line in esbflow.engine_config.ENGINES and `make bench`.
 """
 
@@ -75,6 +76,13 @@ def read(path: Path) -> dict:
         raise ValueError(f"{path} is not JSON ({error}); remove it and run `make bench`") from None
 
 
+def beyond_the_bar(name: str, record: dict) -> list:
+    """A line for each path of a record that is longer than the planning clock allows: engine, block and the path."""
+    return [f"{name}, {block}: {depth[path]}" for block, depth in record["depth"].items()
+            for path, number, limit in (("longest", "levels", logic_depth.MAX_LEVELS),
+                                        ("longest_carry", "carry", logic_depth.MAX_CARRY)) if depth[number] > limit]
+
+
 def gops(record: dict, mhz: float) -> float:
     """Peak GOPS at a clock: 2 * rows * cols * mhz."""
     return 2 * record["rows"] * record["cols"] * mhz / 1e3
@@ -90,9 +98,12 @@ def main(names: list) -> int:
     if unknown:
         print(f"no engine named {unknown[0]!r}; known: {', '.join(ENGINES)}", file=sys.stderr)
         return 2
-    update(Path("docs") / RESULTS / ENGINES_FILE, [ENGINES[name] for name in names or ENGINES],
-           lambda text: print(text, file=sys.stderr, flush=True))
-    return 0
+    names = names or list(ENGINES)
+    records = update(Path("docs") / RESULTS / ENGINES_FILE, [ENGINES[name] for name in names],
+                     lambda text: print(text, file=sys.stderr, flush=True))
+    beyond = [line for name in names for line in beyond_the_bar(name, records[name])]
+    print(*beyond, sep="\n", end="\n" if beyond else "", file=sys.stderr)
+    return int(bool(beyond))
 
 
 if __name__ == "__main__":

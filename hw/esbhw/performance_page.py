@@ -63,6 +63,7 @@ _HEAD = f"""# Performance of the engines
 | levels, carry bits | counted on the mapped netlist from register to register, across modules; no wire delays |
 | use of the lanes, cycles | simulation of the RTL, cycle-accurate |
 
+Yosys maps to few levels: a wire is worth 1500 ps to its abc9.
 A LUT is what Yosys maps: LUT1 to LUT6, an inverter that it leaves, a LUT6_2 that the RTL instantiates; LUT RAM counts the
 LUTs it takes. [command_line.md](command_line.md#how-resources-are-counted) has the details."""
 

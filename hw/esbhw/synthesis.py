@@ -39,6 +39,9 @@ LIBRARIES = {
     "common": COMMON,
     "whole": f"{COMMON}\nread_verilog -lib +/xilinx/cells_xtra.v",  # block RAM, DSP and rarities; every step walks them
 }
+FEW_LEVELS = "scratchpad -set synth_xilinx.abc9.W 1500"
+"""abc9's delay of a wire, in ps (300 unless told). A level of LUTs then weighs more than a carry chain. Otherwise abc9 adds
+levels to save LUTs, on every path that is shorter than the module's longest carry chain."""
 SYNTH = "synth_xilinx -family xcup -noiopad -noclkbuf -run"
 FORMAT = 4
 """Counts up when what the cache keeps of a module changes."""
@@ -52,7 +55,7 @@ BRAM_COST = {"RAMB36E2": 1.0, "RAMB18E2": 0.5, "FIFO36E2": 1.0, "FIFO18E2": 0.5}
 FREE = {"MUXF7", "MUXF8", "MUXF9", "BUF", "BUFG", "VCC", "GND", "$scopeinfo"}
 # Blocks of the report: modules directly below the top whose names match belong together.
 GROUPS = (
-    (r"control.*|counters|tokens|watchdog", "control, counters, tokens"),
+    (r"control.*|counters|tokens|watchdog|faults", "control, counters, tokens"),
     (r".*_queue", "instruction queues"),
     (r".*_port|store_splitter", "AXI ports"),
     (r"slots", "weight slots"),
@@ -271,7 +274,8 @@ class _Job:
         self.library = "whole" if memory or primitives or "cell $mul " in rest else "common"
         # Without a memory in the module the steps left out do nothing, and their libraries take 2 s to read.
         steps = ["prepare:check"] if memory else ["prepare:map_memory", "map_ffram:check"]
-        commands = [LIBRARIES[self.library], *(["flatten"] if flatten else []), *(f"{SYNTH} {step}" for step in steps)]
+        commands = [LIBRARIES[self.library], *(["flatten"] if flatten else []), FEW_LEVELS,
+                    *(f"{SYNTH} {step}" for step in steps)]
         self.key = _hash("\n".join([*commands, tool.package, tool.version, str(FORMAT), rest]))
         self.name = f"module_{self.key}"
         self.text = "\n".join([f"module \\{self.name}", body, *others, *stubs.values()]) + "\n"

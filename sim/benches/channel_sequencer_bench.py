@@ -24,7 +24,7 @@ class Bench(Testbench):
 
     async def begin(self, rate: float = 1.0):
         await self.reset()
-        self.set(weights_count=1, activations_count=1, accumulators_count=1)
+        self.set(weights_here=1, activations_here=1, bank_free=1)
         self.source = Source(self, "i", rate, seed=1)
         cocotb.start_soon(self._watch())
 
@@ -123,7 +123,7 @@ async def a_lone_channel_has_its_documented_cycles(dut, keep):
                                                               post_weights=1)
     [p] = await tb.run([("CHANNEL", fields)])
     load = tb.size.tap_load_cycles
-    taken = p + 1 if keep else p + load + 1
+    taken = p + 2 if keep else p + load + 2
     assert tb.issued == list(range(taken + 1, taken + 11)) and len(tb.outputs) == 4
     assert tb.log["channel_swap"] == ([] if keep else [taken + 2]) and not tb.log["swap"] and not tb.log["load_en"]
     assert tb.log["channel_load_en"] == ([] if keep else [p + 2 + i for i in range(load)])

@@ -117,7 +117,7 @@ class Bench(Testbench):
 
     async def begin(self, room: float = 1.0, tokens: int = 1):
         await self.reset()
-        self.set(beats__ready=1, room=1, writer_idle=1, **{f"{name}_count": tokens for name in TAKES})
+        self.set(beats__ready=1, room=1, writer_idle=1, **{f"{name}_here": tokens for name in TAKES})
         self.room = room
         self.sink = Sink(self, "transfers", rate=0.7, seed=2)
         self.source = Source(self, "i", seed=3)
@@ -210,7 +210,7 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
     shape = dict(residual=1) if per_row and tb.size.residual else dict(kernel=(1, 2))
     tiles = [Tile(tb.size, rng, "s8", per_row=per_row, bank=bank, **shape) for bank in range(2)]
     await tb.run(tiles)
-    begun = tb.source.taken[0] + 1
+    begun = tb.source.taken[0] + 2
     for tile in tiles:
         per_run = tile.issues // tile.runs
         expected = [begun + 1 + run * per_run + Drain.SETUP_CYCLES * (run + 1) + i
@@ -219,8 +219,8 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
         del tb.issues[:len(expected)]
         end = expected[-1]
         for name in TAKES if "residual" in shape else TAKES[:2]:
-            assert tb.pulses[f"take_{name}"].pop(0) == begun + 1
-            assert tb.pulses[f"post_{name}"].pop(0) == end + 1
+            assert tb.pulses[f"take_{name}"].pop(0) == begun
+            assert tb.pulses[f"post_{name}"].pop(0) == end
         # The last group of each beat, LATENCY cycles later.
         groups = AXI_BEAT_BITS // (DIGIT_BITS * tb.size.requantize_lanes) * tile.kernel[1]
         completed = [cycle + drain_latency(tb.size) for cycle in expected[groups - 1::groups]]
@@ -228,6 +228,25 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
         del tb.beat_cycles[:len(completed)]
         begun = end + 1  # the next instruction is at hand, and begins after the last group
     assert drain_latency(tb.size) == (19 if tb.size.residual and tb.size.esb_output else 16) and Drain.SETUP_CYCLES == 2
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def the_next_instruction_at_hand_changes_nothing_of_a_tile_s_last_values(dut):
+    """Tiles of other shapes and formats wait while the last pixel of one is walked, and begin right behind it."""
+    tb = Bench(dut)
+    await tb.begin()
+    rng = random.Random(12)
+    shapes = [{"form": "u4", "rows": 2, "cols": 16}, {"form": "s8", "rows": 7, "cols": 8},
+              {"form": "s4", "rows": 1, "cols": 8}, {"form": "u8", "rows": 3, "cols": 4, "kernel": (2, 3), "stride": (2, 1),
+                                                     "out": (2, 4)}, {"form": "s16", "rows": 2, "cols": 1}]
+    for _ in range(8):
+        tiles = [Tile(tb.size, rng, **shape, bank=bank) for bank, shape in enumerate(rng.sample(shapes, 2))]
+        tb.beats.clear()
+        tb.issues.clear()
+        await tb.run(tiles)
+        assert tb.beats == [beat for tile in tiles for beat in tile.beats()]
+        last = tb.issues[tiles[0].issues - 1]
+        assert tb.issues[tiles[0].issues] == last + 2 + Drain.SETUP_CYCLES, "begun right behind it"
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -249,14 +268,14 @@ async def no_group_is_issued_while_the_writer_has_no_room(dut):
 async def a_drain_waits_for_each_of_its_tokens(dut, missing):
     tb = Bench(dut)
     await tb.begin()
-    tb.set(**{f"{missing}_count": 0})
+    tb.set(**{f"{missing}_here": 0})
     if missing == "residual" and not tb.size.residual:
         return
     tile = Tile(tb.size, random.Random(8), "u4", residual=int(tb.size.residual))
     running = cocotb.start_soon(tb.run([tile]))
     await tb.tick(40)
     assert not tb.issues and tb.get("waiting") and not tb.get("i__ready")
-    tb.set(**{f"{missing}_count": 1})
+    tb.set(**{f"{missing}_here": 1})
     await running
     assert tb.beats == tile.beats()
 
@@ -284,12 +303,12 @@ async def a_stamp_writes_the_counters_once_the_pipeline_is_empty(dut):
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def a_stamp_s_beats_wait_for_the_writer(dut):
     tb = Bench(dut)
-    await tb.begin()
-    tb.set(beats__ready=0)
+    await tb.begin(room=0.0)
+    await tb.tick(2)
     await tb.source.send([encode("STAMP", layer=1, region=5)])
     await tb.tick(drain_latency(tb.size) + 20)
-    assert tb.get("beats__valid") and not tb.beats
-    tb.set(beats__ready=1)
+    assert not tb.beats
+    tb.room = 1.0
     await tb.tick(10)
     assert len(tb.beats) == LOG_BEATS
 
@@ -307,7 +326,7 @@ async def done_rises_when_everything_is_written(dut):
         assert not tb.get("done")
     assert tb.beats == tile.beats()
     tb.set(writer_idle=1)
-    await tb.tick()
+    await tb.tick(2)
     assert tb.get("done")
 
 

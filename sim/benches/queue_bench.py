@@ -1,10 +1,11 @@
-"""InstructionQueue: in order, `depth` places, offered in the cycle after it was taken."""
+"""InstructionQueue: in order, `depth` places, offered FIFO_LATENCY cycles after it was taken."""
 
 import random
 
 import cocotb
 
 from esbflow import instructions
+from esbflow.engine_facts import FIFO_LATENCY, FIFO_PLACE_CYCLES
 from esbhw.engine.queue import InstructionQueue
 from sim.benches.testbench import Sink, Source, Testbench, parameters
 
@@ -35,6 +36,36 @@ async def holds_depth_instructions_and_offers_the_first_at_once(dut):
     tb.set(i__valid=1, i__payload=5)
     for number in range(depth):
         await tb.tick()
-        assert tb.get("i__ready") and tb.get("o__valid") == (number > 0)
+        assert tb.get("i__ready") and tb.get("o__valid") == (number >= FIFO_LATENCY)
     await tb.tick()
     assert not tb.get("i__ready") and tb.get("o__payload") == 5
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_place_that_was_read_comes_back_in_its_time(dut):
+    tb = testbench(dut)
+    await tb.reset()
+    tb.set(i__valid=1, i__payload=7)
+    while True:
+        await tb.tick()
+        if not tb.get("i__ready"):
+            break
+    tb.set(o__ready=1)
+    await tb.tick()
+    tb.set(o__ready=0)
+    for cycle in range(1, 6):
+        await tb.tick()
+        assert tb.get("i__ready") == (cycle == FIFO_PLACE_CYCLES)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def one_a_cycle_goes_through(dut):
+    tb = testbench(dut)
+    await tb.reset()
+    if parameters()["depth"] < FIFO_LATENCY + FIFO_PLACE_CYCLES:
+        return
+    sink = Sink(tb, "o")
+    await Source(tb, "i").send(range(40))
+    await sink.wait_for(40)
+    cycles = [cycle for cycle, _ in sink.items]
+    assert cycles == list(range(cycles[0], cycles[0] + 40)) and sink.payloads == list(range(40))

@@ -29,7 +29,7 @@ class Bench(Testbench):
 
     async def begin(self, tokens: int = 1, rate: float = 1.0):
         await self.reset()
-        self.set(weights_count=tokens, activations_count=tokens, accumulators_count=tokens)
+        self.set(weights_here=tokens, activations_here=tokens, bank_free=tokens)
         self.source = Source(self, "i", rate, seed=1)
         cocotb.start_soon(self._watch())
 
@@ -124,7 +124,7 @@ async def a_lone_pass_has_its_documented_cycles(dut, keep, load_book):
     [p] = await tb.run([fields])
     load, tail = tb.size.tile_load_cycles, facts.load_tail(tb.size)
     book = facts.BOOK_CYCLES if load_book else 0
-    taken = p + 1 if keep else p + book + load + tail + 1
+    taken = p + 2 if keep else p + book + load + tail + 2
     assert tb.issued == list(range(taken + 1, taken + 11))
     assert tb.log["take_weights"] == [p]
     assert tb.log["take_activations"] == tb.log["take_accumulators"] == [taken]
@@ -160,13 +160,13 @@ async def passes_follow_at_the_documented_distance(dut):
     tb = Bench(dut)
     await tb.begin()
     load = tb.size.tile_load_cycles + facts.load_tail(tb.size)
-    for pixels in (1, 2, 3, load, load + 1, load + 2, load + 3, 12):
+    for pixels in (1, 2, 3, load, load + 1, load + 2, load + 3, load + 4, 12):
         for keep in (0, 1):
             tb.issued.clear()
             p = await tb.run([{"rows": 1, "cols": pixels, "keep": keep}] * 4)
             taken = [tb.issued[i * pixels] - 1 for i in range(4)]
             assert p[1:] == [cycle + 1 for cycle in taken[:-1]], "preload takes the next pass in a + 1"
-            expected = max(pixels, HAZARD, 1 + (1 if keep else load + 1))
+            expected = max(pixels, HAZARD, 1 + (2 if keep else load + 2))
             assert [b - a for a, b in itertools.pairwise(taken)] == [expected] * 3, (pixels, keep)
 
 
@@ -186,12 +186,13 @@ async def short_passes_are_followed_by_counted_bubbles(dut):
 async def a_pass_waits_for_each_token_and_names_the_reason(dut, reason):
     tb = Bench(dut)
     await tb.begin()
-    tb.set(**{f"{reason}_count": 0})
+    wire = {"weights": "weights_here", "activations": "activations_here", "accumulators": "bank_free"}[reason]
+    tb.set(**{wire: 0})
     running = cocotb.start_soon(tb.run([{"rows": 1, "cols": 4, f"wait_{reason}": 1}]))
     await tb.tick(40)
     assert not tb.issued and not tb.log[f"take_{reason}"]
     assert len(tb.log[f"stall_{reason}"]) >= 30
-    tb.set(**{f"{reason}_count": 1})
+    tb.set(**{wire: 1})
     await running
     assert len(tb.log[f"take_{reason}"]) == 1 and tb.pixels == pixels_of({"rows": 1, "cols": 4})
 

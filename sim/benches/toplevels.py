@@ -28,7 +28,7 @@ class AxiTop(wiring.Component):
         self.port = ports[0] if ports else getattr(block, "port", None)
         members = dict(block.signature.members)
         if self.port is not None:
-            members |= {"axi": Out(read_signature()), "run": In(1)}
+            members |= {"axi": Out(read_signature()), "run": In(1), "quiescent": Out(1)}
         names = members["axi"].signature.members
         ids = (READ_IDS if "araddr" in names else ()) + (WRITE_IDS if "awaddr" in names else ())
         super().__init__({**members, **{f"axi__{name}": In(1) for name in ids}})
@@ -41,7 +41,7 @@ class AxiTop(wiring.Component):
             m.submodules.port = self.port
             m.submodules.block = ResetInserter(~self.run)(self.block)
             m.d.comb += self.port.run.eq(self.run)
-            _join(m, self, self.port, lambda path: path[0] == "axi")
+            _join(m, self, self.port, lambda path: path[0] in ("axi", "quiescent"))
         _join(m, self, self.block, lambda path: True)
         return m
 

@@ -7,11 +7,27 @@ import numpy as np
 
 from esbflow.engine_config import DIGIT_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
 
+# -- between units ------------------------------------------------------------------------------------------------
+FIFO_LATENCY = 2
+"""Fifo: written to offered. Instruction queues are Fifos."""
+FIFO_PLACE_CYCLES = 2
+"""Fifo: read to the first cycle in which its place can be written again."""
+CATCH_CYCLES = 2
+"""FaultEncoder: a fault to the sign that there is one. A run that is done goes on for so long."""
+COUNT_CYCLES = 1
+"""Counters are so many cycles behind."""
+TOKEN_CYCLES = 2
+"""Tokens: posted to the first cycle in which it can be taken."""
+
 # -- fetch and ports ----------------------------------------------------------------------------------------------
-SPLIT_CYCLES = 2
+SPLIT_CYCLES = 3
 """BurstSplitter: accept to first burst, and burst to burst."""
 BEAT_TO_WRITE = 1
 """ReadPort: bus to buffer."""
+REQUEST_CYCLES = 2
+"""Fetch: doorbell, or a run taken by the splitter, to the next run."""
+CREDIT_CYCLES = 1
+"""Fetch: a burst from the splitter waits so long, until it is known whether there is room."""
 FETCH_BURST = 16
 FETCH_BUFFERED = 32
 """Instructions that the fetch keeps ready; it never asks for one that it has no place for."""

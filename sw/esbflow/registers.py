@@ -96,7 +96,7 @@ def _registers():
     yield Register("LAYER", 0x03C, ro, "layer number of the pass in the array")
     for i, region in enumerate(REGIONS):
         name = region.upper()
-        yield Register(f"{name}_LO", 0x040 + 16 * i, rw, f"base address of the {region} region, low word")
+        yield Register(f"{name}_LO", 0x040 + 16 * i, rw, f"base address of the {region} region, low word, of a 4 KB page")
         yield Register(f"{name}_HI", 0x044 + 16 * i, rw, f"base address of the {region} region, bits 39 to 32")
         yield Register(f"{name}_BYTES", 0x048 + 16 * i, rw, f"size of the {region} region in bytes")
     for i, (name, description) in enumerate(COUNTERS):

@@ -68,6 +68,17 @@ def test_measuring_one_engine_leaves_the_records_of_the_others(tmp_path, monkeyp
     assert content["tiny4x4"]["lut"] == 5 and content["tiny4x4"]["command"] == "python -m esbhw.performance tiny4x4"
 
 
+def test_paths_beyond_the_planning_clock_s_rule_are_named_and_fail_the_bench(tmp_path, monkeypatch, capsys):
+    long = {"levels": 4, "carry": 49, "longest": "from a to b", "longest_carry": "from c to d"}
+    record = {"rows": 4, "depth": {"array": {"levels": 3, "carry": 48}, "fetch": long}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(performance, "measure", lambda config: record)
+    assert performance.main(["tiny4x4"]) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == ["tiny4x4, fetch: from a to b", "tiny4x4, fetch: from c to d"]
+    del record["depth"]["fetch"]
+    assert performance.main(["tiny4x4"]) == 0
+
+
 def test_an_unknown_engine_is_refused_before_anything_is_measured(capsys):
     assert performance.main(["tiny4x4", "huge"]) == 2
     assert "no engine named 'huge'; known: tiny4x4" in capsys.readouterr().err

@@ -12,7 +12,7 @@ def test_tokens_count_and_flag_what_cannot_be():
 
 
 def test_the_watchdog_barks_when_nothing_moves():
-    build.run("watchdog_bench", build.build("watchdog", Watchdog()))
+    build.run("watchdog_bench", build.build("watchdog", Watchdog(2)))
 
 
 def test_counters_count_events_while_running():

@@ -4,18 +4,14 @@ A port is not reset when a run ends in an error: AXI has no way to take a burst 
 `run` is low, completes those that the bus has seen, and says with `quiescent` when nothing is left.
 """
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS
-
-OUTSTANDING_READS = 16
-OUTSTANDING_WRITES = 64
-LENGTH_BITS = 7
-"""A burst has 1 to 64 beats."""
+from esbflow.engine_facts import OUTSTANDING_READS, OUTSTANDING_WRITES
+from esbhw.engine.fifo import LENGTH_BITS, BurstQueue, Fifo
 
 
 def read_signature():
@@ -50,9 +46,9 @@ def burst_layout(tag_bits: int):
 class ReadPort(wiring.Component):
     """Issues read bursts and hands the beats on, with the tag of their burst.
 
-    A burst accepted on `bursts` is on the bus one cycle later; a beat from the bus is on `beat` one cycle later.
-    Up to OUTSTANDING_READS bursts are in flight. There is no back-pressure on beats: the reader has room for what it
-    asked for.
+    A burst accepted on `bursts` is on the bus one cycle later, and the next one is accepted once the bus has taken it; a
+    beat from the bus is on `beat` one cycle later. Up to OUTSTANDING_READS bursts are in flight. There is no back-pressure
+    on beats: the reader has room for what it asked for.
 
     Members
     -------
@@ -60,8 +56,9 @@ class ReadPort(wiring.Component):
     run : In(1), low refuses new bursts and hides beats
     bursts : In(stream of address, length in beats, tag)
     beat_valid, beat_data, beat_tag, beat_first, beat_last : Out, one beat; first and last of its burst
-    fault : Out(1) for one cycle: an error response;  protocol : Out(1): RLAST at the wrong beat
-    fault_address : Out(40), of the burst concerned;  oldest : Out(40), of the burst now awaited
+    fault : Out(1), an error response;  protocol : Out(1): RLAST at the wrong beat; both until `run` falls
+    hold : In(1), keeps `address`
+    address : Out(40), of the burst that was awaited a cycle ago; after a fault, of that burst
     quiescent : Out(1)
     """
 
@@ -75,65 +72,61 @@ class ReadPort(wiring.Component):
             "bursts": In(stream.Signature(burst_layout(tag_bits))),
             "beat_valid": Out(1), "beat_data": Out(AXI_BEAT_BITS), "beat_tag": Out(tag_bits),
             "beat_first": Out(1), "beat_last": Out(1),
-            "fault": Out(1), "protocol": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
-            "oldest": Out(AXI_ADDRESS_BITS), "quiescent": Out(1),
+            "fault": Out(1), "protocol": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
+            "quiescent": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        entry = burst_layout(self._tag_bits)
-        m.submodules.pending = pending = SyncFIFO(width=entry.size, depth=OUTSTANDING_READS)
+        kept = StructLayout({"address": AXI_ADDRESS_BITS, "tag": self._tag_bits})
+        m.submodules.pending = pending = BurstQueue(kept.size, OUTSTANDING_READS)
         burst = self.bursts.payload
         axi = self.axi
+        accept = self.bursts.valid & self.bursts.ready
         m.d.comb += [
             axi.arsize.eq(SIZE_16_BYTES), axi.arburst.eq(INCR), axi.arprot.eq(0),
             axi.arcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.rready.eq(1),
+            self.bursts.ready.eq(self.run & pending.i.ready & ~axi.arvalid),
+            pending.i.valid.eq(self.bursts.valid & self.run & ~axi.arvalid), pending.i.payload.length.eq(burst.length),
+            pending.i.payload.payload.eq(Cat(burst.address, burst.tag)),
         ]
-        with m.If(axi.arready):
-            m.d.sync += axi.arvalid.eq(0)
-        m.d.comb += [
-            self.bursts.ready.eq(self.run & pending.w_rdy & (axi.arready | ~axi.arvalid)),
-            pending.w_data.eq(burst.as_value()),
-        ]
-        with m.If(self.bursts.valid & self.bursts.ready):
-            m.d.comb += pending.w_en.eq(1)
-            m.d.sync += [axi.araddr.eq(burst.address), axi.arlen.eq(burst.length - 1), axi.arvalid.eq(1)]
+        m.d.sync += axi.arvalid.eq(accept | (axi.arvalid & ~axi.arready))
+        with m.If(~axi.arvalid):
+            m.d.sync += [axi.araddr.eq(burst.address), axi.arlen.eq(burst.length - 1)]
 
-        current = Signal(entry)
-        index = Signal(LENGTH_BITS)
-        last = Signal()
-        m.d.comb += [current.eq(pending.r_data), last.eq(index == current.length - 1)]
-        m.d.sync += [self.beat_valid.eq(0), self.fault.eq(0), self.protocol.eq(0)]
-        with m.If(axi.rvalid & pending.r_rdy):
-            m.d.comb += pending.r_en.eq(last)
-            m.d.sync += index.eq(index + 1)
-            with m.If(last):
-                m.d.sync += index.eq(0)
-            m.d.sync += [
-                self.beat_valid.eq(self.run), self.beat_data.eq(axi.rdata), self.beat_tag.eq(current.tag),
-                self.beat_first.eq(index == 0), self.beat_last.eq(last),
-                self.fault.eq(axi.rresp[1]), self.protocol.eq(axi.rlast != last),
-                self.fault_address.eq(current.address),
-            ]
-        m.d.comb += [self.quiescent.eq(~axi.arvalid & ~pending.r_rdy), self.oldest.eq(current.address)]
+        current = Signal(kept)
+        here = axi.rvalid & pending.valid
+        m.d.comb += [current.eq(pending.payload), pending.beat.eq(axi.rvalid), pending.able.eq(1),
+                     pending.ending.eq(axi.rvalid & pending.last)]
+        m.d.sync += [
+            self.beat_valid.eq(here & self.run), self.beat_data.eq(axi.rdata), self.beat_tag.eq(current.tag),
+            self.beat_first.eq(pending.first), self.beat_last.eq(pending.last),
+            self.fault.eq(self.run & (self.fault | (here & axi.rresp[1]))),
+            self.protocol.eq(self.run & (self.protocol | (here & (axi.rlast != pending.last)))),
+        ]
+        with m.If(~self.fault & ~self.protocol & ~self.hold):
+            m.d.sync += self.address.eq(current.address)
+        m.d.comb += self.quiescent.eq(~axi.arvalid & ~pending.behind & ~pending.valid)
         return m
 
 
 class WritePort(wiring.Component):
     """Collects beats, and writes a burst once all its beats are here.
 
-    So a burst that is on the bus never waits for the engine. A burst accepted on `bursts` (only when its beats are
-    in the FIFO and not yet promised to an earlier one) is on the bus one cycle later, its data from the same cycle on,
-    bursts following each other without a gap. Full beats only.
+    So a burst that is on the bus never waits for the engine. A burst is accepted on `bursts` when its beats have been in the
+    FIFO, not promised to an earlier one, for a cycle. Its address is on the bus one cycle later and its data from two cycles
+    later on; data of bursts follows without a gap. Full beats only.
 
     Members
     -------
     axi : Out(write_signature())
     run : In(1); when low and the bus is quiet, beats that no burst has claimed are thrown away
-    beats : In(stream of 128 bits);  room : Out(1), more than a quarter of the FIFO is free
+    beats : In(stream of 128 bits);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
     bursts : In(stream of address, length, tag), ready when the beats are there
     done_valid, done_tag : Out, for one cycle when a burst's response has come
-    fault, fault_address : Out, an error response;  oldest : Out(40), of the burst whose response is awaited
+    fault : Out(1), an error response, until `run` falls
+    hold : In(1), keeps `address`
+    address : Out(40), of the burst whose response was awaited a cycle ago; after a fault, of that burst
     quiescent : Out(1), nothing on the bus, no response awaited, and no beat left over after a run
     beat_taken : Out(1), a beat went out
     """
@@ -144,10 +137,10 @@ class WritePort(wiring.Component):
             "axi": Out(write_signature()),
             "run": In(1),
             "beats": In(stream.Signature(AXI_BEAT_BITS)),
-            "room": Out(1),
+            "room": Out(1, init=1),
             "bursts": In(stream.Signature(burst_layout(1))),
             "done_valid": Out(1), "done_tag": Out(1),
-            "fault": Out(1), "fault_address": Out(AXI_ADDRESS_BITS), "oldest": Out(AXI_ADDRESS_BITS),
+            "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "quiescent": Out(1), "beat_taken": Out(1),
         })
 
@@ -155,62 +148,56 @@ class WritePort(wiring.Component):
         m = Module()
         axi = self.axi
         burst = self.bursts.payload
-        m.submodules.data = data = SyncFIFOBuffered(width=AXI_BEAT_BITS, depth=self._depth)
-        m.submodules.lengths = lengths = SyncFIFO(width=LENGTH_BITS, depth=OUTSTANDING_WRITES)
-        m.submodules.responses = responses = SyncFIFO(width=AXI_ADDRESS_BITS + 1, depth=OUTSTANDING_WRITES)
-        unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
-        claim = self.bursts.valid & self.bursts.ready
-        push = self.beats.valid & self.beats.ready
-        idle = Signal()
+        kept = StructLayout({"address": AXI_ADDRESS_BITS, "tag": 1})
+        # What an aborted run left in the FIFO belongs to no burst: it is thrown away once the bus is quiet.
         discard = Signal()
+        data = Fifo(AXI_BEAT_BITS, self._depth, block=True)
+        m.submodules.data = ResetInserter(discard)(data)
+        m.submodules.lengths = lengths = BurstQueue(0, OUTSTANDING_WRITES)
+        m.submodules.responses = responses = Fifo(kept.size, OUTSTANDING_WRITES)
+        unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
+        here = Signal()  # the beats of the burst on offer
+        able = self.run & here & ~axi.awvalid
+        claim = able & responses.i.ready
+        push = self.beats.valid & self.beats.ready
+        idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
         m.d.comb += [
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
-            self.beats.ready.eq(self.run & data.w_rdy), data.w_en.eq(push), data.w_data.eq(self.beats.payload),
+            self.beats.ready.eq(self.run & data.i.ready), data.i.valid.eq(self.beats.valid & self.run),
+            data.i.payload.eq(self.beats.payload),
+            # There is always a place in `lengths`: it is free before the burst's answer comes.
+            self.bursts.ready.eq(claim), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
+            responses.i.valid.eq(able), responses.i.payload.eq(Cat(burst.address, burst.tag)),
+            self.quiescent.eq(idle & (self.run | ~(data.behind | data.o.valid))),
+        ]
+        m.d.sync += [
             self.room.eq(data.level < self._depth * 3 // 4),
-            self.bursts.ready.eq(self.run & (unclaimed >= burst.length) & responses.w_rdy
-                                 & (axi.awready | ~axi.awvalid)),
-        ]
-        m.d.sync += unclaimed.eq(unclaimed + push)
-        with m.If(claim):
-            m.d.sync += unclaimed.eq(unclaimed + push - burst.length)
-
-        with m.If(axi.awready):
-            m.d.sync += axi.awvalid.eq(0)
-        with m.If(claim):
-            m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1), axi.awvalid.eq(1)]
-        m.d.comb += [
-            lengths.w_en.eq(claim), lengths.w_data.eq(burst.length),
-            responses.w_en.eq(claim), responses.w_data.eq(burst.address << 1 | burst.tag),
-        ]
-
-        index = Signal(LENGTH_BITS)
-        taken = axi.wvalid & axi.wready
-        m.d.comb += [
-            axi.wvalid.eq(lengths.r_rdy & data.r_rdy), axi.wdata.eq(data.r_data),
-            axi.wlast.eq(index == lengths.r_data - 1),
-            lengths.r_en.eq(taken & axi.wlast), self.beat_taken.eq(taken),
-            data.r_en.eq(taken | discard),
-        ]
-        with m.If(taken):
-            m.d.sync += index.eq(index + 1)
-            with m.If(axi.wlast):
-                m.d.sync += index.eq(0)
-
-        m.d.sync += [self.done_valid.eq(0), self.fault.eq(0)]
-        with m.If(axi.bvalid & responses.r_rdy):
-            m.d.comb += responses.r_en.eq(1)
-            m.d.sync += [
-                self.done_valid.eq(self.run), self.done_tag.eq(responses.r_data[0]),
-                self.fault.eq(axi.bresp[1]), self.fault_address.eq(responses.r_data[1:]),
-            ]
-        m.d.comb += [
-            self.oldest.eq(responses.r_data[1:]),
-            idle.eq(~axi.awvalid & ~responses.r_rdy),
-            self.quiescent.eq(idle & (self.run | ~data.r_rdy)),
-            # What an aborted run left in the FIFO belongs to no burst: throw it away once the bus is quiet.
+            here.eq(self.bursts.valid & ~claim & (unclaimed >= burst.length)),
+            unclaimed.eq(unclaimed + push - Mux(claim, burst.length, 0)),
             discard.eq(~self.run & idle),
         ]
         with m.If(discard):
             m.d.sync += unclaimed.eq(0)
+
+        m.d.sync += axi.awvalid.eq(claim | (axi.awvalid & ~axi.awready))
+        with m.If(~axi.awvalid):
+            m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1)]
+
+        m.d.comb += [
+            axi.wvalid.eq(lengths.valid & data.o.valid), axi.wdata.eq(data.o.payload), axi.wlast.eq(lengths.last),
+            lengths.beat.eq(data.o.valid), lengths.able.eq(axi.wready),
+            lengths.ending.eq(data.o.valid & axi.wready & lengths.last), data.o.ready.eq(lengths.valid & axi.wready),
+            self.beat_taken.eq(axi.wvalid & axi.wready),
+        ]
+
+        answered = Signal(kept)
+        answer = axi.bvalid & responses.o.valid
+        m.d.comb += [answered.eq(responses.o.payload), responses.o.ready.eq(axi.bvalid)]
+        m.d.sync += [
+            self.done_valid.eq(answer & self.run), self.done_tag.eq(answered.tag),
+            self.fault.eq(self.run & (self.fault | (answer & axi.bresp[1]))),
+        ]
+        with m.If(~self.fault & ~self.hold):
+            m.d.sync += self.address.eq(answered.address)
         return m

@@ -1,15 +1,17 @@
 """The AXI4-Lite registers, and the life of a run: start, done, error, quiet again."""
 
-from amaranth import Cat, Const, Module, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow import registers
 from esbflow.engine_config import AXI_ADDRESS_BITS, INTERFACE_VERSION, EngineConfig
+from esbflow.engine_facts import CATCH_CYCLES
 from esbflow.registers import COUNTERS, REGIONS, REGISTERS
-from esbhw.engine.transfer import OFFSET_BITS, REGION_LAYOUT
+from esbhw.engine.transfer import OFFSET_BITS, PAGE_BITS, REGION_LAYOUT
 
-CODES = {name: code for code, (name, _) in registers.ERRORS.items()}
+READ_WORDS = 8
+"""Registers that are chosen from in one step, by the low bits of the address."""
 
 
 def lite_signature():
@@ -24,19 +26,20 @@ def lite_signature():
 
 
 class Control(wiring.Component):
-    """Registers as in esbflow.registers; a write takes effect in the cycle after both its channels were accepted.
+    """Registers as in esbflow.registers; a write has taken effect when it is answered. One access a direction at a time.
 
-    A start is taken when the engine is idle and the bus is quiet, and ignored otherwise. `running` is high from the
-    next cycle until done or an error; units are held in reset while it is low. `cycles` counts those cycles.
-    Unknown addresses read as zero and ignore writes.
+    A start is taken when the engine is idle and the bus is quiet, and ignored otherwise. `running` is high until done or an
+    error; units are held in reset while it is low. Unknown addresses read as zero and ignore writes.
 
     Members
     -------
     axi : Out(lite_signature());  interrupt : Out(1), level
-    running, start : Out(1); start is high in the first running cycle
+    running, start : Out(1); start is high in the first running cycle;  stopped : Out(1), ~running
     program_length, watchdog, regions : Out
-    quiescent : In(1);  done : In(1)
+    quiescent : In(1);  done : In(1), stays
+    caught : In(1), an error will come
     error : In(4) code or zero, error_unit, error_address, error_layer : In, what to keep when it is not zero
+    abort : Out(1), for one cycle, the host wants to stop
     layer : In(12);  counters : In(32 * number of counters)
     """
 
@@ -44,42 +47,29 @@ class Control(wiring.Component):
         self._config = config
         super().__init__({
             "axi": Out(lite_signature()), "interrupt": Out(1),
-            "running": Out(1), "start": Out(1),
+            "running": Out(1), "start": Out(1), "stopped": Out(1, init=1),
             "program_length": Out(32), "watchdog": Out(32), "regions": Out(REGION_LAYOUT),
-            "quiescent": In(1), "done": In(1),
+            "quiescent": In(1), "done": In(1), "caught": In(1),
             "error": In(4), "error_unit": In(3), "error_address": In(AXI_ADDRESS_BITS), "error_layer": In(12),
             "layer": In(12), "counters": In(32 * len(COUNTERS)), "abort": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        config, axi = self._config, self.axi
+        config = self._config
         values = {name: Const(0, 32) for name in REGISTERS}
+        written = self._writes(m)
+        data, strobes = self._data, self._strobes
 
-        # -- the bus ---------------------------------------------------------------------------------
-        write = Signal()
-        mask = Signal(32)
-        m.d.comb += [
-            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid), axi.awready.eq(write), axi.wready.eq(write),
-            mask.eq(Cat(bit.replicate(8) for bit in axi.wstrb)),
-            axi.arready.eq(~axi.rvalid),
-        ]
-        with m.If(axi.bready):
-            m.d.sync += axi.bvalid.eq(0)
-        with m.If(write):
-            m.d.sync += axi.bvalid.eq(1)
-        with m.If(axi.rready):
-            m.d.sync += axi.rvalid.eq(0)
-
-        def written(name):
-            return write & (axi.awaddr[2:] == REGISTERS[name].offset >> 2)
-
-        def stored(name, width=32):
-            register = Signal(width, name=name.lower())
-            with m.If(written(name)):
-                m.d.sync += register.eq((register & ~mask) | (axi.wdata & mask))
-            values[name] = register
-            return register
+        def stored(name, width=32, low=0):
+            """A register that is written byte by byte; the `low` lowest bits are zero."""
+            register, meant = Signal(width - low, name=name.lower()), written(name)
+            for byte in range(low // 8, (width + 7) // 8):
+                begin, end = max(8 * byte, low), min(8 * byte + 8, width)
+                with m.If(meant & strobes[byte]):
+                    m.d.sync += register[begin - low:end - low].eq(data[begin:end])
+            values[name] = whole = Cat(Const(0, low), register)
+            return whole
 
         # -- constants and plain registers -------------------------------------------------------------
         values["ID"] = Const(registers.ID_VALUE, 32)
@@ -91,42 +81,42 @@ class Control(wiring.Component):
         enable = stored("IRQ_ENABLE", 2)
         m.d.comb += [self.program_length.eq(stored("PROGRAM_LENGTH")), self.watchdog.eq(stored("WATCHDOG"))]
         for i, region in enumerate(REGIONS):
-            low, high, size = (stored(f"{region.upper()}_{part}", width)
-                               for part, width in (("LO", 32), ("HI", AXI_ADDRESS_BITS - 32), ("BYTES", 32)))
-            m.d.comb += [
-                self.regions[i].base.eq(Cat(low, high)),
-                self.regions[i].beats.eq(size[4:]),
-            ]
-        assert len(size[4:]) <= OFFSET_BITS
+            name = region.upper()
+            low = stored(f"{name}_LO", 32, PAGE_BITS)
+            high, size = stored(f"{name}_HI", AXI_ADDRESS_BITS - 32), stored(f"{name}_BYTES")
+            m.d.comb += [self.regions[i].base.eq(Cat(low, high)), self.regions[i].beats.eq(size[4:])]
+            assert len(size[4:]) <= OFFSET_BITS
 
         # -- the life of a run ---------------------------------------------------------------------------
-        control = REGISTERS["CONTROL"]
-        bit = {name: low for name, low, _ in control.fields}
-        done = Signal()
-        failed = Signal()
-        code = Signal(8)
-        unit = Signal(8)
-        error_layer = Signal(12)
-        error_address = Signal(AXI_ADDRESS_BITS)
-        pending = Signal(2)
-        quiet = ~self.running & self.quiescent
-        act = written("CONTROL") & axi.wstrb[0]
-        with m.If(written("IRQ_STATUS")):
-            m.d.sync += pending.eq(pending & ~(axi.wdata & mask))
-        m.d.sync += self.start.eq(0)
-        m.d.comb += self.abort.eq(act & axi.wdata[bit["abort"]])
-        with m.If(act & axi.wdata[bit["start"]] & quiet):
-            m.d.sync += [self.running.eq(1), self.start.eq(1), done.eq(0), failed.eq(0), code.eq(0), unit.eq(0)]
+        bit = {name: low for name, low, _ in REGISTERS["CONTROL"].fields}
+        done, failed = Signal(), Signal()
+        code, unit = Signal(8), Signal(8)
+        error_layer, error_address = Signal(12), Signal(AXI_ADDRESS_BITS)
+        pending, cleared = Signal(2), Signal(2)
+        ringing = Signal()  # the doorbell
+        finished = Signal(CATCH_CYCLES)  # `done` so many cycles ago: what went wrong before it is caught by then
+        quiet = Signal()  # the bus was quiet a cycle ago, with no run that could have begun something since
+        act = written("CONTROL") & strobes[0]
+        clears = written("IRQ_STATUS") & strobes[0]
+        m.d.sync += [
+            ringing.eq(act & data[bit["start"]]), self.abort.eq(act & data[bit["abort"]]),
+            cleared.eq(data[:2] & clears.replicate(2)), quiet.eq(~self.running & self.quiescent),
+            finished.eq(Cat(self.done, finished)),
+            self.start.eq(0), pending.eq(pending & ~cleared),
+        ]
+        with m.If(ringing & quiet & ~self.running):
+            m.d.sync += [self.running.eq(1), self.stopped.eq(0), self.start.eq(1), done.eq(0), failed.eq(0), code.eq(0),
+                         unit.eq(0)]
         with m.If(self.running):
             with m.If(self.error != 0):
                 m.d.sync += [
-                    self.running.eq(0), failed.eq(1), code.eq(self.error), unit.eq(self.error_unit),
+                    self.running.eq(0), self.stopped.eq(1), failed.eq(1), code.eq(self.error), unit.eq(self.error_unit),
                     error_address.eq(self.error_address), error_layer.eq(self.error_layer), pending[1].eq(1),
                 ]
-            with m.Elif(self.done):
-                m.d.sync += [self.running.eq(0), done.eq(1), pending[0].eq(1)]
+            with m.Elif(finished[-1] & ~self.caught):
+                m.d.sync += [self.running.eq(0), self.stopped.eq(1), done.eq(1), pending[0].eq(1)]
         m.d.comb += self.interrupt.eq((pending & enable).any())
-        values["STATUS"] = Cat(self.running, done, failed, quiet, Const(0, 4), code, unit)
+        values["STATUS"] = Cat(self.running, done, failed, quiet & ~self.running, Const(0, 4), code, unit)
         values["IRQ_STATUS"] = pending
         values["ERROR_ADDRESS_LO"] = error_address[:32]
         values["ERROR_ADDRESS_HI"] = error_address[32:]
@@ -134,11 +124,66 @@ class Control(wiring.Component):
         values["LAYER"] = self.layer
         for i, (name, _) in enumerate(COUNTERS):
             values[f"COUNT_{name.upper()}"] = self.counters.word_select(i, 32)
-
-        with m.If(axi.arvalid & axi.arready):
-            m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(0)]
-            with m.Switch(axi.araddr[2:]):
-                for name, register in REGISTERS.items():
-                    with m.Case(register.offset >> 2):
-                        m.d.sync += axi.rdata.eq(values[name])
+        self._reads(m, values)
         return m
+
+    def _writes(self, m):
+        """Both channels into registers, then which register they mean; returns written(name), high for one cycle.
+
+        The answer comes when a start has begun, too.
+        """
+        axi = self.axi
+        address, decode, act, settle = Signal(registers.ADDRESS_BITS - 2), Signal(), Signal(), Signal()
+        self._data, self._strobes = data, strobes = Signal(32), Signal(4)
+        accept = axi.awvalid & axi.wvalid & ~axi.bvalid & ~decode & ~act & ~settle
+        m.d.comb += [axi.awready.eq(accept), axi.wready.eq(accept)]
+        m.d.sync += [decode.eq(accept), act.eq(decode), settle.eq(act),
+                     axi.bvalid.eq(settle | (axi.bvalid & ~axi.bready))]
+        with m.If(~decode & ~act):
+            m.d.sync += [address.eq(axi.awaddr[2:]), data.eq(axi.wdata), strobes.eq(axi.wstrb)]
+
+        def written(name):
+            meant = Signal(name=f"{name.lower()}_written")
+            m.d.sync += meant.eq(decode & (address == REGISTERS[name].offset >> 2))
+            return meant
+        return written
+
+    def _reads(self, m, values) -> None:
+        """A read is answered four cycles after its address: each group of registers chooses one, then they are joined."""
+        axi = self.axi
+        address = Signal(registers.ADDRESS_BITS - 2)
+        low_bits = (READ_WORDS - 1).bit_length()
+        places = {registers.REGISTERS[name].offset >> 2: value for name, value in values.items()}
+        groups = sorted({place // READ_WORDS for place in places})
+        here = Signal(len(groups))
+        look, choose, answer = Signal(), Signal(), Signal()
+        accept = axi.arvalid & axi.arready
+        m.d.comb += axi.arready.eq(~look & ~choose & ~answer & ~axi.rvalid)
+        m.d.sync += [
+            look.eq(accept), choose.eq(look), answer.eq(choose), axi.rvalid.eq(answer | (axi.rvalid & ~axi.rready)),
+            here.eq(Cat(address[low_bits:] == group for group in groups)),
+        ]
+        with m.If(axi.arready):
+            m.d.sync += address.eq(axi.araddr[2:])
+        words = []
+        for group in groups:
+            words.append(Signal(32, name=f"group_{group}"))
+            m.d.sync += words[-1].eq(_choose([places.get(READ_WORDS * group + k, Const(0, 32)) for k in range(READ_WORDS)],
+                                             address[:low_bits]))
+        with m.If(answer):
+            m.d.sync += axi.rdata.eq(_any(word & here[k].replicate(32) for k, word in enumerate(words)))
+
+
+def _choose(words: list, index):
+    """words[index], of a power of two of words: two bits of the index a level."""
+    words = [Cat(word, Const(0, 32 - len(word))) for word in words]
+    for bit in range(len(index)):
+        words = [Mux(index[bit], words[k + 1], words[k]) for k in range(0, len(words), 2)]
+    return words[0]
+
+
+def _any(words):
+    total = Const(0, 32)
+    for word in words:
+        total |= word
+    return total

@@ -2,7 +2,6 @@
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
@@ -14,7 +13,7 @@ from esbhw.arithmetic.requantizer import Requantizer
 from esbhw.arithmetic.requantizer_control import FORMAT
 from esbhw.engine.drain_walk import DrainWalk
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.tokens import COUNT_BITS
+from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import transfer_layout
 from esbhw.fabric.adder_rows import Term, add_row
 
@@ -25,14 +24,14 @@ TRANSFERS = 16
 class Drain(wiring.Component):
     """Carries out DRAIN, STAMP and END.
 
-    An instruction is held ready while the one before it runs, and begins at least one cycle after it was taken. A DRAIN
+    An instruction is held ready while the one before it runs, and begins at least two cycles after it was taken. A DRAIN
     that begins in cycle p spends 2 cycles before each run of beats that is consecutive in memory, then issues one value
     group (`requantize_lanes` channels of one accumulator pixel) a cycle: digits * planes * out_rows * out_cols *
     (rows / lanes) * kernel_y * kernel_x of them. The beat that a group completes leaves drain_latency(config) cycles
     after the group was issued. The next instruction begins in the cycle after the last group. A STAMP first lets the
     pipeline run empty, then sends one beat a cycle. Back-pressure: no group is issued while the writer has little room.
-    Tokens are seen one cycle after they are there, taken in the cycle after the beginning and posted in the cycle after
-    the last group.
+    Tokens and the instruction are looked at a cycle before the beginning; tokens are taken with it and posted with the last
+    group.
 
     Members
     -------
@@ -44,7 +43,8 @@ class Drain(wiring.Component):
     beats : Out(stream of 128 bits);  room : In(1)
     transfers : Out(stream of transfer_layout(1)), tag 1 asks for a stores token
     writer_idle : In(1);  done : Out(1), the END instruction was reached and everything is written
-    token wires as in tokens.py; issue : Out(1); field_fault : Out(1), for good
+    {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
+    issue : Out(1); field_fault : Out(1), for good
     """
 
     SETUP_CYCLES = 2
@@ -64,9 +64,9 @@ class Drain(wiring.Component):
             "beats": Out(stream.Signature(AXI_BEAT_BITS)), "room": In(1),
             "transfers": Out(stream.Signature(transfer_layout(1))),
             "writer_idle": In(1), "done": Out(1),
-            "accumulators_count": In(COUNT_BITS), "take_accumulators": Out(1), "post_accumulators": Out(1),
-            "constants_count": In(COUNT_BITS), "take_constants": Out(1), "post_constants": Out(1),
-            "residual_count": In(COUNT_BITS), "take_residual": Out(1), "post_residual": Out(1),
+            "accumulators_here": In(1), "take_accumulators": Out(1), "post_accumulators": Out(1),
+            "constants_here": In(1), "take_constants": Out(1), "post_constants": Out(1),
+            "residual_here": In(1), "take_residual": Out(1), "post_residual": Out(1),
             "issue": Out(1), "layer": Out(12), "field_fault": Out(1), "waiting": Out(1),
         })
 
@@ -79,86 +79,74 @@ class Drain(wiring.Component):
         now = Signal(instruction_layout("DRAIN"))
         m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
 
-        tokens = {}
-        for name in ("accumulators", "constants", "residual"):
-            tokens[name] = Signal(name=f"{name}_here")
-            m.d.sync += tokens[name].eq(getattr(self, f"{name}_count") != 0)
-        tokens_here = tokens["accumulators"] & tokens["constants"] & (~head.residual | tokens["residual"])
-        room = Signal()
-        m.d.sync += room.eq(self.room)
-
-        setup = Signal(range(self.SETUP_CYCLES))
-        legal = Signal()
+        setup, decided, issuing = Signal(), Signal(), Signal()
+        flushing, stamping, ended = Signal(), Signal(), Signal()
+        idle = Signal(init=1)  # one of these is high, or there was a fault
+        drains, legal = Signal(), Signal()
         opens = Signal()  # this run is a plane's first
         starting, step, begins, ends = Signal(), Signal(), Signal(), Signal()
-        flush = Signal(range(latency + 1))
-        order_now, orders_ready = self._orders(m, platform, now, head, begins, walk, step)
+        order_now, orders_ready, orders_empty = self._orders(m, platform, now, head, begins, walk, step)
+        count = Signal(range(latency + 1))
+        flushed = Signal()
         stamp = Signal(range(LOG_BEATS + 2))  # the beat that a STAMP packs next, from 1 on
         snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS, reset_less=True)
-        beat_free = ~self.beats.valid | self.beats.ready
-        drains = Signal()
 
-        with m.FSM() as fsm:
-            with m.State("IDLE"):
-                m.d.comb += self.waiting.eq(head_valid & head_drains & ~tokens_here)
-                with m.If(head_valid & (~head_drains | tokens_here)):
-                    m.d.sync += [now.eq(head), head_valid.eq(0), setup.eq(0), opens.eq(1), flush.eq(latency),
-                                 legal.eq(head_legal.all()), drains.eq(head_drains)]
-                    m.d.comb += begins.eq(1)
-                    m.next = "SETUP"
-                    with m.If(~head_drains):
-                        m.next = "FLUSH"
-            with m.State("SETUP"):
-                # The last setup cycle of a plane's first run orders its stores.
-                m.d.comb += starting.eq(opens & ~setup & drains)
-                with m.If(~setup[0]):
-                    m.d.sync += [setup.eq(1), drains.eq(0)]
-                with m.Elif(~legal):
-                    m.d.sync += self.field_fault.eq(1)
-                    m.next = "FAULT"
-                with m.Elif(~opens | orders_ready):
-                    m.d.comb += order_now.eq(opens)
-                    m.d.sync += setup.eq(0)
-                    m.next = "ISSUE"
-            with m.State("ISSUE"):
-                m.d.comb += step.eq(room)
-                m.d.sync += opens.eq(walk.end_of_plane)
-                with m.If(step & walk.end):
-                    m.d.comb += ends.eq(1)
-                    m.next = "IDLE"
-                with m.Elif(step & (walk.end_of_plane | (walk.end_of_row & (now.segments != 1)))):
-                    m.next = "SETUP"
-            with m.State("FLUSH"):
-                m.d.sync += flush.eq(flush - 1)
-                with m.If(flush == 0):
-                    m.d.sync += [flush.eq(0), snapshot.eq(Cat(self.counters, Const(0, 1)))]
-                    m.d.sync += [snapshot[-32:].eq(now.layer)]
-                    with m.If(now.opcode == instructions.STAMP):
-                        m.d.comb += order_now.eq(1)
-                        with m.If(orders_ready):
-                            m.d.sync += stamp.eq(1)
-                            m.next = "STAMP"
-                    with m.Else():
-                        m.next = "END"
-            with m.State("STAMP"):
-                with m.If(beat_free):
-                    m.d.sync += stamp.eq(stamp + 1)
-                    with m.If(stamp == LOG_BEATS + 1):
-                        m.d.sync += stamp.eq(0)
-                        m.next = "IDLE"
-            with m.State("END"):
-                m.d.comb += self.done.eq(self.writer_idle & ~self.transfers.valid)
-            with m.State("FAULT"):
-                pass
-        m.d.comb += [walk.start.eq(starting), walk.step.eq(step), self.issue.eq(step)]
-        takes, posts = begins & head_drains, ends
+        # -- the next instruction may begin: it, and its tokens, which stay, were here a cycle ago
+        tokens_here = self.accumulators_here & self.constants_here & (~head.residual | self.residual_here)
+        able = Signal()
+        m.d.sync += able.eq(head_valid & ~begins & (~head_drains | tokens_here))
+        m.d.comb += [begins.eq(idle & able), self.waiting.eq(idle & head_valid & head_drains & ~tokens_here)]
+        with m.If(begins):
+            m.d.sync += [now.eq(head), head_valid.eq(0), legal.eq(head_legal.all()), drains.eq(head_drains)]
+
+        # -- a DRAIN: two cycles before each run; the second one of a plane's first run orders its stores
+        m.d.comb += [
+            step.eq(issuing & self.room), ends.eq(step & walk.end), self.issue.eq(step),
+            walk.start.eq(starting), walk.step.eq(step),
+        ]
+        run_ends = step & walk.end_of_run
+        sets_up = ~opens | orders_ready
+        plane_order, stamps = Signal(), Signal()  # wait for a place
+        m.d.comb += order_now.eq(plane_order | stamps)
+        stamp_ends = stamping & self.room & (stamp == LOG_BEATS + 1)
         m.d.sync += [
+            plane_order.eq((setup & legal & opens) | (plane_order & ~orders_ready)),
+            starting.eq(begins & head_drains), opens.eq(begins | Mux(issuing, walk.end_of_plane, opens)),
+            setup.eq((begins & head_drains) | (run_ends & ~walk.end)), decided.eq(setup | (decided & legal & ~sets_up)),
+            issuing.eq((decided & legal & sets_up) | (issuing & ~run_ends)),
+            idle.eq((idle & ~able) | ends | stamp_ends),
+        ]
+        with m.If(decided & ~legal):
+            m.d.sync += self.field_fault.eq(1)
+
+        # -- STAMP and END, which differ in bit 0: the pipeline runs empty first
+        m.d.sync += [
+            flushing.eq((begins & ~head_drains) | (flushing & ~(flushed & (~now.opcode[0] | orders_ready)))),
+            stamps.eq((flushing & now.opcode[0] & (count == latency - 1)) | (stamps & ~orders_ready)),
+            flushed.eq(flushing & (flushed | (count == latency - 1))),
+            ended.eq(ended | (flushed & flushing & ~now.opcode[0])),
+            stamping.eq((stamps & orders_ready) | (stamping & ~stamp_ends)),
+            self.done.eq(ended & orders_empty & self.writer_idle),
+        ]
+        with m.If(flushing):
+            m.d.sync += count.eq(count + 1)
+        with m.Else():
+            m.d.sync += count.eq(0)
+        with m.If(flushed & flushing):
+            m.d.sync += [snapshot.eq(Cat(self.counters, Const(0, 1))), snapshot[-32:].eq(now.layer)]
+        with m.If(stamps):
+            m.d.sync += stamp.eq(1)
+        with m.Elif(stamping & self.room):
+            m.d.sync += stamp.eq(Mux(stamp == LOG_BEATS + 1, 0, stamp + 1))
+
+        takes = begins & head_drains
+        m.d.comb += [
             self.take_accumulators.eq(takes), self.take_constants.eq(takes), self.take_residual.eq(takes & head.residual),
-            self.post_accumulators.eq(posts), self.post_constants.eq(posts), self.post_residual.eq(posts & now.residual),
+            self.post_accumulators.eq(ends), self.post_constants.eq(ends), self.post_residual.eq(ends & now.residual),
         ]
 
         done, digits = self._lanes(m, now, walk, step)
-        self._pack(m, done, digits, fsm.ongoing("STAMP") & beat_free, stamp, snapshot)
+        self._pack(m, done, digits, stamping & self.room, stamp, snapshot)
         return m
 
     def _prefetch(self, m) -> tuple:
@@ -181,13 +169,13 @@ class Drain(wiring.Component):
         return head, valid, drains, legal
 
     def _orders(self, m, platform, now, head, begins, walk, step) -> tuple:
-        """(a signal that orders a store at the current offset, is there a place for it).
+        """(a signal that orders a store at the current offset where there is a place for it, is there one, are there none).
 
         `begins` takes the head's offset; after the last step of a plane the offset is the next plane's.
         """
         stamping = now.opcode == instructions.STAMP
         offset, digit_offset, new_digit = Signal(28), Signal(28, reset_less=True), Signal()
-        order, ready = Signal(), Signal()
+        order = Signal()
         following, _ = add_row(m, platform, [_either(offset, digit_offset, walk.last_plane),
                                              _either(now.plane_stride, now.digit_stride, walk.last_plane)], "following", 28)
         with m.If(begins | (step & walk.end_of_plane)):
@@ -203,17 +191,17 @@ class Drain(wiring.Component):
             "tag": ~stamping & now.post_store & walk.last_plane & walk.last_digit,
         }
         sizes = [widths.get(name, len(getattr(self.transfers.payload, name))) for name in stored]
-        m.submodules.orders = orders = SyncFIFO(width=sum(sizes), depth=TRANSFERS)
+        m.submodules.orders = orders = Fifo(sum(sizes), TRANSFERS)
         m.d.comb += [
-            orders.w_data.eq(Cat(values[name][:size] for name, size in zip(stored, sizes, strict=True))),
-            orders.w_en.eq(order), ready.eq(orders.w_rdy),
-            self.transfers.valid.eq(orders.r_rdy), orders.r_en.eq(self.transfers.ready),
+            orders.i.payload.eq(Cat(values[name][:size] for name, size in zip(stored, sizes, strict=True))),
+            orders.i.valid.eq(order),
+            self.transfers.valid.eq(orders.o.valid), orders.o.ready.eq(self.transfers.ready),
         ]
         low = 0
         for name, size in zip(stored, sizes, strict=True):
-            m.d.comb += getattr(self.transfers.payload, name).eq(orders.r_data[low:low + size])
+            m.d.comb += getattr(self.transfers.payload, name).eq(orders.o.payload[low:low + size])
             low += size
-        return order, ready
+        return order, orders.i.ready, ~orders.behind & ~orders.o.valid
 
     def _lanes(self, m, now, walk, step) -> tuple:
         """(a window's digits are done, the digits of all lanes)."""
@@ -294,6 +282,7 @@ class Drain(wiring.Component):
         m.d.comb += [self.beats.valid.eq(valid), self.beats.payload.eq(beat)]
 
 
+assert instructions.STAMP & 1 and not instructions.END & 1
 assert LOG_BEATS == 4  # _pack chooses one of four
 
 

@@ -24,7 +24,8 @@ class DrainWalk(wiring.Component):
     now : In(DRAIN), still from the cycle before `start` until the walk has ended;  start : In(1), before the first step
     step : In(1)
     first, last : Out, of a window;  digit : Out(3);  tile_group : Out, lane group of the tile
-    end_of_row, end_of_plane, end_of_digit, end : Out, the value is the last of a row, plane, digit, of all
+    end_of_run, end_of_plane, end_of_digit, end : Out, the value is the last of a run of beats that is consecutive in memory,
+        of a plane, a digit, of all
     last_plane, last_digit : Out, the value is in the last plane, of the last digit
     acc_index : Out, ACCUMULATOR_CYCLES after the step;  pixel : Out(20), number of the output pixel within the digit
     """
@@ -35,7 +36,7 @@ class DrainWalk(wiring.Component):
             "now": In(instruction_layout("DRAIN").size), "start": In(1), "step": In(1),
             "first": Out(1), "last": Out(1), "digit": Out(3),
             "tile_group": Out(range(max(2, config.cols // config.requantize_lanes))),
-            "end_of_row": Out(1), "end_of_plane": Out(1), "end_of_digit": Out(1), "end": Out(1),
+            "end_of_run": Out(1), "end_of_plane": Out(1), "end_of_digit": Out(1), "end": Out(1),
             "last_plane": Out(1), "last_digit": Out(1),
             "acc_index": Out(range(config.accumulator_depth)), "pixel": Out(20),
         })
@@ -80,6 +81,8 @@ class DrainWalk(wiring.Component):
         last_plane = loop("plane", planes.bit_length(), now.planes, step & end_of_plane) if planes > 1 else Const(1, 1)
         end_of_digit = end_of_plane & last_plane
         last_digit = loop("digit", 4, now.digits, step & end_of_digit)
+        several = Signal()  # runs in a plane, a row each
+        m.d.sync += several.eq(now.segments != 1)
         kx = count(4, step, last_kx, "kx")
         ky = count(4, step & last_kx, last_ky, "ky")
         digit = count(3, step & end_of_digit, last_digit, "digit")
@@ -90,7 +93,8 @@ class DrainWalk(wiring.Component):
             m.d.sync += self.first.eq(start | last_tap)
         m.d.comb += [
             self.last.eq(last_tap), self.digit.eq(digit), self.tile_group.eq(Cat(group, plane)), self.pixel.eq(pixel),
-            self.end_of_row.eq(end_of_row), self.end_of_plane.eq(end_of_plane), self.end_of_digit.eq(end_of_digit),
+            self.end_of_run.eq(end_of_row & (last_row | several)), self.end_of_plane.eq(end_of_plane),
+            self.end_of_digit.eq(end_of_digit),
             self.end.eq(end_of_digit & last_digit), self.last_plane.eq(last_plane), self.last_digit.eq(last_digit),
         ]
 

@@ -26,6 +26,32 @@ from esbhw.engine.tokens import Tokens
 from esbhw.engine.transfer import BurstSplitter
 from esbhw.engine.weight_slots import WeightSlots
 
+WATCHED = 10
+"""Signs of progress."""
+BUSES = ("fetch", "load", "weights", "store")
+ADDRESSES = (*(("burst", unit) for unit in BUSES), *(("run", unit) for unit in BUSES))
+"""What ERROR_ADDRESS may be: of the burst that a port awaits, of the run that a splitter refused."""
+LAYERS = ("fetch", "load", "weights", "compute", "field", "store")
+"""What ERROR_LAYER may be: of the instruction that a unit is at; "field" is a PASS with a wrong field."""
+
+
+def _fault(code: str, unit: str, address: tuple | None = None, layer: str | None = None) -> tuple:
+    return code, unit, ADDRESSES.index(address) if address else None, LAYERS.index(layer) if layer else None
+
+
+FAULTS = (
+    *(_fault("axi_read", unit, ("burst", unit), unit) for unit in BUSES[:3]),
+    _fault("axi_write", "store", ("burst", "store"), "store"),
+    *(fault for unit in BUSES[:3] for fault in (_fault("axi_protocol", unit, ("burst", unit), unit),
+                                                _fault("range", unit, ("run", unit), unit))),
+    _fault("range", "store", ("run", "store"), "store"), _fault("opcode", "fetch", None, "fetch"),
+    _fault("field", "load", None, "load"), _fault("field", "weights", None, "weights"),
+    _fault("field", "compute", None, "field"), _fault("field", "store", None, "store"), _fault("field", "none"),
+    _fault("overflow", "compute", None, "compute"), _fault("end", "fetch", None, "fetch"), _fault("aborted", "none"),
+    *(_fault("watchdog", unit, ("burst", unit), unit) for unit in ("store", "load", "weights", "fetch")),
+    _fault("watchdog", "compute", None, "compute"),
+)
+"""(code, unit, which address, which layer); of several in one cycle the first is reported."""
 QUEUED_OPCODES = {"load": "LOAD", "weights": "WEIGHTS", "compute": "PASS", "store": "DRAIN"}
 
 
@@ -81,15 +107,14 @@ class Engine(Elaboratable):
             m.submodules[f"weights_port{number or ''}"] = port
 
         # -- what a run's end resets ---------------------------------------------------------------------
-        stopped = Signal()
-        m.d.comb += stopped.eq(~control.running)
         units = {
             "fetch": fetch, "load": load, "weights": weights,
             "sequencer": Sequencer(config), "drain": Drain(config), "tokens": Tokens(),
             "activation_buffer": ActivationBuffer(config), "slots": WeightSlots(config),
             "array": make_array(config), "constants": ConstantBanks(config),
-            "accumulators": Accumulators(config), "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(),
+            "accumulators": Accumulators(config), "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(WATCHED),
             "store_splitter": BurstSplitter(config.max_burst, tag_bits=1),
+            "faults": FaultEncoder(FAULTS, len(ADDRESSES), len(LAYERS)),
             **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
                for unit, opcode in QUEUED_OPCODES.items()},
         }
@@ -97,7 +122,7 @@ class Engine(Elaboratable):
             units |= {"channel_unit": ChannelUnit(config), **{f"channel_buffer_{k}": ActivationBuffer(config)
                                                               for k in range(facts.TAP_SIDE - 1)}}
         for name, unit in units.items():
-            setattr(m.submodules, name, ResetInserter(stopped)(unit))
+            setattr(m.submodules, name, ResetInserter(control.stopped)(unit))
         sequencer, drain, tokens = units["sequencer"], units["drain"], units["tokens"]
         activation_buffer, slots, array = units["activation_buffer"], units["slots"], units["array"]
         constants, residual_buffer = units["constants"], units["residual_buffer"]
@@ -202,11 +227,12 @@ class Engine(Elaboratable):
             counters.clear.eq(control.start), counters.running.eq(control.running),
             counters.events.eq(Cat(events[name] for name, _ in COUNTERS)), control.counters.eq(counters.values),
             watchdog.limit.eq(control.watchdog),
-            watchdog.progress.eq(
-                fetch.beat | fetch.dispatched | load.beat | weights.beat | write_port.beat_taken
-                | write_port.done_valid | sequencer.issue | sequencer.preloading | drain.issue | control.start),
+            watchdog.progress.eq(Cat(
+                fetch.beat, fetch.dispatched, load.beat, weights.beat, write_port.beat_taken, write_port.done_valid,
+                sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
-            control.quiescent.eq(fetch.quiescent & load.quiescent & weights.quiescent & write_port.quiescent),
+            control.quiescent.eq(
+                fetch.port.quiescent & load.quiescent & weights.quiescent & write_port.quiescent),
         ]
         self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port)
 
@@ -247,7 +273,7 @@ class Engine(Elaboratable):
         to_residual, posted_residual = load.destination >= 2, load.post_destination >= 2
         to_slots, posted_slots = weights.destination == 0, weights.post_destination == 0
         m.d.comb += [
-            load.free_count.eq(Mux(to_residual, tokens.residual_free.count, tokens.activations_free.count)),
+            load.free.eq(Mux(to_residual, tokens.residual_free.available, tokens.activations_free.available)),
             tokens.residual_free.take.eq(load.take_free & to_residual),
             tokens.activations_free.take.eq(load.take_free & ~to_residual),
             load.stores_count.eq(tokens.stores.count),
@@ -255,63 +281,65 @@ class Engine(Elaboratable):
             tokens.stores.post.eq(write_port.done_valid & write_port.done_tag),
             tokens.residual_full.post.eq(load.post & posted_residual),
             tokens.activations_full.post.eq(load.post & ~posted_residual),
-            weights.free_count.eq(Mux(to_slots, tokens.weights_free.count, tokens.constants_free.count)),
+            weights.free.eq(Mux(to_slots, tokens.weights_free.available, tokens.constants_free.available)),
             weights.stores_count.eq(0),
             tokens.weights_free.take.eq(weights.take_free & to_slots),
             tokens.constants_free.take.eq(weights.take_free & ~to_slots),
             tokens.weights_full.post.eq(weights.post & posted_slots),
             tokens.constants_full.post.eq(weights.post & ~posted_slots),
-            sequencer.weights_count.eq(tokens.weights_full.count),
+            sequencer.weights_here.eq(tokens.weights_full.available),
             tokens.weights_full.take.eq(sequencer.take_weights),
             tokens.weights_free.post.eq(sequencer.post_weights),
-            sequencer.activations_count.eq(tokens.activations_full.count),
+            sequencer.activations_here.eq(tokens.activations_full.available),
             tokens.activations_full.take.eq(sequencer.take_activations),
             tokens.activations_free.post.eq(sequencer.post_activations),
-            sequencer.accumulators_count.eq(tokens.accumulators_free.count),
+            sequencer.bank_free.eq(tokens.accumulators_free.available),
             tokens.accumulators_free.take.eq(sequencer.take_accumulators),
-            drain.accumulators_count.eq(tokens.accumulators_full.count),
+            drain.accumulators_here.eq(tokens.accumulators_full.available),
             tokens.accumulators_full.take.eq(drain.take_accumulators),
             tokens.accumulators_full.post.eq(accumulators.post),
             tokens.accumulators_free.post.eq(drain.post_accumulators),
-            drain.constants_count.eq(tokens.constants_full.count),
+            drain.constants_here.eq(tokens.constants_full.available),
             tokens.constants_full.take.eq(drain.take_constants),
             tokens.constants_free.post.eq(drain.post_constants),
-            drain.residual_count.eq(tokens.residual_full.count),
+            drain.residual_here.eq(tokens.residual_full.available),
             tokens.residual_full.take.eq(drain.take_residual),
             tokens.residual_free.post.eq(drain.post_residual),
         ]
-        for name in ("weights_full", "weights_free", "activations_full", "activations_free", "residual_full",
-                     "residual_free", "constants_full", "constants_free", "accumulators_full", "accumulators_free"):
-            m.d.comb += getattr(tokens, name).amount.eq(1)
 
     @staticmethod
     def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port):
-        faults = FaultEncoder()
-        faults.add(fetch.axi_fault, "axi_read", "fetch", fetch.port.fault_address, fetch.layer)
-        faults.add(load.axi_fault, "axi_read", "load", load.fault_address, load.layer)
-        faults.add(weights.axi_fault, "axi_read", "weights", weights.fault_address, weights.layer)
-        faults.add(write_port.fault, "axi_write", "store", write_port.fault_address, drain.layer)
-        for unit, name in ((fetch, "fetch"), (load, "load"), (weights, "weights")):
-            faults.add(unit.axi_protocol, "axi_protocol", name, unit.fault_address, unit.layer)
-            faults.add(unit.range_fault, "range", name, unit.fault_address, unit.layer)
-        splitter = units["store_splitter"]
-        faults.add(splitter.range_fault, "range", "store", splitter.fault_address, drain.layer)
-        faults.add(fetch.opcode_fault, "opcode", "fetch", 0, fetch.layer)
-        faults.add(load.field_fault | units["activation_buffer"].address_fault
-                   | units["residual_buffer"].address_fault, "field", "load", 0, load.layer)
-        faults.add(weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
-                   "field", "weights", 0, weights.layer)
-        faults.add(sequencer.field_fault, "field", "compute", 0, sequencer.fault_layer)
-        faults.add(drain.field_fault | splitter.field_fault, "field", "store", 0, drain.layer)
-        faults.add(units["tokens"].overflow, "field", "none")
-        faults.add(units["accumulators"].overflow, "overflow", "compute", 0, sequencer.layer)
-        faults.add(fetch.end_fault, "end", "fetch", 0, fetch.layer)
-        faults.add(control.abort, "aborted", "none")
-        # A run that stands still is blamed on the bus that owes an answer, if one does.
-        bark = units["watchdog"].bark
-        faults.add(bark & ~write_port.quiescent, "watchdog", "store", write_port.oldest, drain.layer)
-        faults.add(bark & ~load.quiescent, "watchdog", "load", load.oldest, load.layer)
-        faults.add(bark & ~weights.quiescent, "watchdog", "weights", weights.oldest, weights.layer)
-        faults.add(bark & ~fetch.quiescent, "watchdog", "fetch", fetch.port.oldest, fetch.layer)
-        faults.add(bark, "watchdog", "compute", 0, sequencer.layer)
-        faults.connect(m, control)
+        faults, splitter, bark = units["faults"], units["store_splitter"], units["watchdog"].bark
+        conditions = {
+            ("axi_read", "fetch"): fetch.port.fault, ("axi_read", "load"): load.axi_fault,
+            ("axi_read", "weights"): weights.axi_fault, ("axi_write", "store"): write_port.fault,
+            ("axi_protocol", "fetch"): fetch.port.protocol, ("axi_protocol", "load"): load.axi_protocol,
+            ("axi_protocol", "weights"): weights.axi_protocol,
+            ("range", "fetch"): fetch.range_fault, ("range", "load"): load.range_fault,
+            ("range", "weights"): weights.range_fault, ("range", "store"): splitter.range_fault,
+            ("opcode", "fetch"): fetch.opcode_fault,
+            ("field", "load"): load.field_fault | units["activation_buffer"].address_fault
+            | units["residual_buffer"].address_fault,
+            ("field", "weights"): weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
+            ("field", "compute"): sequencer.field_fault, ("field", "store"): drain.field_fault | splitter.field_fault,
+            ("field", "none"): units["tokens"].overflow, ("overflow", "compute"): units["accumulators"].overflow,
+            ("end", "fetch"): fetch.end_fault, ("aborted", "none"): control.abort,
+            # A run that stands still is blamed on the bus that owes an answer, if one does.
+            ("watchdog", "store"): bark & ~write_port.quiescent, ("watchdog", "load"): bark & ~load.quiescent,
+            ("watchdog", "weights"): bark & ~weights.quiescent, ("watchdog", "fetch"): bark & ~fetch.port.quiescent,
+            ("watchdog", "compute"): bark,
+        }
+        buses = {"fetch": fetch.port, "load": load, "weights": weights, "store": write_port}
+        splitters = {"fetch": fetch, "load": load, "weights": weights, "store": splitter}
+        layers = {"fetch": fetch.layer, "load": load.layer, "weights": weights.layer, "compute": sequencer.layer,
+                  "field": sequencer.fault_layer, "store": drain.layer}
+        m.d.comb += [
+            faults.conditions.eq(Cat(conditions[code, unit] for code, unit, *_ in FAULTS)),
+            faults.addresses.eq(Cat(buses[name].address if kind == "burst" else splitters[name].fault_address
+                                    for kind, name in ADDRESSES)),
+            faults.layers.eq(Cat(layers[name] for name in LAYERS)),
+            *(port.hold.eq(faults.caught) for port in (fetch.port, *load.ports, *weights.ports, write_port)),
+            control.caught.eq(faults.caught), control.error.eq(faults.error), control.error_unit.eq(faults.error_unit),
+            control.error_address.eq(faults.error_address), control.error_layer.eq(faults.error_layer),
+        ]
+        assert len(conditions) == len(FAULTS)

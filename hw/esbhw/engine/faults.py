@@ -1,56 +1,91 @@
 """Chooses what the error registers say, and notices when nothing moves any more."""
 
-from amaranth import Module, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from esbflow.registers import UNITS
-from esbhw.engine.control import CODES
+from esbflow.engine_config import AXI_ADDRESS_BITS
+from esbflow.registers import ERRORS, UNITS
+
+LAYER_BITS = 12
+ENCODE_CYCLES = 4
+"""FaultEncoder: a condition to its code."""
+CODES = {name: code for code, (name, _) in ERRORS.items()}
 
 
 class Watchdog(wiring.Component):
-    """`bark` is high once `limit` cycles have passed without `progress`; a limit of zero never barks.
+    """`bark` is high CYCLES after `limit` cycles have passed without `progress`; a limit of zero never barks.
 
     Members
     -------
-    limit : In(32);  progress : In(1);  bark : Out(1)
+    limit : In(32);  progress : In(signs), any of them;  bark : Out(1)
     """
 
-    def __init__(self):
-        super().__init__({"limit": In(32), "progress": In(1), "bark": Out(1)})
+    CYCLES = 3  # progress, count, comparison
+
+    def __init__(self, signs: int):
+        super().__init__({"limit": In(32), "progress": In(signs), "bark": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        still = Signal(32)
-        m.d.sync += still.eq(still + 1)
-        with m.If(self.progress):
+        still, moved, set_ = Signal(32), Signal(), Signal()
+        m.d.sync += [moved.eq(self.progress.any()), still.eq(still + 1), set_.eq(self.limit.any()),
+                     self.bark.eq(set_ & ~moved & (still >= self.limit))]
+        with m.If(moved):
             m.d.sync += still.eq(0)
-        m.d.comb += self.bark.eq((self.limit != 0) & (still >= self.limit))
         return m
 
 
-class FaultEncoder:
-    """A list of (condition, code name, unit, address, layer); the first that holds is reported."""
+class FaultEncoder(wiring.Component):
+    """Keeps the first fault of a run; of several in one cycle, the one that was added first.
 
-    def __init__(self):
-        self._faults = []
+    A pipeline: the conditions of the first cycle that has one are caught, and with them all layers; the first of them is
+    found; code, unit, address and layer come out ENCODE_CYCLES after the condition. Addresses must stay as they are until
+    then: `caught` tells the ports to keep theirs.
 
-    def add(self, condition, code: str, unit: str, address=0, layer=0):
-        self._faults.append((condition, CODES[code], UNITS.index(unit), address, layer))
+    Members
+    -------
+    conditions : In(number of faults), in the order in which they were added
+    addresses : In(number of addresses * 40);  layers : In(number of layers * 12)
+    caught : Out(1), CATCH_CYCLES after the first condition, for good
+    error : Out(4), a code, or zero; error_unit, error_address, error_layer : Out, with it
+    """
 
-    def connect(self, m: Module, control) -> None:
-        """Drive the error inputs of `control`."""
-        faults = iter(self._faults)
-        condition, *values = next(faults)
-        with m.If(condition):
-            self._report(m, control, *values)
-        for condition, *values in faults:
-            with m.Elif(condition):
-                self._report(m, control, *values)
 
-    @staticmethod
-    def _report(m, control, code, unit, address, layer):
-        m.d.comb += [
-            control.error.eq(code), control.error_unit.eq(unit),
-            control.error_address.eq(address), control.error_layer.eq(layer),
+    def __init__(self, faults: list, addresses: int, layers: int):
+        """`faults`: (code name, unit name, index of an address or None, index of a layer or None), the first one first."""
+        self._faults = faults
+        super().__init__({
+            "conditions": In(len(faults)), "addresses": In(AXI_ADDRESS_BITS * addresses), "layers": In(LAYER_BITS * layers),
+            "caught": Out(1), "error": Out(4), "error_unit": Out(3), "error_address": Out(AXI_ADDRESS_BITS),
+            "error_layer": Out(LAYER_BITS),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        seen, held, layers = Signal(len(self._faults)), Signal(len(self._faults)), Signal(len(self.layers))
+        m.d.sync += seen.eq(self.conditions)
+        with m.If(~self.caught):
+            m.d.sync += [self.caught.eq(seen.any()), held.eq(seen), layers.eq(self.layers)]
+        first = Signal(len(self._faults))
+        m.d.sync += first.eq(Cat(held[i] & ~held[:i].any() for i in range(len(held))))
+
+        def one_hot(field, values, width):
+            """The value whose index a fault has in `field`, where that fault is the first."""
+            total = Const(0, width)
+            for k in range(len(values) // width):
+                mine = [first[i] for i, fault in enumerate(self._faults) if fault[field] == k]
+                if mine:
+                    total |= Cat(mine).any().replicate(width) & values.word_select(k, width)
+            return total
+
+        def encoded(numbers, width):
+            return Cat(Cat(first[i] for i, number in enumerate(numbers) if number >> bit & 1).any() for bit in range(width))
+
+        m.d.sync += [
+            self.error.eq(encoded([CODES[fault[0]] for fault in self._faults], len(self.error))),
+            self.error_unit.eq(encoded([UNITS.index(fault[1]) for fault in self._faults], len(self.error_unit))),
+            self.error_address.eq(one_hot(2, self.addresses, AXI_ADDRESS_BITS)),
+            self.error_layer.eq(one_hot(3, layers, LAYER_BITS)),
         ]
+        return m

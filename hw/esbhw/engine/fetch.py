@@ -1,34 +1,36 @@
 """Reads the program and hands each instruction to its unit's queue, in order."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import FETCH_BUFFERED, FETCH_BURST
 from esbflow.registers import REGIONS
 from esbhw.engine.axi import ReadPort
+from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
-BUFFERED = 32
-"""Instructions that the fetch keeps ready; it never asks for one that it has no place for."""
-FETCH_BURST = 16
 UNITS = {"load": ("LOAD",), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"), "store": ("DRAIN", "STAMP", "END")}
+RUN_BITS = 14
+"""The program is asked for in runs of at most 2**14 instructions, because a transfer's run counts 16 bits of beats."""
 
 
 class Fetch(wiring.Component):
     """Fetches `length` instructions from the start of the program region and dispatches one a cycle at most.
 
-    An instruction can be dispatched in the cycle after its second beat was taken from the read port, and waits for
+    An instruction can be dispatched FIFO_LATENCY cycles after its second beat was taken from the read port, and waits for
     room in its unit's queue; later ones wait behind it.
 
     Members
     -------
     start : In(1), for one cycle;  length : In(32), instructions;  regions : In
     load, weights, compute, store : Out(stream of 256 bits)
-    opcode_fault, end_fault, range_fault : Out(1), for good; layer : Out(12), of the instruction concerned
-    axi_fault, axi_protocol, fault_address, quiescent, beat : as ReadPort
+    opcode_fault, end_fault, range_fault : Out(1), for good; layer : Out(12), of the instruction concerned, a cycle
+        late
+    fault_address : Out(40), of range_fault;  beat : Out(1), as ReadPort's;  dispatched : Out(1)
     """
 
     def __init__(self, config: EngineConfig):
@@ -39,8 +41,7 @@ class Fetch(wiring.Component):
             "start": In(1), "length": In(32), "regions": In(REGION_LAYOUT),
             **{unit: Out(stream.Signature(instructions.INSTRUCTION_BITS)) for unit in UNITS},
             "opcode_fault": Out(1), "end_fault": Out(1), "range_fault": Out(1), "layer": Out(12),
-            "axi_fault": Out(1), "axi_protocol": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
-            "quiescent": Out(1), "beat": Out(1), "dispatched": Out(1),
+            "fault_address": Out(AXI_ADDRESS_BITS), "beat": Out(1), "dispatched": Out(1),
         })
 
     def elaborate(self, platform):
@@ -49,73 +50,94 @@ class Fetch(wiring.Component):
         port = self.port
         m.submodules.splitter = splitter = BurstSplitter(
             self._max_burst, tag_bits=1, region=REGIONS.index("program"))
-        m.submodules.fifo = fifo = SyncFIFO(width=instructions.INSTRUCTION_BITS, depth=BUFFERED)
+        # Beside each instruction stands whose it is, and whether it is the last one.
+        kept = StructLayout({"word": instructions.INSTRUCTION_BITS, "known": 1, "last": 1, "unit": range(len(UNITS))})
+        m.submodules.fifo = fifo = Fifo(kept.size, FETCH_BUFFERED)
         m.d.comb += [
             splitter.regions.eq(self.regions),
-            self.range_fault.eq(splitter.range_fault),
-            self.fault_address.eq(Mux(splitter.range_fault, splitter.fault_address, port.fault_address)),
+            self.range_fault.eq(splitter.range_fault), self.fault_address.eq(splitter.fault_address),
         ]
-
-        # -- requests: runs of at most 2**14 instructions, because a segment counts 16 bits of beats
-        LONGEST_RUN = 1 << 14
-        left = Signal(32)
-        offset = Signal(28)
-        run = Signal(16)
-        transfer = splitter.i.payload
-        m.d.comb += [
-            run.eq(Mux(left > LONGEST_RUN, LONGEST_RUN, left)),
-            transfer.offset.eq(offset),
-            transfer.beats.eq(run << 1), transfer.segments.eq(1),
-            splitter.i.valid.eq(left != 0),
-        ]
-        to_dispatch = Signal(32)
-        with m.If(self.start):
-            m.d.sync += [left.eq(self.length), offset.eq(0), to_dispatch.eq(self.length)]
-        with m.Elif(splitter.i.valid & splitter.i.ready):
-            m.d.sync += [left.eq(left - run), offset.eq(offset + (run << 1))]
-
-        # -- credit: places in the FIFO not yet promised
-        reserved = Signal(range(BUFFERED + 1))
-        wanted = Signal(range(BUFFERED + 1))
-        piece = splitter.o.payload
-        fits = reserved + wanted <= BUFFERED
-        issue = splitter.o.valid & splitter.o.ready
-        m.d.comb += [
-            wanted.eq(piece.length >> 1),
-            port.bursts.valid.eq(splitter.o.valid & fits), splitter.o.ready.eq(port.bursts.ready & fits),
-            port.bursts.payload.address.eq(piece.address), port.bursts.payload.length.eq(piece.length),
-        ]
-        m.d.sync += reserved.eq(reserved + Mux(issue, wanted, 0) - fifo.r_en)
+        self._request(m, splitter)
+        self._credit(m, splitter, fifo)
 
         # -- two beats make an instruction
         low = Signal(AXI_BEAT_BITS)
         odd = Signal()
-        m.d.comb += [self.beat.eq(port.beat_valid), fifo.w_data.eq(Cat(low, port.beat_data))]
+        new, opcode = Signal(kept), low[:4]
+        of_unit = [opcode.matches(*(instructions.OPCODES[name] for name in names if name not in self._missing))
+                   for names in UNITS.values()]
+        m.d.comb += [
+            self.beat.eq(port.beat_valid), fifo.i.payload.eq(new), fifo.i.valid.eq(port.beat_valid & odd),
+            new.word.eq(Cat(low, port.beat_data)), new.known.eq(Cat(of_unit).any()),
+            new.last.eq(opcode == instructions.END),
+            new.unit.eq(Cat(Cat(here for k, here in enumerate(of_unit) if k >> bit & 1).any()
+                            for bit in range(len(new.unit)))),
+        ]
         with m.If(port.beat_valid):
             m.d.sync += [odd.eq(~odd), low.eq(port.beat_data)]
-            m.d.comb += fifo.w_en.eq(odd)
 
-        # -- dispatch
-        word = fifo.r_data
-        ended = Signal()
+        # -- dispatch; behind an end or a fault the FIFO runs empty, and nobody is offered what comes
+        head = Signal(kept)
+        stopped = Signal()
+        offered = fifo.o.valid & ~stopped
         m.d.comb += [
-            self.layer.eq(word[4:16]), self.dispatched.eq(fifo.r_en),
-            self.axi_fault.eq(port.fault), self.axi_protocol.eq(port.protocol), self.quiescent.eq(port.quiescent),
+            head.eq(fifo.o.payload),
+            fifo.o.ready.eq(Cat(getattr(self, unit).ready for unit in UNITS).bit_select(head.unit, 1)),
+            self.dispatched.eq(offered & head.known & fifo.o.ready),
         ]
-        # Every queue sees the word all the time: inside the Switch, each of its bits would be gated for each queue.
-        m.d.comb += [getattr(self, unit).payload.eq(word) for unit in UNITS]
-        with m.If(fifo.r_rdy & ~self.opcode_fault & ~ended):
-            with m.Switch(word[:4]):
-                for unit, names in UNITS.items():
-                    with m.Case(*(instructions.OPCODES[name] for name in names if name not in self._missing)):
-                        queue = getattr(self, unit)
-                        m.d.comb += [queue.valid.eq(1), fifo.r_en.eq(queue.ready)]
-                with m.Default():
-                    m.d.sync += self.opcode_fault.eq(1)
-            with m.If(fifo.r_en):
-                m.d.sync += to_dispatch.eq(to_dispatch - 1)
-                with m.If(word[:4] == instructions.END):
-                    m.d.sync += ended.eq(1)
-                with m.Elif(to_dispatch == 1):
-                    m.d.sync += self.end_fault.eq(1)
+        for k, unit in enumerate(UNITS):
+            queue = getattr(self, unit)
+            m.d.comb += [queue.payload.eq(head.word), queue.valid.eq(offered & head.known & (head.unit == k))]
+        with m.If(~stopped):
+            m.d.sync += self.layer.eq(head.word[4:16])
+        with m.If(offered & ~head.known):
+            m.d.sync += [self.opcode_fault.eq(1), stopped.eq(1)]
+        ended = Signal()
+        with m.If(self.dispatched & head.last):
+            m.d.sync += [ended.eq(1), stopped.eq(1)]
+
+        # -- the end: noticed two cycles after the last instruction was dispatched
+        to_dispatch, gone = Signal(32), Signal()
+        begun, exhausted = Signal(), Signal()
+        m.d.sync += [
+            gone.eq(self.dispatched), to_dispatch.eq(Mux(self.start, self.length, to_dispatch - gone)),
+            begun.eq(begun | self.start), exhausted.eq(begun & (to_dispatch == 0)),
+            self.end_fault.eq(self.end_fault | (exhausted & ~ended & ~self.opcode_fault)),
+        ]
         return m
+
+    def _request(self, m, splitter) -> None:
+        """Runs of the program to the splitter, each two cycles after the one before was taken."""
+        left, offset = Signal(32), Signal(28)
+        look, ask = Signal(), Signal()
+        many, some = Signal(), Signal()  # more than a run is left, or just as much; anything is
+        run = splitter.i.payload
+        taken = splitter.i.valid & splitter.i.ready
+        m.d.comb += [
+            run.offset.eq(offset), run.beats.eq(Cat(Const(0, 1), Mux(many, 1 << RUN_BITS, left[:RUN_BITS]))),
+            run.segments.eq(1),
+            splitter.i.valid.eq(ask & some),
+        ]
+        m.d.sync += [look.eq(self.start | taken), ask.eq(look | (ask & ~taken)),
+                     many.eq(left[RUN_BITS:].any()), some.eq(left.any())]
+        with m.If(self.start):
+            m.d.sync += [left.eq(self.length), offset.eq(0)]
+        with m.Elif(taken):
+            m.d.sync += [left.eq(Cat(left[:RUN_BITS] & many.replicate(RUN_BITS), left[RUN_BITS:] - many)),
+                         offset[RUN_BITS + 1:].eq(offset[RUN_BITS + 1:] + 1)]
+
+    def _credit(self, m, splitter, fifo) -> None:
+        """Bursts to the port, each when there are places for all its instructions in the FIFO that nobody was promised."""
+        port, piece = self.port, splitter.o.payload
+        places, wanted = Signal(range(FETCH_BUFFERED + 1), init=FETCH_BUFFERED), piece.length[1:]
+        # A port that is ready stays so until it gets a burst, and places only become more.
+        issue, popped, issued = Signal(), Signal(), Signal()
+        m.d.comb += [
+            port.bursts.valid.eq(issue), splitter.o.ready.eq(issue),
+            port.bursts.payload.address.eq(piece.address), port.bursts.payload.length.eq(piece.length),
+        ]
+        m.d.sync += [
+            issue.eq(splitter.o.valid & ~issue & port.bursts.ready & (places >= wanted)),
+            popped.eq(self.dispatched), issued.eq(issue),
+            places.eq(places + popped - Mux(issued, wanted, 0)),
+        ]

@@ -20,9 +20,9 @@ ARRIVED_BITS = 5
 class Loader(wiring.Component):
     """Carries out LOAD or WEIGHTS instructions.
 
-    An instruction is accepted when the splitter is idle and its tokens are there; requests of the next one follow
-    while data of this one is still on its way. Beats arrive on `write` in the cycle after the bus offered them, and the
-    token is posted with the last one.
+    An instruction is accepted when the splitter is idle and it and its tokens were there a cycle before; the next one is
+    requested while data of this one is still on its way. Beats arrive on `write` in the cycle after the bus offered them,
+    and the token is posted with the last one.
 
     With several ports each brings an equal part of every burst, one after the other in memory. Port k writes beats of its
     own; a "local address" counts rows of as many beats as there are ports. A port does not wait for the others: the token
@@ -31,11 +31,12 @@ class Loader(wiring.Component):
     Members
     -------
     i : In(stream of 256 bits)
-    free_count, stores_count : In, tokens available for `free_select`ed destination
-    take_free, take_stores, stores_amount, take_destination : Out
+    free, stores_count : In, whether `destination` has a free token, and how many stores tokens there are
+    take_free, take_stores, stores_amount : Out
     post : Out(1), with post_destination, in the cycle of the last write
     write_valid, write_destination, write_address (rows of a beat a port), write_data : Out, those of port k in the k-th part
-    layer : Out(12), of the instruction last accepted;  oldest : Out(40), address of a burst that is awaited
+    layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address, quiescent : of any of the ports
+    range_fault, field_fault, fault_address : as BurstSplitter
     """
 
     def __init__(self, config: EngineConfig, opcode: str, ports: int = 1):
@@ -46,14 +47,14 @@ class Loader(wiring.Component):
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
             "destination": Out(3),
-            "free_count": In(COUNT_BITS), "take_free": Out(1),
+            "free": In(1), "take_free": Out(1),
             "stores_count": In(COUNT_BITS), "take_stores": Out(1), "stores_amount": Out(COUNT_BITS),
             "post": Out(1), "post_destination": Out(3),
             "write_valid": Out(ports), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
             "write_data": Out(AXI_BEAT_BITS * ports),
             "range_fault": Out(1), "field_fault": Out(1), "axi_fault": Out(1), "axi_protocol": Out(1),
             "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "quiescent": Out(1), "beat": Out(1),
-            "oldest": Out(AXI_ADDRESS_BITS), "waiting": Out(1),
+            "address": Out(AXI_ADDRESS_BITS), "waiting": Out(1),
         })
 
     def elaborate(self, platform):
@@ -64,7 +65,9 @@ class Loader(wiring.Component):
         m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * len(ports), tag_bits=tag_layout.size)
         fields = Signal(instruction_layout(self._opcode))
         transfer = splitter.i.payload
-        granted = Signal()
+        # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
+        # splitter is idle again.
+        granted, accept = Signal(), Signal()
         m.d.comb += [
             fields.eq(self.i.payload),
             splitter.regions.eq(self.regions),
@@ -75,13 +78,14 @@ class Loader(wiring.Component):
             transfer.stride.eq(fields.stride), transfer.address.eq(fields.address),
             transfer.tag.eq(Cat(fields.destination, fields.post_full)),
             self.destination.eq(fields.destination),
-            granted.eq((~fields.wait_free | (self.free_count != 0)) & (self.stores_count >= fields.wait_stores)),
-            splitter.i.valid.eq(self.i.valid & granted),
-            self.i.ready.eq(splitter.i.ready & granted),
+            accept.eq(splitter.i.ready & granted),
+            splitter.i.valid.eq(granted), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
             self.stores_amount.eq(fields.wait_stores),
         ]
-        with m.If(self.i.valid & self.i.ready):
+        m.d.sync += granted.eq(self.i.valid & ~accept & (~fields.wait_free | self.free)
+                               & (self.stores_count >= fields.wait_stores))
+        with m.If(accept):
             m.d.comb += [self.take_free.eq(fields.wait_free), self.take_stores.eq(fields.wait_stores != 0)]
             m.d.sync += self.layer.eq(fields.layer)
 
@@ -96,19 +100,15 @@ class Loader(wiring.Component):
             self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
             self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
-            self.fault_address.eq(ports[0].fault_address),
-            self.oldest.eq(ports[0].oldest),
+            self.fault_address.eq(splitter.fault_address), self.address.eq(ports[0].address),
             self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
             self.beat.eq(Cat(port.beat_valid for port in ports).any()),
         ]
         # Of several ports with a fault, or that owe an answer, the first is named.
-        for port in reversed(ports):
-            with m.If(port.fault | port.protocol):
-                m.d.comb += self.fault_address.eq(port.fault_address)
-            with m.If(~port.quiescent):
-                m.d.comb += self.oldest.eq(port.oldest)
-        with m.If(splitter.range_fault):
-            m.d.comb += self.fault_address.eq(splitter.fault_address)
+        for named in (lambda port: ~port.quiescent, lambda port: port.fault | port.protocol):
+            for port in reversed(ports if len(ports) > 1 else []):
+                with m.If(named(port)):
+                    m.d.comb += self.address.eq(port.address)
         arrived = []
         for k, port in enumerate(ports):
             beat = Signal(TAG, name=f"beat_{k}")

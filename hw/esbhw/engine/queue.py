@@ -2,14 +2,14 @@
 
 from amaranth import Module
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
+from esbhw.engine.fifo import Fifo
 
 
 class InstructionQueue(wiring.Component):
-    """An instruction taken in one cycle is offered in the next. Holds `depth`; `i` waits while it is full.
+    """A Fifo of `depth` instructions: `i` waits while it is full.
 
     Members
     -------
@@ -24,9 +24,9 @@ class InstructionQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.fifo = fifo = SyncFIFO(width=self._bits, depth=self._depth)
+        m.submodules.fifo = fifo = Fifo(self._bits, self._depth)
         m.d.comb += [
-            fifo.w_data.eq(self.i.payload), fifo.w_en.eq(self.i.valid), self.i.ready.eq(fifo.w_rdy),
-            self.o.payload.eq(fifo.r_data), self.o.valid.eq(fifo.r_rdy), fifo.r_en.eq(self.o.ready),
+            fifo.i.payload.eq(self.i.payload), fifo.i.valid.eq(self.i.valid), self.i.ready.eq(fifo.i.ready),
+            self.o.payload.eq(fifo.o.payload), self.o.valid.eq(fifo.o.valid), fifo.o.ready.eq(self.o.ready),
         ]
         return m

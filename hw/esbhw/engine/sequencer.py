@@ -1,6 +1,6 @@
 """Carries out passes: brings a weight tile into the array, then streams a tile's pixels through it."""
 
-from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import View
 from amaranth.lib.wiring import In, Out
@@ -11,7 +11,6 @@ from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.tokens import COUNT_BITS
 
 
 class Sequencer(wiring.Component):
@@ -19,7 +18,7 @@ class Sequencer(wiring.Component):
 
     Preload takes a PASS off the queue in cycle p once its weights are there. It writes the codebook (BOOK_CYCLES, if the
     PASS brings one) and moves the tile (tile_load_cycles, and load_tail until the array has it); the stream stage can take
-    the pass in the cycle after that (p + 1 if it keeps the weights). A pass taken in cycle a issues its rows*cols pixels
+    the pass two cycles after that (p + 2 if it keeps the weights). A pass taken in cycle a issues its rows*cols pixels
     (n) in a+1 .. a+n, the next is taken in a + max(n, HAZARD_CYCLES) at the earliest, and preload takes the next PASS in
     a+1.
 
@@ -34,8 +33,8 @@ class Sequencer(wiring.Component):
     read_half, read_address, inside, signed : Out, the word of the pixel issued in this cycle
     swap : Out(1), SWAP_LATENCY after a pass was taken: with the pixel's digits at the activation buffer's output
     control : Out(control_layout), the pixel issued in this cycle
-    weights_count, take_weights, post_weights, activations_count, take_activations, post_activations,
-    accumulators_count, take_accumulators : token wires
+    weights_here, activations_here, bank_free : In(1), a token is there
+    take_weights, post_weights, take_activations, post_activations, take_accumulators : Out(1)
     with a channel unit: channel_load_en, channel_swap : Out, as load_en and swap
     more_address, more_inside, more_signed : Out, the other words of the column
     issue, stalls : Out, for the counters
@@ -52,9 +51,9 @@ class Sequencer(wiring.Component):
             "book_en": Out(1), "book_address": Out(DIGIT_BITS + 1), "book_data": Out(facts.weight_bits(config)),
             "read_half": Out(1), "read_address": Out(20), "inside": Out(1), "signed": Out(1),
             "swap": Out(1), "control": Out(control_layout(config)),
-            "weights_count": In(COUNT_BITS), "take_weights": Out(1), "post_weights": Out(1),
-            "activations_count": In(COUNT_BITS), "take_activations": Out(1), "post_activations": Out(1),
-            "accumulators_count": In(COUNT_BITS), "take_accumulators": Out(1),
+            "weights_here": In(1), "take_weights": Out(1), "post_weights": Out(1),
+            "activations_here": In(1), "take_activations": Out(1), "post_activations": Out(1),
+            "bank_free": In(1), "take_accumulators": Out(1),
             "issue": Out(1), "pass_done": Out(1),
             "stall_instruction": Out(1), "stall_weights": Out(1), "stall_activations": Out(1),
             "stall_accumulators": Out(1), "stall_hazard": Out(1), "preloading": Out(1),
@@ -73,14 +72,14 @@ class Sequencer(wiring.Component):
         head = Signal(layout)
         staged = Signal(layout)
         now = Signal(layout)
+        one_row, one_col = Signal(), Signal()  # has what is staged
         have_staged = Signal()
         loaded = Signal()
-        weights_here = ~head.wait_weights | (self.weights_count != 0)
-        legal = Signal()
+        weights_here = ~head.wait_weights | self.weights_here
+        # What may be wrong with what is staged.
+        no_row, no_col, beyond, wrong_channel = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             head.eq(self.i.payload),
-            legal.eq((head.rows != 0) & (head.cols != 0) & (head.slot < config.weight_slots)
-                     & (head.shift <= facts.SHIFT_DIGITS)),
             self.i.ready.eq(~have_staged & weights_here & ~self.field_fault),
             self.book.eq(staged.book),
         ]
@@ -106,13 +105,20 @@ class Sequencer(wiring.Component):
             self.book_en.eq(booking), self.book_address.eq(Cat(entry, staged.book)),
             self.book_data.eq(entries),
         ]
+        legal = ~no_row & ~no_col & ~beyond & ~wrong_channel
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += self.take_weights.eq(head.wait_weights)
-            m.d.sync += [staged.eq(head), have_staged.eq(1), loaded.eq(head.keep), entries.eq(head.codebook),
-                         booking.eq(~head.keep & head.load_book & ~comes),
-                         stepping.eq(~head.keep & (comes | ~head.load_book))]
-            with m.If(~legal | (comes & ~self._legal_channel(head))):
-                m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(head.layer)]
+            m.d.sync += [
+                staged.eq(head), have_staged.eq(1), loaded.eq(head.keep), entries.eq(head.codebook),
+                booking.eq(~head.keep & head.load_book & ~comes),
+                stepping.eq(~head.keep & (comes | ~head.load_book)),
+                no_row.eq(head.rows == 0), no_col.eq(head.cols == 0),
+                beyond.eq((head.slot >= config.weight_slots) | (head.shift > facts.SHIFT_DIGITS)),
+                wrong_channel.eq(comes & ~self._legal_channel(head)),
+                one_row.eq(head.rows == 1), one_col.eq(head.cols == 1),
+            ]
+        with m.If(have_staged & ~legal):
+            m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(staged.layer)]
         with m.If(booking):
             m.d.sync += [entry.eq(entry + 1), entries.eq(entries >> facts.BOOK_ENTRY_BITS)]
             with m.If(entry == facts.BOOK_CYCLES - 1):
@@ -133,66 +139,58 @@ class Sequencer(wiring.Component):
 
         # -- stream ----------------------------------------------------------------------------------
         running = Signal()
-        emit = Const(1, 1)  # does this column bring an output?
-        row = Signal(10)
-        col = Signal(10)
-        y = Signal(signed(12))
-        x = Signal(signed(12))
-        x_start = Signal(signed(12))
-        address = Signal(signed(20))
-        row_address = Signal(signed(20))
+        y, x, x_start = Signal(signed(12)), Signal(signed(12)), Signal(signed(12))
+        address, row_address = Signal(signed(20)), Signal(signed(20))
         pixel = Signal(range(config.accumulator_depth + 1))
-        bubbles = Signal(range(facts.HAZARD_CYCLES))
-        take = Signal()
-        last_col = col == now.cols - 1
-        last_pixel = last_col & (row == now.rows - 1)
+        # Of a pass that runs: its second output or a later one; its third or a later one.
+        second, third = Signal(), Signal()
+        # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
+        two_bubbles, bubble = Signal(), Signal()  # the first of two; the last one
+        idle = Signal(init=1)  # neither a column nor a bubble
+        # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
+        able, take = Signal(), Signal()
+        last_col = _last(m, "col", take, running, staged.cols, one_col, now.cols)
+        last_row = _last(m, "row", take, running & last_col, staged.rows, one_row, now.rows)
+        last_pixel = last_col & last_row
         inside = Signal()
         m.d.comb += [
             inside.eq((y >= 0) & (y < now.in_rows) & (x >= 0) & (x < now.in_cols)),
             self.inside.eq(inside), self.signed.eq(now.signed),
         ]
+        emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
             emit = self._walk_channel(m, staged, now, take, running, last_col, inside)
-        finishing = Signal()
-        # A pass of 1 or 2 pixels is followed by bubbles, until its first pixel may be added to again.
-        m.d.comb += finishing.eq(Mux(bubbles != 0, bubbles == 1,
-                                     running & last_pixel & (pixel >= facts.HAZARD_CYCLES - 1)))
-        free = finishing | (~running & (bubbles == 0))
-        activations_here = ~staged.wait_activations | (self.activations_count != 0)
-        bank_free = ~staged.wait_accumulators | (self.accumulators_count != 0)
-        ready = have_staged & loaded & ~self.field_fault
+        free = idle | bubble | (last_pixel & third)
+        activations_here = ~staged.wait_activations | self.activations_here
+        bank_free = ~staged.wait_accumulators | self.bank_free
         m.d.comb += [
-            take.eq(free & ready & activations_here & bank_free),
+            take.eq(free & able),
             self.take_activations.eq(take & staged.wait_activations),
             self.take_accumulators.eq(take & staged.wait_accumulators),
-            self.stall_hazard.eq(bubbles != 0),
-            self.stall_instruction.eq(~running & (bubbles == 0) & ~have_staged & ~(self.i.valid & ~weights_here)),
-            self.stall_weights.eq(~running & (bubbles == 0) & Mux(have_staged, ~loaded, self.i.valid & ~weights_here)),
-            self.stall_activations.eq(~running & (bubbles == 0) & ready & ~activations_here),
-            self.stall_accumulators.eq(~running & (bubbles == 0) & ready & activations_here & ~bank_free),
+            self.stall_hazard.eq(two_bubbles | bubble),
+            self.stall_instruction.eq(idle & ~have_staged & ~(self.i.valid & ~weights_here)),
+            self.stall_weights.eq(idle & Mux(have_staged, ~loaded, self.i.valid & ~weights_here)),
+            self.stall_activations.eq(idle & loaded & ~activations_here),
+            self.stall_accumulators.eq(idle & loaded & activations_here & ~bank_free),
         ]
-        with m.If(bubbles != 0):
-            m.d.sync += bubbles.eq(bubbles - 1)
-        with m.If(running):
-            m.d.sync += [col.eq(col + 1), x.eq(x + now.stride_x), address.eq(address + now.stride_x),
-                         pixel.eq(pixel + emit)]
-            with m.If(last_col):
-                m.d.sync += [
-                    col.eq(0), row.eq(row + 1), x.eq(x_start), y.eq(y + now.stride_y),
-                    row_address.eq(row_address + now.row_step), address.eq(row_address + now.row_step),
-                ]
-            with m.If(last_pixel):
-                m.d.sync += running.eq(0)
-                with m.If(pixel < facts.HAZARD_CYCLES - 1):
-                    m.d.sync += bubbles.eq(facts.HAZARD_CYCLES - 1 - pixel)
-            with m.If((emit & (pixel == config.accumulator_depth)) | (last_pixel & ~emit)):
-                m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(now.layer), running.eq(0)]
+        short_end = running & last_pixel & ~third
+        m.d.sync += able.eq(loaded & legal & activations_here & bank_free & ~take)
+        row_end = row_address + now.row_step
+        m.d.sync += [
+            second.eq(running & ~last_pixel & (second | emit)), third.eq(running & ~last_pixel & (third | (second & emit))),
+            two_bubbles.eq(short_end & ~second), bubble.eq(two_bubbles | (short_end & second)),
+            idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
+            x.eq(Mux(take, staged.x, Mux(last_col, x_start, x + now.stride_x))),
+            address.eq(Mux(take, staged.address, Mux(last_col, row_end, address + now.stride_x))),
+            pixel.eq(Mux(take, 0, pixel + emit)),
+        ]
+        with m.If(take | last_col):
+            m.d.sync += [y.eq(Mux(take, staged.y, y + now.stride_y)), row_address.eq(Mux(take, staged.address, row_end))]
+        # A pixel behind the end of a bank, or a pass that does not end with an output.
+        with m.If(running & ((emit & pixel[-1]) | (last_pixel & ~emit))):
+            m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(now.layer)]
         with m.If(take):
-            m.d.sync += [
-                now.eq(staged), running.eq(1), have_staged.eq(0), loaded.eq(0),
-                row.eq(0), col.eq(0), y.eq(staged.y), x.eq(staged.x), x_start.eq(staged.x),
-                address.eq(staged.address), row_address.eq(staged.address), pixel.eq(0),
-            ]
+            m.d.sync += [now.eq(staged), have_staged.eq(0), loaded.eq(0), x_start.eq(staged.x)]
         m.d.comb += [
             self.issue.eq(running), self.pass_done.eq(running & last_pixel), self.layer.eq(now.layer),
             self.read_half.eq(now.half), self.read_address.eq(address),
@@ -227,3 +225,24 @@ class Sequencer(wiring.Component):
             self.control.window.tap_cols.eq(fields.tap_cols), self.control.window.maximum.eq(fields.maximum),
         ]
         return walk.emit
+
+
+def _last(m, name: str, start, step, first_limit, first_is_one, limit) -> Value:
+    """A loop's register "this is its last value". It begins with `start`, goes on with `step` and begins anew after it.
+
+    Parameters
+    ----------
+    first_limit, first_is_one : how often it runs after `start`, and whether that is once;  limit : the same later
+    """
+    # Counts up to -2: a carry chain that subtracts would take a LUT a bit more.
+    width = len(limit)
+    turn, last, one = Signal(width, name=f"{name}_turn"), Signal(name=f"last_{name}"), Signal(name=f"one_{name}")
+    ending = turn == (1 << width) - 3
+    with m.If(start):
+        m.d.sync += [turn.eq(~first_limit), last.eq(first_is_one), one.eq(first_is_one)]
+    with m.Elif(step):
+        m.d.sync += [turn.eq(Mux(last, ~limit, turn + 1)), last.eq(Mux(last, one, ending))]
+    return last
+
+
+assert facts.HAZARD_CYCLES == 3  # two bubbles at most

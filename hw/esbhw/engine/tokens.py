@@ -1,6 +1,6 @@
 """Semaphores between the units: each has one unit that posts and one that takes."""
 
-from amaranth import Module, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,15 +9,18 @@ NAMES = (
     "constants_full", "constants_free", "accumulators_full", "accumulators_free", "stores",
 )
 COUNT_BITS = 12
+SEVERAL = ("stores",)
+"""Of these a taker may take more than one at once."""
 
 
-def token_signature():
-    """Seen from the semaphore: `post` adds one, `take` removes `amount`, `count` is what there is."""
-    return wiring.Signature({"post": In(1), "take": In(1), "amount": In(COUNT_BITS), "count": Out(COUNT_BITS)})
+def token_signature(name: str):
+    """Seen from the semaphore: `post` adds one; `take` removes one, or `amount`; what is there: `available`, or `count`."""
+    several = {"amount": In(COUNT_BITS), "count": Out(COUNT_BITS)}
+    return wiring.Signature({"post": In(1), "take": In(1), **(several if name in SEVERAL else {"available": Out(1)})})
 
 
 class Tokens(wiring.Component):
-    """A post in one cycle is seen in `count` in the next. A take must not exceed the count.
+    """A post or take in one cycle is seen TOKEN_CYCLES later. A take must not exceed what is there.
 
     Members
     -------
@@ -25,17 +28,30 @@ class Tokens(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({**{name: Out(token_signature()) for name in NAMES}, "overflow": Out(1)})
+        super().__init__({**{name: Out(token_signature(name)) for name in NAMES}, "overflow": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        for name in NAMES:
+        left = Signal(len(NAMES))  # a count that is negative, or too large, has one bit more
+        for i, name in enumerate(NAMES):
             token = getattr(self, name)
-            following = Signal(COUNT_BITS + 1, name=f"{name}_following")
-            m.d.comb += following.eq(token.count + token.post)
-            with m.If(token.take):
-                m.d.comb += following.eq(token.count + token.post - token.amount)
-            m.d.sync += token.count.eq(following)
-            with m.If(following[COUNT_BITS]):
-                m.d.sync += self.overflow.eq(1)
+            count = Signal(COUNT_BITS + 1, name=f"{name}_count")
+            if name in SEVERAL:
+                # -1 - change, so that no adder needs a carry in.
+                change = Signal(COUNT_BITS + 1, name=f"{name}_change", init=-1)
+                m.d.sync += [
+                    change.eq((token.amount & token.take.replicate(COUNT_BITS)) + Cat(~token.post, Const(-1, COUNT_BITS))),
+                    count.eq(count + ~change),
+                ]
+                m.d.comb += token.count.eq(count)
+            else:
+                posted, taken = Signal(name=f"{name}_posted"), Signal(name=f"{name}_taken")
+                m.d.sync += [posted.eq(token.post), taken.eq(token.take)]
+                with m.If(posted ^ taken):
+                    m.d.sync += count.eq(count + Cat(Const(1, 1), taken.replicate(COUNT_BITS)))
+                # One is posted, or there are as many as are taken and one more.
+                m.d.sync += token.available.eq(posted | (count[1:].any() | (count[0] & ~taken)))
+            m.d.comb += left[i].eq(count[COUNT_BITS])
+        with m.If(left.any()):
+            m.d.sync += self.overflow.eq(1)
         return m

@@ -12,6 +12,7 @@ from esbhw.engine.axi import LENGTH_BITS
 OFFSET_BITS = 28
 """Offsets, sizes and strides count 16-byte beats: 4 GB."""
 BEATS_PER_4K = 256
+PAGE_BITS = 12
 
 REGION_LAYOUT = ArrayLayout(StructLayout({"base": AXI_ADDRESS_BITS, "beats": OFFSET_BITS + 1}), len(REGIONS))
 
@@ -35,18 +36,16 @@ class BurstSplitter(wiring.Component):
 
     With `region` every transfer is in that one, whatever `i` says: no choice of six bases is built then.
 
-    The first burst of a transfer is on `o` two cycles after the transfer was accepted, the next one two cycles after
-    each; the next transfer is accepted in the cycle after its last burst was. Local addresses run on without a gap.
+    The first burst of a transfer is on `o` SPLIT_CYCLES after the transfer was accepted, the next one as long after each;
+    the next transfer is accepted in the cycle after its last burst was. Local addresses run on without a gap.
 
     Members
     -------
-    regions : In, base address and size of each memory region
+    regions : In, base address (a multiple of 4 KB) and size of each memory region
     i : In(stream of transfer_layout);  o : Out(stream of piece_layout)
     range_fault : Out(1), high for good when a run would leave its region; fault_address : Out(40)
     field_fault : Out(1), high for good on an empty transfer or an unknown region
     """
-
-    CYCLES_PER_BURST = 2
 
     def __init__(self, max_burst: int, tag_bits: int, region: int | None = None):
         self._max_burst = max_burst
@@ -61,68 +60,80 @@ class BurstSplitter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        new = self.i.payload
-        piece = self.o.payload
-        region = new.region if self._region is None else Const(self._region, 3)
-        base = Signal(AXI_ADDRESS_BITS)
+        new, piece = self.i.payload, self.o.payload
+        burst_bits = self._max_burst.bit_length() - 1
+        base = Signal(AXI_ADDRESS_BITS - PAGE_BITS)  # in pages of 4 KB
         limit = Signal(OFFSET_BITS + 1)
-        segment = Signal(OFFSET_BITS)
-        offset = Signal(OFFSET_BITS)
-        run_beats = Signal(16)
-        left = Signal(16)
-        segments = Signal(16)
+        segment, following, offset = Signal(OFFSET_BITS), Signal(OFFSET_BITS), Signal(OFFSET_BITS)
+        run_beats, left, segments = Signal(16), Signal(16), Signal(16)
         stride = Signal(OFFSET_BITS)
-        first = Signal()
-        to_page_end = Signal(9)
-        address = Signal(AXI_ADDRESS_BITS)
-        m.d.comb += [
-            address.eq(base + Cat(Const(0, 4), offset)),
-            to_page_end.eq(BEATS_PER_4K - address[4:12]),
+        first, wrong = Signal(), Signal(3)
+        # One of these is high, or `o.valid`, or a fault.
+        idle, measure, decide = Signal(init=1), Signal(), Signal()
+
+        # -- a transfer comes
+        m.d.comb += self.i.ready.eq(idle)
+        with m.If(idle):
+            self._choose_region(m, base, limit)
+            m.d.sync += [
+                segment.eq(new.offset), offset.eq(new.offset), run_beats.eq(new.beats), left.eq(new.beats),
+                segments.eq(new.segments), stride.eq(new.stride), piece.local.eq(new.address), piece.tag.eq(new.tag),
+                first.eq(1), wrong.eq(Cat(new.beats == 0, new.segments == 0,
+                                          new.region >= len(REGIONS) if self._region is None else 0)),
+            ]
+
+        # -- what the next burst depends on
+        ends_within = Signal()  # the rest of the run is no longer than a burst may be
+        rest, room = Signal(burst_bits + 1), Signal(burst_bits + 1)
+        run_end = Signal(OFFSET_BITS + 1)
+        only = Signal()  # segment that is left
+        short = ~left[burst_bits + 1:].any() & ~(left[burst_bits] & left[:burst_bits].any())
+        # Of a page no more is left than a burst may have.
+        near = offset[burst_bits:PAGE_BITS - 4].all()
+        with m.If(measure):
+            m.d.sync += [
+                ends_within.eq(short), rest.eq(Mux(short, left[:burst_bits + 1], self._max_burst)),
+                room.eq(self._max_burst - Mux(near, offset[:burst_bits], 0)),
+                piece.address.eq(Cat(Const(0, 4), offset[:PAGE_BITS - 4], base + offset[PAGE_BITS - 4:])),
+                run_end.eq(segment + run_beats), following.eq(segment + stride), only.eq(segments == 1),
+            ]
+
+        # -- the burst
+        ends = ends_within & (rest <= room)  # the run ends with this burst
+        run_ends = Signal()
+        beyond = first & (run_end > limit)
+        with m.If(decide):
+            m.d.sync += [
+                piece.length.eq(Mux(rest <= room, rest, room)), piece.last.eq(ends & only), run_ends.eq(ends),
+                self.field_fault.eq(wrong.any()), self.range_fault.eq(~wrong.any() & beyond), first.eq(0),
+            ]
+        m.d.comb += self.fault_address.eq(piece.address)
+        taken = self.o.valid & self.o.ready
+        m.d.sync += [
+            idle.eq((idle & ~self.i.valid) | (taken & piece.last)),
+            measure.eq((idle & self.i.valid) | (taken & ~piece.last)), decide.eq(measure),
+            self.o.valid.eq((decide & ~wrong.any() & ~beyond) | (self.o.valid & ~self.o.ready)),
         ]
-        with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += self.i.ready.eq(1)
-                with m.If(self.i.valid):
-                    m.d.sync += [
-                        base.eq(self.regions[region].base), limit.eq(self.regions[region].beats),
-                        segment.eq(new.offset), offset.eq(new.offset), run_beats.eq(new.beats), left.eq(new.beats),
-                        segments.eq(new.segments), stride.eq(new.stride), piece.local.eq(new.address),
-                        piece.tag.eq(new.tag), first.eq(1),
-                    ]
-                    m.next = "CUT"
-                    with m.If((new.beats == 0) | (new.segments == 0) | (region >= len(REGIONS))):
-                        m.d.sync += self.field_fault.eq(1)
-                        m.next = "FAULT"
-            with m.State("CUT"):
-                shortest = Signal(16)
-                m.d.comb += shortest.eq(Mux(left < self._max_burst, left, self._max_burst))
+
+        # -- on to the next
+        with m.If(taken):
+            m.d.sync += [
+                left.eq(left - piece.length), offset.eq(offset + piece.length), piece.local.eq(piece.local + piece.length),
+            ]
+            with m.If(run_ends):
                 m.d.sync += [
-                    piece.address.eq(address),
-                    piece.length.eq(Mux(shortest < to_page_end, shortest, to_page_end)),
-                    first.eq(0),
+                    left.eq(run_beats), offset.eq(following), segment.eq(following), segments.eq(segments - 1), first.eq(1),
                 ]
-                m.next = "ISSUE"
-                with m.If(first & (segment + run_beats > limit)):
-                    m.d.sync += [self.range_fault.eq(1), self.fault_address.eq(address)]
-                    m.next = "FAULT"
-            with m.State("ISSUE"):
-                m.d.comb += [
-                    self.o.valid.eq(1),
-                    piece.last.eq((left == piece.length) & (segments == 1)),
-                ]
-                with m.If(self.o.ready):
-                    m.d.sync += [
-                        left.eq(left - piece.length), offset.eq(offset + piece.length),
-                        piece.local.eq(piece.local + piece.length),
-                    ]
-                    m.next = "CUT"
-                    with m.If(left == piece.length):
-                        m.d.sync += [
-                            left.eq(run_beats), segments.eq(segments - 1), first.eq(1),
-                            segment.eq(segment + stride), offset.eq(segment + stride),
-                        ]
-                    with m.If(piece.last):
-                        m.next = "IDLE"
-            with m.State("FAULT"):
-                pass
         return m
+
+    def _choose_region(self, m, base, limit) -> None:
+        """Takes over base and size of the transfer's region."""
+        def take(region):
+            m.d.sync += [base.eq(self.regions[region].base[PAGE_BITS:]), limit.eq(self.regions[region].beats)]
+
+        if self._region is not None:
+            return take(self._region)
+        with m.Switch(self.i.payload.region):
+            for region in range(len(REGIONS)):
+                with m.Case(region):
+                    take(region)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from amaranth import Cat, Const, Instance, Mux, Signal, Value
 
-from esbhw.fabric.luts import emit_lut
+from esbhw.fabric.primitives import lut6_2
 from esbhw.target import has_primitives
 
 CARRY_BITS = 8
@@ -122,7 +122,7 @@ class _Row:
             return inputs[0]
         if not inputs:
             return Const(function(), 1)
-        o6, _ = emit_lut(self._m, f"{self._name}_single{i}", list(inputs), function)
+        o6, _ = lut6_2(self._m, f"{self._name}_single{i}", list(inputs), function)
         return o6
 
     def _chain(self, low: int) -> list:
@@ -154,7 +154,7 @@ class _Row:
                 found = values(bits)
                 return int(sum(found) >= 2) if ternary else (found[0] if found else 0)
 
-            o6, o5 = emit_lut(self._m, f"{self._name}_bit{i}", inputs, exclusive_or, other)
+            o6, o5 = lut6_2(self._m, f"{self._name}_bit{i}", inputs, exclusive_or, other)
             sums.append(o6)
             if ternary:
                 direct.append(Const(0, 1) if carried is None else carried)

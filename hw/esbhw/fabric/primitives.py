@@ -1,8 +1,12 @@
 """LUTs given as Python functions, and carry chains of CARRY8."""
 
+from collections.abc import Callable
+
 from amaranth import Cat, Const, Instance, Signal
 
 CARRY_BITS = 8
+SHARED_INPUTS = 5
+"""Inputs that the two outputs of a LUT6_2 share; the sixth is held high (UG574)."""
 
 
 def lut6(m, name: str, inputs: list, function) -> Signal:
@@ -16,14 +20,22 @@ def lut6(m, name: str, inputs: list, function) -> Signal:
     return out
 
 
-def lut6_2(m, name: str, inputs: list, function6, function5) -> tuple:
-    """(O6, O5) of a LUT6_2: two functions of the same, at most five, inputs."""
+def lut6_2(m, name: str, inputs: list, function6: Callable, function5: Callable | None = None) -> tuple:
+    """(O6, O5) of a LUT6_2: two functions of the same inputs, which are 1-bit values.
+
+    Raises
+    ------
+    ValueError
+        if there are more than five inputs.
+    """
+    if len(inputs) > SHARED_INPUTS:
+        raise ValueError(f"{name} needs {len(inputs)} inputs and a LUT6_2 shares {SHARED_INPUTS}")
     content = 0
-    for k in range(32):
+    for k in range(1 << SHARED_INPUTS):
         bits = [k >> z & 1 for z in range(len(inputs))]
-        content |= function5(*bits) << k | function6(*bits) << (k + 32)
+        content |= (function5(*bits) if function5 else 0) << k | function6(*bits) << (k + (1 << SHARED_INPUTS))
     o6, o5 = Signal(name=f"{name}_o6"), Signal(name=f"{name}_o5")
-    pins = {f"i_I{z}": inputs[z] if z < len(inputs) else Const(0, 1) for z in range(5)}
+    pins = {f"i_I{z}": inputs[z] if z < len(inputs) else Const(0, 1) for z in range(SHARED_INPUTS)}
     m.submodules[name] = Instance("LUT6_2", p_INIT=Const(content, 64), **pins, i_I5=Const(1, 1), o_O6=o6, o_O5=o5)
     return o6, o5
 

@@ -19,12 +19,19 @@ from esbflow.engine_facts import (
     ACTIVATION_LATENCY,
     BEAT_TO_WRITE,
     BOOK_CYCLES,
+    CATCH_CYCLES,
+    COUNT_CYCLES,
+    CREDIT_CYCLES,
     FETCH_BUFFERED,
     FETCH_BURST,
+    FIFO_LATENCY,
+    FIFO_PLACE_CYCLES,
     HAZARD_CYCLES,
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
+    REQUEST_CYCLES,
     SPLIT_CYCLES,
+    TOKEN_CYCLES,
     burst_lengths,
     compute_latency,
     load_tail,
@@ -34,7 +41,7 @@ from esbflow.registers import LOG_BEATS
 from esbflow.requantizer import drain_latency
 
 SETUP_CYCLES = 2  # Drain
-TOKEN_CYCLES = 1  # Drain: a token is seen one cycle after it is there, and posted one cycle after the last group
+LOOK_CYCLES = 1  # a loader, the stream stage and the drain act so long after what they wait for is there
 
 
 @dataclass
@@ -80,7 +87,7 @@ class _ReadBus:
         """(cycle in which the port takes the burst, bus cycle of its first beat)."""
         taken = earliest
         if len(self.ends) == OUTSTANDING_READS:
-            taken = max(taken, self.ends[0] + 1)
+            taken = max(taken, self.ends[0] + FIFO_PLACE_CYCLES)
         first = max(taken + 1 + self.latency, self.last + 1)
         self.last = first + length - 1
         self.ends.append(self.last)
@@ -99,11 +106,14 @@ class _WriteBus:
         self.answers = deque(maxlen=OUTSTANDING_WRITES)
 
     def burst(self, earliest: int, length: int) -> int:
-        """Cycle in which the port takes the burst; `last_b` becomes the bus cycle of its answer."""
-        taken = earliest
+        """Cycle in which the port takes the burst, which was there with its beats in `earliest`.
+
+        `last_b` becomes the bus cycle of its answer.
+        """
+        taken = earliest + LOOK_CYCLES
         if len(self.answers) == OUTSTANDING_WRITES:
-            taken = max(taken, self.answers[0] + 1)
-        self.last_w = max(taken + 1, self.last_w + 1) + length - 1
+            taken = max(taken, self.answers[0] + FIFO_PLACE_CYCLES)
+        self.last_w = max(taken + FIFO_LATENCY, self.last_w + 1) + length - 1
         self.last_b = max(self.last_w + self.latency, self.last_b + 1)
         self.answers.append(self.last_b)
         return taken
@@ -131,7 +141,7 @@ class CycleModel:
 
     # -- tokens -------------------------------------------------------------------------------------------
     def _post(self, name: str, cycle: int) -> None:
-        self.tokens.setdefault(name, deque()).append(cycle + 1)
+        self.tokens.setdefault(name, deque()).append(cycle + TOKEN_CYCLES)
 
     def _take(self, name: str, count: int = 1) -> int:
         """The cycle from which `count` tokens can be taken."""
@@ -148,7 +158,7 @@ class CycleModel:
         """For each instruction, the earliest cycle in which it could be dispatched."""
         bus, promised = self.buses["program"], 0
         left, offset = len(self.words), 0
-        ready = 1  # the splitter can accept
+        ready = REQUEST_CYCLES  # the splitter can accept
         burst_limit = min(FETCH_BURST, self.config.max_burst)
         while left:
             run = min(left, 1 << 14)
@@ -156,10 +166,11 @@ class CycleModel:
             for length in burst_lengths(offset, INSTRUCTION_BEATS * run, burst_limit):
                 promised += length // INSTRUCTION_BEATS
                 if promised > FETCH_BUFFERED:
-                    earliest = max(earliest, self.dispatched[promised - FETCH_BUFFERED - 1] + 1)
+                    earliest = max(earliest, self.dispatched[promised - FETCH_BUFFERED - 1] + FIFO_PLACE_CYCLES)
+                earliest += CREDIT_CYCLES
                 taken, first = bus.burst(earliest, length)
                 for k in range(length // INSTRUCTION_BEATS):
-                    yield first + INSTRUCTION_BEATS * k + 1 + BEAT_TO_WRITE + 1
+                    yield first + INSTRUCTION_BEATS * k + 1 + BEAT_TO_WRITE + FIFO_LATENCY
                 earliest = taken + SPLIT_CYCLES
             ready = earliest - SPLIT_CYCLES + 1
             left -= run
@@ -179,15 +190,15 @@ class CycleModel:
             unit = self.units[unit_of[opcode]]
             dispatch = max(next(fetched), previous + 1)
             if len(unit.popped) >= depth:
-                dispatch = max(dispatch, unit.popped[-depth] + 1)
+                dispatch = max(dispatch, unit.popped[-depth] + FIFO_PLACE_CYCLES)
             self.dispatched.append(dispatch)
             previous = dispatch
             if opcode == END:
-                start = max(self._held(dispatch + 1) + 1, unit.free)
-                total = max(start + self._drain_latency + 2, self.store.last_b + 1) + 1
+                start = max(self._held(dispatch + FIFO_LATENCY) + 1 + LOOK_CYCLES, unit.free)
+                total = max(start + self._drain_latency + 3, self.store.last_b + 2) + 1 + CATCH_CYCLES
                 break
             _, fields = decode(word)
-            unit.popped.append(act[opcode](unit, fields, dispatch + 1))
+            unit.popped.append(act[opcode](unit, fields, dispatch + FIFO_LATENCY))
         if total is None:
             raise ValueError("the program has no END instruction")
         return Cycles(total=total, stamps=self.stamps, layers=self.layers)
@@ -207,11 +218,12 @@ class CycleModel:
 
     def _load(self, unit: Unit, fields: dict, ready: int) -> int:
         kind = "residual" if fields["destination"] >= 2 else "activations"
-        accept = max(ready, unit.free)
+        here = ready
         if fields["wait_free"]:
-            accept = max(accept, self._take(f"{kind}_free"))
+            here = max(here, self._take(f"{kind}_free"))
         if fields["wait_stores"]:
-            accept = max(accept, self._take("stores", fields["wait_stores"]))
+            here = max(here, self._take("stores", fields["wait_stores"]))
+        accept = max(here + LOOK_CYCLES, unit.free)
         last = self._transfer(unit, self.buses["load"], fields, accept)
         if fields["post_full"]:
             self._post(f"{kind}_full", last + BEAT_TO_WRITE)
@@ -219,9 +231,10 @@ class CycleModel:
 
     def _weights(self, unit: Unit, fields: dict, ready: int) -> int:
         kind = "constants" if fields["destination"] else "weights"
-        accept = max(ready, unit.free)
+        here = ready
         if fields["wait_free"]:
-            accept = max(accept, self._take(f"{kind}_free"))
+            here = max(here, self._take(f"{kind}_free"))
+        accept = max(here + LOOK_CYCLES, unit.free)
         last = self._transfer(unit, self.buses["weights"], fields, accept, self.config.weight_ports)
         if fields["post_full"]:
             self._post(f"{kind}_full", last + BEAT_TO_WRITE)
@@ -243,20 +256,23 @@ class CycleModel:
             tail = load_tail(self.config)
         if fields["post_weights"]:
             self._post("weights_free", accept + load_cycles)
-        staged = accept + load_cycles + tail + 1
-        take = max(staged, self._stream_free)
+        here = accept + load_cycles + tail + 1  # the pass, and then its tokens
+        take = max(here, self._stream_free)
         with_activations = take
         if fields["wait_activations"]:
-            with_activations = max(take, self._take("activations_full"))
-        start = with_activations
+            here = max(here, self._take("activations_full"))
+            with_activations = max(take, here)
+        with_bank = with_activations
         if fields["wait_accumulators"]:
-            start = max(start, self._take("accumulators_free"))
+            here = max(here, self._take("accumulators_free"))
+            with_bank = max(with_bank, here)
+        start = max(self._stream_free, here + LOOK_CYCLES)
         spent = self.layers.setdefault(fields["layer"], dict.fromkeys(
             ("compute", "instruction", "weights", "reload", "activations", "accumulators", "hazard"), 0))
         for reason, begin, end in (("instruction", idle_from, waited_instruction),
                                    ("weights", max(idle_from, waited_instruction), take),
                                    ("reload", max(idle_from, accept), take),
-                                   ("activations", take, with_activations), ("accumulators", with_activations, start)):
+                                   ("activations", take, with_activations), ("accumulators", with_activations, with_bank)):
             spent[reason] += max(0, end - begin)
         pixels = fields["rows"] * fields["cols"]
         spent["compute"] += pixels
@@ -284,7 +300,7 @@ class CycleModel:
         tokens = [self._take("accumulators_full"), self._take("constants_full")]
         if fields["residual"]:
             tokens.append(self._take("residual_full"))
-        begin = self._drain_begun = max(taken + 1, unit.free, max(tokens) + TOKEN_CYCLES)
+        begin = self._drain_begun = max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free)
         taps = fields["kernel_y"] * fields["kernel_x"]
         chunks_per_beat = 128 // (4 * config.requantize_lanes)
         beat_cycles = chunks_per_beat * taps
@@ -301,17 +317,17 @@ class CycleModel:
                                       beat_cycles)
         last_issue = now - 1
         unit.free = last_issue + 1
-        self._post("accumulators_free", last_issue + TOKEN_CYCLES)
-        self._post("constants_free", last_issue + TOKEN_CYCLES)
+        self._post("accumulators_free", last_issue)
+        self._post("constants_free", last_issue)
         if fields["residual"]:
-            self._post("residual_free", last_issue + TOKEN_CYCLES)
+            self._post("residual_free", last_issue)
         if fields["post_store"]:
             self._post("stores", last_b + 1)
         return taken
 
     def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int) -> int:
         """One transfer of the writer: `starts` are the cycles in which each run's first group is issued."""
-        earliest = max(ordered + 1, self.store.free) + SPLIT_CYCLES
+        earliest = max(ordered + FIFO_LATENCY, self.store.free) + SPLIT_CYCLES
         for start in starts:
             done = 0
             for length in burst_lengths(offset, beats, self.config.max_burst):
@@ -325,9 +341,9 @@ class CycleModel:
 
     def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
         taken = self._held(ready)
-        begin = self._drain_begun = max(taken + 1, unit.free)
+        begin = self._drain_begun = max(taken + 1 + LOOK_CYCLES, unit.free)
         ordered = begin + self._drain_latency + 1
-        self.stamps.append(ordered)
+        self.stamps.append(ordered - COUNT_CYCLES)
         # Its beats leave one a cycle from ordered + 2 on: as if a run had been issued so much earlier.
         self._stores(ordered, fields["offset"], LOG_BEATS, 0, [ordered + 2 - self._drain_latency], 1)
         unit.free = ordered + 2 + LOG_BEATS
