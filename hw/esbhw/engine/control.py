@@ -89,10 +89,14 @@ class Control(wiring.Component):
 
         # -- the life of a run ---------------------------------------------------------------------------
         bit = {name: low for name, low, _ in REGISTERS["CONTROL"].fields}
-        done, failed = Signal(), Signal()
-        code, unit = Signal(8), Signal(8)
-        error_layer, error_address = Signal(12), Signal(AXI_ADDRESS_BITS)
-        pending, cleared = Signal(2), Signal(2)
+        done = Signal()
+        failed = Signal()
+        code = Signal(8)
+        unit = Signal(8)
+        error_layer = Signal(12)
+        error_address = Signal(AXI_ADDRESS_BITS)
+        pending = Signal(2)
+        cleared = Signal(2)
         ringing = Signal()  # the doorbell
         finished = Signal(CATCH_CYCLES)  # `done` so many cycles ago: what went wrong before it is caught by then
         quiet = Signal()  # the bus was quiet a cycle ago, with no run that could have begun something since
@@ -133,7 +137,10 @@ class Control(wiring.Component):
         The answer comes when a start has begun, too.
         """
         axi = self.axi
-        address, decode, act, settle = Signal(registers.ADDRESS_BITS - 2), Signal(), Signal(), Signal()
+        address = Signal(registers.ADDRESS_BITS - 2)
+        decode = Signal()
+        act = Signal()
+        settle = Signal()
         self._data, self._strobes = data, strobes = Signal(32), Signal(4)
         accept = axi.awvalid & axi.wvalid & ~axi.bvalid & ~decode & ~act & ~settle
         m.d.comb += [axi.awready.eq(accept), axi.wready.eq(accept)]
@@ -156,7 +163,9 @@ class Control(wiring.Component):
         places = {registers.REGISTERS[name].offset >> 2: value for name, value in values.items()}
         groups = sorted({place // READ_WORDS for place in places})
         here = Signal(len(groups))
-        look, choose, answer = Signal(), Signal(), Signal()
+        look = Signal()
+        choose = Signal()
+        answer = Signal()
         accept = axi.arvalid & axi.arready
         m.d.comb += axi.arready.eq(~look & ~choose & ~answer & ~axi.rvalid)
         m.d.sync += [

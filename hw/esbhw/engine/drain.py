@@ -79,12 +79,20 @@ class Drain(wiring.Component):
         now = Signal(instruction_layout("DRAIN"))
         m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
 
-        setup, decided, issuing = Signal(), Signal(), Signal()
-        flushing, stamping, ended = Signal(), Signal(), Signal()
+        setup = Signal()
+        decided = Signal()
+        issuing = Signal()
+        flushing = Signal()
+        stamping = Signal()
+        ended = Signal()
         idle = Signal(init=1)  # one of these is high, or there was a fault
-        drains, legal = Signal(), Signal()
+        drains = Signal()
+        legal = Signal()
         opens = Signal()  # this run is a plane's first
-        starting, step, begins, ends = Signal(), Signal(), Signal(), Signal()
+        starting = Signal()
+        step = Signal()
+        begins = Signal()
+        ends = Signal()
         order_now, orders_ready, orders_empty = self._orders(m, platform, now, head, begins, walk, step)
         count = Signal(range(latency + 1))
         flushed = Signal()
@@ -106,7 +114,9 @@ class Drain(wiring.Component):
         ]
         run_ends = step & walk.end_of_run
         sets_up = ~opens | orders_ready
-        plane_order, stamps = Signal(), Signal()  # wait for a place
+        # wait for a place
+        plane_order = Signal()
+        stamps = Signal()
         m.d.comb += order_now.eq(plane_order | stamps)
         stamp_ends = stamping & self.room & (stamp == LOG_BEATS + 1)
         m.d.sync += [
@@ -152,7 +162,9 @@ class Drain(wiring.Component):
     def _prefetch(self, m) -> tuple:
         """The next instruction in a register, and what is wrong with it: a 0 in the last result."""
         config = self._config
-        head, valid, drains = Signal(instruction_layout("DRAIN")), Signal(), Signal()
+        head = Signal(instruction_layout("DRAIN"))
+        valid = Signal()
+        drains = Signal()
         f = Signal(instruction_layout("DRAIN"))
         m.d.comb += [f.eq(self.i.payload), self.i.ready.eq(~valid)]
         single = Cat(f.kernel_y, f.kernel_x, f.stride_y, f.stride_x, f.pad_y, f.pad_x) == 0x001111
@@ -174,7 +186,9 @@ class Drain(wiring.Component):
         `begins` takes the head's offset; after the last step of a plane the offset is the next plane's.
         """
         stamping = now.opcode == instructions.STAMP
-        offset, digit_offset, new_digit = Signal(28), Signal(28, reset_less=True), Signal()
+        offset = Signal(28)
+        digit_offset = Signal(28, reset_less=True)
+        new_digit = Signal()
         order = Signal()
         following, _ = add_row(m, platform, [_either(offset, digit_offset, walk.last_plane),
                                              _either(now.plane_stride, now.digit_stride, walk.last_plane)], "following", 28)
@@ -262,7 +276,8 @@ class Drain(wiring.Component):
     def _pack(self, m, done, digits, stamping, stamp, snapshot) -> None:
         """Chunks of one lane group each become beats; a STAMP's beats are there at once."""
         chunks = AXI_BEAT_BITS // len(digits)
-        beat, valid = Signal(AXI_BEAT_BITS, reset_less=True), Signal()
+        beat = Signal(AXI_BEAT_BITS, reset_less=True)
+        valid = Signal()
         filled = Signal(range(chunks)) if chunks > 1 else Const(0, 1)
         words = [snapshot.word_select(k, AXI_BEAT_BITS) for k in range(LOG_BEATS)]
         # Of the last word most bits are zero: those take one LUT of four choices and the registers' reset.

@@ -28,7 +28,9 @@ class Watchdog(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        still, moved, set_ = Signal(32), Signal(), Signal()
+        still = Signal(32)
+        moved = Signal()
+        set_ = Signal()
         m.d.sync += [moved.eq(self.progress.any()), still.eq(still + 1), set_.eq(self.limit.any()),
                      self.bark.eq(set_ & ~moved & (still >= self.limit))]
         with m.If(moved):
@@ -63,7 +65,9 @@ class FaultEncoder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        seen, held, layers = Signal(len(self._faults)), Signal(len(self._faults)), Signal(len(self.layers))
+        seen = Signal(len(self._faults))
+        held = Signal(len(self._faults))
+        layers = Signal(len(self.layers))
         m.d.sync += seen.eq(self.conditions)
         with m.If(~self.caught):
             m.d.sync += [self.caught.eq(seen.any()), held.eq(seen), layers.eq(self.layers)]

@@ -97,8 +97,10 @@ class Fetch(wiring.Component):
             m.d.sync += [ended.eq(1), stopped.eq(1)]
 
         # -- the end: noticed two cycles after the last instruction was dispatched
-        to_dispatch, gone = Signal(32), Signal()
-        begun, exhausted = Signal(), Signal()
+        to_dispatch = Signal(32)
+        gone = Signal()
+        begun = Signal()
+        exhausted = Signal()
         m.d.sync += [
             gone.eq(self.dispatched), to_dispatch.eq(Mux(self.start, self.length, to_dispatch - gone)),
             begun.eq(begun | self.start), exhausted.eq(begun & (to_dispatch == 0)),
@@ -108,9 +110,13 @@ class Fetch(wiring.Component):
 
     def _request(self, m, splitter) -> None:
         """Runs of the program to the splitter, each two cycles after the one before was taken."""
-        left, offset = Signal(32), Signal(28)
-        look, ask = Signal(), Signal()
-        many, some = Signal(), Signal()  # more than a run is left, or just as much; anything is
+        left = Signal(32)
+        offset = Signal(28)
+        look = Signal()
+        ask = Signal()
+        # more than a run is left, or just as much; anything is
+        many = Signal()
+        some = Signal()
         run = splitter.i.payload
         taken = splitter.i.valid & splitter.i.ready
         m.d.comb += [
@@ -131,7 +137,9 @@ class Fetch(wiring.Component):
         port, piece = self.port, splitter.o.payload
         places, wanted = Signal(range(FETCH_BUFFERED + 1), init=FETCH_BUFFERED), piece.length[1:]
         # A port that is ready stays so until it gets a burst, and places only become more.
-        issue, popped, issued = Signal(), Signal(), Signal()
+        issue = Signal()
+        popped = Signal()
+        issued = Signal()
         m.d.comb += [
             port.bursts.valid.eq(issue), splitter.o.ready.eq(issue),
             port.bursts.payload.address.eq(piece.address), port.bursts.payload.length.eq(piece.length),

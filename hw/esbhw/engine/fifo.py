@@ -42,7 +42,9 @@ class Fifo(wiring.Component):
         push = self.i.valid & self.i.ready
 
         # -- the items in memory, and the one on offer
-        count, several = Signal(address_bits + 1), Signal()  # in memory: how many, and are there two
+        # in memory: how many, and are there two
+        count = Signal(address_bits + 1)
+        several = Signal()
         m.d.comb += [
             write.data.eq(self.i.payload), write.en.eq(push), self.advance.eq(self.behind & (~self.o.valid | self.o.ready)),
         ]
@@ -66,7 +68,8 @@ class Fifo(wiring.Component):
             m.d.comb += [self.o.payload.eq(payload), self.next.eq(read.data)]
 
         # -- places: a read is booked a cycle later
-        popped, room = Signal(), Signal(init=1)
+        popped = Signal()
+        room = Signal(init=1)
         m.d.comb += self.i.ready.eq(room)
         m.d.sync += [popped.eq(self.o.valid & self.o.ready),
                      room.eq(popped | (room & ~(push & _one_below(m, self.level, depth))))]
@@ -115,7 +118,9 @@ class BurstQueue(wiring.Component):
         m = Module()
         item = StructLayout({"single": 1, "length": LENGTH_BITS, "payload": self._payload_bits})
         m.submodules.fifo = fifo = Fifo(item.size, self._depth)
-        new, here, following = Signal(item), Signal(item), Signal(item)
+        new = Signal(item)
+        here = Signal(item)
+        following = Signal(item)
         m.d.comb += [
             new.length.eq(self.i.payload.length), new.payload.eq(self.i.payload.payload),
             new.single.eq(self.i.payload.length == 1),

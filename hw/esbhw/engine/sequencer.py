@@ -72,12 +72,17 @@ class Sequencer(wiring.Component):
         head = Signal(layout)
         staged = Signal(layout)
         now = Signal(layout)
-        one_row, one_col = Signal(), Signal()  # has what is staged
+        # has what is staged
+        one_row = Signal()
+        one_col = Signal()
         have_staged = Signal()
         loaded = Signal()
         weights_here = ~head.wait_weights | self.weights_here
         # What may be wrong with what is staged.
-        no_row, no_col, beyond, wrong_channel = Signal(), Signal(), Signal(), Signal()
+        no_row = Signal()
+        no_col = Signal()
+        beyond = Signal()
+        wrong_channel = Signal()
         m.d.comb += [
             head.eq(self.i.payload),
             self.i.ready.eq(~have_staged & weights_here & ~self.field_fault),
@@ -90,7 +95,9 @@ class Sequencer(wiring.Component):
         set_cycles, set_rows = config.set_cycles, max(1, config.tile_rows // config.table_sets)
         row_bits, set_bits = (set_rows - 1).bit_length(), (config.table_sets - 1).bit_length()
         step = Signal(range(load_cycles + 1))
-        stepping, booking, waiting = Signal(), Signal(), Signal()
+        stepping = Signal()
+        booking = Signal()
+        waiting = Signal()
         index = Signal((config.tile_rows - 1).bit_length())
         within = (set_cycles - 1).bit_length()
         entries = Signal(len(staged.codebook))
@@ -139,16 +146,23 @@ class Sequencer(wiring.Component):
 
         # -- stream ----------------------------------------------------------------------------------
         running = Signal()
-        y, x, x_start = Signal(signed(12)), Signal(signed(12)), Signal(signed(12))
-        address, row_address = Signal(signed(20)), Signal(signed(20))
+        y = Signal(signed(12))
+        x = Signal(signed(12))
+        x_start = Signal(signed(12))
+        address = Signal(signed(20))
+        row_address = Signal(signed(20))
         pixel = Signal(range(config.accumulator_depth + 1))
         # Of a pass that runs: its second output or a later one; its third or a later one.
-        second, third = Signal(), Signal()
+        second = Signal()
+        third = Signal()
         # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
-        two_bubbles, bubble = Signal(), Signal()  # the first of two; the last one
+        # the first of two; the last one
+        two_bubbles = Signal()
+        bubble = Signal()
         idle = Signal(init=1)  # neither a column nor a bubble
         # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
-        able, take = Signal(), Signal()
+        able = Signal()
+        take = Signal()
         last_col = _last(m, "col", take, running, staged.cols, one_col, now.cols)
         last_row = _last(m, "row", take, running & last_col, staged.rows, one_row, now.rows)
         last_pixel = last_col & last_row

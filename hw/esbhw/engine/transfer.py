@@ -64,12 +64,19 @@ class BurstSplitter(wiring.Component):
         burst_bits = self._max_burst.bit_length() - 1
         base = Signal(AXI_ADDRESS_BITS - PAGE_BITS)  # in pages of 4 KB
         limit = Signal(OFFSET_BITS + 1)
-        segment, following, offset = Signal(OFFSET_BITS), Signal(OFFSET_BITS), Signal(OFFSET_BITS)
-        run_beats, left, segments = Signal(16), Signal(16), Signal(16)
+        segment = Signal(OFFSET_BITS)
+        following = Signal(OFFSET_BITS)
+        offset = Signal(OFFSET_BITS)
+        run_beats = Signal(16)
+        left = Signal(16)
+        segments = Signal(16)
         stride = Signal(OFFSET_BITS)
-        first, wrong = Signal(), Signal(3)
+        first = Signal()
+        wrong = Signal(3)
         # One of these is high, or `o.valid`, or a fault.
-        idle, measure, decide = Signal(init=1), Signal(), Signal()
+        idle = Signal(init=1)
+        measure = Signal()
+        decide = Signal()
 
         # -- a transfer comes
         m.d.comb += self.i.ready.eq(idle)
@@ -84,7 +91,8 @@ class BurstSplitter(wiring.Component):
 
         # -- what the next burst depends on
         ends_within = Signal()  # the rest of the run is no longer than a burst may be
-        rest, room = Signal(burst_bits + 1), Signal(burst_bits + 1)
+        rest = Signal(burst_bits + 1)
+        room = Signal(burst_bits + 1)
         run_end = Signal(OFFSET_BITS + 1)
         only = Signal()  # segment that is left
         short = ~left[burst_bits + 1:].any() & ~(left[burst_bits] & left[:burst_bits].any())
