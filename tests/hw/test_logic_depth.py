@@ -3,15 +3,12 @@
 from collections import Counter
 
 import pytest
-from amaranth.back import rtlil as back_rtlil
 
 from esbflow.engine_config import ENGINES
-from esbhw.engine.channel_unit import ChannelUnit
-from esbhw.generate import TOP, elaborate_definitions, rtlil
+from esbhw.generate import TOP, rtlil
 from esbhw.logic_depth import by_block, depths
 from esbhw.netlist import Netlist
 from esbhw.synthesis import Mapped, synthesize_rtlil
-from esbhw.target import Target
 
 
 def lut(output, *inputs):
@@ -127,17 +124,9 @@ def test_a_circle_without_a_register_is_named(found):
         found({"top": ({}, {"x": lut(2, 3, "1"), "y": lut(3, 2, "1")}, {2: "ping", 3: "pong"}, {})})
 
 
-def test_every_path_of_the_smallest_engine_is_short_enough_for_the_planning_clock():
-    found = depths(synthesize_rtlil(rtlil(ENGINES["tiny4x4"], "xilinx"), TOP), TOP)
+@pytest.mark.parametrize("name", ["tiny4x4", "small8x16-channel"])
+def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(name):
+    found = depths(synthesize_rtlil(rtlil(ENGINES[name], "xilinx"), TOP), TOP)
     beyond = [f"{block}: {depth.by_levels}; {depth.by_carry}" for block, depth in found.items() if not depth.passes]
     assert not beyond, "\n".join(beyond)
     assert {"control, counters, tokens", "AXI ports", "fetch", "loaders", "drain and requantizer", "array"} <= set(by_block(found))
-
-
-def test_the_channel_unit_is_no_deeper_than_its_register_allows():
-    config = ENGINES["small8x16-channel"]
-    target = Target("xilinx")
-    text = back_rtlil.convert(ChannelUnit(config), name="unit", platform=target, emit_src=False) + elaborate_definitions(target)
-    depth = by_block(depths(synthesize_rtlil(text, "unit"), "unit"))
-    for block in depth.values():
-        assert block.by_levels.levels <= 3 and block.by_carry.carry <= 48, f"{block.by_levels}; {block.by_carry}"

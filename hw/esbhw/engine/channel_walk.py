@@ -15,65 +15,75 @@ class ChannelWalk(wiring.Component):
     """Follows the sequencer's walk over a pass: rows of columns, of each of which a CHANNEL reads up to three words.
 
     The first word of a column is the sequencer's own. `emit` is high with the columns that bring an output, which is every
-    column of a PASS.
+    column of a PASS. What depends on the pass alone is worked out when it is accepted, so that little hangs on `take`.
 
     Members
     -------
-    take : In(1), the pass that is `staged` begins in the next cycle;  now : In(256), the pass that is under way
+    accept : In(1), the pass `head` is staged in the next cycle
+    take : In(1), the pass that is staged begins in the next cycle;  now : In(256), the pass that is under way
     step : In(1);  last_col : In(1), with the last column of a row
-    emit : Out(1);  first_inside : In(1), the first word is on the map;  signed : Out(1), of the first word
+    column_inside, row_inside : In(1), the column, and the row of its first word, are on the map
+    channel : Out(1), the pass under way is a CHANNEL
+    emit : Out(1);  signed : Out(1), of the first word
     address, inside, signs : Out, of the other words: 20, 1 and 1 bits each
     """
 
     def __init__(self):
         super().__init__({
-            "take": In(1), "staged": In(instructions.INSTRUCTION_BITS), "now": In(instructions.INSTRUCTION_BITS),
-            "step": In(1), "last_col": In(1), "first_inside": In(1),
-            "emit": Out(1), "signed": Out(1),
+            "accept": In(1), "head": In(instructions.INSTRUCTION_BITS),
+            "take": In(1), "now": In(instructions.INSTRUCTION_BITS), "step": In(1), "last_col": In(1),
+            "column_inside": In(1), "row_inside": In(1),
+            "channel": Out(1), "emit": Out(1), "signed": Out(1),
             "address": Out(20 * MORE_ROWS), "inside": Out(MORE_ROWS), "signs": Out(MORE_ROWS),
         })
 
     def elaborate(self, platform):
         m = Module()
         layout = instruction_layout("CHANNEL")
-        staged, now = Signal(layout), Signal(layout)
-        m.d.comb += [staged.eq(self.staged), now.eq(self.now)]
-        channel = now.opcode == instructions.CHANNEL
-
-        def lead(fields):
-            return Mux(fields.opcode == instructions.CHANNEL, fields.tap_cols - 1, 0)
-
-        skip = Signal(6)  # columns before the next output
-        m.d.comb += self.emit.eq(skip == 0)
-        with m.If(self.take):
-            m.d.sync += skip.eq(lead(staged))
-        with m.Elif(self.step):
-            m.d.sync += skip.eq(Mux(self.last_col, lead(now), Mux(self.emit, Mux(channel, now.gap, 0), skip - 1)))
+        head, now = Signal(layout), Signal(layout)
+        m.d.comb += [head.eq(self.head), now.eq(self.now)]
+        comes = head.opcode == instructions.CHANNEL
+        # Columns before a row's first output and between outputs, and whether those are none.
+        staged, kept = {}, {}
+        for name, value in {"channel": comes, "lead": Mux(comes, head.tap_cols - 1, 0)[:2], "gap": Mux(comes, head.gap, 0),
+                            "no_lead": ~comes | (head.tap_cols == 1), "no_gap": ~comes | (head.gap == 0),
+                            # Of a maximum nothing may be less than what lies outside: no 8 is added there.
+                            "plain": head.signed & ~(comes & head.maximum), "if_inside": head.signed & comes & head.maximum,
+                            **{f"row_{k}": head.tap_rows > k + 1 for k in range(MORE_ROWS)}}.items():
+            staged[name], kept[name] = Signal(len(value), name=f"staged_{name}"), Signal(len(value), name=f"now_{name}")
+            with m.If(self.accept):
+                m.d.sync += staged[name].eq(value)
+            with m.If(self.take):
+                m.d.sync += kept[name].eq(staged[name])
+        self._outputs(m, staged, kept)
+        m.d.comb += self.channel.eq(kept["channel"])
 
         def sign(inside):
-            """Of a maximum nothing may be less than what lies outside: no 8 is added there."""
-            return now.signed & ~(channel & now.maximum & ~inside)
+            return kept["plain"] | (kept["if_inside"] & inside)
 
-        m.d.comb += self.signed.eq(sign(self.first_inside))
-        x, x_start = Signal(signed(12)), Signal(signed(12))
-        with m.If(self.step):
-            m.d.sync += x.eq(Mux(self.last_col, x_start, x + now.stride_x))
-        with m.If(self.take):
-            m.d.sync += [x.eq(staged.x), x_start.eq(staged.x)]
-        on_row = (x >= 0) & (x < now.in_cols)
+        m.d.comb += self.signed.eq(sign(self.column_inside & self.row_inside))
         for k in range(MORE_ROWS):
             y = Signal(signed(13), name=f"y_{k}")
             address, row_address = (Signal(signed(20), name=f"{name}_{k}") for name in ("address", "row_address"))
-            with m.If(self.step):
-                m.d.sync += address.eq(address + now.stride_x)
-                with m.If(self.last_col):
-                    m.d.sync += [y.eq(y + now.stride_y), row_address.eq(row_address + now.row_step),
-                                 address.eq(row_address + now.row_step)]
-            start = (staged.address + (k + 1) * staged.tap_step)[:20]
-            with m.If(self.take):
-                m.d.sync += [y.eq(staged.y + (k + 1) * staged.tap_step_y), address.eq(start), row_address.eq(start)]
-            inside = on_row & (y >= 0) & (y < now.in_rows) & (now.tap_rows > k + 1)
+            start_y, start = Signal(signed(13), name=f"start_y_{k}"), Signal(signed(20), name=f"start_{k}")
+            with m.If(self.accept):
+                m.d.sync += [start_y.eq(head.y + (k + 1) * head.tap_step_y),
+                             start.eq(head.address + (k + 1) * head.tap_step)]
+            row_end = row_address + now.row_step
+            m.d.sync += address.eq(Mux(self.take, start, Mux(self.last_col, row_end, address + now.stride_x)))
+            with m.If(self.take | self.last_col):
+                m.d.sync += [y.eq(Mux(self.take, start_y, y + now.stride_y)), row_address.eq(Mux(self.take, start, row_end))]
+            inside = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
             m.d.comb += [
                 self.address.word_select(k, 20).eq(address), self.inside[k].eq(inside), self.signs[k].eq(sign(inside)),
             ]
         return m
+
+    def _outputs(self, m, staged, kept) -> None:
+        """`emit` is a register: the columns left before the next output are none."""
+        skip, emit = Signal.like(kept["gap"], name="skip"), Signal(name="emits")
+        m.d.comb += self.emit.eq(emit)
+        onward = Mux(self.last_col, kept["lead"], Mux(emit, kept["gap"], skip - 1))
+        emits = Mux(self.last_col, kept["no_lead"], Mux(emit, kept["no_gap"], skip == 1))
+        with m.If(self.take | self.step):
+            m.d.sync += [skip.eq(Mux(self.take, staged["lead"], onward)), emit.eq(Mux(self.take, staged["no_lead"], emits))]

@@ -88,9 +88,12 @@ class Sequencer(wiring.Component):
             self.i.ready.eq(~have_staged & weights_here & ~self.field_fault),
             self.book.eq(staged.book),
         ]
-        # Of the pass that comes, is staged, is under way: is it a CHANNEL?
-        comes, is_channel, streams = (fields.opcode == instructions.CHANNEL if config.channel_unit else Const(0, 1)
-                                      for fields in (head, staged, now))
+        # Of the pass that comes, and of the one that is staged: is it a CHANNEL?
+        comes, is_channel = Const(0, 1), Const(0, 1)
+        if config.channel_unit:
+            comes, is_channel = head.opcode == instructions.CHANNEL, Signal(name="is_channel")
+            with m.If(self.i.valid & self.i.ready):
+                m.d.sync += is_channel.eq(comes)
         # A row of a set in each cycle; then nothing until the set's time is over.
         set_cycles, set_rows = config.set_cycles, max(1, config.tile_rows // config.table_sets)
         row_bits, set_bits = (set_rows - 1).bit_length(), (config.table_sets - 1).bit_length()
@@ -166,14 +169,11 @@ class Sequencer(wiring.Component):
         last_col = _last(m, "col", take, running, staged.cols, one_col, now.cols)
         last_row = _last(m, "row", take, running & last_col, staged.rows, one_row, now.rows)
         last_pixel = last_col & last_row
-        inside = Signal()
-        m.d.comb += [
-            inside.eq((y >= 0) & (y < now.in_rows) & (x >= 0) & (x < now.in_cols)),
-            self.inside.eq(inside), self.signed.eq(now.signed),
-        ]
+        column_inside, row_inside = (x >= 0) & (x < now.in_cols), (y >= 0) & (y < now.in_rows)
+        m.d.comb += [self.inside.eq(column_inside & row_inside), self.signed.eq(now.signed)]
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, staged, now, take, running, last_col, inside)
+            emit = self._walk_channel(m, head, now, take, running, last_col, column_inside, row_inside)
         free = idle | bubble | (last_pixel & third)
         activations_here = ~staged.wait_activations | self.activations_here
         bank_free = ~staged.wait_accumulators | self.bank_free
@@ -215,9 +215,10 @@ class Sequencer(wiring.Component):
         ]
         # The tile becomes active together with its first pixel's digits: see ACTIVATION_LATENCY.
         swapped = Signal()
-        m.d.sync += [swapped.eq(take & ~staged.keep), self.swap.eq(swapped & ~streams)]
+        m.d.sync += [swapped.eq(take & ~staged.keep & ~is_channel), self.swap.eq(swapped)]
         if config.channel_unit:
-            m.d.sync += self.channel_swap.eq(swapped & streams)
+            channel_swapped = Signal()
+            m.d.sync += [channel_swapped.eq(take & ~staged.keep & is_channel), self.channel_swap.eq(channel_swapped)]
         return m
 
     def _legal_channel(self, head):
@@ -227,15 +228,16 @@ class Sequencer(wiring.Component):
         fields = View(instruction_layout("CHANNEL"), head.as_value())
         return (fields.tap_rows != 0) & (fields.tap_cols != 0) & (fields.part < self._config.channel_blocks)
 
-    def _walk_channel(self, m, staged, now, take, running, last_col, inside):
+    def _walk_channel(self, m, head, now, take, running, last_col, column_inside, row_inside):
         """Connects the walk of the other words; gives whether the column brings an output."""
         m.submodules.channel_walk = walk = ChannelWalk()
         fields = View(instruction_layout("CHANNEL"), now.as_value())
         m.d.comb += [
-            walk.take.eq(take), walk.staged.eq(staged), walk.now.eq(now), walk.step.eq(running), walk.last_col.eq(last_col),
-            walk.first_inside.eq(inside), self.signed.eq(walk.signed),
+            walk.accept.eq(self.i.valid & self.i.ready), walk.head.eq(head), walk.take.eq(take), walk.now.eq(now),
+            walk.step.eq(running), walk.last_col.eq(last_col), walk.column_inside.eq(column_inside),
+            walk.row_inside.eq(row_inside), self.signed.eq(walk.signed),
             self.more_address.eq(walk.address), self.more_inside.eq(walk.inside), self.more_signed.eq(walk.signs),
-            self.control.channel.eq(fields.opcode == instructions.CHANNEL), self.control.window.part.eq(fields.part),
+            self.control.channel.eq(walk.channel), self.control.window.part.eq(fields.part),
             self.control.window.tap_cols.eq(fields.tap_cols), self.control.window.maximum.eq(fields.maximum),
         ]
         return walk.emit
