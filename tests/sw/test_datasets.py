@@ -158,7 +158,7 @@ def test_cifar_is_read_in_planes_and_short_files_are_refused(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("mnist2", "train"), r"no data set named 'mnist2'; known: mnist, digits, cifar10, imagenet-folder"),
+    (("mnist2", "train"), r"no data set named 'mnist2'; known: mnist, digits, cifar10, imagenet-folder; did you mean mnist\?"),
     (("digits", "dev"), r"split must be train or test, not 'dev'"),
     (("digits", "test", 0), r"the number of images must be at least 1, not 0")])
 def test_unknown_data_is_refused(arguments, message):
