@@ -203,7 +203,7 @@ def test_every_command_explains_itself(command, capsys):
 def test_tables_are_printed_without_json(model, capsys):
     assert main(["estimate", str(model), "--engine", "tiny4x4", "--no-synthesis"]) == 0
     printed = capsys.readouterr().out
-    assert "limited by" in printed
+    assert "lost to, %" in printed
     assert "frames/s" in printed
     assert main(["doctor"]) == 0
     assert "what to do" in capsys.readouterr().out

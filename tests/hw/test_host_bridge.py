@@ -131,7 +131,7 @@ def test_an_address_outside_of_the_memory_is_an_error_and_not_a_hang(pins, netwo
 
 
 def test_too_large_a_program_says_how_much_there_is(pins):
-    with pytest.raises(MemoryError, match=r"^the FPGA's memory has 262144 bytes, and not 1000192 in one piece left$"):
+    with pytest.raises(MemoryError, match=r"^the FPGA's memory has 262144 bytes, and not 1003520 in one piece left$"):
         SerialTransport(pins()).allocate(1_000_000)
 
 

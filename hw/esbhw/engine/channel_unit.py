@@ -56,11 +56,10 @@ class ChannelLane(Component):
         largest = self._maximum(m, platform)
         for i in range(self._latency - 1 - MAXIMUM_LATENCY):
             largest = register(m, largest, f"largest_{i}")
-        total = Signal(self._bits)
-        m.d.comb += total.eq(self._sum(m, platform))
-        wide = Signal(self._bits)
-        m.d.comb += wide.eq(largest)
-        m.d.comb += self.total.eq(register(m, multiplexed(m, platform, "choice", total, wide, self.maximum), "chosen"))
+        weighed, largest_wide = Signal(self._bits, name="weighed"), Signal(self._bits, name="largest_wide")
+        m.d.comb += [weighed.eq(self._sum(m, platform)), largest_wide.eq(largest)]
+        chosen = multiplexed(m, platform, "choice", weighed, largest_wide, self.maximum)
+        m.d.comb += self.total.eq(register(m, chosen, "chosen"))
         return m
 
     def _sum(self, m, platform):
@@ -97,7 +96,8 @@ class ChannelLane(Component):
 
         top, middle, low = (self.column.word_select(row, DIGIT_BITS) for row in range(facts.TAP_SIDE))
         column = larger(larger(top, middle, "upper"), register(m, low, "low"), "column_max")
-        before, earlier = Signal(DIGIT_BITS, reset_less=True), Signal(DIGIT_BITS, reset_less=True)
+        before = Signal(DIGIT_BITS, reset_less=True)
+        earlier = Signal(DIGIT_BITS, reset_less=True)
         m.d.sync += [before.eq(column), earlier.eq(before)]
         with m.If(~self.two):
             m.d.sync += before.eq(0)

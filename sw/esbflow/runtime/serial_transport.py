@@ -22,8 +22,8 @@ from esbflow.runtime.errors import EngineMissing, LinkError
 BAUD = 1_000_000
 ATTEMPTS = 3
 ANSWER_SECONDS = 1.0
-PAGE = 256
-"""Bytes that allocations are rounded up to. The engine wants whole beats of 16."""
+PAGE = 4096
+"""Bytes that allocations begin at multiples of: the engine ignores the lower bits of a region's address."""
 WORD = 4
 
 
