@@ -5,7 +5,8 @@ import ctypes
 import numpy as np
 from pynq.buffer import PynqBuffer
 
-PAGE = 4096
+from esbflow.runtime.pages import PAGE, Pages, whole_pages
+
 FRESH = 0xA5
 """What freshly allocated memory holds: nobody should count on zeros."""
 FREED = 0xDD
@@ -22,14 +23,14 @@ class Ddr:
     def __init__(self, base: int, size: int):
         self.base = base
         self.memory = np.zeros(size, np.uint8)  # the system gives pages when they are touched
-        self._free = [(0, size)]  # (offset, size), sorted, never adjacent
+        self._pages = Pages(size)
         self._freed = []  # (offset, size) that hold FREED
         self._host = {}  # (offset, size, number) of a buffer in use -> the host's bytes of it
         self._count = 0
 
     @property
     def free_bytes(self) -> int:
-        return sum(size for _, size in self._free)
+        return self._pages.free
 
     def allocate(self, device, shape, dtype, cacheable: bool) -> PynqBuffer:
         """A buffer as pynq.allocate returns it; cacheable ones are a copy until flushed or invalidated.
@@ -42,7 +43,10 @@ class Ddr:
             if someone has written to this memory since it was freed.
         """
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        offset, size = self._take(max(PAGE, -(-nbytes // PAGE) * PAGE))
+        size = max(PAGE, whole_pages(nbytes))
+        offset = self._pages.allocate(size)
+        if offset is None:
+            raise RuntimeError(f"Allocate failed: {size} bytes asked for, {self.free_bytes} free")
         self._check_freed(offset, size)
         self.memory[offset:offset + size] = FRESH
         physical = memoryview(self.memory)[offset:offset + nbytes]
@@ -55,13 +59,6 @@ class Ddr:
         buffer.freed = True  # as with XRT buffers: freebuffer() hands the pointer back and unmaps nothing
         return buffer
 
-    def _take(self, size):
-        for i, (offset, available) in enumerate(self._free):
-            if available >= size:
-                self._free[i:i + 1] = [(offset + size, available - size)] if available > size else []
-                return offset, size
-        raise RuntimeError(f"Allocate failed: {size} bytes asked for, {self.free_bytes} free")
-
     def return_pointer(self, pointer):
         """Called by PynqBuffer.freebuffer()."""
         offset, size, _ = pointer
@@ -69,13 +66,7 @@ class Ddr:
         host[:] = bytes([FREED]) * len(host)
         self.memory[offset:offset + size] = FREED
         self._freed.append((offset, size))
-        merged = []
-        for piece in sorted([*self._free, (offset, size)]):
-            if merged and sum(merged[-1]) == piece[0]:
-                merged[-1] = (merged[-1][0], merged[-1][1] + piece[1])
-            else:
-                merged.append(piece)
-        self._free = merged
+        self._pages.release(offset, size)
 
     def _check_in_use(self, bo):
         if bo not in self._host:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from esbflow.runtime.pages import Pages, whole_pages
 from esbsim.simulator import Simulator
 
-PAGE = 4096
 FREED = 0xDD
 """What released memory holds until it is allocated again."""
 WAIT_CYCLES = 1_000_000
@@ -42,7 +42,7 @@ class SimulatedTransport:
 
     def __init__(self, simulator: Simulator):
         self.simulator = simulator
-        self._free = [(0, simulator.memory.size // PAGE * PAGE)]
+        self._pages = Pages(simulator.memory.size)
 
     def read(self, offset: int) -> int:
         return self.simulator.read(offset)
@@ -51,25 +51,16 @@ class SimulatedTransport:
         self.simulator.write(offset, value)
 
     def allocate(self, size: int) -> SimulatedBuffer:
-        needed = -(-size // PAGE) * PAGE
-        for i, (start, length) in enumerate(self._free):
-            if length >= needed:
-                self._free[i] = (start + needed, length - needed)
-                buffer = SimulatedBuffer(self, start, size)
-                buffer.array[:] = 0
-                return buffer
-        raise MemoryError(f"the simulated memory has no {needed} bytes left; make it larger")
+        start = self._pages.allocate(size)
+        if start is None:
+            raise MemoryError(f"the simulated memory has no {whole_pages(size)} bytes left; make it larger")
+        buffer = SimulatedBuffer(self, start, size)
+        buffer.array[:] = 0
+        return buffer
 
     def release(self, offset: int, size: int) -> None:
         self.simulator.memory[offset:offset + size] = FREED
-        self._free.append((offset, -(-size // PAGE) * PAGE))
-        merged = []
-        for start, length in sorted(self._free):
-            if merged and sum(merged[-1]) == start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            elif length:
-                merged.append((start, length))
-        self._free = merged
+        self._pages.release(offset, size)
 
     def wait_for_interrupt(self, seconds: float) -> bool:
         self.simulator.run_until_interrupt(WAIT_CYCLES)

@@ -18,12 +18,11 @@ import numpy as np
 
 from esbflow import bridge
 from esbflow.runtime.errors import EngineMissing, LinkError
+from esbflow.runtime.pages import Pages, whole_pages
 
 BAUD = 1_000_000
 ATTEMPTS = 3
 ANSWER_SECONDS = 1.0
-PAGE = 4096
-"""Bytes that allocations begin at multiples of: the engine ignores the lower bits of a region's address."""
 WORD = 4
 
 
@@ -112,7 +111,7 @@ class SerialTransport:
             raise EngineMissing(f"the bridge answers with identity 0x{self.info['identity']:08x}, version "
                                 f"{self.info['version']}, and this driver speaks version {bridge.VERSION}; install the "
                                 "esbflow that made the bitstream")
-        self._free = [(0, self.info["memory_bytes"])]
+        self._pages = Pages(self.info["memory_bytes"])
 
     def read(self, offset: int) -> int:
         return struct.unpack("<I", self._read_words(bridge.REGISTERS + offset, 1))[0]
@@ -122,22 +121,14 @@ class SerialTransport:
 
     def allocate(self, size: int) -> "SerialBuffer":
         """Raises MemoryError when the block RAM has no such piece left."""
-        needed = -(-size // PAGE) * PAGE
-        for i, (start, length) in enumerate(self._free):
-            if length >= needed:
-                self._free[i] = (start + needed, length - needed)
-                return SerialBuffer(self, start, size)
-        raise MemoryError(f"the FPGA's memory has {self.info['memory_bytes']} bytes, and not {needed} in one piece left")
+        start = self._pages.allocate(size)
+        if start is None:
+            raise MemoryError(f"the FPGA's memory has {self.info['memory_bytes']} bytes, and not {whole_pages(size)} in one "
+                              "piece left")
+        return SerialBuffer(self, start, size)
 
     def release(self, start: int, size: int) -> None:
-        self._free.append((start, -(-size // PAGE) * PAGE))
-        merged = []
-        for begin, length in sorted(self._free):
-            if merged and sum(merged[-1]) == begin:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            elif length:
-                merged.append((begin, length))
-        self._free = merged
+        self._pages.release(start, size)
 
     def wait_for_interrupt(self, seconds: float) -> bool:
         return False  # the driver polls; a register read takes 0.2 ms
