@@ -281,11 +281,12 @@ class Engine:
             raise EngineReplaced(f"the engine is now another one ({found}) than program {meta['name']} was loaded for "
                                  f"({meta['engine_hash']}); load that overlay again, or a program for this engine")
         self._recover(QUIET_SECONDS)
-        for name, value in self._settings.items():
-            self._write(name, value)
-        # Read back after the run: another value says that this was not our run, or not to its end.
+        # Read back after the run: another value says that this was not our run, or not to its end. It is written before all
+        # other registers: a reset that clears one of them clears it too.
         self._mark = int.from_bytes(os.urandom(4), "little") | 1
         self._write("SCRATCH", self._mark)
+        for name, value in self._settings.items():
+            self._write(name, value)
         self._write("IRQ_STATUS", 3)
         self._write("IRQ_ENABLE", 3)
         self._write("CONTROL", START)
