@@ -85,24 +85,17 @@ def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: 
     target = Path(out) / board.name / config.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{config.name}-") as staging:
-        staging = Path(staging)
+        new = Path(staging) / "new"
+        new.mkdir()
         for suffix in (".bit", ".hwh"):
             source = Path(work) / "work" / f"{config.name}{suffix}"
             if source.exists():
-                shutil.copy(source, staging)
-        shutil.copy(Path(work) / "engine.json", staging / f"{config.name}.json")
-        write_json(staging / "figures.json", figures)
-        write_whole(staging / "README.md", readme(config, board, figures))
-        new = target.with_name(f"{target.name}.new")
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(staging, new)
-    if target.exists():
-        old = target.with_name(f"{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old)
-    else:
+                shutil.copy(source, new)
+        shutil.copy(Path(work) / "engine.json", new / f"{config.name}.json")
+        write_json(new / "figures.json", figures)
+        write_whole(new / "README.md", readme(config, board, figures))
+        if target.exists():
+            target.rename(Path(staging) / "old")
         new.rename(target)
     return target
 

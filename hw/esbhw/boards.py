@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from esbflow.suggest import no_such
+
 
 @dataclass(frozen=True)
 class Device:
@@ -34,6 +36,7 @@ class Board:
     address_bits : of the processor's bus. The engine's upper address bits are cut off behind it.
     interrupt, raw_irq : the processor's input, and the raw number of its first line in Linux.
     memory_beats, baud, package : without a processor: block RAM in beats of 16 bytes, the serial line's rate, the package.
+    pins : without a processor: (port of the top, the package's pin) pairs, all 3.3 V.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Board:
     memory_beats: int = 0
     baud: int = 0
     package: str = ""
+    pins: tuple = ()
 
 
 _GB = 1 << 30
@@ -82,7 +86,9 @@ BOARDS = {board.name: board for board in (
           registers=0x43C0_0000, controller=0x4180_0000, memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"), port_bits=64,
           memory=((0, _GB // 2),), address_bits=32, interrupt="IRQ_F2P", raw_irq=61),
     Board("ulx3s", "Radiona ULX3S-85F", flow="ecp5", target="generic", yosys="ecp5", part="LFE5U-85F", package="CABGA381",
-          device=Device(83_640, 83_640, 208), clock_mhz=25, memory_beats=16_384, baud=1_000_000),
+          device=Device(83_640, 83_640, 208), clock_mhz=25, memory_beats=16_384, baud=1_000_000,
+          pins=(("clock", "G2"), ("rx", "M1"), ("tx", "L4"), ("leds[0]", "B2"), ("leds[1]", "C2"), ("leds[2]", "C1"),
+                ("leds[3]", "D2"), ("leds[4]", "D1"), ("leds[5]", "E2"), ("leds[6]", "E1"), ("leds[7]", "H3"))),
 )}
 """The named boards."""
 
@@ -97,8 +103,8 @@ def board(name: str) -> Board:
 
     >>> board("zcu103")
     Traceback (most recent call last):
-    ValueError: no board named 'zcu103'; known: zcu102, zcu104, ultra96, kv260, pynq-z2, ulx3s
+    ValueError: no board named 'zcu103'; known: zcu102, zcu104, ultra96, kv260, pynq-z2, ulx3s; did you mean zcu104?
     """
     if name not in BOARDS:
-        raise ValueError(f"no board named {name!r}; known: {', '.join(BOARDS)}")
+        raise ValueError(no_such("board", name, BOARDS))
     return BOARDS[name]

@@ -23,8 +23,6 @@ from esbhw.flow_error import FlowError
 from esbhw.host_bridge.top import LEDS, BridgedEngine
 from esbhw.target import Target
 
-PINS = {"ulx3s": {"clock": "G2", "rx": "M1", "tx": "L4",
-                  **{f"leds[{i}]": site for i, site in enumerate(("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3"))}}}
 SEED = 1
 SYNTHESIS = ("read_rtlil top.il", "synth_ecp5 -nodsp -top {top} -json top.json")
 USED = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "bram": "DP16KD", "lutram": "TRELLIS_RAMW", "dsp": "MULT18X18D"}
@@ -45,7 +43,7 @@ def top_rtlil(config: EngineConfig, board: Board, baud: int | None = None, beats
 def constraints(board: Board) -> str:
     """The .lpf: pins, and the clock. Every port of the top has a pin."""
     lines = []
-    for port, site in PINS[board.name].items():
+    for port, site in board.pins:
         lines += [f'LOCATE COMP "{port}" SITE "{site}";', f'IOBUF PORT "{port}" IO_TYPE=LVCMOS33;']
     return "\n".join([*lines, f'FREQUENCY PORT "clock" {board.clock_mhz:.3f} MHZ;', ""])
 
@@ -53,7 +51,7 @@ def constraints(board: Board) -> str:
 def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
     """Write the design, its constraints and engine.json into `folder` (made if missing). Returns the paths."""
     folder = Path(folder)
-    assert len(PINS[board.name]) == 3 + LEDS
+    assert len(board.pins) == 3 + LEDS
     return [write_whole(folder / "top.il", top_rtlil(config, board)), write_whole(folder / "pins.lpf", constraints(board)),
             write_whole(folder / "synth.ys", "\n".join(SYNTHESIS).format(top=top_name(config, board)) + "\n"),
             write_json(folder / "engine.json", generate.manifest(config, board.target)),

@@ -11,15 +11,13 @@ from xml.sax.saxutils import quoteattr
 from esbflow.engine_config import EngineConfig
 from esbflow.registers import ADDRESS_BITS, REGISTERS, vlnv
 from esbhw.boards import BOARDS, Board
-from esbhw.interfaces import MASTERS
-from esbhw.interfaces import SLAVE as _SLAVE
+from esbhw.interfaces import AXIMM, MASTERS, SLAVE
 from esbhw.ipxact import parameters as engine_parameters
 
 ENGINE, ENGINE_RANGE = "esb_engine_0", 1 << ADDRESS_BITS
 CONTROLLER, CONTROLLER_RANGE = "axi_intc_0", 0x1_0000
 IO_PLL_MHZ = {"zynq_ultra_ps_e": 1500, "processing_system7": 1000}
 
-_AXI = "xilinx.com:interface:aximm:1.0"
 _ARCHITECTURE = {"zynq_ultra_ps_e": "zynquplus", "processing_system7": "zynq"}
 _VERSION = {"zynq_ultra_ps_e": "3.4", "processing_system7": "5.5"}  # stands for whichever Vivado has
 
@@ -62,7 +60,7 @@ def _interrupt(name, direction, other, other_port, **attributes):
 
 
 def _bus(name, kind, bus, width=32):
-    return _element("BUSINTERFACE", BUSNAME=bus, DATAWIDTH=width, NAME=name, TYPE=kind, VLNV=_AXI)
+    return _element("BUSINTERFACE", BUSNAME=bus, DATAWIDTH=width, NAME=name, TYPE=kind, VLNV=AXIMM)
 
 
 def _range(instance, base, size, master, slave, kind, block="reg0"):
@@ -93,10 +91,10 @@ def _engine(config, board):
                                          ACCESS=register.access, IS_ENABLED="true")
                  + _element("FIELDS", "".join(field(register, *entry) for entry in register.fields)), NAME=register.name)
         for register in REGISTERS.values())
-    block = _element("ADDRESSBLOCK", _element("REGISTERS", registers), ACCESS="", INTERFACE=_SLAVE, NAME="reg0",
+    block = _element("ADDRESSBLOCK", _element("REGISTERS", registers), ACCESS="", INTERFACE=SLAVE, NAME="reg0",
                      RANGE=ENGINE_RANGE, USAGE="register")
     parameters = engine_parameters(config) | {"C_S_AXI_ADDR_WIDTH": ADDRESS_BITS}
-    buses = _bus(_SLAVE, "SLAVE", _register_bus(board)) + "".join(
+    buses = _bus(SLAVE, "SLAVE", _register_bus(board)) + "".join(
         _bus(master, "MASTER", f"ps_{port}", 128) for master, port in zip(MASTERS, board.memory_ports))
     ranges = "".join(_range(_ps(board), base, size, master, port, "MEMORY", f"{port}_DDR{i}")
                      for master, port in zip(MASTERS, board.memory_ports) for i, (base, size) in enumerate(board.memory))
@@ -109,7 +107,7 @@ def _controller(board):
     ports = (_interrupt("intr", "I", ENGINE, "irq", LEFT=0, RIGHT=0, SENSITIVITY="LEVEL_HIGH")
              + _interrupt("irq", "O", _ps(board), board.interrupt, SENSITIVITY="LEVEL_HIGH"))
     return _module(CONTROLLER, "xilinx.com:ip:axi_intc:4.1", {"C_NUM_INTR_INPUTS": 1}, ports,
-                   _bus(_SLAVE, "SLAVE", _register_bus(board)))
+                   _bus(SLAVE, "SLAVE", _register_bus(board)))
 
 
 def _clocks(config, board):
@@ -145,7 +143,7 @@ def port_widths(board: Board) -> dict:
 def _processing_system(config, board):
     parameters = {"C_MAXIGP0_DATA_WIDTH": 32, **port_widths(board), **_clocks(config, board)}
     places = ((ENGINE, board.registers, ENGINE_RANGE), (CONTROLLER, board.controller, CONTROLLER_RANGE))
-    ranges = "".join(_range(name, base, size, board.register_port, _SLAVE, "REGISTER") for name, base, size in places)
+    ranges = "".join(_range(name, base, size, board.register_port, SLAVE, "REGISTER") for name, base, size in places)
     memory = _element("MEMORYMAP", ranges) + _element(
         "PERIPHERALS", _element("PERIPHERAL", INSTANCE=ENGINE) + _element("PERIPHERAL", INSTANCE=CONTROLLER))
     buses = _bus(board.register_port, "MASTER", _register_bus(board)) + "".join(

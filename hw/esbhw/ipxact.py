@@ -45,6 +45,11 @@ def parameters(config: EngineConfig) -> dict:
             "HASH": f"{config.hash:016x}", "INTERFACE_VERSION": INTERFACE_VERSION}
 
 
+def revision(config: EngineConfig) -> int:
+    """The core's revision, 31 bits: another one whenever the configuration is."""
+    return config.hash & 0x7FFFFFFF
+
+
 def _tag(name: str, content, **attributes) -> str:
     text = content if isinstance(content, str) and content.startswith("<") else escape(str(content))
     more = "".join(f' spirit:{key}="{value}"' for key, value in attributes.items())
@@ -128,5 +133,5 @@ def _extensions(config: EngineConfig, target: str) -> str:
             f"<xilinx:supportedFamilies>\n{listed}</xilinx:supportedFamilies>\n"
             "<xilinx:taxonomies>\n<xilinx:taxonomy>/UserIP</xilinx:taxonomy>\n</xilinx:taxonomies>\n"
             f"<xilinx:displayName>esbflow engine {escape(config.name)}</xilinx:displayName>\n"
-            f"<xilinx:coreRevision>{config.hash & 0x7FFFFFFF}</xilinx:coreRevision>\n"
+            f"<xilinx:coreRevision>{revision(config)}</xilinx:coreRevision>\n"
             "</xilinx:coreExtensions>\n</spirit:vendorExtensions>\n")

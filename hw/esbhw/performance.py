@@ -14,6 +14,7 @@ from pathlib import Path
 
 from esbflow.engine_config import ENGINES, EngineConfig
 from esbflow.files import write_json
+from esbflow.suggest import no_such
 from esbhw import logic_depth, yosys
 from esbhw.generate import TOP, rtlil
 from esbhw.synthesis import add_up, synthesize_rtlil
@@ -96,7 +97,7 @@ def density(record: dict, mhz: float, lut: float | None = None) -> float:
 def main(names: list) -> int:
     unknown = [name for name in names if name not in ENGINES]
     if unknown:
-        print(f"no engine named {unknown[0]!r}; known: {', '.join(ENGINES)}", file=sys.stderr)
+        print(no_such("engine", unknown[0], ENGINES), file=sys.stderr)
         return 2
     names = names or list(ENGINES)
     records = update(Path("docs") / RESULTS / ENGINES_FILE, [ENGINES[name] for name in names],

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from amaranth import ClockSignal, Instance, ResetSignal, Signal
 from amaranth.lib.wiring import In
 
+from esbflow.suggest import no_such
+
 NAMES = ("generic", "xilinx")
 
 
@@ -24,7 +26,7 @@ class Target:
 
     def __init__(self, name: str = "generic"):
         if name not in NAMES:
-            raise ValueError(f"no target named {name!r}; known: {', '.join(NAMES)}")
+            raise ValueError(no_such("target", name, NAMES))
         self.name = name
         self.definitions = {}
         """Module name -> component, for every shared module that the design instantiates."""

@@ -50,7 +50,7 @@ def settings(config: EngineConfig, board: Board) -> str:
     """settings.tcl: the array `esb` that the steps read. Paths are relative to the file itself."""
     values = {
         "name": config.name, "module": config.module_name, "hash": f"{config.hash:016x}", "stem": config.name,
-        "revision": config.hash & 0x7FFFFFFF, "vendor": IP_VENDOR, "library": IP_LIBRARY, "version": IP_VERSION,
+        "revision": ipxact.revision(config), "vendor": IP_VENDOR, "library": IP_LIBRARY, "version": IP_VERSION,
         "versions": VERSIONS, "board": board.name, "part": board.part, "licence": board.licence,
         "board_parts": board.board_parts, "processor": board.processor, "design": DESIGN, "cell": ENGINE,
         "slave": SLAVE, "masters": MASTERS, "memory_ports": board.memory_ports, "register_port": board.register_port,

@@ -4,9 +4,9 @@ import random
 
 import cocotb
 
-from esbflow.engine_facts import SPLIT_CYCLES
+from esbflow.engine_facts import BEATS_PER_4K, SPLIT_CYCLES
 from esbflow.registers import REGIONS
-from esbhw.engine.transfer import BEATS_PER_4K, REGION_LAYOUT, BurstSplitter, piece_layout, transfer_layout
+from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter, piece_layout, transfer_layout
 from sim.benches.testbench import Sink, Source, Testbench, pack, parameters
 
 TAG_BITS = 4

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.suggest import no_such
+
 CHANNELS = ("ar", "r", "aw", "w", "b")
 RESPONSES = {"slverr": 2, "decerr": 3}
 NEVER = 2**64 - 1
@@ -63,7 +65,7 @@ class MemoryTiming:
                 raise ValueError(f"{name} must not be negative, and below 2**31, not {getattr(self, name)!r}")
         for channel, chance in self.stalls().items():
             if channel not in CHANNELS:
-                raise ValueError(f"stall: no channel named {channel!r}; known: {', '.join(CHANNELS)}")
+                raise ValueError(f"stall: {no_such('channel', channel, CHANNELS)}")
             if not 0 <= chance < 1:
                 raise ValueError(f"stall: the chance on {channel} must be at least 0 and below 1, not {chance!r}")
 
@@ -257,7 +259,7 @@ class Simulator:
         if name is None:
             return -1
         if name not in self.ports:
-            raise ValueError(f"no memory port named {name!r}; known: {', '.join(self.ports)}")
+            raise ValueError(no_such("memory port", name, self.ports))
         return self.ports.index(name)
 
     # -- waves --------------------------------------------------------------------------------------------

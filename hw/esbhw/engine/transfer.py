@@ -11,7 +11,6 @@ from esbhw.engine.axi import LENGTH_BITS
 
 OFFSET_BITS = 28
 """Offsets, sizes and strides count 16-byte beats: 4 GB."""
-BEATS_PER_4K = 256
 PAGE_BITS = 12
 
 REGION_LAYOUT = ArrayLayout(StructLayout({"base": AXI_ADDRESS_BITS, "beats": OFFSET_BITS + 1}), len(REGIONS))

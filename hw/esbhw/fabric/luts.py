@@ -26,9 +26,8 @@ def bitwise_pairs(m, platform, name: str, plain: Value, operands: list, control:
         inputs = [control, *(operand[i] for operand in operands)]
         if i + 1 < width:
             inputs += [operand[i + 1] for operand in operands]
-        low, high = lut6_2(m, f"{name}_{i}", inputs,
-                             lambda c, *b: function(*b[:count], c), lambda c, *b: function(*b[count:2 * count], c)
-                             if len(b) > count else 0)
+        low, high = lut6_2(m, f"{name}_{i}", inputs, lambda c, *b: function(*b[:count], c),
+                           lambda c, *b: function(*b[count:2 * count], c) if len(b) > count else 0)
         bits += [low, high] if i + 1 < width else [low]
     m.d.comb += out.eq(Cat(*bits))
     return out

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, show
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, say, show
 from esbflow.files import write_json
 
 
@@ -34,8 +34,8 @@ def run(arguments) -> None:
         content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}
         show(arguments, content, lambda c: print("\n".join(c["files"])))
         return
-    say = (lambda text: None) if arguments.json else print
-    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, say)
+    tell = (lambda text: None) if arguments.json else say
+    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, tell)
     content = {"board": chosen.name, "engine": config.name, **figures}
     if arguments.record:
         command = f"make bitstream BOARD={chosen.name} ENGINE={config.name}"

@@ -1,10 +1,19 @@
 """esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
 
-import sys
 import time
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, resources_of, show
+from esbflow.commands.common import (
+    JSON_HELP,
+    add_engine,
+    engine_of,
+    positive,
+    print_table,
+    progress_bar,
+    resources_of,
+    say,
+    show,
+)
 from esbflow.files import check_writable, write_json
 
 
@@ -40,21 +49,21 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     from esbhw import generate
 
     began = time.monotonic()
-    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    tell = (lambda text: None) if quiet else say
     check_writable(out / "report.json")
-    data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, say)
+    data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, tell)
     graph = load(out / "graph.npz")
 
-    say(f"generate and compile for engine {config.name}")
+    tell(f"generate and compile for engine {config.name}")
     generate.write(config, out)
     program = compile_graph(graph, config, batch)
     program.save(out / "program.npz")
 
-    say("synthesize the engine with Yosys (minutes the first time)")
+    tell("synthesize the engine with Yosys (minutes the first time)")
     resources = resources_of(config, quiet)
     planned = estimate(graph, config, batch, resources=resources, program=program)
 
-    say(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
+    tell(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
     test, labels = load_images(data, "test", images)
     with progress_bar("images", len(test), quiet) as update:
         ran, _ = run_images(graph, config, test, labels, "rtl", batch, progress=update)
@@ -63,21 +72,21 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
                "training": metrics, "demo_seconds": round(time.monotonic() - began, 1)}
     path = write_json(out / "report.json", content)
     write_report(content, graph, out / "report.html", model=out / "model.pt")
-    say(f"wrote {path} and {out / 'report.html'}")
+    tell(f"wrote {path} and {out / 'report.html'}")
     return content
 
 
-def _train(out, seed, quiet, say):
+def _train(out, seed, quiet, tell):
     from esbflow.training.api import train_network
     from esbflow.training.data import DataUnavailable
     from esbflow.training.recipes import RECIPES
 
     name = "lenet5-mnist"
     try:
-        say("train LeNet-5 on MNIST: in real numbers, then with ESB(4,1) weights and 4-bit activations")
+        tell("train LeNet-5 on MNIST: in real numbers, then with ESB(4,1) weights and 4-bit activations")
         return RECIPES[name].data, train_network(name, out, seed=seed, resume=True, progress=not quiet)
     except DataUnavailable as error:
-        say(f"{error}; going on with scikit-learn's 8x8 digits and a smaller network")
+        tell(f"{error}; going on with scikit-learn's 8x8 digits and a smaller network")
         return RECIPES["digits"].data, train_network("digits", out, seed=seed, resume=True, progress=not quiet)
 
 

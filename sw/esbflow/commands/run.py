@@ -127,14 +127,12 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
 
 def _lost(program, config, layers: list, cycles: float) -> dict:
     """Where an image's cycles went, by the engine's counters; puts each layer's share into the layer too."""
-    from esbflow.reports.lost import REASONS, lost_cycles
+    from esbflow.reports.lost import lost_cycles, network_total
 
     for meta, layer in zip(program.meta["layers"], layers):
         spent = {key.removeprefix("stall_"): value for key, value in layer.items()}
         layer["lost"] = lost_cycles(meta, spent, layer["cycles"], config, 1)
-    lost = {reason: sum(layer["lost"][reason] for layer in layers) for reason in REASONS}
-    lost["rest"] += cycles - sum(layer["cycles"] for layer in layers)
-    return lost
+    return network_total(layers, cycles)
 
 
 def _model(path):

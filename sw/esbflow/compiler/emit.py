@@ -88,13 +88,17 @@ def emit(config: EngineConfig, plans: list) -> list:
     """The program as 256-bit integers, one STAMP after each layer and END at last."""
     state = _State()
     work = [chunk for plan in plans for chunk in _chunks(plan)]
-    parts = [part for i, chunk in enumerate(work) for part in _parts(config, chunk, i)]
+    parts_of = [list(_parts(config, chunk, i)) for i, chunk in enumerate(work)]
+    parts = [part for own in parts_of for part in own]
     loaded = 0
 
     def load_until(limit):
         nonlocal loaded
-        while loaded < len(parts) and parts[loaded].index < limit and _needed(config, state, parts[loaded]) is not None:
-            _emit_load(config, state, parts[loaded])
+        while loaded < len(parts) and parts[loaded].index < limit:
+            needed = _needed(config, state, parts[loaded])
+            if needed is None:
+                break
+            _emit_load(config, state, parts[loaded], needed)
             loaded += 1
 
     for i, chunk in enumerate(work):
@@ -104,7 +108,7 @@ def emit(config: EngineConfig, plans: list) -> list:
         # by one behind the drains that make them.
         load_until(i + 2)
         assert loaded == len(parts) or parts[loaded].index > i, "a chunk reads what no earlier drain has stored"
-        _emit_passes(config, state, chunk, i, partial(load_until, i + 2))
+        _emit_passes(config, state, parts_of[i], partial(load_until, i + 2))
         if i + 1 == len(work) or work[i + 1].plan is not chunk.plan:
             log = LOG_BEATS * chunk.plan.number
             state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log))
@@ -214,9 +218,9 @@ def _tokens(stores: _Stores, image: int, row0: int, row1: int, group: int):
     return latest
 
 
-def _emit_load(config: EngineConfig, state: _State, part: _Part) -> None:
+def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) -> None:
     chunk, plan = part.chunk, part.chunk.plan
-    wait = max(0, _needed(config, state, part) - state.taken)
+    wait = max(0, needed - state.taken)
     state.taken += wait
     if not part.planes:
         return _emit_residual_load(config, state, chunk, wait)
@@ -283,22 +287,21 @@ def _equally_spaced(places):
         start = end
 
 
-def _emit_passes(config: EngineConfig, state: _State, chunk: _Chunk, index: int, drained) -> None:
-    """The passes of a chunk, and its drains; after each of those calls `drained`."""
+def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> None:
+    """The passes of the chunk that these parts bring, and its drains; after each of those calls `drained`."""
+    chunk, half = parts[0].chunk, parts[0].index & 1
     plan, layer = chunk.plan, chunk.plan.layer
-    half = index & 1
     whole = len(plan.tiling.cols) == 1
     first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
     in_rows = chunk.row.in1 - chunk.row.in0
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
-    parts = [part.planes for part in _parts(config, chunk, index)]
     arrived = set()
     for group, passes in _own_passes(chunk):
         for k, (weight_pass, keep) in enumerate(passes):
             opens = chunk.first and k == 0
             arrives = weight_pass.plane not in arrived
             if arrives:
-                arrived.update(next(planes for planes in parts if weight_pass.plane in planes))
+                arrived.update(next(part.planes for part in parts if weight_pass.plane in part.planes))
             very_last = group == chunk.groups[-1] and k == len(passes) - 1
             slot, fresh, frees = (0, False, False) if keep else _slot(config, state, plan, weight_pass)
             if opens:

@@ -40,9 +40,8 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
         of the recipe matches nothing, listing what there is; if
         the model was trained with another mean or std than the recipe's.
     """
-    check_model(model)
-    check_normalisation(model, recipe)
     traced = real_layers(model, shape)
+    check_normalisation(model, recipe)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         kind, module = kind_of(node, modules), modules.get(node.target) if node.op == "call_module" else None

@@ -5,8 +5,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Graph
-from esbflow.reports.lost import REASONS as LOST
-from esbflow.reports.lost import lost_cycles
+from esbflow.reports.lost import lost_cycles, network_total
 
 REASONS = {
     "compute": "compute", "instruction": "instruction fetch", "weights": "weight loads",
@@ -40,8 +39,6 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
         })
     macs = sum(layer["macs"] for layer in layers)
     per_image = cycles.total / batch
-    lost = {reason: sum(layer["lost"][reason] for layer in layers) for reason in LOST}
-    lost["rest"] += per_image - sum(layer["cycles"] for layer in layers)  # from the last layer's record to the end
     seconds = per_image / (config.clock_mhz * 1e6)
     result = {
         "model": graph.name, "engine": config.name, "batch": batch, "clock_mhz": config.clock_mhz,
@@ -49,7 +46,7 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
         "utilization": macs / (per_image * config.macs_per_cycle),
         "frames_per_second": 1 / seconds, "gops": 2 * macs / seconds / 1e9,
         "gops_peak": 2 * config.macs_per_cycle * config.clock_mhz / 1e3,
-        "layers": layers, "lost": lost, "program_bytes": int(program.instructions.nbytes),
+        "layers": layers, "lost": network_total(layers, per_image), "program_bytes": int(program.instructions.nbytes),
         "weight_bytes": int(program.weights.nbytes),
     }
     if resources is not None:

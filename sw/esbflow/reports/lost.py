@@ -50,6 +50,20 @@ def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, b
     return lost
 
 
+def network_total(layers: list, cycles: float) -> dict:
+    """{reason: cycles} of a network: those of its layers, whose `lost` and `cycles` are known, and what no layer has.
+
+    cycles : of the network; those from the last layer's record to the end are "rest".
+
+    >>> layer = {"cycles": 10, "lost": dict.fromkeys(REASONS, 1)}
+    >>> network_total([layer, layer], 25)["rest"], network_total([layer, layer], 25)["edge"]
+    (7, 2)
+    """
+    total = {reason: sum(layer["lost"][reason] for layer in layers) for reason in REASONS}
+    total["rest"] += cycles - sum(layer["cycles"] for layer in layers)
+    return total
+
+
 def largest(lost: dict, cycles: float) -> str:
     """The reasons that take a fiftieth of the cycles or more, the largest first, in % of them.
 
