@@ -1,5 +1,7 @@
 """What the bitstream flows raise."""
 
+from esbflow.errors import UserError
 
-class FlowError(RuntimeError):
+
+class FlowError(UserError, RuntimeError):
     """A bitstream could not be built; the text says why in one sentence."""

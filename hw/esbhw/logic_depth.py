@@ -13,6 +13,7 @@ its neighbours add. `depths` gives the worst path that ends in each instance, by
 from collections import defaultdict
 from dataclasses import dataclass
 
+from esbflow.errors import BadValue
 from esbhw.netlist import Netlist
 from esbhw.synthesis import block_label
 
@@ -309,7 +310,7 @@ def _arrivals(arcs: dict, given: dict, names: dict) -> dict:
             missing = [b for b, _ in before if b not in done]
             if missing:
                 if bit in open_:
-                    raise ValueError(f"logic runs in a circle through {names.get(bit, f'net {bit}')}")
+                    raise BadValue(f"logic runs in a circle through {names.get(bit, f'net {bit}')}")
                 open_.add(bit)
                 stack += missing
                 continue

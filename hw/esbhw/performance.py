@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.errors import BadValue
 from esbflow.files import write_json
 from esbflow.suggest import no_such
 from esbhw import logic_depth, yosys
@@ -74,7 +75,7 @@ def read(path: Path) -> dict:
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it and run `make bench`") from None
+        raise BadValue(f"{path} is not JSON ({error}); remove it and run `make bench`") from None
 
 
 def beyond_the_bar(name: str, record: dict) -> list:

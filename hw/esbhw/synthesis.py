@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import UserError
 from esbhw import yosys
 from esbhw.generate import TOP, rtlil
 from esbhw.netlist import Netlist, lut6_2_pairs
@@ -66,7 +67,7 @@ GROUPS = (
 )
 
 
-class SynthesisError(RuntimeError):
+class SynthesisError(UserError, RuntimeError):
     """Yosys is missing, refused the design, or gave a primitive that is not in the table."""
 
 

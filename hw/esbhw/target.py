@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from amaranth import ClockSignal, Instance, ResetSignal, Signal
 from amaranth.lib.wiring import In
 
+from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 
 NAMES = ("generic", "xilinx")
@@ -26,7 +27,7 @@ class Target:
 
     def __init__(self, name: str = "generic"):
         if name not in NAMES:
-            raise ValueError(no_such("target", name, NAMES))
+            raise BadValue(no_such("target", name, NAMES))
         self.name = name
         self.definitions = {}
         """Module name -> component, for every shared module that the design instantiates."""

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from functools import lru_cache
 
+from esbhw.yosys import YosysError
+
 READABLE = ("hierarchy -top {top}", "proc", "opt_expr", "opt_clean", "memory_collect",
             "attrmap {dropped}", "attrmap -modattr {dropped}", "write_verilog")
 """To Verilog that every reader takes alike. Amaranth's own script (proc -nomux) leaves `always @*` blocks. An event-driven
@@ -15,10 +17,6 @@ assignments of all of them. No -norename: Icarus takes a function named `\\$...`
 
 DROPPED = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding", "unused_bits", "full_case", "parallel_case")
 """Attributes that Yosys and Amaranth set for themselves; those that a design sets (ram_style and the like) stay."""
-
-
-class YosysError(RuntimeError):
-    """There is no Yosys, or it refused the text."""
 
 
 def verilog(rtlil: str, top: str) -> str:

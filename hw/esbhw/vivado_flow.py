@@ -11,6 +11,7 @@ from pathlib import Path
 
 from esbflow import handoff
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
+from esbflow.errors import BadValue
 from esbflow.files import write_json, write_whole
 from esbflow.registers import ADDRESS_BITS, IP_LIBRARY, IP_VENDOR, IP_VERSION, REGISTERS
 from esbhw import generate, ipxact, vivado_reports
@@ -35,7 +36,7 @@ def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
         if the engine has more masters than the board's design has ports to memory.
     """
     if len(masters(config)) > len(board.memory_ports):
-        raise ValueError(f"{board.title}'s design has {len(board.memory_ports)} ports to memory and engine {config.name} "
+        raise BadValue(f"{board.title}'s design has {len(board.memory_ports)} ports to memory and engine {config.name} "
                          f"{len(masters(config))} masters; use an engine with weight_ports = 1")
     folder = Path(folder)
     paths = [write_whole(folder / name, (SOURCES / name).read_text()) for name in STEPS]
@@ -74,7 +75,7 @@ def _tcl(value) -> str:
         return "{" + " ".join(_tcl(item) for item in value) + "}"
     text = str(value)
     if any(letter in text for letter in "{}\\"):
-        raise ValueError(f"{text!r} cannot stand in settings.tcl: it has a brace or a backslash")
+        raise BadValue(f"{text!r} cannot stand in settings.tcl: it has a brace or a backslash")
     return f"{{{text}}}"
 
 

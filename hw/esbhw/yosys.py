@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from esbflow.errors import UserError
 
-class YosysError(RuntimeError):
+
+class YosysError(UserError, RuntimeError):
     """No Yosys is installed, or it refused a script; the text ends with its last words."""
 
 

@@ -20,6 +20,7 @@ from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import BadValue
 from esbhw.boards import BOARDS
 from esbhw.hwh import CONTROLLER_RANGE, ENGINE_RANGE, hwh
 from esbhw.manifest import manifest
@@ -64,7 +65,7 @@ def read_overlay(path: str | Path) -> EngineConfig:
         head = file.read(len(MARK))
         text = file.read(1 << 16) if head == MARK.encode() else b""
     if not text:
-        raise ValueError(f"{path} was not made for the simulated board; make one with esbsim.board.write_overlay")
+        raise BadValue(f"{path} was not made for the simulated board; make one with esbsim.board.write_overlay")
     return EngineConfig.from_dict(json.loads(text))
 
 

@@ -10,6 +10,7 @@ still have these names after synthesis, registers and ports above all. It has no
 import re
 from pathlib import Path
 
+from esbflow.errors import BadValue
 from esbflow.files import whole
 
 _CHANGE = re.compile(r"([01xXzZ])(\S+)$|b([01xXzZ]+) (\S+)$")
@@ -78,7 +79,7 @@ def read_vcd(path: str | Path) -> tuple:
                 if signal is not None:
                     signal.set(change[1] or change[3], now)
     if now is None or not signals:
-        raise ValueError(f"{path} is not a VCD of a run: it has no signals or no time")
+        raise BadValue(f"{path} is not a VCD of a run: it has no signals or no time")
     for signal in by_code.values():
         signal.end(now)
     return signals, now, unit

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 
 CHANNELS = ("ar", "r", "aw", "w", "b")
@@ -57,17 +58,17 @@ class MemoryTiming:
         for name in ("latency", "write_latency"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
-                raise ValueError(f"{name} must be at least 1 cycle, not {value!r}")
+                raise BadValue(f"{name} must be at least 1 cycle, not {value!r}")
         if not 0 < self.beats_per_cycle <= 1:
-            raise ValueError(f"beats_per_cycle must be above 0 and at most 1, not {self.beats_per_cycle!r}")
+            raise BadValue(f"beats_per_cycle must be above 0 and at most 1, not {self.beats_per_cycle!r}")
         for name in ("jitter", "outstanding", "seed"):
             if not 0 <= getattr(self, name) < 2**31:
-                raise ValueError(f"{name} must not be negative, and below 2**31, not {getattr(self, name)!r}")
+                raise BadValue(f"{name} must not be negative, and below 2**31, not {getattr(self, name)!r}")
         for channel, chance in self.stalls().items():
             if channel not in CHANNELS:
-                raise ValueError(f"stall: {no_such('channel', channel, CHANNELS)}")
+                raise BadValue(f"stall: {no_such('channel', channel, CHANNELS)}")
             if not 0 <= chance < 1:
-                raise ValueError(f"stall: the chance on {channel} must be at least 0 and below 1, not {chance!r}")
+                raise BadValue(f"stall: the chance on {channel} must be at least 0 and below 1, not {chance!r}")
 
     def stalls(self) -> dict:
         return self.stall if isinstance(self.stall, dict) else dict.fromkeys(CHANNELS, self.stall)
@@ -103,7 +104,7 @@ class Simulator:
         if not isinstance(memory, np.ndarray) or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
             raise TypeError("memory must be a contiguous NumPy array of uint8")
         if not memory.flags.writeable:
-            raise ValueError("memory must be writeable")
+            raise BadValue("memory must be writeable")
         self._library, self._lock = _load(library), threading.Lock()
         self.memory, self.base = memory, base  # kept: C++ holds a pointer into it
         self._handle = self._library.esb_new(memory.ctypes.data, memory.nbytes, base, seed)
@@ -184,7 +185,7 @@ class Simulator:
     def write(self, address: int, value: int):
         """Writes the 32-bit register at a byte address. Raises as `read` does."""
         if not 0 <= value < 2**32:
-            raise ValueError(f"a register value must fit in 32 bits, not {value!r}")
+            raise BadValue(f"a register value must fit in 32 bits, not {value!r}")
         response = self._call("esb_write", address, value, ACCESS_LIMIT)
         self._check_access("write", address, response)
 
@@ -213,7 +214,7 @@ class Simulator:
     def set_shared_bandwidth(self, bytes_per_cycle: float | Fraction | None):
         """Limits what all ports together move; None lifts the limit."""
         if bytes_per_cycle is not None and bytes_per_cycle <= 0:
-            raise ValueError(f"bytes_per_cycle must be above 0 or None, not {bytes_per_cycle!r}")
+            raise BadValue(f"bytes_per_cycle must be above 0 or None, not {bytes_per_cycle!r}")
         rate = Fraction(bytes_per_cycle or 0).limit_denominator(1000)
         self._call("esb_set_shared", rate.numerator, rate.denominator)
 
@@ -223,7 +224,7 @@ class Simulator:
         Addresses outside the memory answer "decerr" always.
         """
         if response not in RESPONSES:
-            raise ValueError(f"response must be 'slverr' or 'decerr', not {response!r}")
+            raise BadValue(f"response must be 'slverr' or 'decerr', not {response!r}")
         self._call("esb_add_fault", self._port(port), low, high, RESPONSES[response])
 
     def clear_faults(self):
@@ -259,7 +260,7 @@ class Simulator:
         if name is None:
             return -1
         if name not in self.ports:
-            raise ValueError(no_such("memory port", name, self.ports))
+            raise BadValue(no_such("memory port", name, self.ports))
         return self.ports.index(name)
 
     # -- waves --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from esbflow.errors import UserError
 from esbhw import to_verilog
 
 FLATTEN = "hierarchy -top {top}; proc; flatten; opt -fast; opt_dff; opt_clean{purge}; memory_collect; write_verilog -noattr"
@@ -21,7 +22,7 @@ _ITEM = re.compile(
 """What may change its place in flat Verilog of Yosys: a declaration, an assignment, a register's `always` without begin."""
 
 
-class BuildError(RuntimeError):
+class BuildError(UserError, RuntimeError):
     """A simulator could not be built: a tool is missing or refused its input."""
 
 

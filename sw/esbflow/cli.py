@@ -24,7 +24,7 @@ from esbflow.commands import (
     zoo,
 )
 from esbflow.commands import compile as compile_command
-from esbflow.commands.common import UserError
+from esbflow.errors import UserError
 from esbflow.suggest import nearest
 
 COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, bitstream, compile_command, estimate, run, report, zoo,
@@ -62,22 +62,6 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def expected_errors() -> tuple:
-    """Exceptions whose text is a sentence for the user; all others are bugs and keep their traceback."""
-    from esbflow.compiler.errors import CompileError
-    from esbflow.graph.errors import GraphError
-    from esbflow.runtime.errors import RuntimeFault
-
-    errors = [UserError, GraphError, CompileError, RuntimeFault]
-    # Modules that are not loaded cannot have raised anything.
-    for module, name in (("esbflow.training.data", "DataUnavailable"), ("esbsim.toolchain", "BuildError"),
-                         ("esbhw.synthesis", "SynthesisError"), ("esbhw.yosys", "YosysError"),
-                         ("esbhw.to_verilog", "YosysError"), ("esbhw.flow_error", "FlowError")):
-        if module in sys.modules:
-            errors.append(getattr(sys.modules[module], name))
-    return tuple(errors)
-
-
 @contextmanager
 def _warnings_in_one_line(command: str):
     """What a graph was hardly meant to be is said on standard error, once a command."""
@@ -102,8 +86,9 @@ def _sentence(error: Exception) -> str | None:
     """What the user is told of bad input or of something that is missing; None for a fault of ours."""
     if isinstance(error, ImportError):
         return f"{error.name or error} is not installed; `esbflow doctor` says what to do"
-    # ValueError is how the libraries refuse bad input; a RuntimeError counts only if it is one of ours.
-    return str(error) if isinstance(error, (ValueError, OSError, *expected_errors())) else None
+    # What the system refuses (a missing file, a full disk) has a number, and is the user's to mend.
+    of_the_system = isinstance(error, OSError) and error.errno is not None
+    return str(error) if of_the_system or isinstance(error, UserError) else None
 
 
 def main(argv: list | None = None) -> int:

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 
 AXI_BEAT_BITS = 128
@@ -65,7 +66,7 @@ class EngineConfig:
     16
     >>> EngineConfig("odd", rows=6, cols=8)
     Traceback (most recent call last):
-    ValueError: rows must be a power of two in 4..128, not 6
+    esbflow.errors.BadValue: rows must be a power of two in 4..128, not 6
     """
 
     name: str
@@ -94,7 +95,7 @@ class EngineConfig:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a text, not {self.name!r}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
-            raise ValueError("name must be 1 to 64 letters, digits, '_', '-' or '.', and begin with a letter or digit, not "
+            raise BadValue("name must be 1 to 64 letters, digits, '_', '-' or '.', and begin with a letter or digit, not "
                              f"{self.name!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -103,7 +104,7 @@ class EngineConfig:
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
         if self.array not in ARRAYS:
-            raise ValueError(f"array must be one of {', '.join(ARRAYS)}, not {self.array!r}")
+            raise BadValue(f"array must be one of {', '.join(ARRAYS)}, not {self.array!r}")
         _power_of_two("rows", self.rows, 4, 128)
         _power_of_two("cols", self.cols, self.rows, 128)
         _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, 32))
@@ -118,17 +119,17 @@ class EngineConfig:
         _in_range("accumulator_width", self.accumulator_width, 16, 32)
         _in_range("clock_mhz", self.clock_mhz, 1, 1000)
         if self.activation_beats < self.beats_per_word:
-            raise ValueError("activation_beats must hold at least one word")
+            raise BadValue("activation_beats must hold at least one word")
         self._check_weights()
         if self.channel_unit:
             _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
             if self.weight_max < 1:
-                raise ValueError("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
+                raise BadValue("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
             if self.tap_beats % self.weight_ports:
-                raise ValueError(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of the taps of "
+                raise BadValue(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of the taps of "
                                  f"{self.channel_unit} channels equally; use fewer ports, or a wider channel_unit")
             if self.tap_beats > self.tile_beats:
-                raise ValueError(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
+                raise BadValue(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
                                  f"has {self.tile_beats}; use more cols, or a narrower channel_unit")
 
     def _check_weights(self) -> None:
@@ -136,12 +137,12 @@ class EngineConfig:
         _in_range("weight_max", self.weight_max, 0, 15)
         _power_of_two("table_groups", self.table_groups, 1, self.rows // TABLE_INPUTS)
         if self.array == "shiftadd" and self.weight_planes is None:
-            raise ValueError(f"the shift-add array takes weights -(2**n - 1)..2**n - 1 or -2**(n-1)..2**(n-1) - 1, not "
+            raise BadValue(f"the shift-add array takes weights -(2**n - 1)..2**n - 1 or -2**(n-1)..2**(n-1) - 1, not "
                              f"{self.weight_min}..{self.weight_max}; use the table array, or a wider range")
         if self.array == "table":
             codes = self.table_groups * self.cols * TABLE_INPUTS
             if self.tile_beats > 1 and self.path_codes > codes:
-                raise ValueError(f"weight_path_beats brings {self.path_codes} codes a cycle and {self.table_groups} table "
+                raise BadValue(f"weight_path_beats brings {self.path_codes} codes a cycle and {self.table_groups} table "
                                  f"groups take {codes}; use a narrower path or more table_groups")
 
     @property
@@ -266,11 +267,11 @@ class EngineConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(fields) - known
         if unknown:
-            raise ValueError(no_such("engine parameter", sorted(unknown)[0], sorted(known)))
+            raise BadValue(no_such("engine parameter", sorted(unknown)[0], sorted(known)))
         missing = [field.name for field in dataclasses.fields(cls)
                    if field.default is dataclasses.MISSING and field.name not in fields]
         if missing:
-            raise ValueError(f"it has no {' and no '.join(missing)}")
+            raise BadValue(f"it has no {' and no '.join(missing)}")
         return cls(**fields)
 
     @property
@@ -291,12 +292,12 @@ INTERFACE_VERSION = 2
 
 def _power_of_two(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high or value & (value - 1):
-        raise ValueError(f"{name} must be a power of two in {low}..{high}, not {value}")
+        raise BadValue(f"{name} must be a power of two in {low}..{high}, not {value}")
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in {low}..{high}, not {value}")
+        raise BadValue(f"{name} must be in {low}..{high}, not {value}")
 
 
 _LARGE = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
@@ -340,15 +341,15 @@ def engine(name: str) -> EngineConfig:
             with open(name, encoding="utf-8") as file:
                 content = json.load(file)
         except FileNotFoundError:
-            raise ValueError(f"there is no engine file {name}") from None
+            raise BadValue(f"there is no engine file {name}") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} is no JSON file of an engine: {error}") from None
+            raise BadValue(f"{name} is no JSON file of an engine: {error}") from None
         try:
             if not isinstance(content, dict):
                 raise TypeError("it holds no object")
             return EngineConfig.from_dict(content.get("config", content))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} is no engine's configuration: {error}") from None
+            raise BadValue(f"{name} is no engine's configuration: {error}") from None
     if name not in ENGINES:
-        raise ValueError(no_such("engine", name, ENGINES))
+        raise BadValue(no_such("engine", name, ENGINES))
     return ENGINES[name]

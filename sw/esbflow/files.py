@@ -6,6 +6,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from esbflow.errors import NotWritable
+
 
 @contextmanager
 def whole(path: str | Path):
@@ -43,18 +45,18 @@ def check_writable(path: str | Path) -> Path:
 
     Raises
     ------
-    OSError
+    NotWritable
         naming the file, if it cannot be written.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file")
+        raise NotWritable(f"{path} is a folder; name a file")
     with_probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         with_probe.parent.mkdir(parents=True, exist_ok=True)
         with_probe.write_bytes(b"")
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise NotWritable(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             with_probe.unlink()

@@ -10,10 +10,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
+from esbflow.errors import BadValue
 from esbflow.registers import REGISTERS, is_engine, vlnv
 
 
-class HandoffError(ValueError):
+class HandoffError(BadValue):
     """A .hwh or .json that cannot be read, or has no engine."""
 
 

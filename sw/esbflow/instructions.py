@@ -9,6 +9,8 @@ semaphore is above zero and takes one; `post_*` gives one when it has finished. 
 is answered by a post that stands before it; then in-order dispatch cannot lock up.
 """
 
+from esbflow.errors import BadValue
+
 INSTRUCTION_BITS = 256
 INSTRUCTION_BEATS = 2
 
@@ -98,7 +100,7 @@ def encode(opcode: str, **values: int) -> int:
     '0x26'
     >>> encode("LOAD", region=9)
     Traceback (most recent call last):
-    ValueError: LOAD: region = 9 does not fit in 3 bits
+    esbflow.errors.BadValue: LOAD: region = 9 does not fit in 3 bits
     """
     places = _LAYOUTS[opcode]
     word = OPCODES[opcode]
@@ -108,7 +110,7 @@ def encode(opcode: str, **values: int) -> int:
         signed = is_signed(opcode, name)
         smallest, largest = (-(1 << width - 1), (1 << width - 1) - 1) if signed else (0, (1 << width) - 1)
         if not smallest <= value <= largest:
-            raise ValueError(f"{opcode}: {name} = {value} does not fit in {width} bits")
+            raise BadValue(f"{opcode}: {name} = {value} does not fit in {width} bits")
         word |= (value & ((1 << width) - 1)) << low
     return word
 
@@ -129,7 +131,7 @@ def decode(word: int) -> tuple:
         if value == number:
             break
     else:
-        raise ValueError(f"no instruction has opcode {number}")
+        raise BadValue(f"no instruction has opcode {number}")
     fields = {}
     for name, (low, width) in _LAYOUTS[opcode].items():
         value = (word >> low) & ((1 << width) - 1)

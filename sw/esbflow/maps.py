@@ -1,5 +1,7 @@
 """What networks compute on, as maps: rows of features and sequences are maps of one pixel, or of one row of pixels."""
 
+from esbflow.errors import BadValue
+
 
 def map_shape(shape: tuple) -> tuple:
     """(c, h, w) of (features,), (channels, length) or (channels, height, width).
@@ -21,7 +23,7 @@ def plane(values: tuple, neutral: int) -> tuple:
     return (neutral,) * (2 - len(values)) + tuple(values)
 
 
-def as_maps(images, shape: tuple, error: type = ValueError):
+def as_maps(images, shape: tuple, error: type = BadValue):
     """Rows (n, features), sequences (n, channels, length) or images (n, c, h, w), an array or tensor, as (n, *shape).
 
     Raises

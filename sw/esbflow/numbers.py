@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.errors import BadValue
+
 MAX_LEVEL_BITS = 32
 """No level needs more than a signed 32-bit integer, or an unsigned one."""
 
@@ -74,7 +76,7 @@ class Format:
         """
         t, s = _integers("t", t), _integers("s", s)
         if s.size and not (0 <= s.min() and s.max() <= 62):
-            raise ValueError(f"s must be in 0..62, not {s.min()}..{s.max()}")
+            raise BadValue(f"s must be in 0..62, not {s.min()}..{s.max()}")
         # Levels are integers, so midpoints are half-integers: floor(2t / 2**s) decides everything.
         if s.size and s.min() > 0:
             halves = t >> (s - 1)
@@ -96,7 +98,7 @@ class Format:
         """
         values = np.asarray(values, dtype=np.float64)
         if np.isnan(values).any():
-            raise ValueError("cannot round NaN to a level; remove it first")
+            raise BadValue("cannot round NaN to a level; remove it first")
         halves = np.floor(2 * np.clip(values, self.min - 1, self.max + 1))
         return self._nearest_to_half(halves.astype(np.int64))
 
@@ -111,7 +113,7 @@ class Format:
         values = _integers("values", values)
         known = self.contains(values)
         if not known.all():
-            raise ValueError(f"{int(values[~known].flat[0])} is not a level of {self}; round it first")
+            raise BadValue(f"{int(values[~known].flat[0])} is not a level of {self}; round it first")
         return self._encode(values).astype(np.uint32)
 
     def decode(self, codes) -> np.ndarray:
@@ -125,7 +127,7 @@ class Format:
         codes = _integers("codes", codes)
         wrong = (codes < 0) | (codes >= self.codes)
         if wrong.any():
-            raise ValueError(f"{self} has codes 0..{self.codes - 1}, not {int(codes[wrong].flat[0])}")
+            raise BadValue(f"{self} has codes 0..{self.codes - 1}, not {int(codes[wrong].flat[0])}")
         return self._decode(codes)
 
     @property
@@ -181,12 +183,12 @@ class ESB(Format):
         if not isinstance(self.signed, bool):
             raise TypeError(f"signed must be True or False, not {self.signed!r}")
         if not 1 + self.signed <= self.bits <= 32:
-            raise ValueError(f"bits must be in {1 + self.signed}..32, not {self.bits}")
+            raise BadValue(f"bits must be in {1 + self.signed}..32, not {self.bits}")
         largest = self.bits - 1 - self.signed
         if not 0 <= self.significand <= largest:
-            raise ValueError(f"significand must be in 0..{largest} for {self.bits} bits, not {self.significand}")
+            raise BadValue(f"significand must be in 0..{largest} for {self.bits} bits, not {self.significand}")
         if self.magnitude_bits > 31:
-            raise ValueError(f"{self} has levels of {self.magnitude_bits} bits; use a larger significand "
+            raise BadValue(f"{self} has levels of {self.magnitude_bits} bits; use a larger significand "
                              "so that 31 are enough")
 
     @property
@@ -235,7 +237,7 @@ class _Linear(Format):
     def __post_init__(self):
         _whole("bits", self.bits)
         if not 1 <= self.bits <= MAX_LEVEL_BITS:
-            raise ValueError(f"bits must be in 1..{MAX_LEVEL_BITS}, not {self.bits}")
+            raise BadValue(f"bits must be in 1..{MAX_LEVEL_BITS}, not {self.bits}")
 
     def _nearest_to_half(self, halves):
         return _clip((halves + 1) >> 1, self.min, self.max)
@@ -332,11 +334,11 @@ class Codebook(Format):
             _whole("a codebook value", value)
         object.__setattr__(self, "values", tuple(int(value) for value in self.values))
         if not 1 <= len(self.values) <= 1 << 16:
-            raise ValueError(f"a codebook must hold 1..65536 values, not {len(self.values)}")
+            raise BadValue(f"a codebook must hold 1..65536 values, not {len(self.values)}")
         if any(a >= b for a, b in zip(self.values, self.values[1:])):
-            raise ValueError(f"codebook values must ascend: {self.values}")
+            raise BadValue(f"codebook values must ascend: {self.values}")
         if not -(2**31) <= self.values[0] <= self.values[-1] < 2**31:
-            raise ValueError("codebook values must fit in 32 bits")
+            raise BadValue("codebook values must fit in 32 bits")
 
     @property
     def bits(self) -> int:
@@ -364,7 +366,7 @@ def pack(codes) -> np.ndarray:
     """
     codes = _integers("codes", codes).ravel()
     if codes.size and not (0 <= codes.min() and codes.max() <= 15):
-        raise ValueError(f"codes must be in 0..15 to be packed, not {codes.min()}..{codes.max()}")
+        raise BadValue(f"codes must be in 0..15 to be packed, not {codes.min()}..{codes.max()}")
     padded = np.append(codes, [0] * (codes.size % 2)).astype(np.uint8)
     return padded[0::2] | padded[1::2] << 4
 
@@ -377,7 +379,7 @@ def unpack(packed, count: int) -> np.ndarray:
     """
     packed = np.asarray(packed, dtype=np.uint8).ravel()
     if not 0 <= count <= 2 * packed.size:
-        raise ValueError(f"count must be in 0..{2 * packed.size}, not {count}")
+        raise BadValue(f"count must be in 0..{2 * packed.size}, not {count}")
     return np.stack([packed & 15, packed >> 4], axis=1).ravel()[:count]
 
 
@@ -401,11 +403,11 @@ def _whole(name, value):
 def _levels(format: Format) -> np.ndarray:
     if isinstance(format, _Linear):
         if format.bits > _MATERIALISED_BITS:
-            raise ValueError(f"{format} has too many levels to list; use min and max")
+            raise BadValue(f"{format} has too many levels to list; use min and max")
         levels = np.arange(format.min, format.max + 1, dtype=np.int64)
     elif isinstance(format, ESB):
         if format.bits > _MATERIALISED_BITS:
-            raise ValueError(f"{format} has too many levels to list; use min and max")
+            raise BadValue(f"{format} has too many levels to list; use min and max")
         levels = np.unique(format._decode(np.arange(1 << format.bits, dtype=np.int64)))
     elif isinstance(format, Binary):
         levels = np.array([-1, 1], dtype=np.int64)
@@ -442,4 +444,4 @@ def _parse(text):
         match = pattern.fullmatch(text.strip())
         if match:
             return make(*match.groups())
-    raise ValueError(f"{text!r} is not a format; write esb4.1, uesb4.2, s8, u4, bin or cb[-3,-1,1,3]")
+    raise BadValue(f"{text!r} is not a format; write esb4.1, uesb4.2, s8, u4, bin or cb[-3,-1,1,3]")

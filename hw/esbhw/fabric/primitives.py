@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from amaranth import Cat, Const, Instance, Signal
 
+from esbflow.errors import BadValue
+
 CARRY_BITS = 8
 SHARED_INPUTS = 5
 """Inputs that the two outputs of a LUT6_2 share; the sixth is held high (UG574)."""
@@ -29,7 +31,7 @@ def lut6_2(m, name: str, inputs: list, function6: Callable, function5: Callable 
         if there are more than five inputs.
     """
     if len(inputs) > SHARED_INPUTS:
-        raise ValueError(f"{name} needs {len(inputs)} inputs and a LUT6_2 shares {SHARED_INPUTS}")
+        raise BadValue(f"{name} needs {len(inputs)} inputs and a LUT6_2 shares {SHARED_INPUTS}")
     content = 0
     for k in range(1 << SHARED_INPUTS):
         bits = [k >> z & 1 for z in range(len(inputs))]

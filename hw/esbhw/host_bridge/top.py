@@ -3,6 +3,7 @@
 from amaranth import Cat, ClockDomain, DomainRenamer, Elaboratable, Module, Signal
 
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import BadValue
 from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.control import lite_signature
 from esbhw.engine.engine import Engine
@@ -31,7 +32,7 @@ class BridgedEngine(Elaboratable):
         self.config, self.beats, self.clock_hz = config, beats, clock_hz
         self.divisor = round(clock_hz / baud)
         if self.divisor < 4 or abs(clock_hz / self.divisor / baud - 1) > 0.01:
-            raise ValueError(f"a clock of {clock_hz} Hz gives no serial line of {baud} bits a second; the nearest is "
+            raise BadValue(f"a clock of {clock_hz} Hz gives no serial line of {baud} bits a second; the nearest is "
                              f"{clock_hz // max(4, self.divisor)}")
         self.clock, self.rx, self.tx = Signal(name="clock"), Signal(name="rx", init=1), Signal(name="tx", init=1)
         self.leds = Signal(LEDS, name="leds")

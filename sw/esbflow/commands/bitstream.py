@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, say, show
+from esbflow.errors import BadValue
 from esbflow.files import write_json
 
 
@@ -28,7 +29,7 @@ def run(arguments) -> None:
     chosen, config = board(arguments.board), engine_of(arguments)
     work = Path(arguments.work or Path("build") / "bitstream" / chosen.name / config.name)
     if chosen.flow == "ecp5" and arguments.clock_mhz not in (None, chosen.clock_mhz):
-        raise ValueError(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
+        raise BadValue(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
     if arguments.dry_run:
         _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz)
         content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}

@@ -9,12 +9,9 @@ import numpy as np
 
 from esbflow.commands.model_files import other_tools
 from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+from esbflow.errors import UserError
 
 JSON_HELP = "print one JSON object instead of a table"
-
-
-class UserError(Exception):
-    """Bad input; the text is the one sentence that the user sees."""
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, UserError, print_table, show
+from esbflow.commands.common import JSON_HELP, print_table, show
+from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:

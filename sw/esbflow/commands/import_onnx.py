@@ -2,8 +2,9 @@
 
 import argparse
 
-from esbflow.commands.common import JSON_HELP, UserError, show
+from esbflow.commands.common import JSON_HELP, show
 from esbflow.commands.model_files import other_tools
+from esbflow.errors import UserError
 
 
 def _numbers(text: str) -> tuple:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, print_table, show
+from esbflow.errors import BadValue
 from esbflow.files import write_whole
 
 
@@ -25,7 +26,7 @@ def run(arguments) -> None:
         _formats(arguments)
         return
     if not arguments.model:
-        raise ValueError("give a model to inspect, or --formats BITS")
+        raise BadValue("give a model to inspect, or --formats BITS")
     from esbflow.reports.inspection import inspect, last_layer, warnings
 
     graph, model = _open(arguments.model)

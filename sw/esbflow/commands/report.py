@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from esbflow.commands.common import UserError, load_graph
+from esbflow.commands.common import load_graph
+from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:

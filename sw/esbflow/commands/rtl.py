@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, UserError, add_engine, engine_of, print_table, progress_bar, show
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, print_table, progress_bar, show
+from esbflow.errors import UserError
 from esbflow.files import write_json
 
 

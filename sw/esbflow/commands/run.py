@@ -7,7 +7,6 @@ import numpy as np
 
 from esbflow.commands.common import (
     JSON_HELP,
-    UserError,
     add_engine,
     engine_of,
     load_data,
@@ -18,6 +17,7 @@ from esbflow.commands.common import (
     show,
 )
 from esbflow.commands.connect import connect
+from esbflow.errors import UserError
 from esbflow.files import whole
 from esbflow.runtime.program_file import FORMAT, holds, load_program
 

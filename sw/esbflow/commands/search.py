@@ -1,6 +1,7 @@
 """esbflow search: the weights of each layer that lose least under a budget of engine cycles or bytes."""
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, resources_of, say, show
+from esbflow.errors import BadValue
 from esbflow.files import check_writable, write_json
 
 
@@ -38,9 +39,9 @@ def run(arguments) -> None:
         model = NETWORKS[recipe.network]()
         load_weights(model, recipe.start)
     else:
-        raise ValueError(f"recipe {arguments.recipe} starts from nothing; give a trained network with --float")
+        raise BadValue(f"recipe {arguments.recipe} starts from nothing; give a trained network with --float")
     if arguments.budget <= 0:
-        raise ValueError(f"the budget must be positive, not {arguments.budget:g}")
+        raise BadValue(f"the budget must be positive, not {arguments.budget:g}")
     images, labels = load_images(recipe.data, "train", arguments.images)
     check_writable(arguments.out)
     config = _within_luts(arguments, model, recipe.quant, images) if arguments.luts else engine_of(arguments)
@@ -71,7 +72,7 @@ def _within_luts(arguments, model, recipe, images):
 
     configs = {name: engine(name) for name in arguments.engines.split()}
     if not configs:
-        raise ValueError("--engines names no engine to choose from")
+        raise BadValue("--engines names no engine to choose from")
     sizes = {name: (config, resources_of(config, arguments.json).lut) for name, config in configs.items()}
     low = calibrate(quantize(copy.deepcopy(model).eval(), recipe), images, recipe.mean, recipe.std)
     name = engine_within(export(low, "search", images.shape[1:]), sizes, arguments.luts)

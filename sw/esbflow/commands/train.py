@@ -2,6 +2,7 @@
 
 from esbflow.commands.common import JSON_HELP, positive, print_table, show
 from esbflow.engine_config import DEFAULT_ENGINE
+from esbflow.errors import BadValue
 from esbflow.files import check_writable
 from esbflow.training.machine_options import add_machine, said_of_machine
 
@@ -74,7 +75,7 @@ def _how(arguments):
 
     said = {name: getattr(arguments, name) for name in ("rounding", "ranges", "equalize") if getattr(arguments, name)}
     if said and not arguments.post_training:
-        raise ValueError(f"--{next(iter(said))} is for --post-training; give the number of images with it")
+        raise BadValue(f"--{next(iter(said))} is for --post-training; give the number of images with it")
     if said.get("ranges", "error") != "error":
         try:
             said["ranges"] = float(said["ranges"])
@@ -97,7 +98,7 @@ def _overrides(path: str | None) -> tuple | None:
             raise TypeError("it names none")
         return found
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON object of layers and weights ({error}); `esbflow search` writes one") from None
+        raise BadValue(f"{path} is no JSON object of layers and weights ({error}); `esbflow search` writes one") from None
 
 
 def _write_record(arguments, metrics: dict) -> None:

@@ -36,6 +36,7 @@ from esbflow.engine_facts import (
     compute_latency,
     load_tail,
 )
+from esbflow.errors import BadValue
 from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
 from esbflow.registers import LOG_BEATS
 from esbflow.requantizer import drain_latency
@@ -147,7 +148,7 @@ class CycleModel:
         """The cycle from which `count` tokens can be taken."""
         queue = self.tokens.get(name, ())
         if len(queue) < count:
-            raise ValueError(f"the program waits for {name} and nothing before it posts that")
+            raise BadValue(f"the program waits for {name} and nothing before it posts that")
         cycle = 0
         for _ in range(count):
             cycle = queue.popleft()
@@ -200,7 +201,7 @@ class CycleModel:
             _, fields = decode(word)
             unit.popped.append(act[opcode](unit, fields, dispatch + FIFO_LATENCY))
         if total is None:
-            raise ValueError("the program has no END instruction")
+            raise BadValue("the program has no END instruction")
         return Cycles(total=total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from esbflow.errors import BadValue
 from esbflow.graph.errors import GraphError
 
 OPSETS = range(9, 25)
@@ -76,7 +77,7 @@ def from_proto(proto: onnx.ModelProto, where) -> Model:
     for node in graph.node:
         # protobuf gives bytes where a text is damaged.
         if not all(isinstance(text, str) for text in (node.name, node.op_type, node.domain, *node.input, *node.output)):
-            raise ValueError("a name is no text")
+            raise BadValue("a name is no text")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from esbflow.errors import BadValue
 from esbflow.graph import ir
 from esbflow.graph.validate import validate
 from esbflow.interchange.input_line import fit_line
@@ -40,7 +41,7 @@ def to_qonnx(graph: ir.Graph, rounding: str = "ROUND", batch: int = 1) -> onnx.M
         if a format has no QONNX operator, naming the layer.
     """
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be ROUND or FLOOR, not {rounding!r}")
+        raise BadValue(f"rounding must be ROUND or FLOOR, not {rounding!r}")
     return _Exporter(validate(graph), rounding, batch).run()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.networks.registry import network
 from esbflow.quant.layers import SelectChannels
 
@@ -62,7 +63,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, unused: tuple = (), rena
         hint = ""
         if missing and all(name.endswith(("running_mean", "running_var")) for name in missing):
             hint = " (if its batch norms hold scale and shift only, say folded_statistics=True)"
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}{hint}")
+        raise BadValue(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}{hint}")
     model.load_state_dict(found, strict=False)
     return model.eval()
 
@@ -89,7 +90,7 @@ def read_tensors(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}")
+        raise BadValue(f"there is no checkpoint {path}")
     if path.suffix == ".npz":
         content = _read_npz(path)
     elif path.suffix == ".safetensors":
@@ -97,13 +98,13 @@ def read_tensors(path: str | Path) -> dict:
     elif path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
     else:
-        raise ValueError(f"{path}: checkpoints are .npz, .safetensors or {', '.join(TORCH_SUFFIXES)}")
+        raise BadValue(f"{path}: checkpoints are .npz, .safetensors or {', '.join(TORCH_SUFFIXES)}")
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; save a model's state_dict()")
+        raise BadValue(f"{path} holds no tensors; save a model's state_dict()")
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -121,29 +122,29 @@ def _read_npz(path: Path) -> dict:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or no .npz of plain arrays ({_first_line(error)})") from None
+        raise BadValue(f"{path} is damaged, or no .npz of plain arrays ({_first_line(error)})") from None
 
 
 def _read_safetensors(path: Path) -> dict:
     try:
         from safetensors.torch import load_file
     except ImportError:
-        raise ValueError(f"{path}: reading it needs the package safetensors; install it, or save the tensors as .npz"
+        raise BadValue(f"{path}: reading it needs the package safetensors; install it, or save the tensors as .npz"
                          ) from None
     try:
         return load_file(path)
     except Exception as error:  # the library has an exception of its own for each fault
-        raise ValueError(f"{path} is damaged, or no safetensors file ({_first_line(error)})") from None
+        raise BadValue(f"{path} is damaged, or no safetensors file ({_first_line(error)})") from None
 
 
 def _read_torch(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises on a damaged file, or on one that holds more than tensors
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({_first_line(error)}); save a model's state_dict()"
+        raise BadValue(f"{path} is damaged, or holds more than tensors ({_first_line(error)}); save a model's state_dict()"
                          ) from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__} and no state dict; save a model's state_dict()")
+        raise BadValue(f"{path} holds a {type(content).__name__} and no state dict; save a model's state_dict()")
     return dict(content)
 
 

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.quant.sgquant import Rows
 
 SPARSE_BELOW = 0.25
@@ -35,9 +36,9 @@ class Topology:
     def __init__(self, edges, nodes: int):
         edges = torch.as_tensor(edges, dtype=torch.int64).reshape(-1, 2)
         if nodes < 1:
-            raise ValueError(f"a graph needs at least one node, not {nodes}")
+            raise BadValue(f"a graph needs at least one node, not {nodes}")
         if len(edges) and not (0 <= int(edges.min()) and int(edges.max()) < nodes):
-            raise ValueError(f"an edge names node {int(edges.max() if edges.max() >= nodes else edges.min())}, "
+            raise BadValue(f"an edge names node {int(edges.max() if edges.max() >= nodes else edges.min())}, "
                              f"but nodes are 0 to {nodes - 1}")
         loops = torch.arange(nodes).repeat(2, 1).T
         both = torch.cat([edges, edges.flip(1), loops])
@@ -150,9 +151,9 @@ class GraphNetwork(nn.Module):
         name, point = next(iter(self.PRODUCTS.items()))
         width = self.widths[point]
         if features.shape != (topology.nodes, width):
-            raise ValueError(f"the network takes features of shape ({topology.nodes}, {width}), not {tuple(features.shape)}")
+            raise BadValue(f"the network takes features of shape ({topology.nodes}, {width}), not {tuple(features.shape)}")
         if not torch.isfinite(features).all():
-            raise ValueError("the features hold NaN or infinity")
+            raise BadValue("the features hold NaN or infinity")
         if name in self.engine:
             return features  # the engine's side quantizes it
         stored = self.store(point, features, topology.rows)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.networks.alexnet import AlexNet
 from esbflow.networks.cifarnet import CifarNet
 from esbflow.networks.cnv import CNV
@@ -85,5 +86,5 @@ def network(name: str) -> Network:
         for an unknown name, listing the known ones.
     """
     if name not in NETWORKS:
-        raise ValueError(no_such("network", name, NETWORKS))
+        raise BadValue(no_such("network", name, NETWORKS))
     return NETWORKS[name]

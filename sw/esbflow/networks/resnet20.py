@@ -7,6 +7,7 @@ the checkpoints in circulation (conv1, bn1, layer1.0.conv1, ..., linear).
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.quant.layers import SelectChannels
 
 
@@ -46,7 +47,7 @@ class ResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
-            raise ValueError(f"a CIFAR-10 ResNet has a depth of 6*k + 2, such as 20, 32 or 56, not {depth}")
+            raise BadValue(f"a CIFAR-10 ResNet has a depth of 6*k + 2, such as 20, 32 or 56, not {depth}")
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
+
 POOL_LIMIT = 15
 
 
@@ -40,7 +42,7 @@ class SentenceCNN(nn.Module):
                  dropout: float = 0.5):
         super().__init__()
         if length < max(widths):
-            raise ValueError(f"sentences of {length} tokens are shorter than a filter of {max(widths)}")
+            raise BadValue(f"sentences of {length} tokens are shorter than a filter of {max(widths)}")
         self.shape = (dim, length, 1)
         self.convs = nn.ModuleList(nn.Conv2d(dim, filters, (width, 1)) for width in widths)
         self.pools = nn.ModuleList(pools_over(length - width + 1) for width in widths)

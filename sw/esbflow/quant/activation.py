@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.base import Quantizer, across_ranks, check_finite
 from esbflow.quant.dda import optimal_scale, rectified_scale
@@ -52,7 +53,7 @@ class ActivationQuantizer(Quantizer):
     def __init__(self, form: Format, mode: str = "learned", momentum: float = 0.9, name: str = "activation"):
         super().__init__(form)
         if mode not in ACTIVATION_SCALES:
-            raise ValueError(f"the activation scale must be one of {', '.join(ACTIVATION_SCALES)}, not {mode!r}")
+            raise BadValue(f"the activation scale must be one of {', '.join(ACTIVATION_SCALES)}, not {mode!r}")
         self.mode = mode
         self.momentum = momentum
         self.name = name
@@ -113,7 +114,7 @@ class ActivationQuantizer(Quantizer):
             before any batch was seen.
         """
         if not (self.seen or self.blank):
-            raise ValueError(f"{self.name} has seen no data, so it has no scale: train or calibrate the model first")
+            raise BadValue(f"{self.name} has seen no data, so it has no scale: train or calibrate the model first")
         return float(self.scale(self.step).detach())
 
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CV
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Signed
 from esbflow.quant.base import check_finite
 from esbflow.quant.lqnets import combinations, encode
@@ -31,7 +32,7 @@ def parts_of(grouping: str) -> int | None:
         return None
     if grouping.startswith("sub") and grouping[3:].isdigit() and int(grouping[3:]) >= 1:
         return int(grouping[3:])
-    raise ValueError(f"a grouping is kernel, channel, pixel or sub2 (sub3, ...), not {grouping!r}")
+    raise BadValue(f"a grouping is kernel, channel, pixel or sub2 (sub3, ...), not {grouping!r}")
 
 
 def group_view(w: torch.Tensor, grouping: str) -> torch.Tensor:
@@ -113,7 +114,7 @@ class ALQQuantizer(WeightQuantizer):
 
     def __init__(self, planes: int, grouping: str = "kernel", name: str = "weight"):
         if not 1 <= planes <= MOST_PLANES:
-            raise ValueError(f"ALQ starts with 1 to {MOST_PLANES} planes, not {planes}")
+            raise BadValue(f"ALQ starts with 1 to {MOST_PLANES} planes, not {planes}")
         parts_of(grouping)
         super().__init__(Signed(8), True, name)
         self.planes = planes

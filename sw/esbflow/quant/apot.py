@@ -10,6 +10,7 @@ import itertools
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Codebook
 from esbflow.quant.dda import optimal_scale
 from esbflow.quant.lsq import learned_levels, step_factor
@@ -27,7 +28,7 @@ def apot_levels(bits: int) -> tuple:
     (0, 1, 2, 3, 4, 6, 8, 10)
     """
     if bits not in TERMS:
-        raise ValueError(f"APoT weights have {min(TERMS)} to {max(TERMS)} bits, not {bits}")
+        raise BadValue(f"APoT weights have {min(TERMS)} to {max(TERMS)} bits, not {bits}")
     return tuple(sorted({sum(choice) for choice in itertools.product(*((0,) + term for term in TERMS[bits]))}))
 
 

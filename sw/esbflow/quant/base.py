@@ -7,6 +7,7 @@ the quantized real values, the backward pass a straight-through gradient; `integ
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 
 
@@ -56,7 +57,7 @@ def straight_through(x: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
 def check_finite(x: torch.Tensor, name: str) -> None:
     """ValueError if a tensor holds NaN or infinity, naming it. A compiled model leaves that to the loss."""
     if not torch.compiler.is_compiling() and not torch.isfinite(x).all():
-        raise ValueError(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
+        raise BadValue(f"{name} holds NaN or infinity; training has diverged, or the checkpoint is broken")
 
 
 def across_ranks(value: torch.Tensor) -> torch.Tensor:

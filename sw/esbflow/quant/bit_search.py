@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.errors import BadValue
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -58,9 +60,9 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
         if the space is empty, a number is out of range, a known setting is not in the space, or an accuracy is not finite.
     """
     if not space or any(len(values) == 0 for values in space.values()):
-        raise ValueError("the space of settings is empty")
+        raise BadValue("the space of settings is empty")
     if first < 2 or rounds < 0 or each < 1 or explored < 1 or drop < 0:
-        raise ValueError("first must be at least 2, each and explored at least 1, rounds and drop not negative")
+        raise BadValue("first must be at least 2, each and explored at least 1, rounds and drop not negative")
     searched = _Search(space, measure, memory, reference - drop, explored, report, seed)
     searched.run(first, rounds, each, known)
     return searched.found(confirm or (lambda choice: True))
@@ -113,7 +115,7 @@ class _Search:
 
     def _places(self, choice: dict) -> tuple:
         if set(choice) != set(self.space) or any(choice[name] not in values for name, values in self.space.items()):
-            raise ValueError(f"the known setting {choice} is not one of the space")
+            raise BadValue(f"the known setting {choice} is not one of the space")
         return tuple(values.index(choice[name]) for name, values in self.space.items())
 
     def _bytes(self, places: tuple) -> float:
@@ -131,7 +133,7 @@ class _Search:
         for places in settings:
             accuracy = float(self.measure(self._choice(places)))
             if not math.isfinite(accuracy):
-                raise ValueError(f"the accuracy of {self._choice(places)} is not finite")
+                raise BadValue(f"the accuracy of {self._choice(places)} is not finite")
             self.trials[places] = Trial(self._choice(places), accuracy, self._bytes(places))
             if self.report:
                 self.report(len(self.trials), self.total, self.trials[places])

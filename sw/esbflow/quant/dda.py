@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Format
 
 DISTRIBUTIONS = ("gaussian", "laplace")
@@ -61,7 +62,7 @@ def optimal_scale(form: Format, distribution: str = "gaussian") -> float:
     0.487079
     """
     if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, not {distribution!r}")
+        raise BadValue(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, not {distribution!r}")
     levels = _positive_levels(form)
     top = levels[-1]
     grid = np.exp(np.linspace(math.log(0.3 / top), math.log(14.0 / top), _GRID))

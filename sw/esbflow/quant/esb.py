@@ -8,6 +8,7 @@ optimum is recomputed (see dda.py).
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Format
 from esbflow.quant.base import round_to_levels, straight_through
 from esbflow.quant.dda import optimal_scale
@@ -47,7 +48,7 @@ class ESBWeightQuantizer(WeightQuantizer):
                  refresh: int | None = None, name: str = "weight"):
         super().__init__(form, per_channel, name)
         if scale_mode not in SCALE_MODES:
-            raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {scale_mode!r}")
+            raise BadValue(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {scale_mode!r}")
         self.scale_mode = scale_mode
         self.refresh = refresh or (REFRESH if form.bits <= 5 else 2 * REFRESH)
         self._age = 0

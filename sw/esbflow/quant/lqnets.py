@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import across_ranks, check_finite, nearest_level, straight_through
@@ -74,7 +75,7 @@ class LQWeightQuantizer(WeightQuantizer):
 
     def __init__(self, bits: int, per_channel: bool = True, name: str = "weight"):
         if not 1 <= bits <= 8:
-            raise ValueError(f"LQ-Nets weights have 1 to 8 bits, not {bits}")
+            raise BadValue(f"LQ-Nets weights have 1 to 8 bits, not {bits}")
         super().__init__(Signed(8), per_channel, name)
         self.bits = bits
         self.register_buffer("table", combinations(bits, -1), persistent=False)
@@ -135,7 +136,7 @@ class LQActivation(ActivationQuantizer):
 
     def __init__(self, bits: int, name: str = "activation"):
         if not 1 <= bits <= 8:
-            raise ValueError(f"LQ-Nets activations have 1 to 8 bits, not {bits}")
+            raise BadValue(f"LQ-Nets activations have 1 to 8 bits, not {bits}")
         super().__init__(Unsigned(bits), "ema", name=name)
         self.bits = bits
         self.snapped = False

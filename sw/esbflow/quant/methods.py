@@ -7,6 +7,7 @@ recipes, checkpoints and the command line hold.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from esbflow.errors import BadValue
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.alq import ALQQuantizer
@@ -48,7 +49,7 @@ class Method:
 
 def _bits(arguments: list, usage: str) -> int:
     if not arguments or not arguments[0].isdigit():
-        raise ValueError(f"write {usage}, with the number of bits")
+        raise BadValue(f"write {usage}, with the number of bits")
     return int(arguments[0])
 
 
@@ -62,7 +63,7 @@ def _by_bits(cls, published: bool, flag: str | None = None, keyword: str | None 
         rest = arguments[1:]
         extra = {keyword: True} if flag in rest else {}
         if len(rest) > len(extra):
-            raise ValueError(f"{rest[-1]!r} is no option here" + (f"; known: {flag}" if flag else ""))
+            raise BadValue(f"{rest[-1]!r} is no option here" + (f"; known: {flag}" if flag else ""))
         return cls(_bits(arguments, "METHOD:BITS"), per_channel=_channels(options, published), name=name, **extra)
     return make
 
@@ -71,14 +72,14 @@ def _no_arguments(cls, published: bool, flag: str | None = None, keyword: str | 
     def make(arguments, options, name):
         extra = {keyword: True} if flag in arguments else {}
         if len(arguments) > len(extra):
-            raise ValueError(f"{arguments[-1]!r} is no option here" + (f"; known: {flag}" if flag else ""))
+            raise BadValue(f"{arguments[-1]!r} is no option here" + (f"; known: {flag}" if flag else ""))
         return cls(per_channel=_channels(options, published), name=name, **extra)
     return make
 
 
 def _lsq(arguments, options, name):
     if not arguments:
-        raise ValueError("write lsq:FORMAT, such as lsq:s4")
+        raise BadValue("write lsq:FORMAT, such as lsq:s4")
     return LSQWeightQuantizer(Format.parse(",".join(arguments)), _channels(options, False), name)
 
 
@@ -93,13 +94,13 @@ def _srq(arguments, options, name):
 
 def _alq(arguments, options, name):
     if len(arguments) > 2:
-        raise ValueError(f"{arguments[2]!r} is no option here")
+        raise BadValue(f"{arguments[2]!r} is no option here")
     return ALQQuantizer(_bits(arguments, "alq:BITS"), *arguments[1:], name=name)
 
 
 def _pq(arguments, options, name):
     if len(arguments) < 2 or not all(a.isdigit() for a in arguments[:2]):
-        raise ValueError("write pq:K,d or pq:K,d,FORMAT, such as pq:256,9,esb4.1")
+        raise BadValue("write pq:K,d or pq:K,d,FORMAT, such as pq:256,9,esb4.1")
     form = Format.parse(",".join(arguments[2:])) if len(arguments) > 2 else None
     return ProductQuantizer(int(arguments[0]), int(arguments[1]), form, _channels(options, False), name)
 
@@ -150,17 +151,17 @@ def weight_quantizer(text: str, options: Options = Options(), name: str = "weigh
     try:
         return method.make(words[1:] + [a for a in tail.split(",") if a], options, name)
     except ValueError as error:
-        raise ValueError(f"{text!r} ({method.usage}): {error}") from None
+        raise BadValue(f"{text!r} ({method.usage}): {error}") from None
 
 
 def _from_format(text, options, name):
     try:
         form = Format.parse(text)
     except ValueError:
-        raise ValueError(f"{text!r} is neither a format (esb4.1, s8) nor a method ("
+        raise BadValue(f"{text!r} is neither a format (esb4.1, s8) nor a method ("
                          + ", ".join(m.usage for m in WEIGHT_METHODS.values()) + ", sq:METHOD)") from None
     if not form.signed:
-        raise ValueError(f"weights need a signed format, not {text}: negative ones would be lost")
+        raise BadValue(f"weights need a signed format, not {text}: negative ones would be lost")
     return ESBWeightQuantizer(form, _channels(options, True), options.scale_mode, name=name)
 
 
@@ -168,7 +169,7 @@ def _stochastic(text, options, name):
     head, _, inner = text.partition(":")
     words = head[3:-1].split(",") if head.startswith("sq(") and head.endswith(")") else []
     if not inner or (head != "sq" and not words):
-        raise ValueError(f"{text!r}: write sq:METHOD or sq(SCHEDULE,SELECTION):METHOD, such as sq(ramped,linear):twn")
+        raise BadValue(f"{text!r}: write sq:METHOD or sq(SCHEDULE,SELECTION):METHOD, such as sq(ramped,linear):twn")
     return StochasticQuantizer(weight_quantizer(inner, options, name), schedule=words[0] if words else "staged",
                                selection=words[1] if len(words) > 1 else "linear")
 
@@ -187,12 +188,12 @@ def activation_quantizer(text: str, scale: str = "learned", name: str = "activat
         try:
             return method.make(tail.split(","), name)
         except ValueError as error:
-            raise ValueError(f"{text!r} ({method.usage}): {error}") from None
+            raise BadValue(f"{text!r} ({method.usage}): {error}") from None
     try:
         form = Format.parse(text)
     except ValueError:
-        raise ValueError(f"{text!r} is neither a format (u4, uesb4.2) nor a method for activations ("
+        raise BadValue(f"{text!r} is neither a format (u4, uesb4.2) nor a method for activations ("
                          + ", ".join(m.usage for m in ACTIVATION_METHODS.values()) + ")") from None
     if not isinstance(form, (ESB, Signed, Unsigned)) or not form.contains(0):
-        raise ValueError(f"an activation format must contain zero, {form} does not")
+        raise BadValue(f"an activation format must contain zero, {form} does not")
     return ActivationQuantizer(form, scale, name=name)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from esbflow.errors import BadValue
 from esbflow.graph.errors import GraphError
 from esbflow.quant.base import check_finite
 
@@ -64,10 +65,10 @@ def _check_computed(name, module):
 
 def _check_values(name, values):
     if nn.parameter.is_lazy(values):
-        raise ValueError(f"{name} has no values yet; run the model once on images before quantizing it")
+        raise BadValue(f"{name} has no values yet; run the model once on images before quantizing it")
     if not values.is_floating_point():
         return
     if values.dtype != torch.float32:
-        raise ValueError(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
+        raise BadValue(f"{name} is {str(values.dtype).removeprefix('torch.')}; quantize the model in float32 "
                          "(model.float())")
     check_finite(values, name)

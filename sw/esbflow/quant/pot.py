@@ -4,6 +4,7 @@ Source: Zhou et al., "Incremental Network Quantization", ICLR 2017, section 2.1,
 bits; the scale is ESB's.
 """
 
+from esbflow.errors import BadValue
 from esbflow.numbers import ESB
 from esbflow.quant.esb import ESBWeightQuantizer
 
@@ -16,5 +17,5 @@ class PowerOfTwoQuantizer(ESBWeightQuantizer):
 
     def __init__(self, bits: int, per_channel: bool = True, scale_mode: str = "refined", name: str = "weight"):
         if not 2 <= bits <= 5:
-            raise ValueError(f"power-of-two weights have 2 to 5 bits, not {bits}")
+            raise BadValue(f"power-of-two weights have 2 to 5 bits, not {bits}")
         super().__init__(ESB(bits, 0), per_channel, scale_mode, name=name)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Format, Signed
 from esbflow.quant.base import check_finite, straight_through
 from esbflow.quant.esb import ESBWeightQuantizer
@@ -158,9 +159,9 @@ class ProductQuantizer(WeightQuantizer):
 
     def __init__(self, count: int, size: int, form: Format | None = None, per_channel: bool = False, name: str = "weight"):
         if not 1 <= count <= 1 << 15 or size < 1:
-            raise ValueError(f"a codebook has 1 to 32768 codewords of at least one weight, not {count} of {size}")
+            raise BadValue(f"a codebook has 1 to 32768 codewords of at least one weight, not {count} of {size}")
         if form is not None and not form.signed:
-            raise ValueError(f"codewords need a signed format, not {form}: negative ones would be lost")
+            raise BadValue(f"codewords need a signed format, not {form}: negative ones would be lost")
         super().__init__(form or Signed(8), per_channel, name)
         self.most, self.size = count, size
         self.rounding = ESBWeightQuantizer(form, per_channel=False, name=name) if form else None

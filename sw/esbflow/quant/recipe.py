@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.graph.doubts import few_codes, fewest_codes
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
@@ -79,7 +80,7 @@ class Recipe:
         for field in TEXTS:
             text = getattr(self, field)
             if not isinstance(text, str) and (text is not None or field != "residual_activations"):
-                raise ValueError(f"{field} must be the text of a format or method, such as {TEXTS[field]!r}, not {text!r}")
+                raise BadValue(f"{field} must be the text of a format or method, such as {TEXTS[field]!r}, not {text!r}")
         for field in ("overrides", "activation_overrides"):
             object.__setattr__(self, field, pairs(field, getattr(self, field)))
         object.__setattr__(self, "exclude", _patterns(self.exclude))
@@ -87,7 +88,7 @@ class Recipe:
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
         options = Options(self.per_channel, self.scale_mode)
         if self.scale_mode not in SCALE_MODES:
-            raise ValueError(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
+            raise BadValue(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
         for text in (self.weights, self.first_weights, self.last_weights, *(text for _, text in self.overrides)):
             weight_quantizer(text, options)
         for text in (self.activations, self.signed_activations, self.pooled_activations,
@@ -95,24 +96,24 @@ class Recipe:
             activation_quantizer(text)
         for text in (self.activations, self.residual_activations):
             if text and activation_quantizer(text).form.signed:
-                raise ValueError(f"activations follow a ReLU and need an unsigned format, not {text}")
+                raise BadValue(f"activations follow a ReLU and need an unsigned format, not {text}")
         if not activation_quantizer(self.signed_activations).form.signed:
-            raise ValueError(f"signed_activations needs a signed format, not {self.signed_activations}")
+            raise BadValue(f"signed_activations needs a signed format, not {self.signed_activations}")
         if self.output_bits not in (None, *WIDTHS):
-            raise ValueError(f"output_bits must be 16 or 32, not {self.output_bits}")
+            raise BadValue(f"output_bits must be 16 or 32, not {self.output_bits}")
         if self.activation_scale not in ACTIVATION_SCALES:
-            raise ValueError(f"activation_scale must be one of {', '.join(ACTIVATION_SCALES)}, "
+            raise BadValue(f"activation_scale must be one of {', '.join(ACTIVATION_SCALES)}, "
                              f"not {self.activation_scale!r}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError("mean and std need one entry a channel, and std must be positive")
+            raise BadValue("mean and std need one entry a channel, and std must be positive")
         least = 2 if max(self.mean) > 0 else 1
         if not least <= self.input_bits <= 8:
-            raise ValueError(f"input_bits must be in {least}..8, not {self.input_bits}")
+            raise BadValue(f"input_bits must be in {least}..8, not {self.input_bits}")
         form = self.input_quantizer().form
         for mean, std, row in zip(self.mean, self.std, self.input_table(len(self.mean))):
             codes = fewest_codes(row[None])
             if codes < few_codes(form):
-                raise ValueError(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they "
+                raise BadValue(f"mean {mean:g} and std {std:g} leave the input {codes} codes of {2 ** form.bits}: they "
                                  "are of pixels divided by 255, so that a mean is in 0..1; divide both by 255")
 
     def weight_quantizer(self, name: str, first: bool, last: bool, also: tuple = ()) -> WeightQuantizer:
@@ -161,7 +162,7 @@ class Recipe:
                                                ("activation_overrides", tensors)):
             for pattern in patterns:
                 if not any(_matches(pattern, names) for names in known):
-                    raise ValueError(f"{field}: no {what} is called {pattern!r}; there are "
+                    raise BadValue(f"{field}: no {what} is called {pattern!r}; there are "
                                      + ", ".join(names[0] for names in known))
 
     def to_json(self) -> str:
@@ -192,14 +193,14 @@ def pairs(field: str, given) -> tuple:
     except (TypeError, ValueError):
         found = ((None, None),)
     if not all(isinstance(pattern, str) for pattern, _ in found):
-        raise ValueError(f"{field} must be a dict of name patterns, {{'conv1': ...}}, or pairs of them, not {given!r}")
+        raise BadValue(f"{field} must be a dict of name patterns, {{'conv1': ...}}, or pairs of them, not {given!r}")
     return found
 
 
 def _patterns(given) -> tuple:
     found = (given,) if isinstance(given, str) else tuple(given)
     if not all(isinstance(pattern, str) for pattern in found):
-        raise ValueError(f"exclude must be name patterns, not {given!r}")
+        raise BadValue(f"exclude must be name patterns, not {given!r}")
     return found
 
 
@@ -209,7 +210,7 @@ def _numbers(field: str, given) -> tuple:
     except (TypeError, ValueError):
         found = ()
     if not found or not np.isfinite(found).all():
-        raise ValueError(f"{field} must be finite numbers, one for all channels or one each, not {given!r}")
+        raise BadValue(f"{field} must be finite numbers, one for all channels or one each, not {given!r}")
     return found
 
 
@@ -242,7 +243,7 @@ def normalisation_of(model: nn.Module, mean=None, std=None) -> tuple:
         return given[0] or (0.0,), given[1] or (1.0,)
     for field, v, known in zip(("mean", "std"), given, own):
         if v is not None and not _alike(v, known):
-            raise ValueError(f"the model {'has a recipe' if recipe else 'was trained'} with {field} {_text(known)}, and "
+            raise BadValue(f"the model {'has a recipe' if recipe else 'was trained'} with {field} {_text(known)}, and "
                              f"{_text(v)} is given; leave mean and std out, or give the same")
     return own
 
@@ -257,7 +258,7 @@ def check_normalisation(model: nn.Module, recipe: Recipe) -> None:
     """ValueError if a model in real numbers was trained here with another mean or std than the recipe's."""
     for field, known in zip(("mean", "std"), getattr(model, _NORMALISATION, ())):
         if not _alike(known, getattr(recipe, field)):
-            raise ValueError(f"the model was trained with {field} {_text(known)}, and the recipe has "
+            raise BadValue(f"the model was trained with {field} {_text(known)}, and the recipe has "
                              f"{_text(getattr(recipe, field))}; train and quantize with the same")
 
 
@@ -287,6 +288,6 @@ def by_channel(values: tuple, channels: int) -> np.ndarray:
     array([0.5, 0.5, 0.5])
     """
     if len(values) not in (1, channels):
-        raise ValueError(f"mean and std have {len(values)} entries and images {channels} channels; give one for all or one "
+        raise BadValue(f"mean and std have {len(values)} entries and images {channels} channels; give one for all or one "
                          "each")
     return np.resize(np.asarray(values, np.float64), channels)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.quant.base import check_finite, straight_through
 from esbflow.quant.layers import QuantLinear
 from esbflow.quant.methods import weight_quantizer
@@ -54,11 +55,11 @@ def check_bits(bits, splits=SPLITS) -> None:
     """ValueError unless `bits` is 1..8 or 32, or a tuple with one of them for each degree bucket."""
     for width in bits if isinstance(bits, tuple) else (bits,):
         if isinstance(width, bool) or not isinstance(width, int) or not (1 <= width <= 8 or width == FULL):
-            raise ValueError(f"features have 1 to 8 bits, or 32 for real numbers, not {width!r}")
+            raise BadValue(f"features have 1 to 8 bits, or 32 for real numbers, not {width!r}")
     if isinstance(bits, tuple) and len(bits) != len(splits) + 1:
-        raise ValueError(f"{len(splits)} split degrees make {len(splits) + 1} buckets, but {len(bits)} widths are given")
+        raise BadValue(f"{len(splits)} split degrees make {len(splits) + 1} buckets, but {len(bits)} widths are given")
     if isinstance(bits, tuple) and FULL in bits and set(bits) != {FULL}:
-        raise ValueError("either all degree buckets are real numbers (32 bits) or none is")
+        raise BadValue("either all degree buckets are real numbers (32 bits) or none is")
 
 
 class FeatureQuantizer(nn.Module):
@@ -90,9 +91,9 @@ class FeatureQuantizer(nn.Module):
         super().__init__()
         check_bits(bits, splits)
         if ranges not in RANGES:
-            raise ValueError(f"ranges must be one of {', '.join(RANGES)}, not {ranges!r}")
+            raise BadValue(f"ranges must be one of {', '.join(RANGES)}, not {ranges!r}")
         if list(splits) != sorted(set(splits)):
-            raise ValueError(f"split degrees must ascend, not {splits}")
+            raise BadValue(f"split degrees must ascend, not {splits}")
         self.bits, self.ranges, self.name = bits, ranges, name
         self.register_buffer("splits", torch.tensor(splits, dtype=torch.int64), persistent=False)
 
@@ -119,7 +120,7 @@ class FeatureQuantizer(nn.Module):
     def codes(self, x: torch.Tensor, rows: Rows) -> Codes:
         """The integers that are stored, and their ranges."""
         if self.real:
-            raise ValueError(f"{self.name} is not quantized, so it has no codes")
+            raise BadValue(f"{self.name} is not quantized, so it has no codes")
         check_finite(x, self.name)
         x = x.double()
         low, high = self._range(x, rows)
@@ -225,7 +226,7 @@ def quantize_graph_network(network: nn.Module, recipe: GraphRecipe) -> nn.Module
     """
     for pattern, _ in recipe.overrides:
         if not any(fnmatch.fnmatch(name, pattern) for name in network.POINTS):
-            raise ValueError(f"no tensor matches {pattern!r}; the network stores {', '.join(network.POINTS)}")
+            raise BadValue(f"no tensor matches {pattern!r}; the network stores {', '.join(network.POINTS)}")
     network = copy.deepcopy(network)
     for name, component in network.POINTS.items():
         ranges = "node" if component == "input" else recipe.ranges

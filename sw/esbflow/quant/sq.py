@@ -6,6 +6,7 @@ part grows to all filters; a wrapper around any other method for weights.
 
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.quant.weights import WeightQuantizer
 
 SELECTIONS = ("constant", "linear", "softmax", "sigmoid")
@@ -47,9 +48,9 @@ class StochasticQuantizer(WeightQuantizer):
     def __init__(self, inner: WeightQuantizer, selection: str = "linear", schedule: str = "staged"):
         super().__init__(inner.form, inner.per_channel, inner.name)
         if selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
+            raise BadValue(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+            raise BadValue(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
         self.inner = inner
         self.selection = selection
         self.schedule = schedule

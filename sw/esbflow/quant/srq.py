@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import check_finite, round_to_levels
@@ -115,9 +116,9 @@ class SRQWeightQuantizer(WeightQuantizer):
     def __init__(self, bits: int, mode: str = "fixed", per_channel: bool = False, keep_rate: float = 0.8,
                  penalty_rate: float = 0.01, name: str = "weight"):
         if not 2 <= bits <= 8:
-            raise ValueError(f"SRQ weights have 2 to 8 bits, not {bits}")
+            raise BadValue(f"SRQ weights have 2 to 8 bits, not {bits}")
         if mode not in BIT_MODES:
-            raise ValueError(f"SRQ's bits must be one of {', '.join(BIT_MODES)}, not {mode!r}")
+            raise BadValue(f"SRQ's bits must be one of {', '.join(BIT_MODES)}, not {mode!r}")
         super().__init__(Signed(bits), per_channel, name)
         self.mode = mode
         self.keep_rate = keep_rate

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from esbflow.errors import BadValue
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import check_finite
 from esbflow.quant.convert import quantize
@@ -60,7 +61,7 @@ class SentenceInput:
         check_finite(embedding, "embedding")
         quantizer = next((m for m in network.modules() if isinstance(m, InputQuantizer)), None)
         if quantizer is None:
-            raise ValueError("the network's input is not quantized; use quantize_sentences()")
+            raise BadValue("the network's input is not quantized; use quantize_sentences()")
         codes = quantizer.integers(embedding.detach())[0].clamp(-LARGEST, LARGEST).cpu().numpy()
         return cls((codes + np.where(codes < 0, 127, 128)).astype(np.uint8))
 
@@ -74,8 +75,8 @@ class SentenceInput:
         """
         numbers = np.asarray(numbers)
         if numbers.ndim != 2:
-            raise ValueError(f"sentences must have shape (n, length), not {numbers.shape}")
+            raise BadValue(f"sentences must have shape (n, length), not {numbers.shape}")
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.bytes_):
-            raise ValueError(f"vocabulary numbers must be in 0..{len(self.bytes_) - 1}, not "
+            raise BadValue(f"vocabulary numbers must be in 0..{len(self.bytes_) - 1}, not "
                              f"{numbers.min()}..{numbers.max()}")
         return np.ascontiguousarray(self.bytes_[numbers].transpose(0, 2, 1))[..., None]

@@ -5,6 +5,7 @@ Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient in
 
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Signed
 from esbflow.quant.weights import WeightQuantizer, exact_scale
 
@@ -18,7 +19,7 @@ class UniformQuantizer(WeightQuantizer):
 
     def __init__(self, bits: int, per_channel: bool = True, name: str = "weight"):
         if not 2 <= bits <= 16:
-            raise ValueError(f"uniform weights have 2 to 16 bits, not {bits}")
+            raise BadValue(f"uniform weights have 2 to 16 bits, not {bits}")
         super().__init__(Signed(bits), per_channel, name)
 
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ wider quantizer worse than the one of 7 bits; here the optimum is computed for e
 
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.numbers import Codebook, Format
 from esbflow.quant.dda import optimal_scale
 from esbflow.quant.weights import WeightQuantizer, exact_scale, project
@@ -24,7 +25,7 @@ def half_integer_format(bits: int) -> Format:
     array([-3, -1,  1,  3])
     """
     if not 1 <= bits <= 15:
-        raise ValueError(f"a half-integer grid has 1 to 15 bits, not {bits}")
+        raise BadValue(f"a half-integer grid has 1 to 15 bits, not {bits}")
     top = 2 ** bits - 1
     return Codebook(tuple(range(-top, top + 1, 2)))
 

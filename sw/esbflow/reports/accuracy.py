@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.reports.published import PUBLISHED
 
@@ -39,7 +40,7 @@ def read_results(folder: Path) -> dict:
         try:
             results[path.stem] = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); run its command again") from None
+            raise BadValue(f"{path} is not JSON ({error}); run its command again") from None
     return results
 
 

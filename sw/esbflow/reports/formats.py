@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.numbers import ESB, Format, Unsigned
 from esbflow.quant.dda import expected_error, optimal_scale
 
@@ -47,7 +48,7 @@ def list_formats(most_bits: int, activation: Format = Unsigned(4)) -> list:
         if most_bits is not in 2..10.
     """
     if not 2 <= most_bits <= 10:
-        raise ValueError(f"formats are listed for 2 to 10 bits, not {most_bits}")
+        raise BadValue(f"formats are listed for 2 to 10 bits, not {most_bits}")
     found = []
     for bits in range(2, most_bits + 1):
         group = []

@@ -6,6 +6,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.graph import ir
 from esbflow.reports import plots
@@ -31,7 +32,7 @@ def write_report(report: dict, graph: ir.Graph, path, model=None) -> Path:
     """
     missing = [name for name in NEEDED if name not in report]
     if missing:
-        raise ValueError(f"the report has no {missing[0]!r}; make one with `esbflow demo` or `esbflow estimate --json`")
+        raise BadValue(f"the report has no {missing[0]!r}; make one with `esbflow demo` or `esbflow estimate --json`")
     cycles, source = spent_cycles(report)
     blocks = dict(report.get("resources", {}).get("blocks", {}))
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(PAGE).render(

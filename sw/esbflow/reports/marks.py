@@ -2,6 +2,8 @@
 
 import re
 
+from esbflow.errors import BadValue
+
 
 def fill(page: str, name: str, content: str, where: str) -> str:
     """The text of a page with what stands between <!-- NAME --> and <!-- end of NAME --> replaced.
@@ -13,7 +15,7 @@ def fill(page: str, name: str, content: str, where: str) -> str:
     """
     begin, end = _marks(name)
     if begin not in page or end not in page:
-        raise ValueError(f"{where} has no {begin} ... {end} to fill")
+        raise BadValue(f"{where} has no {begin} ... {end} to fill")
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{content}\n{end}", page, flags=re.DOTALL)
 
 

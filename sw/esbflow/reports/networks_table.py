@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.graph.macs import macs
 from esbflow.networks.registry import NETWORKS, network
@@ -61,7 +62,7 @@ def table(old: str, names: list, config: EngineConfig, say=print) -> str:
         say(known[name])
     missing = [name for name in NETWORKS if name not in known]
     if missing:
-        raise ValueError(f"the table has no row of {missing[0]} yet; measure it too")
+        raise BadValue(f"the table has no row of {missing[0]} yet; measure it too")
     return "\n".join([HEAD, *(known[name] for name in NETWORKS)])
 
 

@@ -1,9 +1,10 @@
 """What can go wrong on the way to an engine and back; each names the cause in one sentence."""
 
+from esbflow.errors import UserError
 from esbflow.registers import ERRORS, UNITS
 
 
-class RuntimeFault(RuntimeError):
+class RuntimeFault(UserError, RuntimeError):
     """Base of everything that the driver raises by itself."""
 
 

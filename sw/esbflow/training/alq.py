@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
 from esbflow.quant.recipe import normalisation_of
@@ -60,14 +61,14 @@ class ALQSchedule:
 
     def __post_init__(self):
         if not 0 < self.bits <= 8:
-            raise ValueError(f"bits a weight must be in 0..8, not {self.bits}")
+            raise BadValue(f"bits a weight must be in 0..8, not {self.bits}")
         if not 0 < self.top_k <= 1:
-            raise ValueError(f"top_k is a fraction in 0..1, not {self.top_k}")
+            raise BadValue(f"top_k is a fraction in 0..1, not {self.top_k}")
         if min(self.rounds, self.prunings, self.batch) < 1 or min(
                 self.basis_epochs, self.coordinate_epochs, self.shadow_epochs) < 0:
-            raise ValueError("rounds, prunings and batch must be at least 1, and numbers of epochs not negative")
+            raise BadValue("rounds, prunings and batch must be at least 1, and numbers of epochs not negative")
         if not (self.rate > 0 and self.shadow_rate > 0):
-            raise ValueError(f"the learning rates must be positive, not {self.rate} and {self.shadow_rate}")
+            raise BadValue(f"the learning rates must be positive, not {self.rate} and {self.shadow_rate}")
 
     needs_teacher = False
 
@@ -275,7 +276,7 @@ class _Run:
         self.layers = [ALQLayer(module) for module in model.modules()
                        if isinstance(getattr(module, "weight_quantizer", None), ALQQuantizer)]
         if not self.layers:
-            raise ValueError('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
+            raise BadValue('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
         images = loop.checked_images(model, images, "train on")
         self.model, self.images, self.schedule = model, images, schedule
         self.labels = loop.checked_labels(labels, len(images))
@@ -309,7 +310,7 @@ class _Run:
             scores = self.model(x)
             loss = F.cross_entropy(scores, torch.as_tensor(share(self.labels[chosen]), device=self.device))
             if not torch.isfinite(loss):
-                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
+                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
             loss.backward()
             average_gradients(self.model)
             self._step(kind, index, step / steps)

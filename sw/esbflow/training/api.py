@@ -13,6 +13,7 @@ import torch
 from esbflow.compiler.errors import CompileError
 from esbflow.engine_config import DEFAULT_ENGINE
 from esbflow.engine_config import engine as named_engine
+from esbflow.errors import BadValue
 from esbflow.files import check_writable, whole, write_json
 from esbflow.graph.doubts import unmoved, warn
 from esbflow.graph.execute import execute
@@ -68,7 +69,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     checkpoints = [out / "real.ckpt", out / "low_bit.ckpt"]
     kept = [path for path in checkpoints if path.exists()]
     if kept and not resume:
-        raise ValueError(f"{out} keeps a training that was interrupted; go on with it by --resume, or train into another "
+        raise BadValue(f"{out} keeps a training that was interrupted; go on with it by --resume, or train into another "
                          f"folder, or remove {' and '.join(map(str, kept))}")
     check_writable(out / "model.pt")
     with _kept(checkpoints):
@@ -194,7 +195,7 @@ def named(recipe: str | TrainingRecipe) -> TrainingRecipe:
     if isinstance(recipe, TrainingRecipe):
         return recipe
     if recipe not in RECIPES:
-        raise ValueError(no_such("recipe", recipe, RECIPES))
+        raise BadValue(no_such("recipe", recipe, RECIPES))
     return RECIPES[recipe]
 
 
@@ -222,9 +223,9 @@ def load_model(path):
         model = quantize(NETWORKS[saved["network"]](), Recipe.from_json(saved["recipe"]))
         model.load_state_dict(saved["state"])
     except FileNotFoundError:
-        raise ValueError(f"there is no model file {path}; make one with `esbflow train`") from None
+        raise BadValue(f"there is no model file {path}; make one with `esbflow train`") from None
     except Exception as error:  # whatever torch raises on a damaged file
-        raise ValueError(f"{path} is not a model that `esbflow train` wrote ({error})") from None
+        raise BadValue(f"{path} is not a model that `esbflow train` wrote ({error})") from None
     return model.eval()
 
 
@@ -254,11 +255,11 @@ def load_float_model(path, network: str | None = None):
         model = NETWORKS[saved["network"]]()
         model.load_state_dict(saved["state"])
     except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; `esbflow train` writes float.pt into its folder") from None
+        raise BadValue(f"there is no file {path}; `esbflow train` writes float.pt into its folder") from None
     except Exception as error:  # whatever torch raises on a damaged file
-        raise ValueError(f"{path} is not a network in real numbers that `esbflow train` wrote ({error})") from None
+        raise BadValue(f"{path} is not a network in real numbers that `esbflow train` wrote ({error})") from None
     if network not in (None, saved["network"]):
-        raise ValueError(f"{path} holds {saved['network']}, and {network} is to be trained")
+        raise BadValue(f"{path} holds {saved['network']}, and {network} is to be trained")
     return model.eval()
 
 

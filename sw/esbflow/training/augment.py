@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from esbflow.errors import BadValue
+
 
 def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Generator) -> np.ndarray:
     """Move each image of a batch by up to `shift` pixels (zeros come in) and, with `mirror`, turn half of them left-right.
@@ -14,7 +16,7 @@ def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Ge
         if there is something to do and they are no images.
     """
     if (shift or mirror) and images.ndim != 4:
-        raise ValueError(f"only images (n, c, h, w) can be moved and turned, not {images.shape}; use shift=0 and "
+        raise BadValue(f"only images (n, c, h, w) can be moved and turned, not {images.shape}; use shift=0 and "
                          "mirror=False")
     if shift:
         count, _, height, width = images.shape

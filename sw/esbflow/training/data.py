@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.errors import BadValue, UserError
 from esbflow.files import write_whole
 from esbflow.suggest import no_such
 
@@ -27,7 +28,7 @@ DATA_SETS = ("mnist", "digits", "cifar10", "imagenet-folder")
 CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
-class DataUnavailable(RuntimeError):
+class DataUnavailable(UserError, RuntimeError):
     """A data set is not at hand; the text says where it was looked for and what to do."""
 
 
@@ -48,11 +49,11 @@ def load_images(data: str, split: str, count: int | None = None) -> tuple:
         if the files are neither under ESBFLOW_DATA nor to be downloaded.
     """
     if data not in DATA_SETS:
-        raise ValueError(no_such("data set", data, DATA_SETS))
+        raise BadValue(no_such("data set", data, DATA_SETS))
     if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, not {split!r}")
+        raise BadValue(f"split must be train or test, not {split!r}")
     if count is not None and count < 1:
-        raise ValueError(f"the number of images must be at least 1, not {count}")
+        raise BadValue(f"the number of images must be at least 1, not {count}")
     if data == "imagenet-folder":
         from esbflow.training.folders import imagenet_folder  # here: it uses this module
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from esbflow.errors import BadValue
+
 
 def start() -> None:
     """Join the group that torchrun has set up, if it has."""
@@ -28,7 +30,7 @@ def active() -> bool:
 def plain(what: str, precision: str, compiled: bool) -> None:
     """Refuse, with ValueError, what a training of its own kind has not: mixed precision and torch.compile."""
     if precision != "float32" or compiled:
-        raise ValueError(f"the training of {what} runs in float32, uncompiled; leave --precision and --compile away")
+        raise BadValue(f"the training of {what} runs in float32, uncompiled; leave --precision and --compile away")
 
 
 def is_first() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.files import write_json
 from esbflow.graph.execute import execute
 from esbflow.networks.checkpoints import load_network
@@ -48,7 +49,7 @@ def measure(network: str, weights: Path, pictures: Path, tested: list, recipe: R
     """
     is_test = np.array([any(fnmatch.fnmatch(path.name, pattern) for pattern in tested) for path, _ in list_folder(pictures)])
     if is_test.all() or not is_test.any():
-        raise ValueError(f"of {len(is_test)} pictures {is_test.sum()} match {' or '.join(tested)}; some must, and some not")
+        raise BadValue(f"of {len(is_test)} pictures {is_test.sum()} match {' or '.join(tested)}; some must, and some not")
     images, labels = load_folder(pictures)
     real = load_network(network, weights, folded_statistics=folded_statistics).eval()
     model = post_train(real, recipe, images[~is_test], how)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 from esbflow.training.data import DataUnavailable, data_folder
 
@@ -45,7 +46,7 @@ def load_graph_data(name: str) -> GraphData:
         if the file is not under ESBFLOW_DATA, or is damaged.
     """
     if name not in GRAPHS:
-        raise ValueError(no_such("graph", name, GRAPHS))
+        raise BadValue(no_such("graph", name, GRAPHS))
     folder = data_folder()
     path = folder / "planetoid" / f"{name}.npz" if folder else None
     if path is None or not path.exists():
@@ -74,25 +75,25 @@ def checked(name: str, features, labels, edges, train, val, test) -> GraphData:
     features = np.asarray(features, dtype=np.float32)
     labels, edges = np.asarray(labels), np.asarray(edges).reshape(-1, 2)
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must have shape (nodes, words), not {features.shape}")
+        raise BadValue(f"features must have shape (nodes, words), not {features.shape}")
     nodes = len(features)
     if labels.shape != (nodes,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be {nodes} integers, one a node")
+        raise BadValue(f"labels must be {nodes} integers, one a node")
     if not np.isfinite(features).all():
-        raise ValueError(f"the features of node {int(np.argwhere(~np.isfinite(features))[0, 0])} hold NaN or infinity")
+        raise BadValue(f"the features of node {int(np.argwhere(~np.isfinite(features))[0, 0])} hold NaN or infinity")
     parts = {"edges": edges, "train": np.asarray(train), "val": np.asarray(val), "test": np.asarray(test)}
     for part, numbers in parts.items():
         if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= nodes):
-            raise ValueError(f"{part} must hold node numbers from 0 to {nodes - 1}")
+            raise BadValue(f"{part} must hold node numbers from 0 to {nodes - 1}")
     for part in ("train", "val", "test"):
         numbers = parts[part]
         if numbers.ndim != 1 or not len(numbers):
-            raise ValueError(f"the {part} part of the split is empty")
+            raise BadValue(f"the {part} part of the split is empty")
         if labels[numbers].min() < 0:
-            raise ValueError(f"node {int(numbers[labels[numbers] < 0][0])} of {part} has no label")
+            raise BadValue(f"node {int(numbers[labels[numbers] < 0][0])} of {part} has no label")
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         if len(np.intersect1d(parts[first], parts[second])):
-            raise ValueError(f"{first} and {second} share nodes")
+            raise BadValue(f"{first} and {second} share nodes")
     total = features.sum(axis=1, keepdims=True)
     features = features / np.where(total == 0, 1, total)
     return GraphData(name, features, labels.astype(np.int64),

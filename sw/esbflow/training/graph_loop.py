@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.networks.message import Topology
 from esbflow.training.graph_data import GraphData
 
@@ -29,9 +30,9 @@ class GraphSchedule:
 
     def __post_init__(self):
         if self.epochs < 1 or self.every < 1:
-            raise ValueError(f"epochs and every must be at least 1, not {self.epochs} and {self.every}")
+            raise BadValue(f"epochs and every must be at least 1, not {self.epochs} and {self.every}")
         if not self.rate > 0:
-            raise ValueError(f"the learning rate must be positive, not {self.rate}")
+            raise BadValue(f"the learning rate must be positive, not {self.rate}")
 
 
 def train_graph(network: nn.Module, data: GraphData, topology: Topology, schedule: GraphSchedule, seed: int = 0,
@@ -66,7 +67,7 @@ def train_graph(network: nn.Module, data: GraphData, topology: Topology, schedul
         if teacher is not None:
             loss = (loss + F.cross_entropy(scores, teacher)) / 2
         if not torch.isfinite(loss):
-            raise ValueError("the loss is not finite; use a smaller learning rate")
+            raise BadValue("the loss is not finite; use a smaller learning rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.files import write_json
 from esbflow.graph.file import save
 from esbflow.networks.agnn import AGNN
@@ -64,7 +65,7 @@ class Task:
     def load(cls, data: str, network: str) -> "Task":
         """ValueError for unknown names, DataUnavailable if the graph is not at hand."""
         if network not in NETWORKS:
-            raise ValueError(no_such("graph network", network, NETWORKS))
+            raise BadValue(no_such("graph network", network, NETWORKS))
         graph = load_graph_data(data)
         return cls(graph, Topology(graph.edges, len(graph.labels)), network)
 
@@ -111,7 +112,7 @@ def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule =
         if there are no seeds.
     """
     if seeds < 1:
-        raise ValueError(f"the number of seeds must be at least 1, not {seeds}")
+        raise BadValue(f"the number of seeds must be at least 1, not {seeds}")
     began, rows = time.monotonic(), []
     for seed in range(seeds):
         network = task.float_network(seed, real)
@@ -279,7 +280,7 @@ def _run(options, say) -> dict:
         drop = DROP if options.drop is None else options.drop
         found, reference = search(task, real=real, low_bit=low, drop=drop, report=say)
         if found.best is None:
-            raise ValueError(f"no setting stayed within {drop:g} points of real numbers on the validation nodes; "
+            raise BadValue(f"no setting stayed within {drop:g} points of real numbers on the validation nodes; "
                              f"{len(found.refused)} did in the search, and not in trainings with other seeds; allow "
                              "more by --drop")
         recipe = recipe_of(found.best.choice)

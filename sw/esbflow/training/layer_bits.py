@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import BadValue
 from esbflow.quant.convert import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.bit_costs import trial
@@ -71,7 +72,7 @@ class BitSearch:
                  candidates: tuple = CANDIDATES, report=None):
         images = checked_images(model, images, "measure losses on")
         if len(candidates) < 2:
-            raise ValueError("a search needs at least two candidates for the weights")
+            raise BadValue("a search needs at least two candidates for the weights")
         self.model, self.recipe, self.config, self.candidates = model, recipe, config, tuple(candidates)
         self.images, self.labels = images, labels
         plain = quantize(copy.deepcopy(model), recipe)
@@ -105,13 +106,13 @@ class BitSearch:
             if `of` is neither "cycles" nor "bytes", or even the cheapest weights cost more.
         """
         if of not in BUDGETS:
-            raise ValueError(f"a budget is of {' or '.join(BUDGETS)}, not of {of!r}")
+            raise BadValue(f"a budget is of {' or '.join(BUDGETS)}, not of {of!r}")
         weights, point = dict(self.finest), self.base
         while getattr(point, of) > budget:
             step = self._cheapest_step(weights, of)
             if step is None:
                 least = getattr(self.measure(weights), of)
-                raise ValueError(f"the cheapest weights still cost {least:,.0f} {of}; the budget is {budget:,.0f}")
+                raise BadValue(f"the cheapest weights still cost {least:,.0f} {of}; the budget is {budget:,.0f}")
             weights[step[0]] = step[1]
             if self._estimated(weights, of) <= budget or self._cheapest_step(weights, of) is None:
                 point = self.measure(weights)
@@ -169,5 +170,5 @@ def engine_within(graph, engines: dict, luts: int) -> str:
     fitting = {name: config for name, (config, size) in engines.items() if size <= luts}
     if not fitting:
         smallest = min(engines, key=lambda name: engines[name][1])
-        raise ValueError(f"no engine has {luts:,} LUTs or fewer; the smallest, {smallest}, has {engines[smallest][1]:,}")
+        raise BadValue(f"no engine has {luts:,} LUTs or fewer; the smallest, {smallest}, has {engines[smallest][1]:,}")
     return min(fitting, key=lambda name: count_cycles(compile_graph(graph, fitting[name])).total)

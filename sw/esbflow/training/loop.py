@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.graph.doubts import warn
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
@@ -67,17 +68,17 @@ class Schedule:
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1:
-            raise ValueError(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
+            raise BadValue(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
         if not self.rate > 0:
-            raise ValueError(f"the learning rate must be positive, not {self.rate}")
+            raise BadValue(f"the learning rate must be positive, not {self.rate}")
         if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill must be in 0..1, not {self.distill}")
+            raise BadValue(f"distill must be in 0..1, not {self.distill}")
         if not self.temperature > 0:
-            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+            raise BadValue(f"the temperature must be positive, not {self.temperature}")
         if not 0 <= self.sharpness < math.inf:
-            raise ValueError(f"sharpness must be 0 or a positive radius, not {self.sharpness}")
+            raise BadValue(f"sharpness must be 0 or a positive radius, not {self.sharpness}")
         if not 0 <= self.warmup < math.inf:
-            raise ValueError(f"warmup must be 0 or a number of epochs, not {self.warmup}")
+            raise BadValue(f"warmup must be 0 or a number of epochs, not {self.warmup}")
 
     def rate_at(self, done: int, steps: int) -> float:
         """The learning rate after `done` steps, of which an epoch has `steps`.
@@ -121,7 +122,7 @@ def checked_images(model: nn.Module, images: np.ndarray, purpose: str) -> np.nda
         if there are none to `purpose`, they are not uint8, or have another number of axes.
     """
     if len(images) == 0:
-        raise ValueError(f"there are no images to {purpose}")
+        raise BadValue(f"there are no images to {purpose}")
     first = next((module for module in model.modules()
                   if isinstance(module, CONVOLUTIONS) and not isinstance(module, SelectChannels)), None)
     return _bytes(images, (2, 3, 4) if first is None else (2 + len(first.kernel_size),))
@@ -131,7 +132,7 @@ def _bytes(images, axes: tuple) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in axes:
         wanted = "(n, channels, length)" if axes == (3,) else "(n, channels, height, width)"
-        raise ValueError(f"images must be uint8 of shape {wanted}, not {images.dtype} {images.shape}")
+        raise BadValue(f"images must be uint8 of shape {wanted}, not {images.dtype} {images.shape}")
     return images
 
 
@@ -167,9 +168,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     labels = checked_labels(labels, len(images))
     classes = int(labels.max()) + 1 if labels.ndim == 1 else 1
     if schedule.distill and teacher is None:
-        raise ValueError("the schedule distils, so training needs a teacher")
+        raise BadValue("the schedule distils, so training needs a teacher")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        raise BadValue(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     device = device_of(model)
     steps = steps_per_epoch(len(images), schedule.batch)
     total = steps * schedule.epochs
@@ -194,7 +195,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
     def loss_by(network, x, target, wanted):
         scores = scores_by(network, x)
         if scores.shape[1] < classes:
-            raise ValueError(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
+            raise BadValue(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
         return _loss(scores, target, schedule, wanted)
 
     def run_epoch(epoch):
@@ -222,7 +223,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
                 loss = loss_by(parallel, x, target, wanted)
             loss = loss + _penalty(quantizers)
             if not torch.isfinite(loss):
-                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
+                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -265,9 +266,9 @@ def checked_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if len(labels) != count:
-        raise ValueError(f"there are {len(labels):,} labels for {count:,} images")
+        raise BadValue(f"there are {len(labels):,} labels for {count:,} images")
     if labels.ndim == 1 and (not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0):
-        raise ValueError(f"labels must be integers from 0, not {labels.dtype} from {labels.min()}")
+        raise BadValue(f"labels must be integers from 0, not {labels.dtype} from {labels.min()}")
     return labels.astype(np.int64, copy=False) if labels.ndim == 1 else labels
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
+
 
 def task_loss(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross entropy with int64 labels (n,); with float masks (n, 1, h, w) in 0..1, that of every pixel and one minus the
@@ -19,7 +21,7 @@ def task_loss(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if target.dim() == 1:
         return F.cross_entropy(scores, target)
     if scores.shape != target.shape:
-        raise ValueError(f"the network gives maps of shape {tuple(scores.shape)} for masks of shape {tuple(target.shape)}")
+        raise BadValue(f"the network gives maps of shape {tuple(scores.shape)} for masks of shape {tuple(target.shape)}")
     found = scores.sigmoid()
     both, either = (found * target).sum(dim=(1, 2, 3)), (found + target - found * target).sum(dim=(1, 2, 3))
     return F.binary_cross_entropy_with_logits(scores, target) + (1 - (both + 1) / (either + 1)).mean()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from esbflow.errors import BadValue
 from esbflow.quant.activation import ActivationQuantizer, least_error_scale, sampled
 from esbflow.quant.convert import quantize, real_layers
 from esbflow.quant.recipe import Recipe, recipe_of
@@ -51,9 +52,9 @@ class PostTraining:
 
     def __post_init__(self):
         if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+            raise BadValue(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
         if self.ranges != "error" and (isinstance(self.ranges, str) or not 0 < self.ranges <= 100):
-            raise ValueError(f"ranges must be error or a percentile above 0 and up to 100, not {self.ranges!r}")
+            raise BadValue(f"ranges must be error or a percentile above 0 and up to 100, not {self.ranges!r}")
 
 
 def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, how: PostTraining = PostTraining(), report=None,

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.maps import plane
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
@@ -72,9 +73,9 @@ class ProductSchedule:
 
     def __post_init__(self):
         if min(self.images, self.iterations, self.batch) < 1 or min(self.layer_steps, self.epochs) < 0:
-            raise ValueError("images, iterations and batch must be at least 1, and numbers of steps and epochs not negative")
+            raise BadValue("images, iterations and batch must be at least 1, and numbers of steps and epochs not negative")
         if not (self.layer_rate > 0 and self.rate > 0):
-            raise ValueError(f"the learning rates must be positive, not {self.layer_rate} and {self.rate}")
+            raise BadValue(f"the learning rates must be positive, not {self.layer_rate} and {self.rate}")
 
 
 def gram_of(layer: nn.Module, x: torch.Tensor, size: int) -> torch.Tensor:
@@ -152,7 +153,7 @@ class _Run:
     def __init__(self, model, teacher, images, schedule, mean, std, seed, report):
         self.layers = layers_of(model)
         if not self.layers:
-            raise ValueError('no layer has a ProductQuantizer; use quantize() with weights such as "pq:256,8"')
+            raise BadValue('no layer has a ProductQuantizer; use quantize() with weights such as "pq:256,8"')
         images = loop.checked_images(model, images, "train on")
         self.model, self.teacher, self.images, self.schedule = model, teacher.eval(), images, schedule
         self.mean, self.std, self.seed, self.report = mean, std, seed, report
@@ -241,7 +242,7 @@ class _Run:
             wanted = self.teacher(x)
         loss = distillation(self.model(x), wanted)
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} in step {done}: training has diverged; lower the rate")
+            raise BadValue(f"the loss is {loss.item()} in step {done}: training has diverged; lower the rate")
         self.model.zero_grad()
         loss.backward()
         average_gradients(self.model)

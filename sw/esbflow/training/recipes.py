@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from esbflow.errors import BadValue
 from esbflow.quant.recipe import Recipe
 from esbflow.training.alq import ALQSchedule
 from esbflow.training.loop import Schedule
@@ -44,7 +45,7 @@ class TrainingRecipe:
         given = _given(rate=rate, batch=batch, sharpness=sharpness)
         missing = [name for name in given if not hasattr(self.low_bit, name)]
         if missing:
-            raise ValueError(f"{type(self.low_bit).__name__} has no {missing[0]}; leave it out with this recipe")
+            raise BadValue(f"{type(self.low_bit).__name__} has no {missing[0]}; leave it out with this recipe")
         return replace(self, low_bit=replace(self.low_bit, **given), quant=replace(self.quant, **_given(**quant)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.files import write_json
 from esbflow.quant.activation import InputQuantizer
 
@@ -86,5 +87,5 @@ def write(path: Path, record: dict) -> None:
     """
     missing = [key for key in KEYS if key not in record]
     if missing:
-        raise ValueError(f"a record needs {missing[0]!r}")
+        raise BadValue(f"a record needs {missing[0]!r}")
     write_json(path, record)

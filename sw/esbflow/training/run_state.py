@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.files import whole
 from esbflow.quant.recipe import recipe_of
 from esbflow.training import distributed
@@ -73,13 +74,13 @@ class RunState:
         others = [f"{name} is {then.get(name, 'not set')} there and {self.run.get(name, 'not set')} here"
                   for name in dict.fromkeys((*then, *self.run)) if then.get(name) != self.run.get(name)]
         if others:
-            raise ValueError(f"{self.path} is of another run ({', '.join(others)}); to go on with it train as it did, to "
+            raise BadValue(f"{self.path} is of another run ({', '.join(others)}); to go on with it train as it did, to "
                              "start anew remove it or write elsewhere")
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # whatever torch raises on a state that does not fit
-            raise ValueError(_damaged(self.path, error)) from None
+            raise BadValue(_damaged(self.path, error)) from None
         self.done = state["epoch"]
         return self.done
 
@@ -105,10 +106,10 @@ def _read(path: Path) -> dict:
     try:
         state = torch.load(path, weights_only=True)
         if not {"run", "model", "optimizer", "epoch"} <= set(state):
-            raise ValueError("it does not say of which run it is")
+            raise BadValue("it does not say of which run it is")
         return state
     except Exception as error:  # whatever torch raises on a file that is not a checkpoint
-        raise ValueError(_damaged(path, error)) from None
+        raise BadValue(_damaged(path, error)) from None
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.training import data
 from esbflow.training.data import DataUnavailable
 from esbflow.training.folders import SUFFIXES
@@ -28,9 +29,9 @@ def load_saliency(split: str, count: int | None = None, size: int = SIZE) -> tup
         if the pictures are not there, one has no mask, or one is damaged.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, not {split!r}")
+        raise BadValue(f"split must be train or test, not {split!r}")
     if count is not None and count < 1:
-        raise ValueError(f"the number of pictures must be at least 1, not {count}")
+        raise BadValue(f"the number of pictures must be at least 1, not {count}")
     base = data.data_folder()
     if base is None or not (base / "ecssd").is_dir():
         raise DataUnavailable("ECSSD's pictures are not at hand; set ESBFLOW_DATA to a folder that holds ecssd/images and "

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.quant.recipe import normalisation_of
@@ -33,10 +34,10 @@ def graph_maps(graph: ir.Graph, images: np.ndarray, batch: int = 50) -> np.ndarr
 
 def _maps(scores: list, images) -> np.ndarray:
     if not scores:
-        raise ValueError("there are no pictures to evaluate on")
+        raise BadValue("there are no pictures to evaluate on")
     scores = np.concatenate(scores)
     if scores.shape != (len(images), 1, *images.shape[2:]):
-        raise ValueError(f"a saliency network gives one map of {images.shape[2]}x{images.shape[3]} a picture, not "
+        raise BadValue(f"a saliency network gives one map of {images.shape[2]}x{images.shape[3]} a picture, not "
                          f"{scores.shape[1]} of {scores.shape[2]}x{scores.shape[3]}")
     return np.rint(255 / (1 + np.exp(-np.clip(scores[:, 0], -50, 50)))).astype(np.uint8)
 
@@ -56,7 +57,7 @@ def measure(maps: np.ndarray, masks: np.ndarray) -> dict:
         if PySODMetrics is not installed.
     """
     if len(maps) == 0 or len(maps) != len(masks):
-        raise ValueError(f"{len(maps)} maps and {len(masks)} masks cannot be compared")
+        raise BadValue(f"{len(maps)} maps and {len(masks)} masks cannot be compared")
     try:
         from py_sod_metrics import MAE, Emeasure, FmeasureHandler, FmeasureV2, Smeasure
     except ImportError:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from esbflow.training.data import DataUnavailable
+from esbflow.errors import UserError
 
 
 def carry_out(run: Callable, hidden: tuple = ()) -> int:
@@ -30,7 +30,7 @@ def guarded(run: Callable) -> int:
     """Call `run()`. Returns the exit code: 0, or 2 after one sentence if the input was bad."""
     try:
         run()
-    except (ValueError, DataUnavailable, ModuleNotFoundError, OSError) as error:
+    except (UserError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

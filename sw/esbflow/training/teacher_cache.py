@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from esbflow.errors import BadValue
+
 
 class CachedTeacher(nn.Module):
     """Gives what `teacher` gives in eval mode, float32 (n, classes), from the SQLite file `path` where it has been asked
@@ -41,7 +43,7 @@ class CachedTeacher(nn.Module):
             self._file.execute("PRAGMA synchronous = OFF")
             self._file.execute("CREATE TABLE IF NOT EXISTS answers (batch BLOB PRIMARY KEY, classes INTEGER, scores BLOB)")
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} is no file of a teacher's answers ({error}); name another or remove it") from None
+            raise BadValue(f"{path} is no file of a teacher's answers ({error}); name another or remove it") from None
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:

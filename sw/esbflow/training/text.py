@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esbflow.errors import BadValue
 from esbflow.files import whole
 from esbflow.graph.file import save
 from esbflow.networks.text_cnn import TextCNN
@@ -121,7 +122,7 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
 
 def _part(data: str, split: str, count: int | None) -> tuple:
     if count is not None and count < 1:
-        raise ValueError(f"the number of sentences must be at least 1, not {count}")
+        raise BadValue(f"the number of sentences must be at least 1, not {count}")
     sentences, labels = load_text(data, split)
     if count is not None:
         # The file is sorted by class: its beginning would be one class only.
@@ -134,7 +135,7 @@ def _load(model, path: Path) -> None:
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
     except Exception as error:  # whatever torch raises on a damaged file
-        raise ValueError(f"{path} does not hold this network ({error}); remove it to train again") from None
+        raise BadValue(f"{path} does not hold this network ({error}); remove it to train again") from None
 
 
 def record_name(result: dict) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 from esbflow.training.data import DataUnavailable, data_folder
 
@@ -66,7 +67,7 @@ def text_source(name: str) -> TextSource:
         for an unknown name, listing the known ones.
     """
     if name not in TEXTS:
-        raise ValueError(no_such("text data set", name, TEXTS))
+        raise BadValue(no_such("text data set", name, TEXTS))
     return TEXTS[name]
 
 
@@ -84,7 +85,7 @@ def load_text(name: str, split: str) -> tuple:
     """
     source = text_source(name)
     if split not in source.splits:
-        raise ValueError(f"split must be train or test, not {split!r}")
+        raise BadValue(f"split must be train or test, not {split!r}")
     folder = data_folder()
     path = folder / source.file if folder else None
     if path is None or not path.exists():
@@ -112,9 +113,9 @@ def _fields(raw: bytes, source: TextSource) -> tuple:
     try:
         fields = raw.decode("utf-8").rstrip("\r").split("\t")
     except UnicodeDecodeError:
-        raise ValueError("is not UTF-8") from None
+        raise BadValue("is not UTF-8") from None
     if len(fields) != source.fields:
-        raise ValueError(f"has {len(fields)} fields, not {source.fields}")
+        raise BadValue(f"has {len(fields)} fields, not {source.fields}")
     if source.named is None:
         part, label = fields[:2]
     elif fields[0] != source.named:
@@ -122,7 +123,7 @@ def _fields(raw: bytes, source: TextSource) -> tuple:
     else:
         part, label = fields[1:3]
     if not (label.isascii() and label.isdigit() and int(label) < source.classes):
-        raise ValueError(f"has label {label!r}, not 0 to {source.classes - 1}")
+        raise BadValue(f"has label {label!r}, not 0 to {source.classes - 1}")
     return part, int(label), fields[-1]
 
 
@@ -144,10 +145,10 @@ class Vocabulary:
             if the size leaves no room, or there are no tokens.
         """
         if size < 3:
-            raise ValueError(f"a vocabulary has at least 3 entries, padding and unknown among them, not {size}")
+            raise BadValue(f"a vocabulary has at least 3 entries, padding and unknown among them, not {size}")
         counts = Counter(token for sentence in sentences for token in sentence)
         if not counts:
-            raise ValueError("there are no tokens to make a vocabulary of")
+            raise BadValue("there are no tokens to make a vocabulary of")
         ranked = sorted(counts, key=lambda token: (-counts[token], token))
         return cls(tuple(ranked[:size - 2]))
 
@@ -163,7 +164,7 @@ class Vocabulary:
             for a length below 1.
         """
         if length < 1:
-            raise ValueError(f"the length of sentences must be at least 1, not {length}")
+            raise BadValue(f"the length of sentences must be at least 1, not {length}")
         known = {token: i for i, token in enumerate(self.entries, 2)}
         rows = np.full((len(sentences), length), PAD, dtype=np.int32)
         for row, sentence in zip(rows, sentences):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.networks.text_cnn import TextCNN
@@ -31,9 +32,9 @@ class TextSchedule:
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1:
-            raise ValueError(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
+            raise BadValue(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
         if not self.rate > 0:
-            raise ValueError(f"the learning rate must be positive, not {self.rate}")
+            raise BadValue(f"the learning rate must be positive, not {self.rate}")
 
 
 def train_text(model: TextCNN, numbers: np.ndarray, labels: np.ndarray, schedule: TextSchedule, seed: int = 0,
@@ -47,7 +48,7 @@ def train_text(model: TextCNN, numbers: np.ndarray, labels: np.ndarray, schedule
         if there are no sentences, or the loss is no longer finite.
     """
     if len(numbers) == 0:
-        raise ValueError("there are no sentences to train on")
+        raise BadValue("there are no sentences to train on")
     steps = math.ceil(len(numbers) / schedule.batch)
     total, done = steps * schedule.epochs, 0
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
@@ -67,7 +68,7 @@ def train_text(model: TextCNN, numbers: np.ndarray, labels: np.ndarray, schedule
             penalties = [term for term in (quantizer.penalty() for quantizer in quantizers) if term is not None]
             loss = loss + sum(penalties) if penalties else loss
             if not torch.isfinite(loss):
-                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
+                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -120,4 +121,4 @@ def graph_accuracy(graph: ir.Graph, host: SentenceInput, numbers: np.ndarray, la
 
 def _some(numbers) -> None:
     if len(numbers) == 0:
-        raise ValueError("there are no sentences to evaluate on")
+        raise BadValue("there are no sentences to evaluate on")

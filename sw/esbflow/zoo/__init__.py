@@ -8,6 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
+from esbflow.errors import BadValue
+
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
 
@@ -27,7 +29,7 @@ def graph_path(name: str) -> Path:
     """
     path = FOLDER / f"{name}.npz"
     if not path.exists():
-        raise ValueError(f"the zoo has no model {name!r}; it has {', '.join(entries()) or 'none'}")
+        raise BadValue(f"the zoo has no model {name!r}; it has {', '.join(entries()) or 'none'}")
     return path
 
 
