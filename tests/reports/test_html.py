@@ -14,6 +14,7 @@ from esbflow.numbers import ESB, Signed
 from esbflow.reports import plots
 from esbflow.reports.estimate import estimate
 from esbflow.reports.html import weight_layers, write_report
+from esbflow.reports.lost import REASONS
 
 CONFIG = ENGINES["tiny4x4"]
 BLOCK = {"pairs": 5, "lut": 70, "lutram": 8, "ff": 50, "carry8": 2.5, "bram36": 1.5, "dsp": 0, "latches": 0}
@@ -50,6 +51,8 @@ def test_the_page_stands_alone(graph, report, tmp_path):
     assert len(identifiers) == len(set(identifiers))
     for layer in report["layers"]:
         assert layer["name"] in text
+    assert text.index("Where the cycles go") < text.index("What the engine is made of") < text.index("Weights and the levels")
+    assert all(meaning in text for meaning in REASONS.values())
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
 
 

@@ -10,6 +10,7 @@ from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.graph import ir
 from esbflow.reports import plots
+from esbflow.reports.lost import REASONS, largest
 from esbflow.reports.page import PAGE
 
 COLUMNS = ("lut", "lutram", "pairs", "ff", "carry8", "bram36", "dsp", "latches")
@@ -40,6 +41,7 @@ def write_report(report: dict, graph: ir.Graph, path, model=None) -> Path:
         weights=Markup(plots.weight_histograms(weight_layers(graph, model))) if weight_layers(graph) else "",
         cycles=Markup(plots.layer_cycles(cycles)) if cycles else "", cycles_from=source,
         resources=Markup(plots.resource_split(blocks)) if blocks else "",
+        reasons=REASONS if all("lost" in layer for layer in report["layers"]) else {}, largest=largest,
         blocks=[*blocks.items(), ("whole engine", report["resources"])] if blocks else [])
     path = Path(path)
     return write_whole(path, page)

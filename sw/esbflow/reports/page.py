@@ -29,21 +29,20 @@ svg { max-width: 100%; height: auto; }
 <p class="how">Nothing here was placed, routed or run on a board: the clock of {{ report.clock_mhz }} MHz is a statement of
 the configuration, and LUTs are those of open synthesis.</p>
 
-{% if weights %}<h2>Weights and the levels of their formats</h2>
-<p>In steps of each output channel's scale. The lines are the levels that the format has: that is where the hardware's
-shifts and adds can go.</p>
-<div class="wide">{{ weights }}</div>{% endif %}
-
 {% if cycles %}<h2>Where the cycles go</h2>
 <p>{{ cycles_from }}</p>
 <div class="wide">{{ cycles }}</div>
 <div class="wide"><table>
 <tr><th>layer</th><th>operator</th><th class="n">MACs</th><th class="n">cycles</th><th class="n">use of the array</th>
-<th>limited by</th></tr>
+<th>limited by</th>{% if reasons %}<th>lost to, % of its cycles</th>{% endif %}</tr>
 {% for layer in report.layers %}<tr><td>{{ layer.name }}</td><td>{{ layer.op }}</td>
 <td class="n">{{ "{:,}".format(layer.macs) }}</td><td class="n">{{ "{:,.0f}".format(layer.cycles) }}</td>
-<td class="n">{{ "{:.1f} %".format(100 * layer.utilization) }}</td><td>{{ layer.limit }}</td></tr>
-{% endfor %}</table></div>{% endif %}
+<td class="n">{{ "{:.1f} %".format(100 * layer.utilization) }}</td><td>{{ layer.limit }}</td>
+{% if reasons %}<td>{{ largest(layer.lost, layer.cycles) }}</td>{% endif %}</tr>
+{% endfor %}</table></div>
+{% if reasons %}<p>Cycles in which lanes had no useful work, by the cycle model; its reasons are:</p>
+<table>{% for name, meaning in reasons.items() %}<tr><td>{{ name }}</td><td>{{ meaning }}</td></tr>
+{% endfor %}</table>{% endif %}{% endif %}
 
 {% if resources %}<h2>What the engine is made of</h2>
 <p>Yosys, <code>synth_xilinx -family xcup</code>, each block by itself, DSP inference left on.
@@ -54,6 +53,11 @@ A CARRY8 is eight bits of carry; BRAMs are 36 Kb. Pairs are LUTs that could shar
 {% for name, block in blocks %}<tr{{ ' class="sum"' | safe if loop.last }}><td>{{ name }}</td>
 {% for column in columns %}<td class="n">{{ "{:,.10g}".format(block[column]) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}
+
+{% if weights %}<h2>Weights and the levels of their formats</h2>
+<p>In steps of each output channel's scale. The lines are the levels that the format has: that is where the hardware's
+shifts and adds can go.</p>
+<div class="wide">{{ weights }}</div>{% endif %}
 </body>
 </html>
 """
