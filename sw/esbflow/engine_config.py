@@ -22,6 +22,9 @@ TABLE_ENTRIES = 1 << TABLE_INPUTS
 TAP_BITS = 64
 """Bits of one channel's taps in memory."""
 ARRAYS = ("shiftadd", "table")
+REQUANTIZERS = ("multiply", "shift")
+SHIFTED_RESIDUAL_BITS = 8 + 15
+"""Of a residual of 8 bits, shifted left by at most 15."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class EngineConfig:
     esb_output : whether the requantizer rounds to ESB formats too.
     channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
         depthwise convolutions, pools, and whatever else keeps each channel to itself.
+    requantizer : "multiply" takes any m and n; "shift" takes signed powers of two, for half the LUTs of a lane.
 
     Raises
     ------
@@ -90,6 +94,7 @@ class EngineConfig:
     residual: bool = True
     esb_output: bool = True
     channel_unit: int = 0
+    requantizer: str = "multiply"
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -105,6 +110,8 @@ class EngineConfig:
                 raise TypeError(f"{field.name} must be an integer, not {value!r}")
         if self.array not in ARRAYS:
             raise BadValue(f"array must be one of {', '.join(ARRAYS)}, not {self.array!r}")
+        if self.requantizer not in REQUANTIZERS:
+            raise BadValue(f"requantizer must be one of {', '.join(REQUANTIZERS)}, not {self.requantizer!r}")
         _power_of_two("rows", self.rows, 4, 128)
         _power_of_two("cols", self.cols, self.rows, 128)
         _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, 32))
@@ -257,6 +264,8 @@ class EngineConfig:
     @property
     def requantize_width(self) -> int:
         """Bits of the exact sum acc*m + r*n + b."""
+        if self.requantizer == "shift":
+            return max(self.accumulator_width, SHIFTED_RESIDUAL_BITS if self.residual else 0) + 2
         return max(self.accumulator_width + 12, 40) + 2
 
     def to_dict(self) -> dict:
@@ -280,6 +289,8 @@ class EngineConfig:
         fields = {k: v for k, v in self.to_dict().items() if k not in ("name", "clock_mhz")}
         if not self.channel_unit:  # programs of engines without it are what they were before there was one
             del fields["channel_unit"]
+        if self.requantizer == "multiply":
+            del fields["requantizer"]
         if self.weight_ports == 1:
             del fields["weight_ports"]
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)

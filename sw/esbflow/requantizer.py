@@ -6,6 +6,9 @@ this leaves out is constant for a channel, and the compiler adds it to b:
 - half a step, 2**(s-1), for linear outputs: then floor(T / 2**s) is the nearest level, ties toward plus infinity;
 - minus 2**(n+1) * 4**k for each row k of the two multipliers (esbhw.fabric.multiplier_rows);
 - n times what the residual's digits miss when the lane reads them as a two's complement of 8 bits.
+
+A lane that shifts (`requantizer="shift"`) computes T = (+-acc) + (+-r << k) + b. There the missing ones of one's complements
+and the residual's offset are what b holds.
 """
 
 from dataclasses import dataclass
@@ -26,6 +29,10 @@ ROWS_A_STAGE = 2
 LEVEL_BITS = 32
 ACCUMULATOR_CYCLES = 5
 """From a drain's issue of a value to the accumulators' address."""
+SHIFT_LIMIT = 15
+"""The largest shift of a residual where lanes shift."""
+SILENT_SHIFT = 62
+"""The s with which every sum of the accumulators alone, which is not negative, becomes zero."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class Stages:
 
     @property
     def total(self) -> int:
-        return self.product + FACTOR_BITS // DIGIT_STEP // ROWS_A_STAGE
+        rows = 0 if self.config.requantizer == "shift" else FACTOR_BITS // DIGIT_STEP
+        return self.product + rows // ROWS_A_STAGE
 
     @property
     def held(self) -> int:
@@ -111,23 +119,43 @@ def rows_offset(multiplicand: int, multiplier: int) -> int:
     return sum(1 << multiplicand + 1 + place for place in range(0, multiplier, DIGIT_STEP))
 
 
-def fold(config: EngineConfig, m, n, s, b, form: Format, residual: tuple | None = None) -> np.ndarray:
-    """b with everything that the lane leaves out, modulo 2**requantize_width; int64 arrays of one shape.
+def constant_fields(config: EngineConfig) -> tuple:
+    """(name, bits) of a channel's constants as they lie in a 128-bit beat, lowest bits first; b begins at bit 32 or 16."""
+    if config.requantizer == "shift":
+        return (("negative", 1), ("residual_negative", 1), ("residual_off", 1), ("residual_shift", 4), ("s", 6), ("pad", 3),
+                ("b", config.requantize_width))
+    return (("m", FACTOR_BITS), ("n", FACTOR_BITS), ("s", 6), ("pad", 2), ("b", config.requantize_width))
+
+
+def fold(config: EngineConfig, m, n, s, b, form: Format, residual: tuple | None = None) -> dict:
+    """{field: values} of a lane's constants: b has everything that the lane leaves out, modulo 2**requantize_width.
 
     Parameters
     ----------
-    m, n, s, b : of the graph's requantizer.  form : of the output.
+    m, n, s, b : of the requantizer, integers or int64 arrays of one shape. Where lanes shift, m is 1 or -1 and n is 0 or a
+        signed power of two, as esbflow.compiler.shifts makes them.
+    form : of the output.
     residual : (digits, signed) of the residual as it lies in memory; None where there is none.
     """
     m, n, s, b = (np.asarray(value, dtype=np.int64) for value in (m, n, s, b))
     half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
     folded = b + (0 if isinstance(form, ESB) else half)
-    folded = folded - rows_offset(multiplicand_bits(config), FACTOR_BITS)
+    if config.residual and residual is not None:
+        folded = folded + n * residual_offset(*residual)
+    mask = (np.int64(1) << config.requantize_width) - 1
+    if config.requantizer == "multiply":
+        folded = folded - rows_offset(multiplicand_bits(config), FACTOR_BITS)
+        if config.residual:
+            folded = folded - rows_offset(FACTOR_BITS, RESIDUAL_BITS)
+        factors = (np.int64(1) << FACTOR_BITS) - 1
+        return {"m": m & factors, "n": n & factors, "s": s, "b": folded & mask}
+    off, shift = (n == 0).astype(np.int64), np.maximum(np.frexp(np.abs(n).astype(np.float64))[1] - 1, 0).astype(np.int64)
+    # The residual enters 128 too high; a negative one as the one's complement of that, 127 too high.
+    folded = folded + (m < 0)
     if config.residual:
-        folded = folded - rows_offset(FACTOR_BITS, RESIDUAL_BITS)
-        if residual is not None:
-            folded = folded + n * residual_offset(*residual)
-    return folded & ((np.int64(1) << config.requantize_width) - 1)
+        folded = folded - (1 - off) * (np.where(n < 0, 127, 128) << shift)
+    return {"negative": (m < 0).astype(np.int64), "residual_negative": (n < 0).astype(np.int64), "residual_off": off,
+            "residual_shift": shift, "s": s, "b": folded & mask}
 
 
 def residual_offset(digits: int, signed: bool) -> int:

@@ -10,7 +10,7 @@ from esbflow.engine_facts import TAPS, array_offset, channel_largest, channel_of
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
-from esbflow.requantizer import multiplicand_bits
+from esbflow.requantizer import constant_fields, multiplicand_bits
 from esbflow.runtime import layout
 
 UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "CHANNEL": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
@@ -198,14 +198,20 @@ class Machine:
         assert values.max() < 1 << config.accumulator_width
         bank[:len(sums)] = values
 
+    def _constants(self, bank):
+        """{field: one value a channel}"""
+        words = [int.from_bytes(word.tobytes(), "little") for word in self.constants[bank].reshape(-1, 16)]
+        fields, low = {}, 0
+        for name, bits in constant_fields(self.config):
+            fields[name] = np.array([word >> low & (1 << bits) - 1 for word in words])
+            low += bits
+        return fields
+
     def _drain(self, f):
         config = self.config
-        words = self.constants[f["constants"]].reshape(config.cols, 2, 8).copy().view("<u8")[..., 0]
+        k = self._constants(f["constants"])
         width = config.requantize_width
         signed = lambda v, bits: (v ^ (1 << bits - 1)) - (1 << bits - 1)  # noqa: E731
-        m, n = (np.array([signed(int(v) >> at & 0xFFF, 12) for v in words[:, 0]]) for at in (0, 12))
-        s = np.array([int(v) >> 24 & 63 for v in words[:, 0]])
-        b = np.array([(int(v) | int(u) << 64) >> 32 & (1 << width) - 1 for v, u in words])
         if f["esb"]:
             assert config.esb_output
             exponent_bits = (f["octaves"] + 2).bit_length() - 1
@@ -213,16 +219,11 @@ class Machine:
         else:
             form = (Signed if f["signed"] else Unsigned)(f["bits"])
         rows, cols, channels = f["acc_rows"], f["acc_cols"], f["planes"] * config.rows
-        # As the lanes: each row of the multipliers adds its offset, and all is modulo 2**width.
-        total = self.accumulators[f["bank"]][:rows * cols].reshape(rows, cols, -1) * m + b
-        total += sum(2 << multiplicand_bits(config) + place for place in range(0, 12, 2))
-        if config.residual:
-            total += sum(2 << 12 + place for place in range(0, 8, 2))
+        acc, value = self.accumulators[f["bank"]][:rows * cols].reshape(rows, cols, -1), 0
         if f["residual"]:
             assert config.residual and f["kernel_y"] == f["kernel_x"] == f["stride_y"] == f["stride_x"] == 1
             pitch = -(-cols // config.words_per_beat) * config.words_per_beat
             p, r, c = np.mgrid[:f["planes"], :rows, :cols]
-            value = 0
             for digit in range(f["residual_digits"]):
                 plane = self.residuals[2 * f["residual_bank"] + digit]
                 value = value | self._words(plane, (p * rows + r) * pitch + c) << (4 * digit)
@@ -230,7 +231,16 @@ class Machine:
             if f["residual_signed"] == (top == 8):
                 value = value ^ top
             value = signed(value, 8).transpose(1, 2, 0, 3).reshape(rows, cols, channels)
-            total[..., :channels] += value * n[:channels]
+            value = np.concatenate([value, np.zeros((rows, cols, config.cols - channels), np.int64)], axis=-1)
+        # As the lanes: all is modulo 2**width.
+        if config.requantizer == "shift":
+            r = np.where(k["residual_negative"] == 1, 127 - value, value + 128) << k["residual_shift"]
+            total = np.where(k["negative"] == 1, ~acc, acc) + np.where(k["residual_off"] == 1, 0, r) * config.residual
+        else:  # each row of the multipliers adds its offset
+            total = acc * signed(k["m"], 12) + value * signed(k["n"], 12)
+            total += sum(2 << multiplicand_bits(config) + place for place in range(0, 12, 2))
+            total += config.residual * sum(2 << 12 + place for place in range(0, 8, 2))
+        total, s = total + k["b"], k["s"]
         total = signed(total & (1 << width) - 1, width)
         if not f["esb"]:  # b holds the half already
             total = total - np.where(s > 0, 1 << np.maximum(s - 1, 0), 0)

@@ -23,6 +23,8 @@ NON_LINEAR = [
     if bits - is_signed - k <= 3 and k + (1 << bits - is_signed - k) - 1 <= 8]
 """All ESB formats whose levels are below 256: at most 3 exponent bits."""
 FORMATS = LINEAR + NON_LINEAR
+EARLY = 2
+"""Cycles that a value's format comes before it."""
 
 
 def config(**parts) -> EngineConfig:
@@ -62,7 +64,7 @@ def digits(size: EngineConfig, cases: list, acc_signed: bool = True, gaps=None) 
 
     gaps : a random generator that lets cycles pass between values.
     """
-    requantizer, layout = Requantizer(size, 1, acc_signed), constants_layout(size)
+    requantizer, layout = Requantizer(size, 1, acc_signed, EARLY), constants_layout(size)
     stages = Stages(size)
     cycles = []  # a case, or None, for each cycle
     for case in cases:
@@ -72,15 +74,18 @@ def digits(size: EngineConfig, cases: list, acc_signed: bool = True, gaps=None) 
     results = []
 
     async def bench(ctx):
-        for number in range(len(cycles) + stages.count + 1):
-            case = cycles[number] if number < len(cycles) else None
+        for number in range(-EARLY, len(cycles) + stages.count + 1):
+            soon = number + EARLY
+            if soon < len(cycles) and cycles[soon] is not None:
+                ctx.set(requantizer.format, FORMAT.const(rounding_fields(cycles[soon].form)))
+                ctx.set(requantizer.digit, cycles[soon].digit)
+            case = cycles[number] if 0 <= number < len(cycles) else None
             ctx.set(requantizer.valid, int(case is not None))
             if case is not None:
-                b = int(fold(size, case.m, case.n, case.s, case.b, case.form, (2, True)))
-                constants = layout.const({"m": case.m, "n": case.n, "s": case.s, "b": b})
-                for name, value in dict(
-                        first=case.first, last=case.last, digit=case.digit, format=FORMAT.const(rounding_fields(case.form)),
-                        constants=constants.as_bits(), residual=case.r & 255).items():
+                folded = fold(size, case.m, case.n, case.s, case.b, case.form, (2, True))
+                constants = layout.const({name: int(value) for name, value in folded.items()})
+                for name, value in dict(first=case.first, last=case.last, constants=constants.as_bits(),
+                                        residual=case.r & 255).items():
                     ctx.set(getattr(requantizer, name), value)
             late = number - stages.product
             if 0 <= late < len(cycles) and cycles[late] is not None:
@@ -144,11 +149,15 @@ def random_cases(draw, size: EngineConfig, acc_signed: bool):
     def integer(low, high):
         return draw(st.integers(low, high)) >> draw(st.integers(0, high.bit_length()))
 
-    width = size.accumulator_width
+    width, shifts = size.accumulator_width, size.requantizer == "shift"
     form = draw(st.sampled_from(FORMATS if size.esb_output else LINEAR))
     acc = integer(-1 << width - 1, (1 << width - 1) - 1) if acc_signed else integer(0, (1 << width) - 1)
-    case = Case(form, acc=acc, r=integer(-128, 127) if size.residual else 0, m=integer(-2048, 2047),
-                n=integer(-2048, 2047), b=integer(-1 << 39, (1 << 39) - 1))
+    offset = width if shifts else 39
+    sign = st.sampled_from((-1, 1))
+    case = Case(form, acc=acc, r=integer(-128, 127) if size.residual else 0,
+                m=draw(sign) if shifts else integer(-2048, 2047),
+                n=draw(st.sampled_from((-1, 0, 1))) << draw(st.integers(0, 15)) if shifts else integer(-2048, 2047),
+                b=integer(-1 << offset, (1 << offset) - 1))
     s = min(40, max(0, abs(case.sum).bit_length() - draw(st.integers(0, form.bits + 3))))
     return [Case(**{**case.__dict__, "s": s, "digit": digit}) for digit in range(storage_digits(form))]
 
@@ -156,7 +165,10 @@ def random_cases(draw, size: EngineConfig, acc_signed: bool):
 @pytest.mark.parametrize("parts, acc_signed", [
     ({}, True), ({}, False), ({"residual": False}, False), ({"esb_output": False}, True),
     ({"residual": False, "esb_output": False, "accumulator_width": 24}, False), ({"accumulator_width": 16}, True),
-    ({"accumulator_width": 32}, False), ({"accumulator_width": 29, "residual": False}, True)])
+    ({"accumulator_width": 32}, False), ({"accumulator_width": 29, "residual": False}, True),
+    ({"requantizer": "shift"}, True), ({"requantizer": "shift"}, False),
+    ({"requantizer": "shift", "residual": False, "accumulator_width": 20}, False),
+    ({"requantizer": "shift", "esb_output": False, "accumulator_width": 16}, True)])
 def test_random_sums_round_as_the_format_does(parts, acc_signed):
     size = config(**parts)
 

@@ -6,7 +6,7 @@ from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, ROWS_A_STAGE, Stages, multiplicand_bits
+from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, ROWS_A_STAGE, Stages, constant_fields, multiplicand_bits
 from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, WINDOW_BITS
 from esbhw.fabric.adder_rows import Term, add_row, plain
 from esbhw.fabric.comparator import greater
@@ -14,12 +14,8 @@ from esbhw.fabric.multiplier_rows import digit_row, digits
 
 
 def constants_layout(config: EngineConfig) -> StructLayout:
-    """Constants of one channel as they lie in a 128-bit beat, lowest bits first: m, n, s, and from bit 32 on b.
-
-    b is as esbflow.requantizer.fold gives it.
-    """
-    return StructLayout({"m": signed(FACTOR_BITS), "n": signed(FACTOR_BITS), "s": 6, "pad": 2,
-                         "b": config.requantize_width})
+    """Constants of one channel as they lie in a 128-bit beat, lowest bits first, as esbflow.requantizer.fold gives them."""
+    return StructLayout({name: signed(bits) if name in ("m", "n") else bits for name, bits in constant_fields(config)})
 
 
 class RequantizeLane(wiring.Component):
@@ -58,7 +54,7 @@ class RequantizeLane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         self._m, self._platform = m, platform
-        total, shift = self._sum()
+        total, shift = self._shifted_sum() if self._config.requantizer == "shift" else self._sum()
         held = self._maximum(total)
         window, negative, over = self._window(held, shift)
         if self._config.esb_output:
@@ -112,6 +108,33 @@ class RequantizeLane(wiring.Component):
         total, _ = add_row(self._m, self._platform, [plain(sums), rest], "total", width)
         s = self._until(constants.s, stages.total, "s")
         return self._register(total, stages.total, "total"), s
+
+    def _shifted_sum(self) -> tuple:
+        """(+-acc + (+-r << k) + b, s in the cycle of stage `total`)."""
+        config, stages, m = self._config, self._stages, self._m
+        constants, width, stage = self.constants, config.requantize_width, self._stages.total
+        acc = Signal(width, name="acc_wide")
+        m.d.comb += acc.eq(self.acc.as_signed() if self._acc_signed else self.acc)
+        negative = self._until(constants.negative, stage, "negative_acc")
+        b = self._until(constants.b, stage, "b")
+        terms = [Term(acc ^ negative.replicate(width), tuple(((bit, negative), lambda a, g: a ^ g) for bit in acc),
+                      (1 << width) - 1), plain(b)]
+        if config.residual:
+            # Offset binary, so that a shift brings in no signs.
+            offset = self.residual ^ (1 << RESIDUAL_BITS - 1) ^ constants.residual_negative.replicate(RESIDUAL_BITS)
+            places = constants.residual_shift
+            little = Cat(Const(0, 3), offset[:RESIDUAL_BITS], Const(0, 3))
+            little = Cat(_choose(places[:2], [little[j + 3 - k] for k in range(4)]) for j in range(RESIDUAL_BITS + 3))
+            little = self._register(little, 0, "residual_little")
+            rest = self._register(Cat(places[2:], constants.residual_off), 0, "residual_shift")
+            padded = Cat(Const(0, 12), little, Const(0, 12))
+            shifted = Cat(_choose(rest[:2], [padded[j + 12 - 4 * k] for k in range(4)]) for j in range(len(little) + 12))
+            residual = Signal(len(shifted), name="residual_shifted", reset_less=True)
+            with m.If(self.enable[1]):
+                m.d.sync += residual.eq(Mux(rest[2], 0, shifted))
+            terms.append(plain(residual))
+        total, _ = add_row(m, self._platform, terms, "total", width)
+        return self._register(total, stage, "total"), self._until(constants.s, stage, "s")
 
     def _rows(self, multiplicand, parts: list, addend, start: int, name: str):
         """addend + multiplicand * multiplier and the rows' offsets, registered after every ROWS_A_STAGE rows."""

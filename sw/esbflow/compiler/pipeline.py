@@ -14,6 +14,7 @@ from esbflow.compiler.layout import Source, place, tensor_layout
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
+from esbflow.compiler.shifts import shift_requantizer
 from esbflow.compiler.tile import tile
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
@@ -28,7 +29,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """Compile for runs of `batch` images.
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
-    convolutions), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
+    convolutions), shift_requantizer (where lanes shift), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
     place_on_unit (what keeps channels apart), tensor_layout and place (memory), split_weights, pack_layer and pack_channels
     (integers to codes and taps), tile, emit (instructions).
 
@@ -40,7 +41,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
     graph = split_large_pools(store_bipolar(graph))
-    layers, fold_choice = lower(graph), None
+    layers, fold_choice = [shift_requantizer(config, layer) for layer in lower(graph)], None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         fold_choice, layers[0] = fold_input(layers[0], config.rows, config.cols)

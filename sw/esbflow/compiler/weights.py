@@ -21,7 +21,7 @@ from esbflow.engine_facts import (
     tap_entry,
 )
 from esbflow.numbers import ESB
-from esbflow.requantizer import FACTOR_BITS, fold
+from esbflow.requantizer import SILENT_SHIFT, constant_fields, fold
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
 
@@ -102,14 +102,14 @@ class WeightsRegion:
             self._taps[content] = self._append(np.frombuffer(content, dtype=np.uint8))
         return self._taps[content]
 
-    def constants(self, m, n, s, b) -> int:
-        """Store one beat for each channel: m and n 12 bit, s 6 bit at bit 24, b (folded, not negative) from bit 32 on."""
-        mask = (1 << FACTOR_BITS) - 1
-        low = (m & mask) | (n & mask) << FACTOR_BITS | s << 24 | (b & 0xFFFFFFFF) << 32
-        words = np.zeros((len(m), 2), dtype=np.uint64)
-        words[:, 0] = low.astype(np.uint64)
-        words[:, 1] = (b >> 32).astype(np.uint64)
-        return self._append(np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8))
+    def constants(self, values: dict) -> int:
+        """Store one beat for each channel; `values` as esbflow.requantizer.fold gives them, none of them negative."""
+        words, low = [0] * self._config.cols, 0
+        for name, bits in constant_fields(self._config):
+            if name in values:
+                words = [word | int(value) << low for word, value in zip(words, values[name], strict=True)]
+            low += bits
+        return self._append(np.frombuffer(b"".join(word.to_bytes(BEAT_BYTES, "little") for word in words), dtype=np.uint8))
 
 
 def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool,
@@ -183,13 +183,14 @@ class Sums:
         """Store the constants of the group from channel `first` on, offsets folded into b. Returns their beat offset."""
         _check_accumulator(config, layer, int(self._reach.max()))
         values = {name: np.zeros(config.cols, dtype=np.int64) for name in "mnsb"}
+        if config.requantizer == "shift":  # has no m of zero
+            values["s"][:] = SILENT_SHIFT
         for name in "mnsb":
             own = getattr(layer.requantizer, name)[first:first + config.cols]
             values[name][:len(own)] = own
-        # Channels that are not there get it too, so that zeros are stored for them.
-        values["b"] = fold(config, values["m"], values["n"], values["s"], values["b"] - values["m"] * self._too_much,
-                           layer.out_format, residual)
-        return region.constants(**values)
+        # Channels that are not there get constants too, so that zeros are stored for them.
+        return region.constants(fold(config, values["m"], values["n"], values["s"],
+                                     values["b"] - values["m"] * self._too_much, layer.out_format, residual))
 
 
 def _codebook(config: EngineConfig, book: np.ndarray) -> int:

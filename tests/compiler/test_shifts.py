@@ -1,0 +1,90 @@
+"""Engines whose lanes shift: layers with factors that are powers of two keep every integer; others are refused by name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from esbflow.compiler.errors import CompileError
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images, random_weights
+from esbflow.graph.validate import validate
+from esbflow.numbers import ESB, Signed, Unsigned
+from tests.compiler.machine import Machine
+from tests.compiler.programs import BOUNDS, one_conv
+from tests.sw.graph_nodes import constants
+
+SHIFTING = replace(ENGINES["small8x16"], requantizer="shift")
+
+
+def powers(values, largest=1 << 10):
+    """The next smaller power of two of each, with its sign."""
+    size = np.minimum(np.abs(values), largest)
+    return np.sign(values) * (1 << np.frexp(np.maximum(size, 1).astype(float))[1].astype(np.int64) - 1) * (values != 0)
+
+
+def with_powers(graph):
+    """The graph with such m and n, and offsets that the lanes have room for."""
+    def snapped(node):
+        if getattr(node, "requantizer", None) is None:
+            return node
+        k = node.requantizer
+        return replace(node, requantizer=replace(k, m=powers(k.m), n=powers(k.n), b=np.clip(k.b, -1 << 24, 1 << 24)))
+    return validate(replace(graph, nodes=[snapped(node) for node in graph.nodes]))
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_random_graphs_of_powers_of_two_compute_the_graph(number):
+    random = np.random.default_rng((11, number))
+    while True:
+        graph = with_powers(random_graph(random, **BOUNDS["small8x16"]))
+        try:
+            program = compile_graph(graph, SHIFTING, 2)
+            break
+        except CompileError as error:
+            assert "power of two" not in str(error), error
+    images = random_images(random, graph, 2)
+    assert np.array_equal(Machine(program).run(images), execute(graph, images))
+
+
+@pytest.mark.parametrize("form", [Signed(8), Unsigned(4), Signed(32), ESB(4, 1), ESB(4, 2, signed=False)])
+@pytest.mark.parametrize("i, j, s", [(0, 0, 0), (3, 0, 0), (3, 3, 3), (0, 3, 5), (5, 2, 4), (2, 5, 1), (4, None, 4), (7, 10, 9),
+                                     (None, 2, 4)])
+def test_every_order_of_the_exponents_is_exact(form, i, j, s):
+    """Factors above the accumulator's lowest bit go into the weights; offsets need not be multiples of them."""
+    random = np.random.default_rng(5)
+    channels = 16
+    graph = one_conv(random_weights(random, (channels, 3, 3, 3), "s4"), (3, 5, 5), Signed(4), padding=(1, 1))
+    first = replace(graph.nodes[1], requantizer=constants(channels, s=4))
+    sign = np.where(np.arange(channels) % 2, -1, 1)
+    factors = ir.Requantizer(
+        m=sign * (0 if i is None else 1 << i), n=np.roll(sign, 1) * np.where(np.arange(channels) < 3, 0, 0 if j is None else 1 << j),
+        s=np.full(channels, s), b=random.integers(-200, 200, channels) << random.integers(0, 4, channels))
+    second = ir.Add("sum", ("conv", "conv"), first.shape, form, 1.0, requantizer=factors)
+    graph = validate(ir.Graph("two", [graph.nodes[0], first, second]))
+    images = random_images(random, graph, 1)
+    assert np.array_equal(Machine(compile_graph(graph, SHIFTING)).run(images), execute(graph, images))
+
+
+def test_a_factor_that_is_no_power_of_two_is_refused_by_name():
+    graph = one_conv(np.ones((8, 3, 1, 1)), (3, 4, 4))
+    odd = constants(8)
+    odd.m[5] = 37
+    graph.nodes[1] = replace(graph.nodes[1], requantizer=odd)
+    with pytest.raises(CompileError, match="layer conv: engine small8x16 requantizes by shifts and m of channel 5 is 37, no "
+                                           "power of two; train with power-of-two scales, or use an engine with "
+                                           "requantizer = multiply"):
+        compile_graph(graph, SHIFTING)
+
+
+def test_what_an_engine_was_built_without_is_refused_by_name():
+    conv = one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), Signed(4))
+    added = ir.Add("sum", ("conv", "conv"), (4, 4, 4), Signed(4), 1.0, requantizer=constants(4, n=1))
+    graph = validate(ir.Graph("two", [*conv.nodes, added]))
+    with pytest.raises(CompileError, match="layer sum: engine small8x16 is built without a residual operand"):
+        compile_graph(graph, replace(ENGINES["small8x16"], residual=False))
+    with pytest.raises(CompileError, match=r"layer conv: engine small8x16 is built without ESB output .* gives esb4.1; use"):
+        compile_graph(one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), ESB(4, 1)), replace(ENGINES["small8x16"], esb_output=False))
