@@ -23,8 +23,8 @@ TAP_BITS = 64
 """Bits of one channel's taps in memory."""
 ARRAYS = ("shiftadd", "table")
 REQUANTIZERS = ("multiply", "shift")
-SHIFTED_RESIDUAL_BITS = 8 + 15
-"""Of a residual of 8 bits, shifted left by at most 15."""
+SHIFTED_RESIDUAL_BITS = 8 + 10
+"""Of a residual of 8 bits, shifted left by at most 10: n is at most 2**10."""
 
 
 @dataclass(frozen=True)

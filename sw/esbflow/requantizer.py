@@ -29,8 +29,6 @@ ROWS_A_STAGE = 2
 LEVEL_BITS = 32
 ACCUMULATOR_CYCLES = 5
 """From a drain's issue of a value to the accumulators' address."""
-SHIFT_LIMIT = 15
-"""The largest shift of a residual where lanes shift."""
 SILENT_SHIFT = 62
 """The s with which every sum of the accumulators alone, which is not negative, becomes zero."""
 

@@ -20,27 +20,11 @@ from tests.sw.graph_nodes import constants
 SHIFTING = replace(ENGINES["small8x16"], requantizer="shift")
 
 
-def powers(values, largest=1 << 10):
-    """The next smaller power of two of each, with its sign."""
-    size = np.minimum(np.abs(values), largest)
-    return np.sign(values) * (1 << np.frexp(np.maximum(size, 1).astype(float))[1].astype(np.int64) - 1) * (values != 0)
-
-
-def with_powers(graph):
-    """The graph with such m and n, and offsets that the lanes have room for."""
-    def snapped(node):
-        if getattr(node, "requantizer", None) is None:
-            return node
-        k = node.requantizer
-        return replace(node, requantizer=replace(k, m=powers(k.m), n=powers(k.n), b=np.clip(k.b, -1 << 24, 1 << 24)))
-    return validate(replace(graph, nodes=[snapped(node) for node in graph.nodes]))
-
-
 @pytest.mark.parametrize("number", range(16))
 def test_random_graphs_of_powers_of_two_compute_the_graph(number):
     random = np.random.default_rng((11, number))
     while True:
-        graph = with_powers(random_graph(random, **BOUNDS["small8x16"]))
+        graph = random_graph(random, powers=True, **BOUNDS["small8x16"])
         try:
             program = compile_graph(graph, SHIFTING, 2)
             break
@@ -75,8 +59,8 @@ def test_a_factor_that_is_no_power_of_two_is_refused_by_name():
     odd.m[5] = 37
     graph.nodes[1] = replace(graph.nodes[1], requantizer=odd)
     with pytest.raises(CompileError, match="layer conv: engine small8x16 requantizes by shifts and m of channel 5 is 37, no "
-                                           "power of two; train with power-of-two scales, or use an engine with "
-                                           "requantizer = multiply"):
+                                           r"power of two; train with power-of-two scales \(Recipe\(power_of_two=True\)\), or use an "
+                                           "engine with requantizer = multiply$"):
         compile_graph(graph, SHIFTING)
 
 
@@ -88,3 +72,47 @@ def test_what_an_engine_was_built_without_is_refused_by_name():
         compile_graph(graph, replace(ENGINES["small8x16"], residual=False))
     with pytest.raises(CompileError, match=r"layer conv: engine small8x16 is built without ESB output .* gives esb4.1; use"):
         compile_graph(one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), ESB(4, 1)), replace(ENGINES["small8x16"], esb_output=False))
+
+
+def test_a_channel_of_one_level_needs_no_power_of_two():
+    """Dead channels, and those whose offset is beyond the format's end whatever comes in."""
+    graph = one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), Unsigned(4))
+    graph.nodes[1] = replace(graph.nodes[1], requantizer=ir.Requantizer(
+        m=np.array([37, 37, 4, 0]), n=np.zeros(4, np.int64), s=np.array([30, 4, 4, 4]), b=np.array([5 << 30, -1 << 39, 0, 99])))
+    images = random_images(np.random.default_rng(3), graph, 1)
+    outputs = Machine(compile_graph(graph, SHIFTING)).run(images)
+    assert np.array_equal(outputs, execute(graph, images))
+    assert (outputs[:, 0] == 5).all() and (outputs[:, 1] == 0).all() and (outputs[:, 3] == 6).all()
+
+
+def test_a_residual_is_shifted_as_far_as_n_reaches():
+    conv = one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), Signed(8))
+    fields = constants(4, n=1024, s=10)
+    fields.m[:] = 1
+    weight = np.zeros((4, 4, 1, 1), np.int64) + 1
+    added = ir.Conv2d("sum", ("conv", "conv"), (4, 4, 4), Signed(8), 1.0, weight=weight, weight_format=Signed(8),
+                      weight_scale=np.ones(4), requantizer=fields)
+    graph = validate(ir.Graph("far", [*conv.nodes, added]))
+    images = random_images(np.random.default_rng(4), graph, 1)
+    assert np.array_equal(Machine(compile_graph(graph, SHIFTING)).run(images), execute(graph, images)), "10 bits are within"
+
+
+def test_a_sum_beyond_the_lanes_is_refused_by_name():
+    graph = one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), Signed(8))
+    graph.nodes[1] = replace(graph.nodes[1], requantizer=ir.Requantizer(
+        m=np.full(4, 1), n=np.zeros(4, np.int64), s=np.full(4, 35), b=np.full(4, 1 << 34)))
+    with pytest.raises(CompileError, match="layer conv: the sum of channel 0 reaches [0-9]+ and the lanes of engine small8x16 "
+                                           "have 30 bits; use a larger scale for its weights"):
+        compile_graph(graph, SHIFTING)
+
+
+@pytest.mark.parametrize("form", [Unsigned(4), Signed(8)])
+def test_a_mean_of_any_number_of_pixels_and_a_requantization_need_no_power_of_two(form):
+    graph = one_conv(np.ones((4, 3, 1, 1)), (3, 7, 7), form)
+    odd = ir.Requantizer(m=np.array([1337, -334, 2047, 0]), n=np.zeros(4, np.int64), s=np.array([16, 12, 14, 3]),
+                         b=np.array([1, -999, 12345, 7]))
+    pool = ir.AvgPool2d("pool", ("conv",), (4, 1, 1), Signed(8), 1.0, kernel=(7, 7), stride=(7, 7), requantizer=odd)
+    again = ir.Requantize("again", ("pool",), (4, 1, 1), Signed(8), 1.0, requantizer=replace(odd, s=np.full(4, 11)))
+    graph = validate(ir.Graph("means", [*graph.nodes, pool, again]))
+    images = random_images(np.random.default_rng(6), graph, 2)
+    assert np.array_equal(Machine(compile_graph(graph, SHIFTING, 2)).run(images), execute(graph, images))

@@ -34,10 +34,15 @@ TABLE_WITH_PORTS = EngineConfig(
     "ports8x16", rows=8, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7, accumulator_depth=256,
     activation_beats=256, residual_beats=256, weight_path_beats=4, weight_ports=4, channel_unit=8)
 """What no small named engine has: tables, and several ports for weights; with a channel unit."""
+SHIFTING = EngineConfig(
+    "shift8x16", rows=8, cols=16, requantizer="shift", accumulator_depth=256, activation_beats=256, residual_beats=256,
+    channel_unit=8)
+"""Requantizers that shift, behind array and channel unit."""
+OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING)}
 
 
 def engine_of(name: str) -> EngineConfig:
-    return TABLE_WITH_PORTS if name == TABLE_WITH_PORTS.name else ENGINES[name]
+    return OTHERS.get(name) or ENGINES[name]
 
 
 @functools.cache

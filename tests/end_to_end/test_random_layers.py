@@ -1,6 +1,6 @@
 """RTL = integer graph on every value, and cycle model = RTL on every cycle, on random graphs with fresh seeds.
 
-64 graphs in each run; `ESBFLOW_LAYER_FACTOR=5 pytest tests/end_to_end/test_random_layers.py` runs 320.
+96 graphs in each run; `ESBFLOW_LAYER_FACTOR=5 pytest tests/end_to_end/test_random_layers.py` runs 480.
 """
 
 import os
@@ -13,7 +13,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute
-from esbflow.graph.random import CHANNEL_KINDS, random_graph, random_images
+from esbflow.graph.random import CHANNEL_KINDS, KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
 from tests.end_to_end.conftest import engine_of
 
@@ -21,7 +21,8 @@ FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
 GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(channels=24, size=14)),
           "base16x16": (16, dict(channels=40, size=20)),
           "small8x16-channel": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
-          "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
+          "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
+          "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True))}
 
 
 def compiled(random, config, **bounds):

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import Component, In, Out
 
 from esbflow.engine_config import EngineConfig
 from esbhw import equivalence, yosys
+from esbhw.arithmetic.requantize import RequantizeLane
 from esbhw.engine.accumulators import AccumulatorColumn
 from esbhw.engine.channel_unit import ChannelLane
 from esbhw.engine.shift_add_array import ShiftAddColumn
@@ -34,6 +35,7 @@ MODULES = {
     "accumulator of a channel unit": (AccumulatorColumn, EngineConfig("proven", 8, 16, channel_unit=8)),
     "channel": (ChannelLane, EngineConfig("proven", 8, 16, channel_unit=8)),
     "channel in complement": (ChannelLane, EngineConfig("proven", 8, 16, channel_unit=4, weight_min=-8, weight_max=7)),
+    "shifting requantizer": (RequantizeLane, config(requantizer="shift", accumulator_width=16)),
     "LUT RAM": (LutRam, 3), "LUT RAM ports": (LutRamPorts, 3, 2),
 }
 

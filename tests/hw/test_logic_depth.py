@@ -1,6 +1,7 @@
 """Longest paths on small netlists whose lengths are counted by hand, and on the smallest engine."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -124,9 +125,11 @@ def test_a_circle_without_a_register_is_named(found):
         found({"top": ({}, {"x": lut(2, 3, "1"), "y": lut(3, 2, "1")}, {2: "ping", 3: "pong"}, {})})
 
 
-@pytest.mark.parametrize("name", ["tiny4x4", "small8x16-channel"])
-def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(name):
-    found = depths(synthesize_rtlil(rtlil(ENGINES[name], "xilinx"), TOP), TOP)
+@pytest.mark.parametrize("config", [ENGINES["tiny4x4"], ENGINES["small8x16-channel"],
+                                    replace(ENGINES["tiny4x4"], requantizer="shift")],
+                         ids=["tiny4x4", "small8x16-channel", "shifting tiny4x4"])
+def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(config):
+    found = depths(synthesize_rtlil(rtlil(config, "xilinx"), TOP), TOP)
     beyond = [f"{block}: {depth.by_levels}; {depth.by_carry}" for block, depth in found.items() if not depth.passes]
     assert not beyond, "\n".join(beyond)
     assert {"control, counters, tokens", "AXI ports", "fetch", "loaders", "drain and requantizer", "array"} <= set(by_block(found))

@@ -156,7 +156,7 @@ def random_cases(draw, size: EngineConfig, acc_signed: bool):
     sign = st.sampled_from((-1, 1))
     case = Case(form, acc=acc, r=integer(-128, 127) if size.residual else 0,
                 m=draw(sign) if shifts else integer(-2048, 2047),
-                n=draw(st.sampled_from((-1, 0, 1))) << draw(st.integers(0, 15)) if shifts else integer(-2048, 2047),
+                n=draw(st.sampled_from((-1, 0, 1))) << draw(st.integers(0, 10)) if shifts else integer(-2048, 2047),
                 b=integer(-1 << offset, (1 << offset) - 1))
     s = min(40, max(0, abs(case.sum).bit_length() - draw(st.integers(0, form.bits + 3))))
     return [Case(**{**case.__dict__, "s": s, "digit": digit}) for digit in range(storage_digits(form))]

@@ -5,8 +5,16 @@ from amaranth.lib import wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import DIGIT_STEP, FACTOR_BITS, RESIDUAL_BITS, ROWS_A_STAGE, Stages, constant_fields, multiplicand_bits
+from esbflow.engine_config import DIGIT_BITS, SHIFTED_RESIDUAL_BITS, EngineConfig
+from esbflow.requantizer import (
+    DIGIT_STEP,
+    FACTOR_BITS,
+    RESIDUAL_BITS,
+    ROWS_A_STAGE,
+    Stages,
+    constant_fields,
+    multiplicand_bits,
+)
 from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, WINDOW_BITS
 from esbhw.fabric.adder_rows import Term, add_row, plain
 from esbhw.fabric.comparator import greater
@@ -111,7 +119,7 @@ class RequantizeLane(wiring.Component):
 
     def _shifted_sum(self) -> tuple:
         """(+-acc + (+-r << k) + b, s in the cycle of stage `total`)."""
-        config, stages, m = self._config, self._stages, self._m
+        config, m = self._config, self._m
         constants, width, stage = self.constants, config.requantize_width, self._stages.total
         acc = Signal(width, name="acc_wide")
         m.d.comb += acc.eq(self.acc.as_signed() if self._acc_signed else self.acc)
@@ -120,21 +128,24 @@ class RequantizeLane(wiring.Component):
         terms = [Term(acc ^ negative.replicate(width), tuple(((bit, negative), lambda a, g: a ^ g) for bit in acc),
                       (1 << width) - 1), plain(b)]
         if config.residual:
-            # Offset binary, so that a shift brings in no signs.
-            offset = self.residual ^ (1 << RESIDUAL_BITS - 1) ^ constants.residual_negative.replicate(RESIDUAL_BITS)
-            places = constants.residual_shift
-            little = Cat(Const(0, 3), offset[:RESIDUAL_BITS], Const(0, 3))
-            little = Cat(_choose(places[:2], [little[j + 3 - k] for k in range(4)]) for j in range(RESIDUAL_BITS + 3))
-            little = self._register(little, 0, "residual_little")
-            rest = self._register(Cat(places[2:], constants.residual_off), 0, "residual_shift")
-            padded = Cat(Const(0, 12), little, Const(0, 12))
-            shifted = Cat(_choose(rest[:2], [padded[j + 12 - 4 * k] for k in range(4)]) for j in range(len(little) + 12))
-            residual = Signal(len(shifted), name="residual_shifted", reset_less=True)
-            with m.If(self.enable[1]):
-                m.d.sync += residual.eq(Mux(rest[2], 0, shifted))
-            terms.append(plain(residual))
+            terms.append(plain(self._shifted_residual()))
         total, _ = add_row(m, self._platform, terms, "total", width)
         return self._register(total, stage, "total"), self._until(constants.s, stage, "s")
+
+    def _shifted_residual(self) -> Signal:
+        """(+-r + 128 or 127) << k, in two steps of 0..3 and of 0, 4 or 8 bits, or 0; in the cycle of stage `product`."""
+        constants, zeros = self.constants, Const(0, 3)
+        # Offset binary, so that a shift brings in no signs.
+        offset = self.residual ^ (1 << RESIDUAL_BITS - 1) ^ constants.residual_negative.replicate(RESIDUAL_BITS)
+        places = constants.residual_shift
+        padded = Cat(zeros, offset[:RESIDUAL_BITS], zeros)
+        little = self._register(Cat(_choose(places[:2], [padded[j + 3 - k] for k in range(4)])
+                                    for j in range(RESIDUAL_BITS + 3)), 0, "residual_little")
+        rest = self._register(Cat(places[2:], constants.residual_off), 0, "residual_places")
+        padded = Cat(Const(0, 8), little, Const(0, 8))
+        shifted = [_choose(rest[:2], [padded[j + 8 - 4 * min(k, 2)] for k in range(4)])
+                   for j in range(SHIFTED_RESIDUAL_BITS)]
+        return self._register(Mux(rest[2], 0, Cat(shifted)), 1, "residual")
 
     def _rows(self, multiplicand, parts: list, addend, start: int, name: str):
         """addend + multiplicand * multiplier and the rows' offsets, registered after every ROWS_A_STAGE rows."""

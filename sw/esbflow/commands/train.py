@@ -21,6 +21,8 @@ def add_parser(commands) -> None:
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
     parser.add_argument("--scale-mode", metavar="MODE",
                         help="scales of weights: closed_form, laplace, refined (searched), learned or pow2")
+    parser.add_argument("--power-of-two", action="store_true", default=None,
+                        help="all scales are powers of two, for engines whose requantizers shift")
     add_machine(parser)
     parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
     parser.add_argument("--post-training", type=positive, metavar="IMAGES",
@@ -51,8 +53,9 @@ def run(arguments) -> None:
 
     distributed.start()
     recipe = named(arguments.recipe).changed(
-        arguments.rate, arguments.batch, arguments.sharpness, scale_mode=arguments.scale_mode, weights=arguments.weights,
-        activations=arguments.activations, first_weights=arguments.first_weights, last_weights=arguments.last_weights,
+        arguments.rate, arguments.batch, arguments.sharpness, scale_mode=arguments.scale_mode,
+        power_of_two=arguments.power_of_two, weights=arguments.weights, activations=arguments.activations,
+        first_weights=arguments.first_weights, last_weights=arguments.last_weights,
         overrides=_overrides(arguments.overrides))
     if arguments.results:
         check_writable(arguments.results)
@@ -108,7 +111,7 @@ def _write_record(arguments, metrics: dict) -> None:
 
     said = {name: getattr(arguments, name) for name in (
         "epochs", "batch", "rate", "sharpness", "weights", "activations", "first_weights", "last_weights", "scale_mode",
-        "overrides", "post_training", "rounding", "ranges", "equalize", "images")}
+        "power_of_two", "overrides", "post_training", "rounding", "ranges", "equalize", "images")}
     said.update(said_of_machine(arguments.device, arguments.precision, arguments.compile))
     said["seed"] = arguments.seed or None
     said["float"] = arguments.float_model

@@ -29,9 +29,9 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """Compile for runs of `batch` images.
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
-    convolutions), shift_requantizer (where lanes shift), fold_input (few input channels), split_pools (pools that are cheaper as layers of their own),
-    place_on_unit (what keeps channels apart), tensor_layout and place (memory), split_weights, pack_layer and pack_channels
-    (integers to codes and taps), tile, emit (instructions).
+    convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
+    split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), tensor_layout and
+    place (memory), split_weights, pack_layer and pack_channels (integers to codes and taps), tile, emit (instructions).
 
     Raises
     ------

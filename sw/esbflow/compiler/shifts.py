@@ -1,8 +1,11 @@
 """Pass 2: requantizers of engines whose lanes shift, `requantizer="shift"`: m becomes 1 or -1, n 0 or a power of two.
 
-With m = +-2**i and n = +-2**j, the level of (acc*m + r*n + b) / 2**s is that of (+-acc + +-r * 2**(j-i) + b') / 2**(s-i), where
-b' is b / 2**i, rounded down once half a step has been added: both sums round down to the same integer. What would shift to
-the right of acc's lowest bit moves into the weights: they are multiplied by a power of two, and exact for that.
+With m = +-2**i and n = +-2**j, the level of (acc*m + r*n + b) / 2**s is that of (+-acc + +-r * 2**(j-i) + b') / 2**(s-i),
+where b' is b / 2**i, rounded down once half a step has been added: both sums round down to the same integer. What would
+shift to the right of acc's lowest bit moves into the weights: they are multiplied by a power of two, and exact for that.
+
+Average pools and requantizations have weights of one, so that these can be any m: a mean of 49 pixels needs no power of two.
+It takes a pass for each digit of m.
 """
 
 from dataclasses import replace
@@ -15,7 +18,6 @@ from esbflow.engine_config import EngineConfig
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.graph.ir import Requantizer
 from esbflow.numbers import ESB
-from esbflow.requantizer import SHIFT_LIMIT
 
 
 def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
@@ -26,8 +28,7 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     Raises
     ------
     CompileError
-        if m or n is no power of two, the residual's weight is too far above the accumulator's, or a sum is too large for the
-        lanes; it names the layer.
+        if m or n is no power of two, or a sum is too large for the lanes; it names the layer.
     """
     if config.requantizer != "shift":
         return layer
@@ -36,6 +37,9 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     low, high = (layer.out_format.round_shift(total, s) for total in _ends(layer, weight, m, n, b))
     fixed = low == high
     m, n, s, b = np.where(fixed, 0, m), np.where(fixed, 0, n), np.where(fixed, 0, s), np.where(fixed, low, b)
+    if layer.op in ("AvgPool2d", "Requantize"):
+        power = np.where(m == 0, 1, m & -m)
+        weight, m = _times(weight, np.abs(m) // power), np.sign(m) * power
     for name, given in (("m", m), ("n", n)):
         size = np.abs(given)
         wrong = np.flatnonzero(size & (size - 1))
@@ -53,20 +57,15 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     half, shorter = _half(s, esb), s - by
     factor = np.where(m == 0, 0, np.int64(1) << np.where(m == 0, 0, _exponents(m) - by))
     shift = np.where(n == 0, 0, _exponents(n) - by)
-    if np.any(shift > SHIFT_LIMIT):
-        channel = np.flatnonzero(shift > SHIFT_LIMIT)[0]
-        raise CompileError(
-            f"layer {layer.name}: the residual of channel {channel} is shifted by {shift[channel]} bits and the engine shifts "
-            f"by {SHIFT_LIMIT} at most; use a smaller scale for what is added, or an engine with requantizer = multiply")
-    weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    weight = _times(weight, factor)
     m, n, b = np.where(m < 0, -1, 1), np.sign(n) << shift, (b + half >> by) - _half(shorter, esb)
     ends = np.abs(_ends(layer, weight, m, n, b)).max(axis=0) + _half(shorter, esb)
     if np.any(ends >> config.requantize_width - 1):
         channel = int(ends.argmax())
         raise CompileError(
-            f"layer {layer.name}: the sum of channel {channel} reaches {ends[channel]} and the lanes of engine {config.name} "
-            f"have {config.requantize_width} bits; use a larger scale for its weights, or an engine with requantizer = "
-            "multiply")
+            f"layer {layer.name}: the sum of channel {channel} reaches {ends[channel]} and the lanes of engine "
+            f"{config.name} have {config.requantize_width} bits; use a larger scale for its weights, or an engine with "
+            "requantizer = multiply")
     return replace(layer, weight=weight, requantizer=Requantizer(m=m, n=n, s=shorter, b=b))
 
 
@@ -77,6 +76,10 @@ def _ends(layer: Layer, weight: np.ndarray, m, n, b) -> np.ndarray:
         form = layer.residual_format
         sums = sums + np.sort(np.array([[form.min], [form.max]]) * n, axis=0)
     return sums + b
+
+
+def _times(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _half(s: np.ndarray, esb: bool) -> np.ndarray:

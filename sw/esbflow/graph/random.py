@@ -38,10 +38,11 @@ def random_images(random: np.random.Generator, graph: ir.Graph, count: int) -> n
 
 
 def random_graph(random: np.random.Generator, layers: int | None = None, channels: int = 24, size: int = 14,
-                 kinds: tuple = KINDS) -> ir.Graph:
+                 kinds: tuple = KINDS, powers: bool = False) -> ir.Graph:
     """A valid graph of 1..4 (or `layers`) nodes after the input.
 
-    `channels` and `size` bound the tensors. Requantizers are chosen so that outputs spread over their formats.
+    `channels` and `size` bound the tensors. Requantizers are chosen so that outputs spread over their formats; with `powers`
+    their factors are powers of two with a sign, and an n can be 0.
     """
     c, h, w = (int(random.integers(1, limit + 1)) for limit in (channels, size, size))
     form = (Signed(8), Signed(8), Unsigned(4), Binary())[random.integers(4)]
@@ -56,7 +57,7 @@ def random_graph(random: np.random.Generator, layers: int | None = None, channel
             continue
         if not isinstance(node, (ir.MaxPool2d, ir.Concat, ir.Upsample)):
             form = (OUTPUTS if last else ACTIVATIONS)[random.integers(len(OUTPUTS if last else ACTIVATIONS))]
-            node = _with_requantizer(random, graph, node, form, probe)
+            node = _with_requantizer(random, graph, node, form, probe, powers)
         graph.nodes.append(node)
     return validate(graph)
 
@@ -153,13 +154,19 @@ def _pool(random, name, source, kind):
                         padding=padding)
 
 
-def _with_requantizer(random, graph, node, form, probe):
+def _with_requantizer(random, graph, node, form, probe, powers):
     """Constants whose outputs reach about the ends of `form` on the probe images."""
     channels = node.shape[0]
     zero = np.zeros(channels, dtype=np.int64)
-    n = random.integers(-2047, 2048, channels) if len(node.inputs) > 1 else zero
-    constants = ir.Requantizer(m=random.integers(-2047, 2048, channels), n=n,
-                               b=random.integers(-10_000, 10_001, channels), s=zero)
+    added = len(node.inputs) > 1
+    if powers:
+        exponent = random.integers(0, 11, channels)
+        m = random.choice((-1, 1), channels) << exponent
+        n = random.choice((-1, 0, 1), channels) * added << np.clip(exponent + random.integers(-1, 11, channels), 0, 10)
+    else:
+        n = random.integers(-2047, 2048, channels) if added else zero
+        m = random.integers(-2047, 2048, channels)
+    constants = ir.Requantizer(m=m, n=n, b=random.integers(-10_000, 10_001, channels), s=zero)
     wide = replace(node, requantizer=constants)
     values = execute(ir.Graph("probe", [*graph.nodes, wide]), probe, keep=True)[node.name]
     reach = np.abs(values).max(axis=(0, 2, 3)) / max(1, form.max)

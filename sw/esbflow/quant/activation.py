@@ -5,7 +5,7 @@ from torch import nn
 
 from esbflow.errors import BadValue
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.base import Quantizer, across_ranks, check_finite
+from esbflow.quant.base import Quantizer, across_ranks, check_finite, round_to_levels, straight_through
 from esbflow.quant.dda import optimal_scale, rectified_scale
 from esbflow.quant.lsq import learned_levels, learned_range, step_factor
 from esbflow.quant.scale_search import least_error_scales
@@ -27,6 +27,13 @@ def least_error_scale(values: torch.Tensor, form: Format) -> torch.Tensor:
     return least_error_scales(sampled(values, form)[None], form)[0]
 
 
+def nearest_power(scale: torch.Tensor, values: torch.Tensor, form: Format) -> torch.Tensor:
+    """Of the two powers of two about `scale` () the one with the smaller squared error on `values` (n,)."""
+    low = torch.exp2(torch.floor(torch.log2(scale)))
+    errors = [(round_to_levels(values / power, form) * power - values).square().sum() for power in (low, 2 * low)]
+    return torch.where(across_ranks(errors[0]) <= across_ranks(errors[1]), low, 2 * low)
+
+
 class ActivationQuantizer(Quantizer):
     """x -> scale * level, clamped to the format; its clamp at zero is the ReLU of an unsigned format.
 
@@ -39,6 +46,8 @@ class ActivationQuantizer(Quantizer):
         scale of least squared error.
     momentum : of the running mean.
     name : for error messages.
+    power_of_two : the scale is the power of two next to the learned or running one, by its logarithm; at the first batch the
+        one of less error.
 
     Gradient to x: straight through inside the range, zero outside. In eval mode nothing is updated. A tensor that has been
     zero in all batches (a ReLU that nothing reaches, a norm whose gamma is zero) is stored with scale 1, until a batch in
@@ -50,13 +59,15 @@ class ActivationQuantizer(Quantizer):
         if a first batch holds NaN or infinity, or if the scale is asked for before any batch was seen.
     """
 
-    def __init__(self, form: Format, mode: str = "learned", momentum: float = 0.9, name: str = "activation"):
+    def __init__(self, form: Format, mode: str = "learned", momentum: float = 0.9, name: str = "activation",
+                 power_of_two: bool = False):
         super().__init__(form)
         if mode not in ACTIVATION_SCALES:
             raise BadValue(f"the activation scale must be one of {', '.join(ACTIVATION_SCALES)}, not {mode!r}")
         self.mode = mode
         self.momentum = momentum
         self.name = name
+        self.power_of_two = power_of_two
         value = torch.ones(())
         if mode == "learned":
             self.step = nn.Parameter(value)
@@ -86,6 +97,8 @@ class ActivationQuantizer(Quantizer):
         if not self.seen:
             if self.mode == "learned":
                 estimate = across_ranks(least_error_scale(values, self.form) if values.any() else estimate)
+            if self.power_of_two:
+                estimate = nearest_power(estimate, sampled(values, self.form), self.form)
             self.step.copy_(estimate)
             self.seen.fill_(True)
             self.blank.fill_(False)
@@ -94,7 +107,8 @@ class ActivationQuantizer(Quantizer):
             self.step.mul_(self.momentum).add_(estimate * (1 - self.momentum))
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
-        return self.step.abs().clamp(min=1e-12)
+        step = self.step.abs().clamp(min=1e-12)
+        return straight_through(step, torch.exp2(torch.round(torch.log2(step.detach())))) if self.power_of_two else step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and (self.mode == "ema" or not self._has_scale()):

@@ -21,6 +21,8 @@ from esbflow.quant.recipe import Recipe, check_normalisation
 from esbflow.quant.sums import replace_sums
 from esbflow.quant.trace import check_upsample, kind_of, options, trace
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
 
 def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = None) -> fx.GraphModule:
     """Put quantizers into a model; parameters are shared with it, so it should not be used any further.
@@ -53,6 +55,8 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     _pad_unequal_sides(traced, modules)
     with shown(traced.graph):
         layers = _swap_layers(traced, modules, recipe)
+        if recipe.power_of_two:
+            _follow_norms(traced)
         insertion = QuantizerInsertion(traced, recipe)
         insertion.run()
     recipe.check_names(layers, insertion.stored)
@@ -80,6 +84,16 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     replace_channel_moves(traced, shape)
     traced.recompile()
     return traced
+
+
+def _follow_norms(traced: fx.GraphModule) -> None:
+    """Each weight quantizer with a batch norm behind its layer, and nothing else, gets to know it."""
+    for node in traced.graph.nodes:
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        norm = traced.get_submodule(user.target) if user is not None and user.op == "call_module" else None
+        if hasattr(module, "weight_quantizer") and isinstance(norm, NORMS) and norm.running_var is not None:
+            module.weight_quantizer.follow(norm)
 
 
 def _remove_identities(traced: fx.GraphModule) -> None:

@@ -134,6 +134,16 @@ class OpenLayer:
         return dict(fields, inputs=inputs, requantizer=constants)
 
 
+def powers_of_two(gain: np.ndarray) -> np.ndarray:
+    """float64 (c,): a power of two, with the sign, for each gain that is one but for the rounding of float32.
+
+    >>> powers_of_two(np.array([0.2500001, -8.0, 0.3, 0.0]))
+    array([ 0.25, -8.  ,  0.3 ,  0.  ])
+    """
+    power = np.sign(gain) * np.exp2(np.round(np.log2(np.where(gain == 0, 1, np.abs(gain)))))
+    return np.where(np.abs(gain - power) <= 1e-5 * np.abs(gain), power, gain)
+
+
 def one_a_channel(array: np.ndarray, rank: int, channels: int) -> np.ndarray | None:
     """float64 (channels,) of a constant that is combined with a tensor of `rank` axes; None if it differs from pixel to
     pixel, or would change the tensor's shape."""

@@ -31,8 +31,11 @@ class ESBWeightQuantizer(WeightQuantizer):
         "refined" is the scale of least error of the tensor itself, searched over its whole range (scale_search.py), again
         every `refresh` forward passes in training (None: 64, or 128 for more than five bits, whose search takes longer and
         whose scale matters less); "learned" starts there and trains the scale by the gradient of LSQ;
-        "pow2" is the power of two of least error.
+        "pow2" is the power of two of least error, searched as often as "refined".
     name : for error messages.
+
+    With "pow2" and a batch norm behind the layer (`follow`), what is a power of two is the scale times the norm's gain,
+    gamma / deviation: as if the norm were folded into the weights before they are quantized. The norm trains as ever.
 
     Shapes: w (out, ...) -> same shape; scale (out, 1, ...) or (1, 1, ...).
     Gradient: straight through to every weight ("learned": none beyond the ends, where the scale gets it). An all-zero
@@ -54,6 +57,25 @@ class ESBWeightQuantizer(WeightQuantizer):
         self._age = 0
         self._held = None
         self._state = None
+        self._norm = ()  # not registered as a child: it is the network's
+
+    def follow(self, norm: nn.Module) -> None:
+        """Take in the gain of the batch norm behind the layer, one value a row, wherever a power of two is looked for.
+
+        Raises
+        ------
+        ValueError
+            if there is one scale for the whole tensor, which several gains cannot have in common.
+        """
+        if not self.per_channel:
+            raise ValueError(f"{self.name}: powers of two with a batch norm need a scale for each channel; leave "
+                             "per_channel out")
+        self._norm = (norm,)
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether scales are confined to powers of two."""
+        return self.scale_mode == "pow2"
 
     @torch.no_grad()
     def prepare(self, w: torch.Tensor) -> None:
@@ -62,26 +84,40 @@ class ESBWeightQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
-        if self.scale_mode == "refined" and self._held is not None and (
+        if self.scale_mode in ("refined", "pow2") and self._held is not None and (
                 self._age < self.refresh if self.training else self._same_weights(w)):
             self._age += 1
             return self._held
         scale = super().scale(w)
         # The tensor itself is kept, not its address alone: memory let go is soon another tensor's, at the same version.
-        self._held, self._age, self._state = scale, 1, (w.detach(), w._version)
+        self._held, self._age, self._state = scale, 1, (w.detach(), self._versions(w))
         return scale
 
     def _same_weights(self, w: torch.Tensor) -> bool:
-        """In eval mode the scale holds as long as the weights stay the same tensor, unwritten."""
-        seen, version = self._state
-        return seen.data_ptr() == w.data_ptr() and seen.shape == w.shape and version == w._version
+        """In eval mode the scale holds as long as the weights, and a norm's gain, stay the same tensors, unwritten."""
+        seen, versions = self._state
+        return seen.data_ptr() == w.data_ptr() and seen.shape == w.shape and versions == self._versions(w)
+
+    def _versions(self, w: torch.Tensor) -> tuple:
+        norms = [tensor for norm in self._norm for tensor in (norm.weight, norm.running_var) if tensor is not None]
+        return tuple(tensor._version for tensor in (w, *norms))
+
+    def _gain(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows,): the magnitude of what a batch norm multiplies with; 1 where it is 0, or there is none."""
+        gain = torch.ones_like(rows[:, 0])
+        for norm in self._norm:
+            gain = gain / (norm.running_var + norm.eps).sqrt() * (1 if norm.weight is None else norm.weight.abs())
+        return torch.where(gain > 0, gain, torch.ones_like(gain))
 
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
         if self.scale_mode == "learned":
             return exact_scale(rows, self.step.abs().clamp(min=1e-12), self.form)
-        if self.scale_mode in ("refined", "pow2"):
-            scale = self._search(rows)
-            return scale if self.scale_mode == "refined" else self._power_of_two(rows, scale)
+        if self.scale_mode == "refined":
+            return self._search(rows)
+        if self.scale_mode == "pow2":
+            gain = self._gain(rows)
+            rows = rows * gain[:, None]
+            return self._power_of_two(rows, self._search(rows)) / gain
         unit = optimal_scale(self.form, "laplace" if self.scale_mode == "laplace" else "gaussian")
         return exact_scale(rows, rows.std(dim=1, unbiased=False) * unit, self.form)
 

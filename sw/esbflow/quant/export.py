@@ -21,7 +21,8 @@ from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, rectangle, selection
+from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, powers_of_two, rectangle, selection
+from esbflow.quant.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
@@ -213,6 +214,7 @@ class _Exporter:
 
     def _norm(self, node, module, value):
         layer = self._open(value, node)
+        powers = self.recipe.power_of_two and layer.name in self.weighted and layer.residual is None
         if isinstance(module, Affine):
             return layer.affine(*module.coefficients(_shape(node)[0], len(node.meta["tensor_meta"].shape), node.name))
         if module.running_var is None:
@@ -221,7 +223,9 @@ class _Exporter:
         deviation = (module.running_var.double() + module.eps).sqrt().cpu().numpy()
         factor = _numpy(module.weight, 1, len(deviation)) / deviation
         shift = _numpy(module.bias, 0, len(deviation)) - module.running_mean.double().cpu().numpy() * factor
-        return layer.affine(factor, shift)
+        layer = layer.affine(factor, shift)
+        # A scale of weights was a power of two divided by this gain, in float32.
+        return replace(layer, gain=powers_of_two(layer.gain)) if powers else layer
 
     def _positive(self, node, module, value):
         return self._append(positive_part(node.name, self._need_stored(value, node)))
@@ -343,7 +347,8 @@ class _Exporter:
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
             return value
-        form, scale = last_format(value, self.recipe.output_bits, value.relu, value.limit)
+        finest = 0 if self.recipe.power_of_two else FINEST_OUTPUT
+        form, scale = last_format(value, self.recipe.output_bits, value.relu, value.limit, finest)
         last = self._computed(node.all_input_nodes[0])
         stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
         self.graph.info["output_error"] = rounding_error(value, self.graph.output)

@@ -21,13 +21,15 @@ _MARGIN = 0.999
 """Of a format's largest level: what rounding m to 12 bits leaves of it."""
 
 
-def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = False, limit: float | None = None) -> tuple:
+def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = False, limit: float | None = None,
+                finest: int = FINEST) -> tuple:
     """(format, scale) of a network's last layer: its largest gain times the smallest power of two with which no channel
     saturates, whatever the input, and m and b fit.
 
     bits : 16 or 32; None takes 16 where they hold the finest step that m allows, else 32.
     rectified, limit : whether a ReLU follows, and where that clips. The format is unsigned then; its largest level is the
         limit, of as many bits as m and b have room for.
+    finest : log2 of the steps wanted in the largest gain; 0 where requantizers shift, which cannot make a sum larger.
 
     >>> from esbflow.quant.engine_layer import Stored
     >>> layer = OpenLayer.copy_of(Stored("x", (1, 1, 1), Unsigned(8), 1.0))
@@ -46,8 +48,8 @@ def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = Fal
     for width in (bits,) if bits else WIDTHS:
         form = Unsigned(width) if rectified else Signed(width)
         least = max(reach / (form.max * _MARGIN), shift)
-        if 0 < steepest and least * 2 ** FINEST <= steepest:
-            return form, steepest / 2 ** FINEST
+        if 0 < steepest and least * 2 ** finest <= steepest:
+            return form, steepest / 2 ** finest
     if steepest == 0:
         return form, least or 1.0 / form.max
     return form, float(np.ldexp(steepest, int(np.ceil(np.log2(least / steepest)))))

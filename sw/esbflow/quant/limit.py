@@ -1,5 +1,7 @@
 """ReLU6 in an unsigned format: the top level takes the place of the clip."""
 
+import math
+
 import torch
 
 from esbflow.quant.activation import ActivationQuantizer
@@ -20,6 +22,8 @@ class StepLimit:
         if quantizer.training and not quantizer.seen:
             quantizer.observe(inputs[0])
         largest = self.limit / quantizer.form.max
+        if quantizer.power_of_two:
+            largest = 2.0 ** math.floor(math.log2(largest))
         if quantizer.step.abs() > largest:  # only then: every change counts as one that autograd must know of
             quantizer.step.clamp_(-largest, largest)
 

@@ -174,14 +174,24 @@ def _stochastic(text, options, name):
                                selection=words[1] if len(words) > 1 else "linear")
 
 
-def activation_quantizer(text: str, scale: str = "learned", name: str = "activation") -> ActivationQuantizer:
+def activation_quantizer(text: str, scale: str = "learned", name: str = "activation",
+                         power_of_two: bool = False) -> ActivationQuantizer:
     """The quantizer of activations that a text describes: a format, or a method.
 
     Raises
     ------
     ValueError
-        if the text is neither, or the format does not contain zero.
+        if the text is neither, the format does not contain zero, or the method has no scale that can be a power of two where
+        it is to be one.
     """
+    quantizer = _activation_quantizer(text, scale, name)
+    if power_of_two and type(quantizer) not in (ActivationQuantizer, PACTActivation):
+        raise ValueError(f"power_of_two: the method {text!r} has levels of its own; use a format (u4, uesb4.2) or pact:BITS")
+    quantizer.power_of_two = power_of_two
+    return quantizer
+
+
+def _activation_quantizer(text: str, scale: str, name: str) -> ActivationQuantizer:
     head, _, tail = text.partition(":")
     method = ACTIVATION_METHODS.get(head)
     if method is not None and tail:

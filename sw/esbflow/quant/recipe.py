@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ class Recipe:
         for the layer (`esbflow.quant.last_layer`), else 32.
     per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
     scale_mode : of weights given as a format; see ESBWeightQuantizer.
+    power_of_two : every scale is a power of two, and that of weights once a batch norm behind them is folded in: for engines
+        whose requantizers shift (`requantizer = "shift"`). Weights are given as formats then, and `scale_mode` is left out.
     activation_scale : "learned" or "ema", of activations given as a format.
     overrides : {name pattern: weights}, or such pairs; the first match counts. Layers are named as in `named_modules()`,
         and as `esbflow inspect` shows them.
@@ -69,6 +72,7 @@ class Recipe:
     output_bits: int | None = None
     per_channel: bool | None = None
     scale_mode: str = "refined"
+    power_of_two: bool = False
     activation_scale: str = "learned"
     overrides: tuple = ()
     activation_overrides: tuple = ()
@@ -86,14 +90,20 @@ class Recipe:
         object.__setattr__(self, "exclude", _patterns(self.exclude))
         for field in ("mean", "std"):
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
-        options = Options(self.per_channel, self.scale_mode)
+        options = self._options
         if self.scale_mode not in SCALE_MODES:
             raise BadValue(f"scale_mode must be one of {', '.join(SCALE_MODES)}, not {self.scale_mode!r}")
         for text in (self.weights, self.first_weights, self.last_weights, *(text for _, text in self.overrides)):
-            weight_quantizer(text, options)
+            quantizer = weight_quantizer(text, options)
+            if self.power_of_two and not getattr(quantizer, "power_of_two", False):
+                raise ValueError(f"power_of_two: the method {text!r} has scales of its own; use a format (esb4.1, s8)")
+        if self.power_of_two and self.scale_mode != "refined":
+            raise ValueError(f"power_of_two chooses the scales of weights; leave scale_mode {self.scale_mode!r} out")
+        if self.power_of_two and self.per_channel is False:
+            raise ValueError("power_of_two needs a scale for each channel; leave per_channel out")
         for text in (self.activations, self.signed_activations, self.pooled_activations,
                      self.residual_activations or self.activations, *(text for _, text in self.activation_overrides)):
-            activation_quantizer(text)
+            activation_quantizer(text, power_of_two=self.power_of_two)
         for text in (self.activations, self.residual_activations):
             if text and activation_quantizer(text).form.signed:
                 raise BadValue(f"activations follow a ReLU and need an unsigned format, not {text}")
@@ -120,18 +130,24 @@ class Recipe:
         """The quantizer of the weights of the layer called `name`, and by the names in `also`."""
         text = _match(self.overrides, (name, *also)) or (
             self.first_weights if first else self.last_weights if last else self.weights)
-        return weight_quantizer(text, Options(self.per_channel, self.scale_mode), f"layer {name}: weight")
+        return weight_quantizer(text, self._options, f"layer {name}: weight")
+
+    @property
+    def _options(self) -> Options:
+        return Options(self.per_channel, "pow2" if self.power_of_two else self.scale_mode)
 
     def activation_quantizer(self, text: str, names: tuple) -> ActivationQuantizer:
         """The quantizer of a stored tensor: `text`, unless an override matches one of its names."""
         text = _match(self.activation_overrides, names) or text
-        return activation_quantizer(text, self.activation_scale, f"activation {names[0]}")
+        return activation_quantizer(text, self.activation_scale, f"activation {names[0]}", self.power_of_two)
 
     def input_quantizer(self) -> InputQuantizer:
-        """The quantizer of the image: its largest level is the largest magnitude that a pixel has."""
+        """The quantizer of the image: its largest level is the largest magnitude that a pixel has, or, of the powers of two,
+        at most one step less."""
         form = Signed(self.input_bits) if max(self.mean) > 0 else Unsigned(self.input_bits)
         largest = max(max(abs(0 - m), abs(1 - m)) / s for m, s in zip(self.mean, self.std))
-        return InputQuantizer(form, largest / form.max)
+        return InputQuantizer(form, 2.0 ** math.ceil(math.log2(largest / (form.max + 1))) if self.power_of_two
+                              else largest / form.max)
 
     def input_table(self, channels: int) -> np.ndarray:
         """int64 (channels, 256): the input's code for each value of a pixel."""

@@ -20,6 +20,8 @@ BLOCK = 64
 """Columns whose errors reach the rest of the matrix together."""
 STRETCHES = (1.0, 0.93, 0.86, 1.07)
 """Scales tried for each row, relative to that of least error of the weights."""
+POWERS = (1.0, 0.5, 2.0)
+"""The same where scales are powers of two."""
 
 
 def moments(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,7 @@ def rounded(layer: nn.Module, gram: torch.Tensor) -> torch.Tensor:
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     columns = order[:, None].expand_as(rows)
     rows, best, least = rows.gather(2, columns), None, None
-    for stretch in STRETCHES:
+    for stretch in POWERS if getattr(quantizer, "power_of_two", False) else STRETCHES:
         found = _by_columns(rows, scale * stretch, inverse, quantizer.form)
         error = ((found - rows) @ damped * (found - rows)).sum(2, keepdim=True)
         best = found if best is None else torch.where(error < least, found, best)

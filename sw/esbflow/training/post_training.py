@@ -108,7 +108,7 @@ def correct(model: fx.GraphModule, real: fx.GraphModule, images: np.ndarray, how
             if how.biases and name not in followed:
                 _correct_bias(module, in_parts(lambda _, args, __: module(*args), name, (inputs,), {}), wanted[1])
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.track_running_stats and how.batch_norms:
-            _correct_norm(module, inputs, wanted[0])
+            _correct_norm(module, inputs, wanted[0], not recipe.power_of_two)
 
     walk(model, real, normalise(images, recipe.mean, recipe.std), visit)
 
@@ -126,15 +126,16 @@ def activation_scale(values: torch.Tensor, quantizer: ActivationQuantizer, range
     return (reached if reached > 0 else values.abs().max()) / quantizer.form.max
 
 
-def _correct_norm(norm, inputs, wanted) -> None:
-    """Move running mean and variance by what quantization has moved them on the images.
+def _correct_norm(norm, inputs, wanted, gain: bool) -> None:
+    """Move running mean and, if the norm's gain may change, variance by what quantization has moved them on the images.
 
     The difference of two networks on the same images is far less noisy than statistics estimated anew: on 300 CIFAR-10
     images those cost ResNet-20 five points, this gains.
     """
     (mean, variance), (real_mean, real_variance) = _moments(inputs), _moments(wanted)
     norm.running_mean += (mean - real_mean).float()
-    norm.running_var *= ((variance + norm.eps) / (real_variance + norm.eps)).clamp(0.1, 10).float()
+    if gain:
+        norm.running_var *= ((variance + norm.eps) / (real_variance + norm.eps)).clamp(0.1, 10).float()
 
 
 def _correct_bias(layer, found, wanted) -> None:
