@@ -68,7 +68,7 @@ class ESBWeightQuantizer(WeightQuantizer):
             if there is one scale for the whole tensor, which several gains cannot have in common.
         """
         if not self.per_channel:
-            raise ValueError(f"{self.name}: powers of two with a batch norm need a scale for each channel; leave "
+            raise BadValue(f"{self.name}: powers of two with a batch norm need a scale for each channel; leave "
                              "per_channel out")
         self._norm = (norm,)
 

@@ -186,7 +186,7 @@ def activation_quantizer(text: str, scale: str = "learned", name: str = "activat
     """
     quantizer = _activation_quantizer(text, scale, name)
     if power_of_two and type(quantizer) not in (ActivationQuantizer, PACTActivation):
-        raise ValueError(f"power_of_two: the method {text!r} has levels of its own; use a format (u4, uesb4.2) or pact:BITS")
+        raise BadValue(f"power_of_two: the method {text!r} has levels of its own; use a format (u4, uesb4.2) or pact:BITS")
     quantizer.power_of_two = power_of_two
     return quantizer
 

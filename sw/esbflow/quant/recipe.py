@@ -96,11 +96,11 @@ class Recipe:
         for text in (self.weights, self.first_weights, self.last_weights, *(text for _, text in self.overrides)):
             quantizer = weight_quantizer(text, options)
             if self.power_of_two and not getattr(quantizer, "power_of_two", False):
-                raise ValueError(f"power_of_two: the method {text!r} has scales of its own; use a format (esb4.1, s8)")
+                raise BadValue(f"power_of_two: the method {text!r} has scales of its own; use a format (esb4.1, s8)")
         if self.power_of_two and self.scale_mode != "refined":
-            raise ValueError(f"power_of_two chooses the scales of weights; leave scale_mode {self.scale_mode!r} out")
+            raise BadValue(f"power_of_two chooses the scales of weights; leave scale_mode {self.scale_mode!r} out")
         if self.power_of_two and self.per_channel is False:
-            raise ValueError("power_of_two needs a scale for each channel; leave per_channel out")
+            raise BadValue("power_of_two needs a scale for each channel; leave per_channel out")
         for text in (self.activations, self.signed_activations, self.pooled_activations,
                      self.residual_activations or self.activations, *(text for _, text in self.activation_overrides)):
             activation_quantizer(text, power_of_two=self.power_of_two)
