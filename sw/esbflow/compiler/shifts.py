@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from esbflow.compiler.digits import MOST_DIGITS
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
@@ -28,7 +29,7 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     Raises
     ------
     CompileError
-        if m or n is no power of two, or a sum is too large for the lanes; it names the layer.
+        if m or n is no power of two, or a sum or its weights are too large for the engine; it names the layer.
     """
     if config.requantizer != "shift":
         return layer
@@ -58,6 +59,13 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     factor = np.where(m == 0, 0, np.int64(1) << np.where(m == 0, 0, _exponents(m) - by))
     shift = np.where(n == 0, 0, _exponents(n) - by)
     weight = _times(weight, factor)
+    widest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    if np.any((factor > 1) & (widest >> MOST_DIGITS * config.radix_bits > 0)):
+        channel = int((widest * (factor > 1)).argmax())
+        raise CompileError(
+            f"layer {layer.name}: engine {config.name} shifts sums to the right only, and those of channel {channel} are "
+            f"multiplied by {factor[channel]}; use a coarser output scale (Recipe(power_of_two=True) chooses one for the "
+            "last layer), or an engine with requantizer = multiply")
     m, n, b = np.where(m < 0, -1, 1), np.sign(n) << shift, (b + half >> by) - _half(shorter, esb)
     ends = np.abs(_ends(layer, weight, m, n, b)).max(axis=0) + _half(shorter, esb)
     if np.any(ends >> config.requantize_width - 1):
