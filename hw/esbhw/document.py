@@ -43,6 +43,8 @@ _PASS = {
         ("weights", "the slot is free, once its tile is in the array"),
         ("activations", "the half is free, with the last pixel"),
         ("accumulators", "the bank is full, once its last sum is stored"))},
+    "acc_first": "accumulator of output pixel (0, 0)",
+    "acc_gap": "accumulators left out between one output pixel and the next",
 }
 
 _CHANNEL = {name: meaning for name, meaning in _PASS.items() if "book" not in name} | {

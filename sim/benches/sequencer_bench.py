@@ -78,7 +78,7 @@ def pixels_of(fields: dict) -> list:
             result.append({
                 "half": get("half"), "address": get("address") + row * get("row_step") + col * get("stride_x"),
                 "inside": int(0 <= y < get("in_rows") and 0 <= x < get("in_cols")), "signed": get("signed"),
-                "first": get("first"), "bank": get("bank"), "index": len(result), "shift": get("shift"),
+                "first": get("first"), "bank": get("bank"), "index": get("acc_first") + len(result) * (get("acc_gap") + 1), "shift": get("shift"),
                 "post": int(last and get("post_accumulators"))})
     return result
 
@@ -87,7 +87,9 @@ def random_pass(rng, size) -> dict:
     rows, cols = rng.choice([(1, 1), (1, 2), (2, 1), (1, 3), (3, 5), (4, 4), (1, 16), (2, 7)])
     flags = ("half", "bank", "signed", "first", "keep", "wait_weights", "wait_activations", "wait_accumulators",
              "post_weights", "post_activations", "post_accumulators")
-    return {"rows": rows, "cols": cols, "in_rows": rng.randrange(1, 6), "in_cols": rng.randrange(1, 6),
+    gap = rng.randrange(min(16, size.accumulator_depth // (rows * cols)))
+    return {"acc_gap": gap, "acc_first": rng.randrange(gap + 1),
+            "rows": rows, "cols": cols, "in_rows": rng.randrange(1, 6), "in_cols": rng.randrange(1, 6),
             "stride_y": rng.randrange(1, 4), "stride_x": rng.randrange(1, 4), "y": rng.randrange(-4, 3),
             "x": rng.randrange(-4, 3), "address": rng.randrange(-50, 500), "row_step": rng.randrange(200),
             "slot": rng.randrange(size.weight_slots), "shift": rng.randrange(4), "layer": rng.randrange(4096),
@@ -217,5 +219,19 @@ async def a_pass_may_fill_a_bank_but_not_overfill_it(dut):
     await tb.run([{"rows": 2, "cols": depth // 2}])
     assert not tb.get("field_fault")
     await tb.source.send([encode("PASS", rows=depth + 1, cols=1, layer=9)])
+    await tb.tick(depth + 20)
+    assert tb.get("field_fault") and tb.get("fault_layer") == 9
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def accumulators_apart_may_reach_the_end_of_a_bank_but_not_beyond(dut):
+    depth = config().accumulator_depth
+    tb = Bench(dut)
+    await tb.begin()
+    for gap in (1, 3, 15):
+        fields = {"rows": depth // (gap + 1), "cols": 1, "acc_gap": gap, "layer": 9}
+        await tb.run([{**fields, "acc_first": gap}])
+        assert tb.pixels[-1]["index"] == depth - 1 and not tb.get("field_fault")
+    await tb.source.send([encode("PASS", **{**fields, "rows": fields["rows"] + 1})])
     await tb.tick(depth + 20)
     assert tb.get("field_fault") and tb.get("fault_layer") == 9

@@ -297,7 +297,7 @@ class EngineConfig:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 """Counts up whenever instructions, registers or memory layout change their meaning."""
 
 

@@ -28,13 +28,14 @@ _TRANSFER = _HEADER + (
 )
 
 # A pass streams rows x cols output pixels. Pixel (0, 0) reads buffer word `address` (two's complement: padding
-# lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero.
+# lies before the map), which is input pixel (y, x); outside 0..in_rows-1, 0..in_cols-1 the word is zero. Its sums go to
+# accumulator `acc_first`, those of each next pixel `acc_gap` + 1 accumulators further.
 _STREAM = _HEADER + (
     ("rows", 10), ("cols", 10), ("in_rows", 10), ("in_cols", 10), ("stride_y", 6), ("stride_x", 6),
     ("y", 11), ("x", 11), ("address", 20), ("row_step", 16),
     ("half", 1), ("bank", 1), ("slot", 7), ("shift", 5), ("signed", 1), ("first", 1), ("keep", 1),
     ("wait_weights", 1), ("wait_activations", 1), ("wait_accumulators", 1),
-    ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1),
+    ("post_weights", 1), ("post_activations", 1), ("post_accumulators", 1), ("acc_first", 4), ("acc_gap", 4),
 )
 
 FIELDS = {

@@ -159,10 +159,10 @@ class Machine:
         # The array's dots are not negative; the compiler takes off b what they have too much.
         total = pixels @ self.weights.T + array_offset(config, self.weights, bool(f["signed"]))
         assert total.min() >= 0 and total.max() <= dot_largest(config)
-        bank = self.accumulators[f["bank"]]
-        values = (0 if f["first"] else bank[:len(pixels)]) + (total << (4 * f["shift"]))
+        bank = self._bank(f, len(pixels))
+        values = (0 if f["first"] else bank) + (total << (4 * f["shift"]))
         assert values.max() < 1 << config.accumulator_width
-        bank[:len(pixels)] = values
+        bank[:] = values
 
     def _channel(self, f):
         config, width = self.config, self.config.channel_unit
@@ -192,11 +192,18 @@ class Machine:
         sums = largest if f["maximum"] else total + channel_offset(config, self.taps, bool(f["signed"]))
         sums = sums.reshape(-1, width)
         assert sums.min() >= 0 and sums.max() <= channel_largest(config)
-        bank = self.accumulators[f["bank"]]
-        values = np.zeros((len(sums), config.cols), np.int64) if f["first"] else bank[:len(sums)].copy()
+        bank = self._bank(f, len(sums))
+        values = np.zeros((len(sums), config.cols), np.int64) if f["first"] else bank.copy()
         values[:, f["part"] * width:(f["part"] + 1) * width] += sums << (4 * f["shift"])
         assert values.max() < 1 << config.accumulator_width
-        bank[:len(sums)] = values
+        bank[:] = values
+
+    def _bank(self, f, pixels):
+        """The accumulators of a pass's pixels, as a view."""
+        step = f["acc_gap"] + 1
+        bank = self.accumulators[f["bank"]][f["acc_first"]:f["acc_first"] + (pixels - 1) * step + 1:step]
+        assert len(bank) == pixels
+        return bank
 
     def _constants(self, bank):
         """{field: one value a channel}"""

@@ -196,7 +196,8 @@ class Sequencer(wiring.Component):
             idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
             x.eq(Mux(take, staged.x, Mux(last_col, x_start, x + now.stride_x))),
             address.eq(Mux(take, staged.address, Mux(last_col, row_end, address + now.stride_x))),
-            pixel.eq(Mux(take, 0, pixel + emit)),
+            # One carry chain: the next accumulator is acc_gap + 1 further.
+            pixel.eq(Mux(take, staged.acc_first, (Cat(Const(1, 1), pixel) + Cat(emit, now.acc_gap & emit.replicate(4)))[1:])),
         ]
         with m.If(take | last_col):
             m.d.sync += [y.eq(Mux(take, staged.y, y + now.stride_y)), row_address.eq(Mux(take, staged.address, row_end))]
