@@ -297,8 +297,10 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
     arrived = set()
     for group, passes in _own_passes(chunk):
+        begun = set()  # phases
         for k, (weight_pass, keep) in enumerate(passes):
-            opens = chunk.first and k == 0
+            opens, overwrites = chunk.first and k == 0, chunk.first and weight_pass.phase not in begun
+            begun.add(weight_pass.phase)
             arrives = weight_pass.plane not in arrived
             if arrives:
                 arrived.update(next(part.planes for part in parts if weight_pass.plane in part.planes))
@@ -309,10 +311,12 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
             opcode, own_fields = _own_fields(state, layer, weight_pass, keep, window)
             state.words.append(encode(
                 opcode, layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
-                half=half, bank=state.drains & 1, slot=slot, shift=weight_pass.shift, signed=int(weight_pass.signed),
-                first=int(opens), keep=int(keep), wait_weights=int(fresh), wait_activations=int(arrives),
+                half=half, bank=state.drains & 1, acc_first=weight_pass.phase, acc_gap=layer.phases - 1, slot=slot,
+                shift=weight_pass.shift, signed=int(weight_pass.signed), first=int(overwrites), keep=int(keep),
+                wait_weights=int(fresh), wait_activations=int(arrives),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
                 post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
+        assert not chunk.first or len(begun) == layer.phases, "a phase does not overwrite its accumulators"
         if chunk.last:
             _emit_drain(config, state, chunk, group)
             drained()
@@ -355,8 +359,8 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
         return dict(rows=inputs, cols=layer.repeat[1], in_rows=inputs, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
                     address=place + col.in0 - first_col, row_step=1)
     y = row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0] - layer.padding[0] - row.in0
-    x = col.conv0 * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
-    cols, step = col.conv1 - col.conv0, layer.stride[1]
+    x = col.conv0 // layer.phases * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
+    cols, step = (col.conv1 - col.conv0) // layer.phases, layer.stride[1]
     if isinstance(weight_pass, ChannelPass):
         step, cols = columns(layer).step, columns(layer).count(cols, weight_pass.tap_cols)
     return dict(rows=row.conv1 - row.conv0, cols=cols, in_rows=row.in1 - row.in0,

@@ -1,7 +1,8 @@
-"""Pass 0: a first layer with few channels takes kernel columns and rows as channels, until the array's rows are full.
+"""Pass 2: a first layer with few channels takes kernel columns and rows as channels, until the array's rows are full.
 
 One image channel would use one row of the array in 16. The driver therefore lays the input out so that a window's columns,
 and so many of its rows as fit, are channels; the convolution shrinks to (kernel_y / rows, 1). Integers are the same.
+Where the layer makes several pixels at once (packing.py), a word holds the columns of all their windows.
 A first linear layer reads the whole image as channels, however many they are: it has no other window.
 """
 
@@ -39,32 +40,34 @@ class Fold:
                 "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 
 
-def fold_input(layer: Layer, rows: int, cols: int | None = None) -> tuple:
+def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = ()) -> tuple:
     """(Fold or None, the layer that reads the folded input). `rows` and `cols` (by default as many) are the array's.
+
+    wide : forms of the layer that make several pixels at once, from words of one pixel; the fold is of one of them.
 
     Chooses what takes the fewest cycles, of passes or of the load, whichever is longer; and of equals the smallest input.
     """
-    ky, kx = layer.kernel
-    channels, height, width = layer.in_shape
-    _, out_height, out_width = layer.conv_shape
-    if layer.groups != 1 or layer.residual is not None or len(layer.sources) > 1 or kx * ky == 1:
+    if layer.groups != 1 or layer.residual is not None or len(layer.sources) > 1 or (not wide and layer.kernel == (1, 1)):
         return None, layer
-    out_groups = -(-layer.weight.shape[0] // (cols or rows))
+    plain = -(-layer.in_shape[0] // rows) * layer.in_shape[1] * layer.in_shape[2]
 
-    def cost(passes, words):
-        compute = passes * out_groups * out_height * out_width
+    def cost(form, passes, words):
+        out_groups = -(-form.conv_shape[0] // (cols or rows))
+        compute = passes * out_groups * form.conv_shape[1] * form.conv_shape[2]
         return max(compute, words * rows * DIGIT_BITS // AXI_BEAT_BITS), compute, words
 
-    plain = -(-channels // rows) * height * width
-    options = [(cost(ky * kx * -(-channels // rows), plain), None, layer)]
-    choices = [(ky, ky)] if layer.stacked else [(count, hop) for count in range(1, ky + 1) for hop in range(1, count + 1)]
-    for count, hop in choices:
-        fold, folded = _folded(layer, count, hop)
-        groups = -(-folded.in_shape[0] // rows)
-        words = groups * folded.in_shape[1] * out_width
-        # What the host's CPU writes: many channels only where they take little more memory than the image, at large strides.
-        if words <= plain * (GROWTH_LIMIT if layer.stacked or folded.in_shape[0] <= 4 * rows else WIDE_LIMIT):
-            options.append((cost(groups * folded.kernel[0], words), fold, folded))
+    options = []
+    for form in wide or (layer,):
+        (ky, kx), channels = form.kernel, form.in_shape[0]
+        options.append((cost(form, ky * kx * -(-channels // rows), plain), None, form))
+        for count, hop in ([(ky, ky)] if form.stacked else [(n, hop) for n in range(1, ky + 1) for hop in range(1, n + 1)]):
+            fold, folded = _folded(form, count, hop)
+            groups = -(-folded.in_shape[0] // rows)
+            words = groups * folded.in_shape[1] * folded.in_shape[2]
+            # What the host's CPU writes: many channels only where they take little more memory than the image, at large
+            # strides.
+            if words <= plain * (GROWTH_LIMIT if form.stacked or folded.in_shape[0] <= 4 * rows else WIDE_LIMIT):
+                options.append((cost(form, groups * folded.kernel[0], words), fold, folded))
     return min(options, key=lambda option: option[0])[1:]
 
 
@@ -76,7 +79,7 @@ def _folded(layer: Layer, rows: int, hop: int) -> tuple:
     """
     (ky, kx), sy, py, dy = layer.kernel, layer.stride[0], layer.padding[0], layer.dilation[0]
     out, channels, height = layer.weight.shape[0], layer.in_shape[0], layer.in_shape[1]
-    _, out_height, out_width = layer.conv_shape
+    out_height, out_width = layer.conv_shape[1], layer.conv_shape[2] // layer.phases
     taps = -(-(ky - rows) // hop) + 1
     # Columns alone leave the map's rows as they are. Of several rows, only those are stored that a tap can begin with.
     step = 1 if rows == 1 else sy if taps == 1 else math.gcd(sy, hop * dy)
@@ -90,5 +93,4 @@ def _folded(layer: Layer, rows: int, hop: int) -> tuple:
     fold = Fold(layer.kernel, layer.stride, layer.padding, layer.dilation, rows, 0 if rows == 1 else -py, step)
     return fold, replace(
         layer, weight=weight.reshape(out, -1, taps, 1), in_shape=shape, source_channels=shape[:1], stride=(sy // step, 1),
-        padding=(py if rows == 1 else 0, 0), dilation=(hop * dy // step if taps > 1 else 1, 1),
-        spare=weight.size - layer.weight.size)
+        padding=(py if rows == 1 else 0, 0), dilation=(hop * dy // step if taps > 1 else 1, 1))

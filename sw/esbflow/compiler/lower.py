@@ -52,20 +52,13 @@ class Layer:
     residual_format: Format | None
     out_format: Format
     stacked: bool  # the images of a batch are rows of one tall map
+    macs: int  # useful multiply-accumulates for one image
     maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
-    spare: int = 0  # zeros among the weights that no one asked for: taps that folding leaves over
+    phases: int = 1  # see packing.py: so many accumulators next to each other have weights of their own, one after the other
 
     @property
     def kernel(self) -> tuple:
         return self.weight.shape[2:]
-
-    @property
-    def macs(self) -> int:
-        """Useful multiply-accumulates for one image."""
-        if self.op in ("MaxPool2d", "Add", "Requantize", "Concat", "Upsample"):
-            return 0
-        _, height, width = self.conv_shape
-        return int((self.weight.size - self.spare) * height * width)
 
 
 def storage_digits(form: Format) -> int:
@@ -210,7 +203,8 @@ def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
         raise CompileError(
             f"layer {node.name}: the engine does not run {type(node).__name__}; run it on the host, or express it by "
             "convolutions")
-    layer = Layer(**common)
+    useful = isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d))
+    layer = Layer(**common, macs=common["weight"].size * node.shape[1] * node.shape[2] if useful else 0)
     # A valid convolution as large as its map is a linear layer.
     if (isinstance(node, ir.Conv2d) and layer.conv_shape[1:] == (1, 1) and layer.kernel == layer.in_shape[1:]
             and layer.padding == (0, 0) and layer.dilation == (1, 1)):

@@ -6,12 +6,14 @@ import numpy as np
 
 from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.channels import columns, pack_channels, place_on_unit, uses_unit
+from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
-from esbflow.compiler.fold import fold_input
+from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, place, tensor_layout
-from esbflow.compiler.lower import lower
+from esbflow.compiler.lower import Layer, lower
+from esbflow.compiler.packing import choose, pack_layers
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
@@ -25,13 +27,17 @@ BEAT_BYTES = AXI_BEAT_BITS // 8
 BATCH_LIMIT = 256
 
 
-def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True) -> Program:
+def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True,
+                  packing: dict | None = None) -> Program:
     """Compile for runs of `batch` images.
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
-    split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), tensor_layout and
-    place (memory), split_weights, pack_layer and pack_channels (integers to codes and taps), tile, emit (instructions).
+    split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), pack_layers
+    (several pixels of few channels in a word), tensor_layout and place (memory), split_weights, pack_layer and pack_channels
+    (integers to codes and taps), tile, emit (instructions).
+
+    packing : {tensor: pixels in a word}; by default what takes the fewest cycles, and nothing without `fold`.
 
     Raises
     ------
@@ -41,11 +47,34 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
     graph = split_large_pools(store_bipolar(graph))
-    layers, fold_choice = [shift_requantizer(config, layer) for layer in lower(graph)], None
+    layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
-        fold_choice, layers[0] = fold_input(layers[0], config.rows, config.cols)
+        first = layers[0]
+        fold_choice, layers[0] = fold_input(first, config.rows, config.cols)
     layers = place_on_unit(config, split_pools(config, layers, batch))
+    if first is not None:
+        # A pool that became a layer of its own is not the first layer's any more.
+        first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
+    if packing is None and fold:
+        packing = choose(config, layers, first, graph.output.name, batch)
+        if packing:
+            programs = []
+            for pixels in ({}, packing):
+                try:
+                    programs.append(_compile(graph, config, batch, layers, first, fold_choice, pixels))
+                except CompileError:
+                    if not pixels:
+                        raise
+            return min(programs, key=lambda program: count_cycles(program).total)
+    return _compile(graph, config, batch, layers, first, fold_choice, packing or {})
+
+
+def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first: Layer | None, fold_choice: Fold | None,
+             packing: dict) -> Program:
+    """The program of layers that are ready to be packed, as compile_graph has them."""
+    if packing:
+        fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
 
@@ -103,8 +132,10 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
             "name": plan.layer.name, "op": plan.layer.op, "macs": plan.layer.macs,
             "passes": sum(len(group) for group in plan.weights.groups),
             "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
-            "out_shape": list(plan.layer.out_shape), "stacked": plan.layer.stacked,
-            "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2], "unit": uses_unit(config, plan.layer),
+            "out_shape": list(graph[plan.layer.target].shape if plan.layer.target in packing else plan.layer.out_shape),
+            "stacked": plan.layer.stacked,
+            "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2] // plan.layer.phases,
+            "unit": uses_unit(config, plan.layer),
             "digits": plan.source.digits * plan.weights.digits,
         } for plan in plans],
     }

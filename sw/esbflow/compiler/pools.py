@@ -56,4 +56,4 @@ def _apart(layer: Layer) -> tuple:
     return alone, replace(
         layer, name=layer.target, op="MaxPool2d", sources=(alone.target,), source_channels=(channels,),
         in_shape=layer.conv_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0),
-        dilation=(1, 1), requantizer=Requantizer.pass_through(channels), in_format=layer.out_format)
+        dilation=(1, 1), requantizer=Requantizer.pass_through(channels), in_format=layer.out_format, macs=0)

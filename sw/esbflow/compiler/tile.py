@@ -44,19 +44,26 @@ def span(layer: Layer, axis: int, out0: int, out1: int, conv_size: int, in_size:
     pool = layer.pool
     conv0 = max(0, out0 * pool.stride[axis] - pool.padding[axis])
     conv1 = min(conv_size, (out1 - 1) * pool.stride[axis] - pool.padding[axis] + pool.kernel[axis])
+    step = layer.phases if axis else 1  # whole steps of a pass
+    first, last = conv0 // step, -(-conv1 // step)
     stride, padding, reach = layer.stride[axis], layer.padding[axis], (layer.kernel[axis] - 1) * layer.dilation[axis]
-    in0 = min(max(0, conv0 * stride - padding), in_size - 1)
-    in1 = max(min(in_size, (conv1 - 1) * stride - padding + reach + 1), in0 + 1)
-    return Span(out0, out1, conv0, conv1, in0, in1)
+    in0 = min(max(0, first * stride - padding), in_size - 1)
+    in1 = max(min(in_size, (last - 1) * stride - padding + reach + 1), in0 + 1)
+    return Span(out0, out1, first * step, last * step, in0, in1)
 
 
 def _cut(size: int, step: int) -> list:
     return [(start, min(size, start + step)) for start in range(0, size, step)]
 
 
-def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayout, passes_per_plane: int,
-         heights: tuple, planes: int, weight_beats: int = 0) -> Tiling:
-    """Choose tiles by an estimate of first load + passes, weights, loads or drains + last drain.
+def tile(*arguments) -> Tiling:
+    """The tiles of `tile_with_cost`."""
+    return tile_with_cost(*arguments)[1]
+
+
+def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: TensorLayout, passes_per_plane: int,
+                   heights: tuple, planes: int, weight_beats: int = 0) -> tuple:
+    """(cycles, Tiling): tiles chosen by an estimate of first load + passes, weights, loads or drains + last drain.
 
     weight_beats : what each tile of outputs brings of weights: none where the slots hold all of the layer's.
 
@@ -70,12 +77,16 @@ def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayou
         if not even one output pixel's window fits the activation buffer, saying so.
     """
     if layer.repeat != (1, 1):
-        return _repeated(config, layer, source, target, planes)
+        return 0, _repeated(config, layer, source, target, planes)
     conv_height, in_height = heights
     conv_width, in_width = layer.conv_shape[2], layer.in_shape[2]
     out_height = target.height * (target.images if layer.stacked else 1)
     words, best = config.words_per_beat, None
     width = target.width
+    # Tiles begin with a beat of the target and with a whole step of the passes.
+    grain = math.lcm(words, layer.phases // math.gcd(layer.phases, layer.pool.stride[1]))
+    if layer.phases > 1 and layer.pool.padding[1]:
+        grain = width
     shared = any(kernel > stride for kernel, stride in zip(layer.pool.kernel, layer.pool.stride))
     halvings = 0
     while True:
@@ -86,16 +97,16 @@ def tile(config: EngineConfig, layer: Layer, source: Source, target: TensorLayou
         if candidate is not None and (best is None or candidate[0] < best[0]):
             best = candidate
         # Narrower tiles may be so much taller that pools share fewer rows between them.
-        if step <= words or (best is not None and halvings == MORE_HALVINGS * shared):
+        if step <= grain or (best is not None and halvings == MORE_HALVINGS * shared):
             break
         halvings += best is not None
-        width = -(-(step // 2) // words) * words
+        width = -(-(step // 2) // grain) * grain
     if best is None:
         raise CompileError(
             f"layer {layer.name}: the window of one row of outputs does not fit the engine's buffers "
             f"({config.activation_beats} beats a half, {config.accumulator_depth} accumulators); "
             "use a larger engine or a smaller kernel")
-    return best[1]
+    return best
 
 
 def _repeated(config, layer, source, target, planes) -> Tiling:
@@ -185,7 +196,7 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
 
 def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats) -> int:
     """Cycles, roughly: what cannot be hidden and, of each tile, the longest of compute, weights, load, drains and fetch."""
-    out_groups = -(-layer.weight.shape[0] // config.cols)
+    out_groups = -(-layer.conv_shape[0] // config.cols)
     images = 1 if layer.stacked else target.images
     shortest = config.tile_load_cycles + load_tail(config) + 4
     total = last_drain = 0
@@ -194,7 +205,7 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
     for row in tiling.rows:
         for column in tiling.cols:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
-            compute = out_groups * planes * passes_per_plane * max(pixels, shortest)
+            compute = out_groups * planes * passes_per_plane * max(pixels // layer.phases, shortest)
             load = reloads * planes * _plane_beats(config, layer, row, column, source, config.words_per_beat,
                                                    len(tiling.cols) == 1)
             words = (row.out1 - row.out0) * (column.out1 - column.out0)

@@ -1,6 +1,6 @@
 """Pass 5: weight tiles and the requantizer's constants, as they lie in the weights region."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class WeightPass:
     shift: int
     signed: bool
     codebook: int
+    phase: int = 0  # see packing.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class LayerWeights:
     @property
     def digits(self) -> float:
         """Passes of each word of the input and tap, on average: the weights' digits."""
-        return sum(map(len, self.groups)) / sum(len({(p.plane, p.tap_y, p.tap_x) for p in passes}) for passes in self.groups)
+        return sum(map(len, self.groups)) / sum(
+            len({(p.plane, p.tap_y, p.tap_x, p.phase) for p in passes}) for passes in self.groups)
 
 
 class WeightsRegion:
@@ -119,7 +121,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     residual : (digits, signed) of the residual as it is stored, where the layer has one.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
-    accumulators must be overwritten.
+    accumulators must be overwritten. All phases take as many tiles, since the constants are the same for all.
 
     Raises
     ------
@@ -129,34 +131,42 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     """
     _check_requantizer(config, layer)
     rows, cols = config.rows, config.cols
-    out_channels, per_group = layer.weight.shape[:2]
-    out_per_group = out_channels // layer.groups
-    digits = split_weights(layer.weight, f"layer {layer.name}", layer.groups > 1, config.weight_min, config.weight_max,
-                           config.radix_bits)
+    per_group, out_channels = layer.weight.shape[1], layer.weight.shape[0] // layer.phases
+    digits = split_weights(layer.weight, f"layer {layer.name}", layer.groups > 1 or layer.phases > 1, config.weight_min,
+                           config.weight_max, config.radix_bits)
     check_shifts(config, layer, digits, in_digits)
 
     groups, constants = [], []
     live = [digit.values != 0 for digit in digits]
     books = [(_codebook(config, digit.book), digit.padding_code) for digit in digits]
     in_groups = channel_groups(layer.source_channels, rows)
-    for og in range(-(-out_channels // cols)):
-        first, last = og * cols, min(out_channels, (og + 1) * cols)
-        passes, sums = [], Sums(cols)
-        for ig, (channel_out, channel_in, row_at), ty, tx, number in _tiles(live, range(first, last), in_groups, per_group,
-                                                                            out_per_group):
-            digit, codebook, padding_code = digits[number], *books[number]
+    for first in range(0, out_channels, cols):
+        count = min(cols, out_channels - first)
+        starts = [phase * out_channels + first for phase in range(layer.phases)]
+        found = [_tiles(live, range(start, start + count), in_groups, per_group, layer.weight.shape[0] // layer.groups)
+                 for start in starts]
+        if layer.phases > 1:
+            found = _as_many(found)
+        passes, sums = [], [Sums(cols) for _ in starts]
+        # By input group: what is loaded first is used first.
+        for phase, place in sorted(((phase, place) for phase, own in enumerate(found) for place in own),
+                                   key=lambda entry: (entry[1].group, entry[0])):
+            digit, codebook, padding_code = digits[place.digit], *books[place.digit]
             tile = np.full((cols, rows), padding_code, dtype=np.uint8)
-            tile[channel_out - first, row_at] = digit.codes[channel_out, channel_in, ty, tx]
+            if not place.spare:
+                channel_out, channel_in, row_at = place.block
+                tile[channel_out - starts[phase], row_at] = digit.codes[channel_out, channel_in, place.tap_y, place.tap_x]
             offset = region.tile(tile)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
             for d in range(in_digits):
                 signed, shift = in_signed and d == in_digits - 1, digit.shift + DIGIT_BITS * d
-                passes.append(WeightPass(offset=offset, plane=ig * in_digits + d, tap_y=ty, tap_x=tx,
-                                         shift=shift // DIGIT_BITS, signed=signed, codebook=codebook))
+                passes.append(WeightPass(offset=offset, plane=place.group * in_digits + d, tap_y=place.tap_y,
+                                         tap_x=place.tap_x, shift=shift // DIGIT_BITS, signed=signed, codebook=codebook,
+                                         phase=phase))
                 values = digit.book[tile]
-                sums.add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
+                sums[phase].add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
         groups.append(passes)
-        constants.append(sums.store(config, region, layer, first, residual))
+        constants.append(Sums.of_phases(sums).store(config, region, layer, first, residual))
     return LayerWeights(groups, constants)
 
 
@@ -178,6 +188,14 @@ class Sums:
         """Take in a pass that adds to some columns."""
         self._too_much[columns] += too_much << shift
         self._reach[columns] += reach << shift
+
+    @classmethod
+    def of_phases(cls, sums: list) -> "Sums":
+        """Of accumulators whose passes differ, but not in what they have too much."""
+        whole = cls(len(sums[0]._reach))
+        whole._too_much, whole._reach = sums[0]._too_much, np.maximum.reduce([own._reach for own in sums])
+        assert all(np.array_equal(own._too_much, whole._too_much) for own in sums)
+        return whole
 
     def store(self, config: EngineConfig, region: WeightsRegion, layer: Layer, first: int, residual: tuple | None) -> int:
         """Store the constants of the group from channel `first` on, offsets folded into b. Returns their beat offset."""
@@ -208,8 +226,20 @@ def _reach(config: EngineConfig, tile: np.ndarray) -> np.ndarray:
     return np.full(len(tile), dot_largest(config))
 
 
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A tile of some output channels: input group, tap and digit; `block` as `_block` gives it. `spare`: all zeros."""
+
+    group: int
+    block: tuple
+    tap_y: int
+    tap_x: int
+    digit: int
+    spare: bool = False
+
+
 def _tiles(live, outputs, in_groups, per_group, out_per_group) -> list:
-    """(input group, index arrays of `_block`, tap_y, tap_x, digit) of the tiles of some output channels.
+    """The places of the tiles of some output channels.
 
     live : for each digit where the weights have one that is not zero, bool (out, per_group, kernel_y, kernel_x).
     """
@@ -220,9 +250,24 @@ def _tiles(live, outputs, in_groups, per_group, out_per_group) -> list:
             continue
         channel_out, channel_in, _ = block
         needed = np.stack([used[channel_out, channel_in].any(axis=0) for used in live], axis=-1)
-        found += [(ig, block, int(ty), int(tx), int(digit)) for ty, tx, digit in np.argwhere(needed)]
-        spare = spare or [(ig, block, 0, 0, 0)]
+        found += [_Place(ig, block, int(ty), int(tx), int(digit)) for ty, tx, digit in np.argwhere(needed)]
+        spare = spare or [_Place(ig, block, 0, 0, 0)]
     return found or spare
+
+
+def _as_many(phases: list) -> list:
+    """The places of all phases, with spare ones where a phase has fewer than another.
+
+    Each begins with one of the first input group, since it must overwrite its accumulators before the next group comes.
+    """
+    lowest = min((place for own in phases for place in own), key=lambda place: place.group)
+    filled = [own if any(place.group == lowest.group for place in own) else [replace(lowest, spare=True), *own]
+              for own in phases]
+    for digit in {place.digit for own in filled for place in own}:
+        counts = [sum(place.digit == digit for place in own) for own in filled]
+        filled = [own + [replace(lowest, digit=digit, spare=True)] * (max(counts) - count)
+                  for own, count in zip(filled, counts)]
+    return filled
 
 
 def _block(outputs, channel0, count, per_group, out_per_group):
