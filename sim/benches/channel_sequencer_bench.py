@@ -65,8 +65,8 @@ def random_channel(rng, size) -> dict:
     taps, gap, outputs = rng.randrange(1, 4), rng.randrange(4), rng.choice((1, 1, 2, 3))
     rows = rng.choice((1, 1, 2, 4))
     step = rng.randrange(1, size.accumulator_depth // (rows * outputs) + 1)
-    return fields | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step), cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap,
-                         tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
+    return fields | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
+                         cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap, tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
                          maximum=rng.randrange(2), part=rng.randrange(size.channel_blocks))
 
 
@@ -90,7 +90,8 @@ def expected_of(opcode: str, fields: dict) -> tuple:
             columns.append(words)
             if col >= fields["tap_cols"] - 1 and (col - fields["tap_cols"] + 1) % (fields["gap"] + 1) == 0:
                 outputs.append({name: fields[name] for name in ("first", "bank", "shift", "part", "tap_cols", "maximum")}
-                               | {"channel": 1, "index": fields["acc_first"] + len(outputs) * (fields["acc_gap"] + 1), "post": 0})
+                               | {"channel": 1, "post": 0,
+                                  "index": fields["acc_first"] + len(outputs) * (fields["acc_gap"] + 1)})
     outputs[-1]["post"] = fields["post_accumulators"]
     return columns, outputs
 

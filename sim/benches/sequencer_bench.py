@@ -78,7 +78,8 @@ def pixels_of(fields: dict) -> list:
             result.append({
                 "half": get("half"), "address": get("address") + row * get("row_step") + col * get("stride_x"),
                 "inside": int(0 <= y < get("in_rows") and 0 <= x < get("in_cols")), "signed": get("signed"),
-                "first": get("first"), "bank": get("bank"), "index": get("acc_first") + len(result) * (get("acc_gap") + 1), "shift": get("shift"),
+                "first": get("first"), "bank": get("bank"), "shift": get("shift"),
+                "index": get("acc_first") + len(result) * (get("acc_gap") + 1),
                 "post": int(last and get("post_accumulators"))})
     return result
 

@@ -190,14 +190,16 @@ class Sequencer(wiring.Component):
         short_end = running & last_pixel & ~third
         m.d.sync += able.eq(loaded & legal & activations_here & bank_free & ~take)
         row_end = row_address + now.row_step
+        # The next accumulator is acc_gap + 1 further: one carry chain, with the 1 from below.
+        gap = now.acc_gap & emit.replicate(len(now.acc_gap))
+        onward = Cat(Const(1, 1), pixel) + Cat(emit, gap)
         m.d.sync += [
             second.eq(running & ~last_pixel & (second | emit)), third.eq(running & ~last_pixel & (third | (second & emit))),
             two_bubbles.eq(short_end & ~second), bubble.eq(two_bubbles | (short_end & second)),
             idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
             x.eq(Mux(take, staged.x, Mux(last_col, x_start, x + now.stride_x))),
             address.eq(Mux(take, staged.address, Mux(last_col, row_end, address + now.stride_x))),
-            # One carry chain: the next accumulator is acc_gap + 1 further.
-            pixel.eq(Mux(take, staged.acc_first, (Cat(Const(1, 1), pixel) + Cat(emit, now.acc_gap & emit.replicate(4)))[1:])),
+            pixel.eq(Mux(take, staged.acc_first, onward[1:])),
         ]
         with m.If(take | last_col):
             m.d.sync += [y.eq(Mux(take, staged.y, y + now.stride_y)), row_address.eq(Mux(take, staged.address, row_end))]
