@@ -66,7 +66,8 @@ def random_channel(rng, size) -> dict:
     rows = rng.choice((1, 1, 2, 4))
     step = rng.randrange(1, size.accumulator_depth // (rows * outputs) + 1)
     return fields | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
-                         cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap, tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
+                         cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap,
+                         tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
                          maximum=rng.randrange(2), part=rng.randrange(size.channel_blocks))
 
 

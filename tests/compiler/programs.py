@@ -3,7 +3,10 @@
 import numpy as np
 
 from esbflow.compiler import pipeline
+from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.errors import CompileError
+from esbflow.compiler.lower import lower
+from esbflow.compiler.packing import alike
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph import ir
 from esbflow.graph.random import random_graph
@@ -36,6 +39,26 @@ def compiled(random, config, **bounds):
             return graph, compile_graph(graph, config, int(random.integers(1, 4)), fold=bool(random.integers(2)))
         except CompileError:
             continue
+
+
+NARROW_KINDS = ("conv", "conv", "conv", "max", "residual", "requantize", "linear", "add")
+"""What reads or makes maps with several pixels in a word, and some that cannot."""
+
+
+def packed(random, config):
+    """A random graph of few channels, a packing of its maps, and the program that has it; slower than without, mostly."""
+    while True:
+        graph = random_graph(random, channels=5, size=24, kinds=NARROW_KINDS, layers=int(random.integers(2, 5)))
+        inner, pixels = {node.name for node in graph.nodes[1:-1]}, {}
+        for group in alike(lower(store_bipolar(graph))):
+            if group <= inner:
+                pixels.update(dict.fromkeys(sorted(group), int(random.choice((1, 2, 2, 4, 8)))))
+        batch, fold = int(random.integers(1, 4)), bool(random.integers(2))
+        while any(count > 1 for count in pixels.values()):
+            try:
+                return graph, pixels, compile_graph(graph, config, batch, fold, pixels)
+            except CompileError:
+                del pixels[random.choice(sorted(pixels))]
 
 
 def plans_of(graph, config, batch=1, fold=True):

@@ -15,6 +15,7 @@ from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
+from tests.compiler.programs import packed
 from tests.end_to_end.conftest import engine_of
 
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
@@ -53,6 +54,21 @@ def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
     assert result.cycles == result.runs * expected.total, f"seed {seed}, number {number}: {described}"
     for layers in result.layers:
         assert stamps(layers) == expected.stamps
+
+
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16")
+                                                 for k in range(FACTOR * 12)])
+def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(bench, seed, engine_name, number):
+    random = np.random.default_rng((seed, 3000 + number))
+    graph, pixels, program = packed(random, engine_of(engine_name))
+    images = random_images(random, graph, program.meta["batch"])
+    _, engine = bench(engine_name)
+    engine.load(program)
+    result = engine.run(images)
+    assert np.array_equal(result.outputs, execute(graph, images)), f"seed {seed}, number {number}: {pixels}"
+    expected = count_cycles(program)
+    assert result.cycles == expected.total, f"seed {seed}, number {number}: {pixels}"
+    assert stamps(result.layers[0]) == expected.stamps
 
 
 @pytest.mark.parametrize("number", range(8))

@@ -153,7 +153,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, output: str,
     Maps that must be alike, as a residual and what it is added to, go together. It starts with none packed, and changes one
     group of maps at a time, as long as the sum of all layers' estimates falls.
     """
-    groups = _alike(layers)
+    groups = alike(layers)
     readers = {}
     for number, layer in enumerate(layers):
         for name in {*layer.sources, layer.residual} - {None}:
@@ -235,7 +235,7 @@ def _leaves_room(config: EngineConfig, channels: int) -> bool:
     return bool(channels % config.rows or channels % config.cols)
 
 
-def _alike(layers: list) -> list:
+def alike(layers: list) -> list:
     """Sets of maps that must be packed alike: a layer's residual, its output and, where it keeps pixels, its input."""
     sets = {}
     for layer in layers:
