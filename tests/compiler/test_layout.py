@@ -111,7 +111,7 @@ def test_workspace_is_used_again():
         layers.append(replace(node, name=f"conv{k}", inputs=(layers[-1].name,)))
     graph = validate(ir.Graph("chain", layers))
     tensor = tensor_layout(ENGINES["base16x16"], "workspace", (8, 8, 8), Signed(8), 1).bytes
-    assert compile_graph(graph, ENGINES["base16x16"], 1).meta["regions"]["workspace"] == 2 * tensor
+    assert compile_graph(graph, ENGINES["base16x16"], 1, packing={}).meta["regions"]["workspace"] == 2 * tensor
 
 
 def test_a_pool_behind_a_convolution_costs_no_layer_of_its_own():

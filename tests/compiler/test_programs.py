@@ -17,7 +17,9 @@ from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_graph, random_images, random_weights
 from esbflow.graph.validate import validate
+from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
+from esbflow.registers import REGIONS
 from esbflow.runtime import layout
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
@@ -260,3 +262,16 @@ def test_an_accumulator_that_just_fits_is_exact_at_its_ends():
     images[:, 0::2] = 255
     for picture in (images, 255 - images):
         assert np.array_equal(Machine(compile_graph(graph, WIDE)).run(picture), execute(graph, picture))
+
+
+@pytest.mark.parametrize("kernel, stride, loads", [((1, 1), (2, 2), 1 / 2), ((1, 3), (3, 1), 1 / 3), ((3, 1), (2, 2), 1)])
+def test_windows_of_one_row_load_only_the_rows_they_read(kernel, stride, loads):
+    """As in the shortcuts of ResNets."""
+    random, config = np.random.default_rng(9), ENGINES["small8x16"]
+    graph = one_conv(random_weights(random, (9, 12, *kernel), "s4"), (12, 18, 30), stride=stride)
+    program = compile_graph(graph, config, 2, fold=False)
+    beats = sum(fields["beats"] * fields["segments"] for opcode, fields in map(decode, program.words)
+                if opcode == "LOAD" and fields["region"] == REGIONS.index("input"))
+    assert beats * 16 == pytest.approx(program.meta["regions"]["input"] * loads, rel=0.5 if loads == 1 else 0.01)  # tiles share rows of 3
+    images = random_images(random, graph, 2)
+    assert np.array_equal(Machine(program).run(images, random), execute(graph, images))

@@ -159,7 +159,8 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     """Store tokens that this part's loads need, or None while what it reads is not yet ordered to be stored."""
     chunk, plan = part.chunk, part.chunk.plan
     if part.planes:
-        wanted = [(*plan.source.find(plane), chunk.row.in0, chunk.row.in1) for plane in part.planes]
+        step = plan.layer.row_step
+        wanted = [(*plan.source.find(plane), chunk.row.in0 * step, (chunk.row.in1 - 1) * step + 1) for plane in part.planes]
         names = plan.layer.sources
     else:
         first = chunk.residual_group * config.planes_per_tile
@@ -227,7 +228,7 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     whole = len(plan.tiling.cols) == 1
     transfers = list(_runs(config, plan.source, part.planes, chunk.image, chunk.row.in0, chunk.row.in1,
                            window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole,
-                           part.address))
+                           part.address, plan.layer.row_step))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
             "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
@@ -255,20 +256,23 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     state.residual_loads += 1
 
 
-def _runs(config, tensor, planes, image, row0, row1, window, whole, address=0):
-    """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on."""
+def _runs(config, tensor, planes, image, row0, row1, window, whole, address=0, step=1):
+    """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on.
+
+    Rows are counted, and brought, in steps of `step` rows of the tensor.
+    """
     first_col, window_size = window
     rows = row1 - row0
     row_beats = window_size // config.words_per_beat * config.beats_per_word
-    if whole:
-        for region, offset, count, step in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
-            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=step,
+    if whole and step == 1:
+        for region, offset, count, apart in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
+            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=apart,
                        address=address)
             address += count * rows * row_beats
     else:
         for plane in planes:
-            region, offset = tensor.beat(plane, image, row0, first_col)
-            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=tensor.row_beats,
+            region, offset = tensor.beat(plane, image, row0 * step, first_col)
+            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=step * tensor.row_beats,
                        address=address)
             address += rows * row_beats
 

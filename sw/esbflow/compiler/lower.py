@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.compiler.errors import CompileError
+from esbflow.engine_facts import SPLIT_CYCLES
 from esbflow.graph import ir
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 
@@ -55,10 +56,23 @@ class Layer:
     macs: int  # useful multiply-accumulates for one image
     maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
     phases: int = 1  # see packing.py: so many accumulators next to each other have weights of their own, one after the other
+    row_step: int = 1  # rows of the stored map from one row that is loaded to the next; in_shape counts the loaded ones
 
     @property
     def kernel(self) -> tuple:
         return self.weight.shape[2:]
+
+
+def skip_rows(layer: Layer, row_beats: int) -> Layer:
+    """The layer that loads only the rows it reads, where windows of one row stand `stride` rows apart, as in shortcuts.
+
+    row_beats : of a stored row. Each row is a burst of its own, which takes SPLIT_CYCLES or more.
+    """
+    step, height = layer.stride[0], layer.conv_shape[1]
+    if layer.kernel[0] > 1 or layer.stacked or layer.padding[0] or step == 1 or step * row_beats < SPLIT_CYCLES:
+        return layer
+    read = min(height, -(-layer.in_shape[1] // step))
+    return replace(layer, in_shape=(layer.in_shape[0], read, layer.in_shape[2]), stride=(1, layer.stride[1]), row_step=step)
 
 
 def storage_digits(form: Format) -> int:

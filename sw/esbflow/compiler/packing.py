@@ -24,7 +24,7 @@ from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.layout import Source, tensor_layout
-from esbflow.compiler.lower import Layer, Pool
+from esbflow.compiler.lower import Layer, Pool, skip_rows
 from esbflow.compiler.tile import tile_with_cost
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
@@ -256,6 +256,7 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
         planes, passes, tiles = source.digits * config.planes_per_tile, source.digits * config.planes_per_tile, 0
     else:
         passes, tiles = _passes(config, layer, source.digits)
+    layer = skip_rows(layer, source.row_beats)
     heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
                else (layer.conv_shape[1], layer.in_shape[1]))
     weights = 0 if tiles <= config.weight_slots else tiles * config.tile_beats

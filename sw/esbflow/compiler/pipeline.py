@@ -12,7 +12,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, place, tensor_layout
-from esbflow.compiler.lower import Layer, lower
+from esbflow.compiler.lower import Layer, lower, skip_rows
 from esbflow.compiler.packing import choose, pack_layers
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
@@ -95,6 +95,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
             config, region, layer, source.digits, source.signed, (added.digits, added.signed) if added else None)
         passes = max(len(group) for group in weights.groups) * (columns(layer).gap + 1 if on_unit else 1)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
+        layer = skip_rows(layer, source.row_beats)
         heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
                    else (layer.conv_shape[1], layer.in_shape[1]))
         resident = weights.tiles <= config.weight_slots

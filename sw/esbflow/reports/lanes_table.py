@@ -2,8 +2,8 @@
 
     python -m esbflow.reports.lanes_table docs      # about 5 minutes on 2 cores
 
-Networks are their layers' shapes with random weights of 4 bits, activations of 4 bits and images of 8: cycles depend on no
-trained value. Cycles are the exact cycle model's, for ideal memory.
+Weights are random and of 4 bits, activations of 4 bits, images of 8: cycles depend on no trained value. Networks that the
+registry has not are made of their layers' shapes. Cycles are the exact cycle model's, for ideal memory.
 """
 
 import sys
@@ -15,10 +15,13 @@ import numpy as np
 from esbflow.engine_config import engine
 from esbflow.files import write_whole
 from esbflow.graph import ir
+from esbflow.networks.registry import NETWORKS
 from esbflow.numbers import Signed, Unsigned
+from esbflow.quant.recipe import Recipe
 from esbflow.reports.estimate import estimate
 from esbflow.reports.lost import largest
 from esbflow.reports.marks import fill
+from esbflow.reports.networks_table import random_network
 
 MARK = "table of large engines"
 HEAD = ("| network | engine | lanes | batch | cycles an image | use % | lost to, % of the cycles |\n"
@@ -49,69 +52,21 @@ class Shapes:
         self.graph.nodes.append(kind(name, sources, shape, form, 1.0, **fields))
         return self.last
 
-    def _weighted(self, kind, source, shape, weight, form, **fields) -> str:
-        rule = _rule(shape[0], 5 if isinstance(source, tuple) else 0)
-        return self.add(kind, source, shape, form or Unsigned(4), weight=self.random.integers(-8, 8, weight),
-                         weight_format=Signed(4), weight_scale=np.ones(shape[0]), requantizer=rule, **fields)
-
-    def conv(self, channels, kernel=3, stride=1, groups=1, source=None, residual=None, form=None) -> str:
+    def conv(self, channels, kernel=3, source=None, form=None) -> str:
+        """Of the map's size."""
         source = source or self.last
-        depth, height, width = self.graph[source].shape
-        pad = kernel // 2
-        shape = channels, (height + 2 * pad - kernel) // stride + 1, (width + 2 * pad - kernel) // stride + 1
-        return self._weighted(ir.Conv2d, (source, residual) if residual else source, shape,
-                              (channels, depth // groups, kernel, kernel), form, stride=(stride,) * 2, padding=(pad,) * 2,
-                              groups=groups)
+        depth, *size = self.graph[source].shape
+        rule = ir.Requantizer(**{name: np.full(channels, value, np.int64)
+                                 for name, value in (("m", 17), ("b", 0), ("s", 10), ("n", 0))})
+        return self.add(ir.Conv2d, source, (channels, *size), form or Unsigned(4),
+                        weight=self.random.integers(-8, 8, (channels, depth, kernel, kernel)), weight_format=Signed(4),
+                        weight_scale=np.ones(channels), requantizer=rule, stride=(1, 1), padding=(kernel // 2,) * 2)
 
-    def pool(self, kernel=2, stride=2, padding=0) -> str:
-        """As many windows as begin in the map where the stride is 1, as YOLOv3-tiny has it."""
+    def pool(self, stride=2) -> str:
+        """Windows of two by two; as many as begin in the map where the stride is 1, as YOLOv3-tiny has it."""
         channels, *size = self.graph[self.last].shape
-        size = size if stride == 1 else [(n + 2 * padding - kernel) // stride + 1 for n in size]
-        return self.add(ir.MaxPool2d, self.last, (channels, *size), kernel=(kernel,) * 2, stride=(stride,) * 2,
-                         padding=(padding,) * 2)
-
-    def classifier(self, classes: int) -> str:
-        """Global average pool and linear layer."""
-        channels, height, width = self.graph[self.last].shape
-        pooled = self.add(ir.AvgPool2d, self.last, (channels, 1, 1), Unsigned(4), kernel=(height, width),
-                           stride=(height, width), requantizer=_rule(channels))
-        return self._weighted(ir.Linear, pooled, (classes, 1, 1), (classes, channels), Signed(16))
-
-
-def _rule(channels: int, n: int = 0) -> ir.Requantizer:
-    return ir.Requantizer(*(np.full(channels, value, np.int64) for value in (17, 0, 10, n)))
-
-
-def resnet18(size: int = 224) -> ir.Graph:
-    net = Shapes("resnet18", size)
-    net.conv(64, 7, 2)
-    net.pool(3, 2, 1)
-    for channels in (64, 128, 256, 512):
-        for block in range(2):
-            stride, entry = (2 if channels > 64 and not block else 1), net.last
-            inner = net.conv(channels, stride=stride)
-            shortcut = net.conv(channels, 1, 2, source=entry, form=Signed(4)) if stride == 2 else entry
-            net.conv(channels, source=inner, residual=shortcut)
-    net.classifier(1000)
-    return net.graph
-
-
-def mobilenet_v2(size: int = 224) -> ir.Graph:
-    net = Shapes("mobilenet-v2", size)
-    net.conv(32, stride=2)
-    depth = 32
-    for factor, channels, blocks, first in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-                                            (6, 160, 3, 2), (6, 320, 1, 1)):
-        for block in range(blocks):
-            stride, entry, wide = (1 if block else first), net.last, depth * factor
-            if factor > 1:
-                net.conv(wide, 1)
-            net.conv(wide, stride=stride, groups=wide)
-            net.conv(channels, 1, residual=entry if block else None, form=Signed(4))
-            depth = channels
-    net.conv(1280, 1)
-    net.classifier(1000)
-    return net.graph
+        return self.add(ir.MaxPool2d, self.last, (channels, *(n // stride for n in size)), kernel=(2, 2),
+                        stride=(stride,) * 2, padding=(0, 0))
 
 
 def vgg16_convolutions(size: int = 224) -> ir.Graph:
@@ -129,7 +84,7 @@ def yolov3_tiny(size: int = 416) -> ir.Graph:
         route = net.conv(channels)
         net.pool()
     net.conv(512)
-    net.pool(2, 1)
+    net.pool(1)
     net.conv(1024)
     neck = net.conv(256, 1)
     net.conv(512)
@@ -142,14 +97,19 @@ def yolov3_tiny(size: int = 416) -> ir.Graph:
     return net.graph
 
 
-GRAPHS = {"resnet18": resnet18, "mobilenet-v2": mobilenet_v2, "vgg16-convolutions": vgg16_convolutions,
-          "yolov3-tiny": yolov3_tiny}
+GRAPHS = {"vgg16-convolutions": vgg16_convolutions, "yolov3-tiny": yolov3_tiny}
+RECIPE = Recipe(weights="s4", activations="u4")
+
+
+def graph_of(name: str) -> ir.Graph:
+    """The graph of a network of the registry, or of one of GRAPHS."""
+    return random_network(name, RECIPE)[1] if name in NETWORKS else GRAPHS[name]()
 
 
 def row(network: str, name: str, batch: int) -> str:
     """One line of the table."""
     config = replace(engine(name), **MORE)
-    plan = estimate(GRAPHS[network](), config, batch)
+    plan = estimate(graph_of(network), config, batch)
     return (f"| {network} | `{name}` | {config.macs_per_cycle:,} | {batch} | {plan['cycles_per_image']:,.0f} | "
             f"{100 * plan['utilization']:.1f} | {largest(plan['lost'], plan['cycles_per_image'])} |")
 

@@ -32,14 +32,19 @@ HEAD = ("| name | images | parameters | MACs | layers | cycles an image | use of
 RECIPE = Recipe(weights="esb4.1", activations="u4")
 
 
-def row(name: str, config: EngineConfig) -> str:
-    """One line of the table."""
+def random_network(name: str, recipe: Recipe) -> tuple:
+    """(model with random weights, its graph) of a network of the registry, calibrated on two random images."""
     entry = network(name)
     torch.manual_seed(0)
     model = entry().eval()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     images = np.random.default_rng(0).integers(0, 256, (2, *entry.shape), dtype=np.uint8)
-    graph = export(calibrate(quantize(model, RECIPE), images), name, entry.shape)
+    return model, export(calibrate(quantize(model, recipe), images), name, entry.shape)
+
+
+def row(name: str, config: EngineConfig) -> str:
+    """One line of the table."""
+    model, graph = random_network(name, RECIPE)
+    entry, parameters = network(name), sum(parameter.numel() for parameter in model.parameters())
     layers = graph.info["modules"]  # those with weights: choices of channels are convolutions too
     own = sum(macs(node) for node in graph.nodes if node.name in layers)
     plan = estimate(graph, config)
