@@ -6,14 +6,14 @@ from amaranth import Shape
 from amaranth.lib.wiring import Flow
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
-from esbflow.engine_facts import weight_masters
+from esbflow.engine_facts import activation_masters, weight_masters
 from esbflow.registers import ADDRESS_BITS
 from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.control import lite_signature
 
 SLAVE = "s_axi"
 MASTERS = ("m_axi_program", "m_axi_weights", "m_axi_activations")
-"""Of an engine with one port for weights."""
+"""Of an engine with one port for weights and one for activations."""
 CLOCK, RESET, INTERRUPT = "ap_clk", "ap_rst_n", "irq"
 AXIMM = "xilinx.com:interface:aximm:1.0"
 SIGNALS = "xilinx.com:signal:{}:1.0"
@@ -40,15 +40,17 @@ class Interface:
 
 
 def masters(config: EngineConfig) -> tuple:
-    """Names of an engine's AXI4 masters: those of MASTERS, and behind them further ones for weights."""
-    return (*MASTERS, *weight_masters(config)[1:])
+    """Names of an engine's AXI4 masters: those of MASTERS, and behind them further ones for weights and activations."""
+    return (*MASTERS, *weight_masters(config)[1:], *activation_masters(config)[1:])
 
 
 def interfaces(config: EngineConfig) -> list:
     """Every interface of an engine."""
     names = masters(config)
     signatures = [(SLAVE, "slave", [lite_signature()])] + [(name, "master", [read_signature()]) for name in names]
-    signatures[len(MASTERS)][2].append(write_signature())  # activations are written too
+    for name, _, parts in signatures:
+        if name in activation_masters(config):
+            parts.append(write_signature())
     found = []
     for name, mode, parts in signatures:
         pins = {pin.upper(): _port(f"{name}_{pin}", member) for part in parts for pin, member in part.members.items()}

@@ -58,7 +58,7 @@ FREE = {"MUXF7", "MUXF8", "MUXF9", "BUF", "BUFG", "VCC", "GND", "$scopeinfo"}
 GROUPS = (
     (r"control.*|counters|tokens|watchdog|faults", "control, counters, tokens"),
     (r".*_queue", "instruction queues"),
-    (r".*_port|store_splitter", "AXI ports"),
+    (r".*_port\d*|writer", "AXI ports"),
     (r"slots", "weight slots"),
     (r"activation_buffer|channel_buffer_\d+", "activation buffer"),
     (r"load|weights", "loaders"),
@@ -329,7 +329,7 @@ def add_up(mapped: dict, top: str, per_block: bool = True) -> Resources:
 
 def block_label(name: str) -> str:
     """The block of the report that a module directly below the top belongs to."""
-    name = name.split("$")[0]
+    name = re.sub(r"_of_slice_\d+$", "", name.split("$")[0])
     return next((label for pattern, label in GROUPS if re.fullmatch(pattern, name)), name.replace("_", " "))
 
 

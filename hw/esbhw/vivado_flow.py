@@ -37,7 +37,7 @@ def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
     """
     if len(masters(config)) > len(board.memory_ports):
         raise BadValue(f"{board.title}'s design has {len(board.memory_ports)} ports to memory and engine {config.name} "
-                         f"{len(masters(config))} masters; use an engine with weight_ports = 1")
+                         f"{len(masters(config))} masters; use an engine with fewer weight_ports or activation_ports")
     folder = Path(folder)
     paths = [write_whole(folder / name, (SOURCES / name).read_text()) for name in STEPS]
     paths.append(write_whole(folder / "settings.tcl", settings(config, board)))

@@ -21,6 +21,8 @@ TABLE_INPUTS = 4
 TABLE_ENTRIES = 1 << TABLE_INPUTS
 TAP_BITS = 64
 """Bits of one channel's taps in memory."""
+SHARED_LANES = 16
+"""Lanes whose slices can share a port: it takes one beat for two that they could fill, so it never falls behind."""
 ARRAYS = ("shiftadd", "table")
 REQUANTIZERS = ("multiply", "shift")
 SHIFTED_RESIDUAL_BITS = 8 + 10
@@ -58,6 +60,9 @@ class EngineConfig:
     channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
         depthwise convolutions, pools, and whatever else keeps each channel to itself.
     requantizer : "multiply" takes any m and n; "shift" takes signed powers of two, for half the LUTs of a lane.
+    slices : arrays that run in lockstep on the same weights, each with images of its own; a power of two, 1..16.
+    activation_ports : 128-bit masters that load and store activations; a power of two, at most `slices` and 8. Slices that
+        share a port come one after the other.
 
     Raises
     ------
@@ -95,6 +100,8 @@ class EngineConfig:
     esb_output: bool = True
     channel_unit: int = 0
     requantizer: str = "multiply"
+    slices: int = 1
+    activation_ports: int = 1
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -121,6 +128,12 @@ class EngineConfig:
         _power_of_two("weight_slots", self.weight_slots, 2, 128)
         _power_of_two("weight_path_beats", self.weight_path_beats, 1, self.tile_beats)
         _power_of_two("weight_ports", self.weight_ports, 1, min(4, self.weight_path_beats, self.requantize_lanes))
+        _power_of_two("slices", self.slices, 1, 16)
+        _power_of_two("activation_ports", self.activation_ports, 1, min(self.slices, 8))
+        if self.slices_per_port > 1 and self.slices_per_port * self.requantize_lanes > SHARED_LANES:
+            raise BadValue(f"{self.slices_per_port} slices with {self.requantize_lanes} requantize_lanes each give more "
+                             f"than one port stores; use more activation_ports, or at most "
+                             f"{max(1, SHARED_LANES // self.slices_per_port)} requantize_lanes")
         _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)
@@ -164,7 +177,21 @@ class EngineConfig:
     # -- derived sizes; the only place where they are computed -----------------------------------
     @property
     def macs_per_cycle(self) -> int:
-        return self.rows * self.cols
+        """Lanes of all slices."""
+        return self.rows * self.cols * self.slices
+
+    @property
+    def slices_per_port(self) -> int:
+        """Slices that load and store through the same port, one after the other."""
+        return self.slices // self.activation_ports
+
+    def rounds(self, batch: int) -> int:
+        """Images that a slice has of a batch.
+
+        >>> EngineConfig("four", rows=4, cols=4, slices=4).rounds(5)
+        2
+        """
+        return -(-batch // self.slices)
 
     @property
     def word_bits(self) -> int:
@@ -291,8 +318,9 @@ class EngineConfig:
             del fields["channel_unit"]
         if self.requantizer == "multiply":
             del fields["requantizer"]
-        if self.weight_ports == 1:
-            del fields["weight_ports"]
+        for name in ("weight_ports", "slices", "activation_ports"):
+            if fields[name] == 1:
+                del fields[name]
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 

@@ -22,6 +22,10 @@ TOKEN_CYCLES = 2
 # -- fetch and ports ----------------------------------------------------------------------------------------------
 SPLIT_CYCLES = 3
 """BurstSplitter: accept to first burst, and burst to burst."""
+PORT_CYCLES = 2
+"""ReadPort, WritePort: a burst taken to the next one."""
+SPREAD_CYCLES = 1
+"""Spread: a burst from the splitter to the first of the slices that share a port."""
 BEAT_TO_WRITE = 1
 """ReadPort: bus to buffer."""
 REQUEST_CYCLES = 2
@@ -68,6 +72,15 @@ def weight_masters(config: EngineConfig) -> list:
     ['m_axi_weights', 'm_axi_weights1']
     """
     return [f"m_axi_weights{number or ''}" for number in range(config.weight_ports)]
+
+
+def activation_masters(config: EngineConfig) -> list:
+    """Names of the masters that load and store activations.
+
+    >>> activation_masters(EngineConfig("two", rows=8, cols=8, slices=2, activation_ports=2))
+    ['m_axi_activations', 'm_axi_activations1']
+    """
+    return [f"m_axi_activations{number or ''}" for number in range(config.activation_ports)]
 
 
 def burst_lengths(offset: int, beats: int, longest: int):

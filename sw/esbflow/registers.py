@@ -99,6 +99,8 @@ def _registers():
         yield Register(f"{name}_LO", 0x040 + 16 * i, rw, f"base address of the {region} region, low word, of a 4 KB page")
         yield Register(f"{name}_HI", 0x044 + 16 * i, rw, f"base address of the {region} region, bits 39 to 32")
         yield Register(f"{name}_BYTES", 0x048 + 16 * i, rw, f"size of the {region} region in bytes")
+    yield Register("SLICE_BYTES", 0x0A0, rw, "bytes from a slice's part of input, workspace, output and log to the next "
+                   "slice's, a multiple of 4 KB; zero in an engine of one slice")
     for i, (name, description) in enumerate(COUNTERS):
         yield Register(f"COUNT_{name.upper()}", 0x100 + 4 * i, ro, description)
 

@@ -22,7 +22,7 @@ class Stuck(Exception):
 
 
 class Machine:
-    """Memory, buffers and tokens of one engine that runs one program; `run` gives its output."""
+    """Memory, buffers and tokens of one slice of an engine that runs one program; `run` gives its output."""
 
     def __init__(self, program):
         self.program, self.config = program, program.config
@@ -40,7 +40,16 @@ class Machine:
         self.tokens, self.highest = {}, {}
 
     def run(self, images, order=None):
-        """Outputs (batch, c, h, w). `order`: a random generator that chooses who goes next; None is program order."""
+        """Outputs (batch, c, h, w). `order`: a random generator that chooses who goes next; None is program order.
+
+        Slices do the same with images of their own, so here one machine does it after the other.
+        """
+        slices, rounds = self.config.slices, self.config.rounds(self.program.meta["batch"])
+        filled = np.concatenate([images, np.zeros((slices * rounds - len(images), *images.shape[1:]), images.dtype)])
+        machines = [self, *(Machine(self.program) for _ in range(slices - 1))]
+        return np.concatenate([machine._run(own, order) for machine, own in zip(machines, np.split(filled, slices))])[:len(images)]
+
+    def _run(self, images, order):
         meta = self.program.meta
         codes = layout.fold_windows(layout.encode_images(images, self.program.table), meta["input"])
         packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"])
@@ -48,7 +57,7 @@ class Machine:
         self.memory["input"][:] = packed
         self._execute(order)
         output = meta["output"]
-        return layout.unpack(self.memory["output"], tuple(output["shape"]), meta["batch"], self.config.rows,
+        return layout.unpack(self.memory["output"], tuple(output["shape"]), len(images), self.config.rows,
                              output["digits"], output["pitch"], output["signed"])
 
     def _execute(self, order):

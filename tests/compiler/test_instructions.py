@@ -67,6 +67,10 @@ def test_an_unknown_opcode_is_refused(number):
     ({"queue_depth": 64}, ValueError, r"queue_depth must be a power of two in 2..32, not 64"),
     ({"residual": 1}, TypeError, r"residual must be true or false, not 1"),
     ({"esb_output": "no"}, TypeError, r"esb_output must be true or false, not 'no'"),
+    ({"slices": 3}, ValueError, r"slices must be a power of two in 1..16, not 3"),
+    ({"slices": 2, "activation_ports": 4}, ValueError, r"activation_ports must be a power of two in 1..2, not 4"),
+    ({"slices": 8, "activation_ports": 1}, ValueError, "8 slices with 4 requantize_lanes each give more than one port stores; "
+     "use more activation_ports, or at most 2 requantize_lanes"),
     ({"clock_mhz": 0}, ValueError, r"clock_mhz must be in 1..1000, not 0"),
 ])
 def test_an_engine_of_impossible_size_is_refused(fields, error, message):
@@ -79,8 +83,8 @@ def test_the_hash_depends_on_every_size_and_on_neither_name_nor_clock():
     assert replace(base, name="other", clock_mhz=100).hash == base.hash
     other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 4, "array": "shiftadd", "table_groups": 1,
              "weight_min": -8, "weight_max": 7, "residual": False, "esb_output": False, "channel_unit": 8,
-             "weight_ports": 2}
-    base = replace(base, array="table", weight_min=-12, weight_max=12, weight_path_beats=2, table_groups=2)
+             "weight_ports": 2, "slices": 4, "activation_ports": 1}
+    base = replace(base, slices=2, activation_ports=2, array="table", weight_min=-12, weight_max=12, weight_path_beats=2, table_groups=2)
     for field in dataclasses.fields(base):
         if field.name not in ("name", "clock_mhz"):
             value = other[field.name] if field.name in other else getattr(base, field.name) // 2

@@ -40,6 +40,18 @@ def test_programs_of_random_graphs_compute_the_graph_in_any_order_that_tokens_al
     assert np.array_equal(Machine(program).run(images, order=random), expected)
 
 
+def test_slices_share_a_batch_whatever_its_size():
+    random = np.random.default_rng(11)
+    config = replace(ENGINES["small8x16"], slices=4)
+    for batch in (1, 4, 5, 11):
+        graph, program = compiled(random, config, batch=batch, **BOUNDS["small8x16"])
+        images = random_images(random, graph, batch)
+        assert np.array_equal(Machine(program).run(images), execute(graph, images))
+        one = compile_graph(graph, ENGINES["small8x16"], batch=-(-batch // 4))
+        assert np.array_equal(program.instructions[:1], one.instructions[:1]) and program.meta["batch"] == batch
+        assert program.meta["regions"] == one.meta["regions"]
+
+
 def test_a_program_without_one_of_its_waits_goes_wrong_or_stops_on_the_machine():
     """The machine is only worth something if it notices: each kind of wait is removed in turn."""
     random = np.random.default_rng(3)

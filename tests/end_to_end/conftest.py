@@ -3,6 +3,7 @@
 import functools
 import os
 import secrets
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,12 @@ SHIFTING = EngineConfig(
     "shift8x16", rows=8, cols=16, requantizer="shift", accumulator_depth=256, activation_beats=256, residual_beats=256,
     channel_unit=8)
 """Requantizers that shift, behind array and channel unit."""
-OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING)}
+SLICES = EngineConfig("slices4x4", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64,
+                      weight_slots=4, max_burst=16, slices=2, activation_ports=2)
+"""Slices with ports of their own."""
+SHARED = replace(TABLE_WITH_PORTS, name="shared8x16", slices=4, activation_ports=2)
+"""Slices of which two share a port, with everything that a small engine can have."""
+OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED)}
 
 
 def engine_of(name: str) -> EngineConfig:

@@ -23,7 +23,9 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "base16x16": (16, dict(channels=40, size=20)),
           "small8x16-channel": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
-          "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True))}
+          "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True)),
+          "slices4x4": (8, dict(channels=10, size=10)),
+          "shared8x16": (12, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
 
 
 def compiled(random, config, **bounds):
@@ -31,7 +33,7 @@ def compiled(random, config, **bounds):
     while True:
         graph = random_graph(random, **bounds)
         try:
-            program = compile_graph(graph, config, batch=int(random.integers(1, 4)), fold=bool(random.integers(2)))
+            program = compile_graph(graph, config, batch=int(random.integers(1, 3 * config.slices + 1)), fold=bool(random.integers(2)))
         except CompileError:
             continue
         return graph, program, random_images(random, graph, program.meta["batch"] + 1)
@@ -71,11 +73,12 @@ def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(benc
     assert stamps(result.layers[0]) == expected.stamps
 
 
-@pytest.mark.parametrize("number", range(8))
-def test_stalls_and_latency_change_no_value(bench, seed, number):
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (("small8x16", 8), ("slices4x4", 4), ("shared8x16", 6))
+                                                 for k in range(count)])
+def test_stalls_and_latency_change_no_value(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 1000 + number))
-    graph, program, images = compiled(random, ENGINES["small8x16"], channels=16, size=10)
-    simulator, engine = bench("small8x16")
+    graph, program, images = compiled(random, engine_of(engine_name), channels=16, size=10)
+    simulator, engine = bench(engine_name)
     for port in simulator.ports:
         simulator.set_timing(port, MemoryTiming(latency=int(random.integers(1, 90)), jitter=20, stall=0.3,
                                                 seed=int(random.integers(1 << 20))))
@@ -83,11 +86,12 @@ def test_stalls_and_latency_change_no_value(bench, seed, number):
     assert np.array_equal(engine.run(images).outputs, execute(graph, images)), f"seed {seed}, number {number}"
 
 
-@pytest.mark.parametrize("latency", [1, 7, 100])
-def test_cycle_model_holds_at_other_latencies(bench, seed, latency):
+@pytest.mark.parametrize("engine_name, latency", [("small8x16", 1), ("small8x16", 7), ("small8x16", 100), ("shared8x16", 1),
+                                                  ("shared8x16", 100)])
+def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency):
     random = np.random.default_rng((seed, 2000 + latency))
-    graph, program, images = compiled(random, ENGINES["small8x16"], channels=24, size=12)
-    simulator, engine = bench("small8x16")
+    graph, program, images = compiled(random, engine_of(engine_name), channels=24, size=12)
+    simulator, engine = bench(engine_name)
     for port in simulator.ports:
         simulator.set_timing(port, MemoryTiming(latency=latency))
     engine.load(program)

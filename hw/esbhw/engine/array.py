@@ -8,26 +8,26 @@ from esbflow.engine_config import DIGIT_BITS, EngineConfig
 
 
 def array_signature(config: EngineConfig) -> wiring.Signature:
-    """Ports of an array.
+    """Ports of an array, or of as many as there are slices: all hold the same tile.
 
     Members
     -------
-    activations : In(rows * 4), digits in offset binary
+    activations : In(slices * rows * 4), digits in offset binary
     swap : In(1), the tile that was loaded is active for the activations of the following cycle
     load_en, load_index, load_codes, book : the next tile, a row of the weight path at a time; code k of row i is code
         i * path_codes + k of the tile, and `book` says which codebook it indexes. `book` is held until the next load.
     book_en, book_address, book_data : the codebooks' write port
-    dots : Out(cols * dot_bits), unsigned: see `engine_facts.array_offset`
+    dots : Out(slices * cols * dot_bits), unsigned: see `engine_facts.array_offset`
     """
     return wiring.Signature({
-        "activations": In(config.rows * DIGIT_BITS),
+        "activations": In(config.slices * config.rows * DIGIT_BITS),
         "swap": In(1),
         "load_en": In(1),
         "load_index": In(range(max(2, config.tile_rows))),
         "load_codes": In(config.path_codes * DIGIT_BITS),
         "book": In(1),
         "book_en": In(1), "book_address": In(DIGIT_BITS + 1), "book_data": In(facts.weight_bits(config)),
-        "dots": Out(config.cols * facts.dot_bits(config)),
+        "dots": Out(config.slices * config.cols * facts.dot_bits(config)),
     })
 
 

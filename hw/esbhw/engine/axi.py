@@ -4,7 +4,7 @@ A port is not reset when a run ends in an error: AXI has no way to take a burst 
 `run` is low, completes those that the bus has seen, and says with `quiescent` when nothing is left.
 """
 
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
@@ -117,12 +117,16 @@ class WritePort(wiring.Component):
     FIFO, not promised to an earlier one, for a cycle. Its address is on the bus one cycle later and its data from two cycles
     later on; data of bursts follows without a gap. Full beats only.
 
+    With several sources each has a FIFO of its own. Beats come to all of them at once, and so do bursts: one of source 0,
+    then its like of 1, 2, ... So whatever source 0 has beats for, the others have too.
+
     Members
     -------
     axi : Out(write_signature())
     run : In(1); when low and the bus is quiet, beats that no burst has claimed are thrown away
-    beats : In(stream of 128 bits);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
-    bursts : In(stream of address, length, tag), ready when the beats are there
+    beats : In(stream of 128 bits for each source);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
+    bursts : In(stream of address, length, tag, source), ready when the beats are there
+    go : In(1), where the port is one of several: the others are ready too
     done_valid, done_tag : Out, for one cycle when a burst's response has come
     fault : Out(1), an error response, until `run` falls
     hold : In(1), keeps `address`
@@ -131,14 +135,16 @@ class WritePort(wiring.Component):
     beat_taken : Out(1), a beat went out
     """
 
-    def __init__(self, depth: int):
-        self._depth = depth
+    def __init__(self, depth: int, sources: int = 1, joint: bool = False):
+        self._depth, self._sources, self._joint = depth, sources, joint
+        self._source_bits = (sources - 1).bit_length()
         super().__init__({
             "axi": Out(write_signature()),
             "run": In(1),
-            "beats": In(stream.Signature(AXI_BEAT_BITS)),
+            "beats": In(stream.Signature(AXI_BEAT_BITS * sources)),
             "room": Out(1, init=1),
-            "bursts": In(stream.Signature(burst_layout(1))),
+            "bursts": In(stream.Signature(burst_layout(1 + self._source_bits))),
+            **({"go": In(1)} if joint else {}),
             "done_valid": Out(1), "done_tag": Out(1),
             "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "quiescent": Out(1), "beat_taken": Out(1),
@@ -151,30 +157,40 @@ class WritePort(wiring.Component):
         kept = StructLayout({"address": AXI_ADDRESS_BITS, "tag": 1})
         # What an aborted run left in the FIFO belongs to no burst: it is thrown away once the bus is quiet.
         discard = Signal()
-        data = Fifo(AXI_BEAT_BITS, self._depth, block=True)
-        m.submodules.data = ResetInserter(discard)(data)
-        m.submodules.lengths = lengths = BurstQueue(0, OUTSTANDING_WRITES)
+        fifos = [Fifo(AXI_BEAT_BITS, self._depth, block=True) for _ in range(self._sources)]
+        for k, fifo in enumerate(fifos):
+            m.submodules[f"data_{k}" if k else "data"] = ResetInserter(discard)(fifo)
+        data, bits = fifos[0], self._source_bits
+        m.submodules.lengths = lengths = BurstQueue(bits, OUTSTANDING_WRITES)
         m.submodules.responses = responses = Fifo(kept.size, OUTSTANDING_WRITES)
         unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
         here = Signal()  # the beats of the burst on offer
         able = self.run & here & ~axi.awvalid
-        claim = able & responses.i.ready
+        ready = able & responses.i.ready
+        claim = ready & self.go if self._joint else ready
+        room = Cat(fifo.i.ready for fifo in fifos).all()
         push = self.beats.valid & self.beats.ready
         idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
+        source = burst.tag[1:]
+        first = source == 0 if bits else Const(1, 1)
         m.d.comb += [
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
-            self.beats.ready.eq(self.run & data.i.ready), data.i.valid.eq(self.beats.valid & self.run),
-            data.i.payload.eq(self.beats.payload),
+            self.beats.ready.eq(self.run & room),
             # There is always a place in `lengths`: it is free before the burst's answer comes.
-            self.bursts.ready.eq(claim), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
-            responses.i.valid.eq(able), responses.i.payload.eq(Cat(burst.address, burst.tag)),
-            self.quiescent.eq(idle & (self.run | ~(data.behind | data.o.valid))),
+            self.bursts.ready.eq(ready), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
+            lengths.i.payload.payload.eq(source),
+            responses.i.valid.eq(able & self.go if self._joint else able),
+            responses.i.payload.eq(Cat(burst.address, burst.tag[0])),
+            self.quiescent.eq(idle & (self.run | ~Cat(fifo.behind | fifo.o.valid for fifo in fifos).any())),
         ]
+        for k, fifo in enumerate(fifos):
+            m.d.comb += [fifo.i.valid.eq(self.beats.valid & self.run & (room if bits else 1)),
+                         fifo.i.payload.eq(self.beats.payload.word_select(k, AXI_BEAT_BITS))]
         m.d.sync += [
-            self.room.eq(data.level < self._depth * 3 // 4),
-            here.eq(self.bursts.valid & ~claim & (unclaimed >= burst.length)),
-            unclaimed.eq(unclaimed + push - Mux(claim, burst.length, 0)),
+            self.room.eq(fifos[-1].level < self._depth * 3 // 4),  # the last source waits longest
+            here.eq(self.bursts.valid & ~claim & (~first | (unclaimed >= burst.length))),
+            unclaimed.eq(unclaimed + push - Mux(claim & first, burst.length, 0)),
             discard.eq(~self.run & idle),
         ]
         with m.If(discard):
@@ -184,10 +200,15 @@ class WritePort(wiring.Component):
         with m.If(~axi.awvalid):
             m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1)]
 
+        # A claimed burst's beats are on offer before it is; with one source its FIFO says so itself.
+        here_now = Const(1, 1) if bits else data.o.valid
         m.d.comb += [
-            axi.wvalid.eq(lengths.valid & data.o.valid), axi.wdata.eq(data.o.payload), axi.wlast.eq(lengths.last),
-            lengths.beat.eq(data.o.valid), lengths.able.eq(axi.wready),
-            lengths.ending.eq(data.o.valid & axi.wready & lengths.last), data.o.ready.eq(lengths.valid & axi.wready),
+            axi.wvalid.eq(lengths.valid & here_now), axi.wlast.eq(lengths.last),
+            axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[lengths.payload] if bits else data.o.payload),
+            lengths.beat.eq(here_now), lengths.able.eq(axi.wready),
+            lengths.ending.eq(here_now & axi.wready & lengths.last),
+            *(fifo.o.ready.eq(lengths.valid & axi.wready & (lengths.payload == k if bits else 1))
+              for k, fifo in enumerate(fifos)),
             self.beat_taken.eq(axi.wvalid & axi.wready),
         ]
 

@@ -8,6 +8,7 @@ from esbflow import registers
 from esbflow.engine_config import AXI_ADDRESS_BITS, INTERFACE_VERSION, EngineConfig
 from esbflow.engine_facts import CATCH_CYCLES
 from esbflow.registers import COUNTERS, REGIONS, REGISTERS
+from esbhw.engine.spread import STRIDE_BITS
 from esbhw.engine.transfer import OFFSET_BITS, PAGE_BITS, REGION_LAYOUT
 
 READ_WORDS = 8
@@ -35,7 +36,7 @@ class Control(wiring.Component):
     -------
     axi : Out(lite_signature());  interrupt : Out(1), level
     running, start : Out(1); start is high in the first running cycle;  stopped : Out(1), ~running
-    program_length, watchdog, regions : Out
+    program_length, watchdog, regions : Out;  stride : Out, of slices, in pages
     quiescent : In(1);  done : In(1), stays
     caught : In(1), an error will come
     error : In(4) code or zero, error_unit, error_address, error_layer : In, what to keep when it is not zero
@@ -49,6 +50,7 @@ class Control(wiring.Component):
             "axi": Out(lite_signature()), "interrupt": Out(1),
             "running": Out(1), "start": Out(1), "stopped": Out(1, init=1),
             "program_length": Out(32), "watchdog": Out(32), "regions": Out(REGION_LAYOUT),
+            "stride": Out(STRIDE_BITS),
             "quiescent": In(1), "done": In(1), "caught": In(1),
             "error": In(4), "error_unit": In(3), "error_address": In(AXI_ADDRESS_BITS), "error_layer": In(12),
             "layer": In(12), "counters": In(32 * len(COUNTERS)), "abort": Out(1),
@@ -57,7 +59,7 @@ class Control(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        values = {name: Const(0, 32) for name in REGISTERS}
+        values = {name: Const(0, 32) for name in REGISTERS if name != "SLICE_BYTES"}
         written = self._writes(m)
         data, strobes = self._data, self._strobes
 
@@ -86,6 +88,8 @@ class Control(wiring.Component):
             high, size = stored(f"{name}_HI", AXI_ADDRESS_BITS - 32), stored(f"{name}_BYTES")
             m.d.comb += [self.regions[i].base.eq(Cat(low, high)), self.regions[i].beats.eq(size[4:])]
             assert len(size[4:]) <= OFFSET_BITS
+        if config.slices > 1:
+            m.d.comb += self.stride.eq(stored("SLICE_BYTES", 32, PAGE_BITS)[PAGE_BITS:])
 
         # -- the life of a run ---------------------------------------------------------------------------
         bit = {name: low for name, low, _ in REGISTERS["CONTROL"].fields}

@@ -33,6 +33,8 @@ class Drain(wiring.Component):
     Tokens and the instruction are looked at a cycle before the beginning; tokens are taken with it and posted with the last
     group.
 
+    Slices drain in lockstep: what comes from or goes to a slice is that slice's part of a port. Constants are those of all.
+
     Members
     -------
     i : In(stream of 256 bits)
@@ -40,7 +42,7 @@ class Drain(wiring.Component):
     constants_bank, constants_group, constants_data : the constants' read port
     residual_bank, residual_address, residual_low, residual_high : the residual's read port
     counters : In, what a STAMP writes
-    beats : Out(stream of 128 bits);  room : In(1)
+    beats : Out(stream of 128 bits for each slice);  room : In(1)
     transfers : Out(stream of transfer_layout(1)), tag 1 asks for a stores token
     writer_idle : In(1);  done : Out(1), the END instruction was reached and everything is written
     {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
@@ -55,13 +57,13 @@ class Drain(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "acc_bank": Out(1), "acc_index": Out(range(config.accumulator_depth)),
-            "acc_data": In(config.cols * config.accumulator_width),
+            "acc_data": In(config.slices * config.cols * config.accumulator_width),
             "constants_bank": Out(1), "constants_group": Out(range(max(2, groups))),
             "constants_data": In(config.requantize_lanes * constants_layout(config).size),
             "residual_bank": Out(1), "residual_address": Out(20),
-            "residual_low": In(config.word_bits), "residual_high": In(config.word_bits),
+            "residual_low": In(config.slices * config.word_bits), "residual_high": In(config.slices * config.word_bits),
             "counters": In(32 * len(COUNTERS)),
-            "beats": Out(stream.Signature(AXI_BEAT_BITS)), "room": In(1),
+            "beats": Out(stream.Signature(config.slices * AXI_BEAT_BITS)), "room": In(1),
             "transfers": Out(stream.Signature(transfer_layout(1))),
             "writer_idle": In(1), "done": Out(1),
             "accumulators_here": In(1), "take_accumulators": Out(1), "post_accumulators": Out(1),
@@ -218,7 +220,7 @@ class Drain(wiring.Component):
         return order, orders.i.ready, ~orders.behind & ~orders.o.valid
 
     def _lanes(self, m, now, walk, step) -> tuple:
-        """(a window's digits are done, the digits of all lanes)."""
+        """(a window's digits are done, for each slice the digits of all lanes)."""
         config, lanes, stages = self._config, self._config.requantize_lanes, Stages(self._config)
 
         def delay(value, cycles, name):
@@ -241,7 +243,7 @@ class Drain(wiring.Component):
         form = Signal(FORMAT)
         m.d.comb += [form.bits.eq(now.bits), form.signed.eq(now.signed), form.esb.eq(now.esb),
                      form.significand.eq(now.significand), form.octaves.eq(now.octaves)]
-        m.submodules.requantizer = unit = Requantizer(config, early=early + 2)
+        m.submodules.requantizer = unit = Requantizer(config, config.slices * lanes, early=early + 2)
         valid = step
         for i in range(early + 2):
             register = Signal(name=f"valid_{i}")
@@ -251,38 +253,42 @@ class Drain(wiring.Component):
         m.d.comb += [unit.format.eq(form), unit.digit.eq(walk.digit), unit.valid.eq(valid), unit.first.eq(taps[0]),
                      unit.last.eq(taps[1])]
 
-        constants = Signal(len(unit.constants), reset_less=True)
+        slices = range(config.slices)
+        constants = Signal(len(self.constants_data), reset_less=True)
         acc = Signal(len(unit.acc), reset_less=True)
         group = delay(group, 1, "group_data")
-        acc_groups = Array(self.acc_data.word_select(g, len(acc)) for g in range(config.cols // lanes))
-        m.d.sync += [constants.eq(self.constants_data), acc.eq(acc_groups[delay(group, stages.product, "group_acc")])]
-        m.d.comb += [unit.constants.eq(constants), unit.acc.eq(acc)]
+        groups, width = config.cols // lanes, lanes * config.accumulator_width
+        group_acc = delay(group, stages.product, "group_acc")
+        m.d.sync += constants.eq(self.constants_data)
+        for k in slices:
+            acc_groups = Array(self.acc_data.word_select(k * groups + g, width) for g in range(groups))
+            m.d.sync += acc.word_select(k, width).eq(acc_groups[group_acc])
+        m.d.comb += [unit.constants.eq(constants.replicate(config.slices)), unit.acc.eq(acc)]
         if config.residual:
             word = group[:(config.lane_groups - 1).bit_length()]
-            low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data
-                         for data in (self.residual_low, self.residual_high))
             flags = delay(Cat(now.residual, now.residual_digits == 2, now.residual_signed), early + 1, "flags")
             on, wide, is_signed = flags[0], flags[1], flags[2]
             # As esbflow.requantizer.residual_offset says.
             flip = Cat(Const(0, 3), on & is_signed & ~wide, Const(0, 3), on & wide & ~is_signed)
             residual = Signal(len(unit.residual), reset_less=True)
-            for lane in range(lanes):
-                value = Cat(low.word_select(lane, DIGIT_BITS) & on.replicate(DIGIT_BITS),
-                            high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
-                m.d.sync += residual.word_select(lane, RESIDUAL_BITS).eq(value ^ flip)
+            for k in slices:
+                words = [data.word_select(k, config.word_bits) for data in (self.residual_low, self.residual_high)]
+                low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data for data in words)
+                for lane in range(lanes):
+                    value = Cat(low.word_select(lane, DIGIT_BITS) & on.replicate(DIGIT_BITS),
+                                high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
+                    m.d.sync += residual.word_select(k * lanes + lane, RESIDUAL_BITS).eq(value ^ flip)
             m.d.comb += unit.residual.eq(residual)
-        return unit.done, unit.digits
+        return unit.done, [unit.digits.word_select(k, lanes * DIGIT_BITS) for k in slices]
 
     def _pack(self, m, done, digits, stamping, stamp, snapshot) -> None:
         """Chunks of one lane group each become beats; a STAMP's beats are there at once."""
-        chunks = AXI_BEAT_BITS // len(digits)
-        beat = Signal(AXI_BEAT_BITS, reset_less=True)
+        size = len(digits[0])
+        chunks = AXI_BEAT_BITS // size
+        beat = Signal(AXI_BEAT_BITS * len(digits), reset_less=True)
         valid = Signal()
         filled = Signal(range(chunks)) if chunks > 1 else Const(0, 1)
         words = [snapshot.word_select(k, AXI_BEAT_BITS) for k in range(LOG_BEATS)]
-        # Of the last word most bits are zero: those take one LUT of four choices and the registers' reset.
-        packed = Mux(stamp[2], words[3], Mux(stamp[1], Mux(stamp[0], words[2], words[1]),
-                                             Mux(stamp[0], words[0], digits.replicate(chunks))))
         with m.If(done):
             m.d.sync += valid.eq(filled == chunks - 1)
             if chunks > 1:
@@ -291,9 +297,15 @@ class Drain(wiring.Component):
             m.d.sync += valid.eq(stamp != LOG_BEATS + 1)
         with m.Elif(self.beats.ready):
             m.d.sync += valid.eq(0)
-        for k in range(chunks):
-            with m.If(stamping | (done & (filled == k))):
-                m.d.sync += beat.word_select(k, len(digits)).eq(packed.word_select(k, len(digits)))
+        for part, own in enumerate(digits):
+            packed = own.replicate(chunks)
+            if part == 0:  # the record of the others is not looked at
+                # Of the last word most bits are zero: those take one LUT of four choices and the registers' reset.
+                packed = Mux(stamp[2], words[3], Mux(stamp[1], Mux(stamp[0], words[2], words[1]),
+                                                     Mux(stamp[0], words[0], packed)))
+            for k in range(chunks):
+                with m.If(stamping | (done & (filled == k))):
+                    m.d.sync += beat.word_select(part * chunks + k, size).eq(packed.word_select(k, size))
         m.d.comb += [self.beats.valid.eq(valid), self.beats.payload.eq(beat)]
 
 

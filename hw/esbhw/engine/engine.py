@@ -1,16 +1,17 @@
 """The engine: this file only connects its blocks and gives its ports their conventional flat names."""
 
 from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, ResetInserter, Signal
+from amaranth.lib import wiring
 from amaranth.lib.wiring import Flow
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import weight_masters
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import activation_masters, weight_masters
 from esbflow.registers import COUNTERS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
 from esbhw.engine.array import make_array
-from esbhw.engine.axi import WritePort, read_signature, write_signature
+from esbhw.engine.axi import read_signature, write_signature
 from esbhw.engine.channel_unit import ChannelUnit
 from esbhw.engine.constants import ConstantBanks
 from esbhw.engine.control import Control, lite_signature
@@ -23,8 +24,8 @@ from esbhw.engine.queue import InstructionQueue
 from esbhw.engine.residual_buffer import ResidualBuffer
 from esbhw.engine.sequencer import Sequencer
 from esbhw.engine.tokens import Tokens
-from esbhw.engine.transfer import BurstSplitter
 from esbhw.engine.weight_slots import WeightSlots
+from esbhw.engine.writer import Writer
 
 WATCHED = 10
 """Signs of progress."""
@@ -55,6 +56,26 @@ FAULTS = (
 QUEUED_OPCODES = {"load": "LOAD", "weights": "WEIGHTS", "compute": "PASS", "store": "DRAIN"}
 
 
+class _Slice:
+    """What each slice has of its own, beside its part of the array and of the drain's lanes."""
+
+    def __init__(self, config: EngineConfig):
+        self.activation_buffer, self.accumulators = ActivationBuffer(config), Accumulators(config)
+        self.residual_buffer = ResidualBuffer(config)
+        if config.channel_unit:
+            self.channel_unit = ChannelUnit(config)
+            self.channel_buffer_0, self.channel_buffer_1 = ActivationBuffer(config), ActivationBuffer(config)
+
+    @property
+    def activation_buffers(self) -> list:
+        """All of the same content."""
+        return [unit for name, unit in vars(self).items() if isinstance(unit, ActivationBuffer)]
+
+
+def _of_slice(number: int) -> str:
+    return f"_of_slice_{number}" if number else ""
+
+
 class Engine(Elaboratable):
     """A shift-add convolution engine: AXI4-Lite registers, three AXI4 masters, one level interrupt.
 
@@ -71,8 +92,9 @@ class Engine(Elaboratable):
         self.m_axi_program = self._flat("m_axi_program", read_signature())
         for name in weight_masters(config):
             setattr(self, name, self._flat(name, read_signature()))
-        self.m_axi_activations = self._flat("m_axi_activations", read_signature())
-        self.m_axi_activations_write = self._flat("m_axi_activations", write_signature())
+        for name in activation_masters(config):
+            setattr(self, name, self._flat(name, read_signature()))
+            setattr(self, f"{name}_write", self._flat(name, write_signature()))
 
     def _flat(self, prefix, signature):
         """{member: (signal, is_output)} named as Vivado's interface inference expects."""
@@ -98,11 +120,14 @@ class Engine(Elaboratable):
         # -- what lives on between runs ----------------------------------------------------------------
         m.submodules.control = control = Control(config)
         m.submodules.counters = counters = Counters()
-        m.submodules.write_port = write_port = WritePort(max(128, 4 * config.max_burst))
-        fetch, load = Fetch(config), Loader(config, "LOAD")
+        writer = Writer(config)
+        for number, port in enumerate(writer.ports):
+            m.submodules[f"write_port{number or ''}"] = port
+        fetch, load = Fetch(config), Loader(config, "LOAD", config.activation_ports, config.slices)
         weights = Loader(config, "WEIGHTS", config.weight_ports)
         m.submodules.program_port = fetch.port
-        m.submodules.activations_port = load.ports[0]
+        for number, port in enumerate(load.ports):
+            m.submodules[f"activations_port{number or ''}"] = port
         for number, port in enumerate(weights.ports):
             m.submodules[f"weights_port{number or ''}"] = port
 
@@ -110,23 +135,18 @@ class Engine(Elaboratable):
         units = {
             "fetch": fetch, "load": load, "weights": weights,
             "sequencer": Sequencer(config), "drain": Drain(config), "tokens": Tokens(),
-            "activation_buffer": ActivationBuffer(config), "slots": WeightSlots(config),
-            "array": make_array(config), "constants": ConstantBanks(config),
-            "accumulators": Accumulators(config), "residual_buffer": ResidualBuffer(config), "watchdog": Watchdog(WATCHED),
-            "store_splitter": BurstSplitter(config.max_burst, tag_bits=1),
+            "slots": WeightSlots(config), "array": make_array(config), "constants": ConstantBanks(config),
+            "watchdog": Watchdog(WATCHED), "writer": writer,
             "faults": FaultEncoder(FAULTS, len(ADDRESSES), len(LAYERS)),
             **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
                for unit, opcode in QUEUED_OPCODES.items()},
         }
-        if config.channel_unit:
-            units |= {"channel_unit": ChannelUnit(config), **{f"channel_buffer_{k}": ActivationBuffer(config)
-                                                              for k in range(facts.TAP_SIDE - 1)}}
+        slices = [_Slice(config) for _ in range(config.slices)]
+        units |= {f"{name}{_of_slice(number)}": unit for number, part in enumerate(slices) for name, unit in vars(part).items()}
         for name, unit in units.items():
             setattr(m.submodules, name, ResetInserter(control.stopped)(unit))
-        sequencer, drain, tokens = units["sequencer"], units["drain"], units["tokens"]
-        activation_buffer, slots, array = units["activation_buffer"], units["slots"], units["array"]
-        constants, residual_buffer = units["constants"], units["residual_buffer"]
-        accumulators, splitter, watchdog = units["accumulators"], units["store_splitter"], units["watchdog"]
+        sequencer, drain, tokens, slots = units["sequencer"], units["drain"], units["tokens"], units["slots"]
+        array, constants, watchdog = units["array"], units["constants"], units["watchdog"]
 
         # -- program: fetch -> queues -> units -------------------------------------------------------------
         m.d.comb += [fetch.start.eq(control.start), fetch.length.eq(control.program_length)]
@@ -137,25 +157,19 @@ class Engine(Elaboratable):
                 queue.i.valid.eq(source.valid), queue.i.payload.eq(source.payload), source.ready.eq(queue.i.ready),
                 sink.valid.eq(queue.o.valid), sink.payload.eq(queue.o.payload), queue.o.ready.eq(sink.ready),
             ]
-        for part in (fetch, load, weights, splitter):
+        for part in (fetch, load, weights, writer):
             m.d.comb += part.regions.eq(control.regions)
-        for port in (fetch.port, *load.ports, *weights.ports, write_port):
+        if config.slices > 1:
+            m.d.comb += [load.stride.eq(control.stride), writer.stride.eq(control.stride)]
+        for port in (fetch.port, *load.ports, *weights.ports, *writer.ports):
             m.d.comb += port.run.eq(control.running)
 
         # -- data: memory -> buffers -------------------------------------------------------------------------
-        to_residual = load.write_destination >= 2
+        for number, part in enumerate(slices):
+            self._connect_loads(m, part, load, number)
         ways = range(config.weight_ports)
         to_slots = Cat(weights.write_destination.word_select(k, 3) == 0 for k in ways)
         m.d.comb += [
-            activation_buffer.write_valid.eq(load.write_valid & ~to_residual),
-            activation_buffer.write_half.eq(load.write_destination[0]),
-            activation_buffer.write_address.eq(load.write_address),
-            activation_buffer.write_data.eq(load.write_data),
-            residual_buffer.write_valid.eq(load.write_valid & to_residual),
-            residual_buffer.write_bank.eq(load.write_destination[2]),
-            residual_buffer.write_plane.eq(load.write_destination[0]),
-            residual_buffer.write_address.eq(load.write_address),
-            residual_buffer.write_data.eq(load.write_data),
             slots.write_valid.eq(weights.write_valid & to_slots),
             slots.write_address.eq(weights.write_address), slots.write_data.eq(weights.write_data),
             constants.write_valid.eq(weights.write_valid & ~to_slots),
@@ -165,10 +179,7 @@ class Engine(Elaboratable):
 
         # -- data: buffers -> array -> accumulators ----------------------------------------------------------
         m.d.comb += [
-            activation_buffer.read_half.eq(sequencer.read_half),
-            activation_buffer.read_address.eq(sequencer.read_address),
-            activation_buffer.inside.eq(sequencer.inside), activation_buffer.signed.eq(sequencer.signed),
-            array.activations.eq(activation_buffer.digits), array.swap.eq(sequencer.swap),
+            array.activations.eq(Cat(part.activation_buffer.digits for part in slices)), array.swap.eq(sequencer.swap),
             array.load_en.eq(sequencer.load_en), array.load_index.eq(sequencer.load_index),
             array.load_codes.eq(slots.read_data), array.book.eq(sequencer.book),
             array.book_en.eq(sequencer.book_en), array.book_address.eq(sequencer.book_address),
@@ -187,88 +198,107 @@ class Engine(Elaboratable):
             m.submodules[f"dots_stage_{i}"] = stage = Module()
             stage.d.sync += register.eq(dots)
             dots = register
-        m.d.comb += [
-            accumulators.control.eq(Mux(control.running, travelling.as_value(), 0)), accumulators.dots.eq(dots),
-        ]
-        if config.channel_unit:
-            self._connect_channel_unit(m, units, stages, load, to_residual)
+        for number, part in enumerate(slices):
+            m.d.comb += [
+                part.accumulators.control.eq(Mux(control.running, travelling.as_value(), 0)),
+                part.accumulators.dots.eq(dots.word_select(number, len(part.accumulators.dots))),
+            ]
+            self._connect_reads(m, part, sequencer, stages, slots)
 
         # -- data: accumulators -> drain -> memory -------------------------------------------------------------
+        for part in slices:
+            m.d.comb += [
+                part.accumulators.drain_bank.eq(drain.acc_bank), part.accumulators.drain_index.eq(drain.acc_index),
+                part.residual_buffer.read_bank.eq(drain.residual_bank),
+                part.residual_buffer.read_address.eq(drain.residual_address),
+            ]
         m.d.comb += [
-            accumulators.drain_bank.eq(drain.acc_bank), accumulators.drain_index.eq(drain.acc_index),
-            drain.acc_data.eq(accumulators.drain_data),
+            drain.acc_data.eq(Cat(part.accumulators.drain_data for part in slices)),
             constants.read_bank.eq(drain.constants_bank), constants.read_group.eq(drain.constants_group),
             drain.constants_data.eq(constants.read_data),
-            residual_buffer.read_bank.eq(drain.residual_bank),
-            residual_buffer.read_address.eq(drain.residual_address),
-            drain.residual_low.eq(residual_buffer.low), drain.residual_high.eq(residual_buffer.high),
-            write_port.beats.valid.eq(drain.beats.valid), write_port.beats.payload.eq(drain.beats.payload),
-            drain.beats.ready.eq(write_port.beats.ready), drain.room.eq(write_port.room),
-            splitter.i.valid.eq(drain.transfers.valid), splitter.i.payload.eq(drain.transfers.payload),
-            drain.transfers.ready.eq(splitter.i.ready),
-            write_port.bursts.valid.eq(splitter.o.valid), splitter.o.ready.eq(write_port.bursts.ready),
-            write_port.bursts.payload.address.eq(splitter.o.payload.address),
-            write_port.bursts.payload.length.eq(splitter.o.payload.length),
-            write_port.bursts.payload.tag.eq(splitter.o.payload.tag & splitter.o.payload.last),
-            drain.writer_idle.eq(splitter.i.ready & write_port.quiescent),
-            drain.counters.eq(counters.values),
+            drain.residual_low.eq(Cat(part.residual_buffer.low for part in slices)),
+            drain.residual_high.eq(Cat(part.residual_buffer.high for part in slices)),
+            drain.room.eq(writer.room), drain.writer_idle.eq(writer.idle), drain.counters.eq(counters.values),
         ]
+        wiring.connect(m, drain.beats, writer.beats)
+        wiring.connect(m, drain.transfers, writer.i)
 
-        self._connect_tokens(m, load, weights, sequencer, accumulators, drain, write_port, tokens)
+        # Slices do the same in the same cycle.
+        self._connect_tokens(m, load, weights, sequencer, slices[0].accumulators, drain, writer, tokens)
 
         # -- counters, watchdog, errors ------------------------------------------------------------------------
         events = {
             "cycles": control.running, "compute": sequencer.issue, "drain": drain.issue,
             **{name: getattr(sequencer, name) for name, _ in COUNTERS if name.startswith("stall")},
             "program_beats": fetch.beat, "activation_beats": load.beat, "weight_beats": weights.beat,
-            "store_beats": write_port.beat_taken, "passes": sequencer.pass_done,
+            "store_beats": writer.beat_taken, "passes": sequencer.pass_done,
         }
         m.d.comb += [
             counters.clear.eq(control.start), counters.running.eq(control.running),
             counters.events.eq(Cat(events[name] for name, _ in COUNTERS)), control.counters.eq(counters.values),
             watchdog.limit.eq(control.watchdog),
             watchdog.progress.eq(Cat(
-                fetch.beat, fetch.dispatched, load.beat, weights.beat, write_port.beat_taken, write_port.done_valid,
+                fetch.beat, fetch.dispatched, load.beat, weights.beat, writer.beat_taken, writer.done_valid,
                 sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
             control.quiescent.eq(
-                fetch.port.quiescent & load.quiescent & weights.quiescent & write_port.quiescent),
+                fetch.port.quiescent & load.quiescent & weights.quiescent & writer.quiescent),
         ]
-        self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port)
+        self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, slices)
 
         m.d.comb += self.irq.eq(control.interrupt)
         self._connect(m, self.s_axi, control.axi)
         self._connect(m, self.m_axi_program, fetch.port.axi)
         for name, port in zip(weight_masters(config), weights.ports):
             self._connect(m, getattr(self, name), port.axi)
-        self._connect(m, self.m_axi_activations, load.ports[0].axi)
-        self._connect(m, self.m_axi_activations_write, write_port.axi)
+        for name, reader, port in zip(activation_masters(config), load.ports, writer.ports):
+            self._connect(m, getattr(self, name), reader.axi)
+            self._connect(m, getattr(self, f"{name}_write"), port.axi)
         return m
 
-    @staticmethod
-    def _connect_channel_unit(m, units, stages, load, to_residual):
-        """Its buffers hold what the activation buffer holds; `stages` are the controls on their way to the accumulators."""
-        unit, sequencer, accumulators = units["channel_unit"], units["sequencer"], units["accumulators"]
-        words = [units["activation_buffer"].digits]
-        for k in range(facts.TAP_SIDE - 1):
-            buffer = units[f"channel_buffer_{k}"]
+    def _connect_loads(self, m, part, load, number: int) -> None:
+        """What comes through a slice's port goes to its buffers."""
+        port = number % self.config.activation_ports
+        destination, address, data = (signal.word_select(port, width) for signal, width in (
+            (load.write_destination, 3), (load.write_address, 16), (load.write_data, AXI_BEAT_BITS)))
+        valid, to_residual = load.write_valid[number], destination >= 2
+        for buffer in part.activation_buffers:
             m.d.comb += [
-                buffer.write_valid.eq(load.write_valid & ~to_residual), buffer.write_half.eq(load.write_destination[0]),
-                buffer.write_address.eq(load.write_address), buffer.write_data.eq(load.write_data),
-                buffer.read_half.eq(sequencer.read_half),
-                buffer.read_address.eq(sequencer.more_address.word_select(k, len(buffer.read_address))),
-                buffer.inside.eq(sequencer.more_inside[k]), buffer.signed.eq(sequencer.more_signed[k]),
+                buffer.write_valid.eq(valid & ~to_residual), buffer.write_half.eq(destination[0]),
+                buffer.write_address.eq(address), buffer.write_data.eq(data),
             ]
-            words.append(buffer.digits)
+        residual = part.residual_buffer
         m.d.comb += [
-            unit.words.eq(Cat(*words)), unit.window.eq(stages[facts.ACTIVATION_LATENCY - 1].window),
+            residual.write_valid.eq(valid & to_residual), residual.write_bank.eq(destination[2]),
+            residual.write_plane.eq(destination[0]), residual.write_address.eq(address), residual.write_data.eq(data),
+        ]
+
+    def _connect_reads(self, m, part, sequencer, stages, slots) -> None:
+        """From a slice's activation buffers on; `stages` are the controls on their way to the accumulators."""
+        buffer, *more = part.activation_buffers
+        m.d.comb += [
+            buffer.read_half.eq(sequencer.read_half), buffer.read_address.eq(sequencer.read_address),
+            buffer.inside.eq(sequencer.inside), buffer.signed.eq(sequencer.signed),
+        ]
+        if not self.config.channel_unit:
+            return
+        for k, copy in enumerate(more):
+            m.d.comb += [
+                copy.read_half.eq(sequencer.read_half),
+                copy.read_address.eq(sequencer.more_address.word_select(k, len(copy.read_address))),
+                copy.inside.eq(sequencer.more_inside[k]), copy.signed.eq(sequencer.more_signed[k]),
+            ]
+        unit = part.channel_unit
+        m.d.comb += [
+            unit.words.eq(Cat(copy.digits for copy in part.activation_buffers)),
+            unit.window.eq(stages[facts.ACTIVATION_LATENCY - 1].window),
             unit.swap.eq(sequencer.channel_swap), unit.load_en.eq(sequencer.channel_load_en),
-            unit.load_index.eq(sequencer.load_index), unit.load_taps.eq(units["slots"].read_data),
-            accumulators.sums.eq(unit.sums), accumulators.ahead.eq(stages[-2]),
+            unit.load_index.eq(sequencer.load_index), unit.load_taps.eq(slots.read_data),
+            part.accumulators.sums.eq(unit.sums), part.accumulators.ahead.eq(stages[-2]),
         ]
 
     @staticmethod
-    def _connect_tokens(m, load, weights, sequencer, accumulators, drain, write_port, tokens):
+    def _connect_tokens(m, load, weights, sequencer, accumulators, drain, writer, tokens):
         # A LOAD's or WEIGHTS' destination says which pair of semaphores it uses.
         to_residual, posted_residual = load.destination >= 2, load.post_destination >= 2
         to_slots, posted_slots = weights.destination == 0, weights.post_destination == 0
@@ -278,7 +308,7 @@ class Engine(Elaboratable):
             tokens.activations_free.take.eq(load.take_free & ~to_residual),
             load.stores_count.eq(tokens.stores.count),
             tokens.stores.take.eq(load.take_stores), tokens.stores.amount.eq(load.stores_amount),
-            tokens.stores.post.eq(write_port.done_valid & write_port.done_tag),
+            tokens.stores.post.eq(writer.post),
             tokens.residual_full.post.eq(load.post & posted_residual),
             tokens.activations_full.post.eq(load.post & ~posted_residual),
             weights.free.eq(Mux(to_slots, tokens.weights_free.available, tokens.constants_free.available)),
@@ -308,29 +338,29 @@ class Engine(Elaboratable):
         ]
 
     @staticmethod
-    def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, write_port):
-        faults, splitter, bark = units["faults"], units["store_splitter"], units["watchdog"].bark
+    def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, slices):
+        faults, writer, bark = units["faults"], units["writer"], units["watchdog"].bark
         conditions = {
             ("axi_read", "fetch"): fetch.port.fault, ("axi_read", "load"): load.axi_fault,
-            ("axi_read", "weights"): weights.axi_fault, ("axi_write", "store"): write_port.fault,
+            ("axi_read", "weights"): weights.axi_fault, ("axi_write", "store"): writer.axi_fault,
             ("axi_protocol", "fetch"): fetch.port.protocol, ("axi_protocol", "load"): load.axi_protocol,
             ("axi_protocol", "weights"): weights.axi_protocol,
             ("range", "fetch"): fetch.range_fault, ("range", "load"): load.range_fault,
-            ("range", "weights"): weights.range_fault, ("range", "store"): splitter.range_fault,
+            ("range", "weights"): weights.range_fault, ("range", "store"): writer.range_fault,
             ("opcode", "fetch"): fetch.opcode_fault,
-            ("field", "load"): load.field_fault | units["activation_buffer"].address_fault
-            | units["residual_buffer"].address_fault,
+            ("field", "load"): load.field_fault | Cat(part.activation_buffer.address_fault
+                                                              | part.residual_buffer.address_fault for part in slices).any(),
             ("field", "weights"): weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
-            ("field", "compute"): sequencer.field_fault, ("field", "store"): drain.field_fault | splitter.field_fault,
-            ("field", "none"): units["tokens"].overflow, ("overflow", "compute"): units["accumulators"].overflow,
+            ("field", "compute"): sequencer.field_fault, ("field", "store"): drain.field_fault | writer.field_fault,
+            ("field", "none"): units["tokens"].overflow, ("overflow", "compute"): Cat(part.accumulators.overflow for part in slices).any(),
             ("end", "fetch"): fetch.end_fault, ("aborted", "none"): control.abort,
             # A run that stands still is blamed on the bus that owes an answer, if one does.
-            ("watchdog", "store"): bark & ~write_port.quiescent, ("watchdog", "load"): bark & ~load.quiescent,
+            ("watchdog", "store"): bark & ~writer.quiescent, ("watchdog", "load"): bark & ~load.quiescent,
             ("watchdog", "weights"): bark & ~weights.quiescent, ("watchdog", "fetch"): bark & ~fetch.port.quiescent,
             ("watchdog", "compute"): bark,
         }
-        buses = {"fetch": fetch.port, "load": load, "weights": weights, "store": write_port}
-        splitters = {"fetch": fetch, "load": load, "weights": weights, "store": splitter}
+        buses = {"fetch": fetch.port, "load": load, "weights": weights, "store": writer}
+        splitters = {"fetch": fetch, "load": load, "weights": weights, "store": writer}
         layers = {"fetch": fetch.layer, "load": load.layer, "weights": weights.layer, "compute": sequencer.layer,
                   "field": sequencer.fault_layer, "store": drain.layer}
         m.d.comb += [
@@ -338,7 +368,7 @@ class Engine(Elaboratable):
             faults.addresses.eq(Cat(buses[name].address if kind == "burst" else splitters[name].fault_address
                                     for kind, name in ADDRESSES)),
             faults.layers.eq(Cat(layers[name] for name in LAYERS)),
-            *(port.hold.eq(faults.caught) for port in (fetch.port, *load.ports, *weights.ports, write_port)),
+            *(port.hold.eq(faults.caught) for port in (fetch.port, *load.ports, *weights.ports, *writer.ports)),
             control.caught.eq(faults.caught), control.error.eq(faults.error), control.error_unit.eq(faults.error_unit),
             control.error_address.eq(faults.error_address), control.error_layer.eq(faults.error_layer),
         ]

@@ -1,6 +1,8 @@
 """Reads from memory into the engine's buffers; one for activations, one for weights and constants."""
 
-from amaranth import Cat, Module, Mux, Signal
+from dataclasses import dataclass
+
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
@@ -9,12 +11,25 @@ from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
 from esbhw.engine.axi import ReadPort
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.tokens import COUNT_BITS
+from esbhw.engine.spread import STRIDE_BITS, Spread
+from esbhw.engine.tokens import COUNT_BITS, joined
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
-TAG = StructLayout({"destination": 3, "local": 16, "last": 1, "post": 1})
 ARRIVED_BITS = 5
 """A port may be ahead of another by as many transfers as it has bursts in flight."""
+
+
+@dataclass(frozen=True)
+class _Bursts:
+    """What is on offer to the ports: `valid` and `addresses` of each of them."""
+
+    valid: list
+    addresses: list
+    length: Value
+    local: Value
+    last: Value
+    tag: Value
+    group: Value
 
 
 class Loader(wiring.Component):
@@ -28,21 +43,30 @@ class Loader(wiring.Component):
     own; a "local address" counts rows of as many beats as there are ports. A port does not wait for the others: the token
     is posted with the last beat of the last of them.
 
+    With several slices each of them gets every burst, from a memory of its own: see Spread. Again a port does not wait for
+    the others, and the token is posted once all slices have the last beat.
+
     Members
     -------
     i : In(stream of 256 bits)
     free, stores_count : In, whether `destination` has a free token, and how many stores tokens there are
     take_free, take_stores, stores_amount : Out
     post : Out(1), with post_destination, in the cycle of the last write
-    write_valid, write_destination, write_address (rows of a beat a port), write_data : Out, those of port k in the k-th part
+    write_valid : Out, of a part or slice each;  write_destination, write_address (rows of a beat a port), write_data : Out,
+        those of port k in the k-th part
+    stride : In, with several slices: see Spread
     layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address, quiescent : of any of the ports
     range_fault, field_fault, fault_address : as BurstSplitter
     """
 
-    def __init__(self, config: EngineConfig, opcode: str, ports: int = 1):
+    def __init__(self, config: EngineConfig, opcode: str, ports: int = 1, slices: int = 1):
         self._config = config
         self._opcode = opcode
-        self.ports = [ReadPort(tag_bits=TAG.size) for _ in range(ports)]
+        self._slices = slices
+        self._parts = ports if slices == 1 else 1
+        self._group_bits = (slices // ports - 1).bit_length() if slices > 1 else 0
+        self._tag = StructLayout({"destination": 3, "local": 16, "last": 1, "post": 1, "group": self._group_bits})
+        self.ports = [ReadPort(tag_bits=self._tag.size) for _ in range(ports)]
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
@@ -50,19 +74,19 @@ class Loader(wiring.Component):
             "free": In(1), "take_free": Out(1),
             "stores_count": In(COUNT_BITS), "take_stores": Out(1), "stores_amount": Out(COUNT_BITS),
             "post": Out(1), "post_destination": Out(3),
-            "write_valid": Out(ports), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
+            "write_valid": Out(max(ports, slices)), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
             "write_data": Out(AXI_BEAT_BITS * ports),
             "range_fault": Out(1), "field_fault": Out(1), "axi_fault": Out(1), "axi_protocol": Out(1),
             "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "quiescent": Out(1), "beat": Out(1),
-            "address": Out(AXI_ADDRESS_BITS), "waiting": Out(1),
+            "address": Out(AXI_ADDRESS_BITS), "waiting": Out(1), **({"stride": In(STRIDE_BITS)} if slices > 1 else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         ports = self.ports
-        part_bits = (len(ports) - 1).bit_length()
+        part_bits = (self._parts - 1).bit_length()
         tag_layout = StructLayout({"destination": 3, "post": 1})
-        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * len(ports), tag_bits=tag_layout.size)
+        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size)
         fields = Signal(instruction_layout(self._opcode))
         transfer = splitter.i.payload
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
@@ -89,14 +113,10 @@ class Loader(wiring.Component):
             m.d.comb += [self.take_free.eq(fields.wait_free), self.take_stores.eq(fields.wait_stores != 0)]
             m.d.sync += self.layer.eq(fields.layer)
 
-        piece = splitter.o.payload
+        bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
         piece_tag = Signal(tag_layout)
-        tag = Signal(TAG)
         m.d.comb += [
-            piece_tag.eq(piece.tag),
-            tag.destination.eq(piece_tag.destination), tag.local.eq(piece.local >> part_bits),
-            tag.last.eq(piece.last), tag.post.eq(piece_tag.post),
-            splitter.o.ready.eq(Cat(port.bursts.ready for port in ports).all()),
+            piece_tag.eq(bursts.tag),
             self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
             self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
@@ -111,18 +131,21 @@ class Loader(wiring.Component):
                     m.d.comb += self.address.eq(port.address)
         arrived = []
         for k, port in enumerate(ports):
-            beat = Signal(TAG, name=f"beat_{k}")
+            tag = Signal(self._tag, name=f"tag_{k}")
+            beat = Signal(self._tag, name=f"beat_{k}")
             address = Signal(16, name=f"address_{k}")
             following = Signal(16, name=f"following_{k}")  # address of the next beat of this burst
-            length = piece.length >> part_bits
             m.d.comb += [
-                port.bursts.valid.eq(splitter.o.valid & Cat(p.bursts.ready for p in ports if p is not port).all()),
-                port.bursts.payload.address.eq(piece.address + (k * length << 4)), port.bursts.payload.length.eq(length),
-                port.bursts.payload.tag.eq(tag),
+                tag.destination.eq(piece_tag.destination), tag.local.eq(bursts.local), tag.last.eq(bursts.last),
+                tag.post.eq(piece_tag.post), tag.group.eq(bursts.group),
+                port.bursts.valid.eq(bursts.valid[k]), port.bursts.payload.address.eq(bursts.addresses[k]),
+                port.bursts.payload.length.eq(bursts.length), port.bursts.payload.tag.eq(tag),
                 beat.eq(port.beat_tag), address.eq(Mux(port.beat_first, beat.local, following)),
-                self.write_valid[k].eq(port.beat_valid), self.write_data.word_select(k, AXI_BEAT_BITS).eq(port.beat_data),
+                self.write_data.word_select(k, AXI_BEAT_BITS).eq(port.beat_data),
                 self.write_destination.word_select(k, 3).eq(beat.destination),
                 self.write_address.word_select(k, 16).eq(address),
+                *(self.write_valid[k + group * len(ports)].eq(port.beat_valid & (beat.group == group))
+                  for group in range(1 << self._group_bits)),
             ]
             with m.If(port.beat_valid):
                 m.d.sync += following.eq(address + 1)
@@ -130,17 +153,34 @@ class Loader(wiring.Component):
         self._post(m, arrived)
         return m
 
+    def _share(self, m, splitter) -> "_Bursts":
+        """An equal part of each burst for each port, all in the same cycle."""
+        ports, piece = self.ports, splitter.o.payload
+        part_bits = (len(ports) - 1).bit_length()
+        length = piece.length >> part_bits
+        m.d.comb += splitter.o.ready.eq(Cat(port.bursts.ready for port in ports).all())
+        return _Bursts(
+            [splitter.o.valid & Cat(p.bursts.ready for p in ports if p is not port).all() for port in ports],
+            [piece.address + (k * length << 4) for k in range(len(ports))], length, piece.local >> part_bits, piece.last, piece.tag,
+            Const(0, 1))
+
+    def _spread(self, m, splitter, tag_bits: int) -> "_Bursts":
+        """Each burst for each slice."""
+        ports = self.ports
+        m.submodules.spread = spread = Spread(self._slices, len(ports), tag_bits)
+        wiring.connect(m, splitter.o, spread.i)
+        m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
+        return _Bursts(
+            [spread.valid & spread.others[k] for k in range(len(ports))],
+            [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))], spread.length, spread.local,
+            spread.last, spread.tag, spread.group)
+
     def _post(self, m, arrived) -> None:
         """The token, once the transfer's last beat has come through each port: (has it now, its destination)."""
+        ahead = joined(m, [now for now, _ in arrived], self.post, ARRIVED_BITS)
         if len(arrived) == 1:
-            m.d.comb += [self.post.eq(arrived[0][0]), self.post_destination.eq(arrived[0][1])]
-            return
-        here = []
-        for k, (now, destination) in enumerate(arrived):
-            ahead = Signal(ARRIVED_BITS, name=f"ahead_{k}")  # transfers that have come here and not everywhere
-            m.d.sync += ahead.eq(ahead + now - self.post)
-            here.append(now | (ahead != 0))
-            # Transfers come in the same order through each port: the token's is that of the last one.
-            with m.If(now & (ahead == 0)):
+            m.d.comb += self.post_destination.eq(arrived[0][1])
+        # Transfers come in the same order through each port: the token's is that of the last one.
+        for (now, destination), none_ahead in zip(arrived, ahead):
+            with m.If(now & none_ahead):
                 m.d.comb += self.post_destination.eq(destination)
-        m.d.comb += self.post.eq(Cat(here).all())

@@ -101,12 +101,13 @@ class ShiftAddArray(Component):
         m.d.sync += [writing[i].eq(self.load_en & (self.load_index == i)) for i in range(config.tile_rows)]
         part = min(config.rows, codes)
         dots = []
-        for c in range(config.cols):
-            column = share(m, platform, f"column_{c}", "shift_add_column", ShiftAddColumn, config)
+        for number in range(config.slices * config.cols):
+            part_of, c = divmod(number, config.cols)
+            column = share(m, platform, f"column_{number}", "shift_add_column", ShiftAddColumn, config)
             row, place = divmod(c * config.rows, codes)
             parts = config.rows // part
             m.d.comb += [
-                column.activations.eq(self.activations), column.swap.eq(self.swap),
+                column.activations.eq(self.activations.word_select(part_of, config.word_bits)), column.swap.eq(self.swap),
                 column.write_en.eq(writing[row:row + parts]),
                 column.write_digits.eq(digits[place * width:(place + part) * width]),
             ]

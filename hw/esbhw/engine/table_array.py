@@ -227,7 +227,8 @@ class TableArray(Component):
                 generators.book_address.eq(self.book_address), generators.book_data.eq(self.book_data),
             ]
             made.append(generators.entries)
-        entries = register(m, Cat(*made), "entries_q")  # on their way to all planes
+        # On their way to all planes, in each slice from registers of its own.
+        entries = [register(m, Cat(*made), f"entries_q{k or ''}") for k in range(config.slices)]
 
         # -- the write port of the tables ----------------------------------------------------------------------------
         active = Signal()
@@ -243,23 +244,24 @@ class TableArray(Component):
         address, write_en = travelling[:TABLE_INPUTS], travelling[TABLE_INPUTS:]
 
         # -- tables and columns --------------------------------------------------------------------------------------
-        rows = {}
-        for g in range(groups):
-            this_set, place = divmod(g, at_once)
-            for p in range(DIGIT_BITS):
-                row = share(m, platform, f"table_{g}_{p}", "table_row", TableRow, config)
-                m.d.comb += [
-                    row.bits.eq(Cat(self.activations[(TABLE_INPUTS * g + j) * DIGIT_BITS + p] for j in range(TABLE_INPUTS))),
-                    row.read_set.eq(active), row.write_en.eq(write_en[this_set]),
-                    row.write_address.eq(Cat(address, ~active)),
-                    row.write_data.eq(entries[place * cols * width:(place + 1) * cols * width]),
-                ]
-                rows[p, g] = row.entries
         dots = []
-        for c in range(cols):
-            column = share(m, platform, f"column_{c}", "table_column", TableColumn, config)
-            m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width)
-                                              for p in range(DIGIT_BITS) for g in range(groups)))
-            dots.append(column.dot)
+        for k in range(config.slices):
+            digits, rows = self.activations.word_select(k, config.word_bits), {}
+            for g in range(groups):
+                this_set, place = divmod(g, at_once)
+                for p in range(DIGIT_BITS):
+                    row = share(m, platform, f"table_{k * groups + g}_{p}", "table_row", TableRow, config)
+                    m.d.comb += [
+                        row.bits.eq(Cat(digits[(TABLE_INPUTS * g + j) * DIGIT_BITS + p] for j in range(TABLE_INPUTS))),
+                        row.read_set.eq(active), row.write_en.eq(write_en[this_set]),
+                        row.write_address.eq(Cat(address, ~active)),
+                        row.write_data.eq(entries[k][place * cols * width:(place + 1) * cols * width]),
+                    ]
+                    rows[p, g] = row.entries
+            for c in range(cols):
+                column = share(m, platform, f"column_{k * cols + c}", "table_column", TableColumn, config)
+                m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width)
+                                                  for p in range(DIGIT_BITS) for g in range(groups)))
+                dots.append(column.dot)
         m.d.comb += self.dots.eq(Cat(*dots))
         return m

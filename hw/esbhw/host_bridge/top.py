@@ -25,10 +25,13 @@ class BridgedEngine(Elaboratable):
     Raises
     ------
     ValueError
-        if the clock has no whole divisor within 1 % of the line's rate.
+        if the clock has no whole divisor within 1 % of the line's rate, or the engine several ports that write.
     """
 
     def __init__(self, config: EngineConfig, beats: int, clock_hz: int, baud: int):
+        if config.activation_ports > 1:
+            raise ValueError(f"a board without a processor has one memory to store in and engine {config.name} "
+                             f"{config.activation_ports} activation_ports; use an engine with one")
         self.config, self.beats, self.clock_hz = config, beats, clock_hz
         self.divisor = round(clock_hz / baud)
         if self.divisor < 4 or abs(clock_hz / self.divisor / baud - 1) > 0.01:

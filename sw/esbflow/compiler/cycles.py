@@ -29,8 +29,10 @@ from esbflow.engine_facts import (
     HAZARD_CYCLES,
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
+    PORT_CYCLES,
     REQUEST_CYCLES,
     SPLIT_CYCLES,
+    SPREAD_CYCLES,
     TOKEN_CYCLES,
     burst_lengths,
     compute_latency,
@@ -139,6 +141,7 @@ class CycleModel:
         self._compute = compute_latency(config)
         self._drain_latency = drain_latency(config)
         self._drain_begun = -1
+        self._spread_free = {"load": 0, "store": 0}
 
     # -- tokens -------------------------------------------------------------------------------------------
     def _post(self, name: str, cycle: int) -> None:
@@ -205,17 +208,34 @@ class CycleModel:
         return Cycles(total=total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------
-    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1) -> int:
-        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them."""
+    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1, slices: int = 1) -> int:
+        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them.
+
+        slices : that share a port.
+        """
         earliest = accept + SPLIT_CYCLES
         offset = fields["offset"]
         for _ in range(fields["segments"]):
             for length in burst_lengths(offset, fields["beats"], self.config.max_burst * ports):
-                taken, _ = bus.burst(earliest, length // ports)
+                taken = self._burst(lambda cycle, length=length // ports: bus.burst(cycle, length)[0], earliest, slices,
+                                    "load")
                 earliest = taken + SPLIT_CYCLES
             offset += fields["stride"]
         unit.free = taken + 1
         return bus.last
+
+    def _burst(self, port, earliest: int, slices: int, spread: str) -> int:
+        """The cycle in which the splitter's burst is taken. `port` gives that in which the port takes it; if slices share
+        that, it is offered for one after the other."""
+        if slices == 1:
+            return port(earliest)
+        taken = max(earliest, self._spread_free[spread])
+        offered = taken + SPREAD_CYCLES
+        for _ in range(slices):
+            last = port(offered)
+            offered = last + PORT_CYCLES - (LOOK_CYCLES if spread == "store" else 0)
+        self._spread_free[spread] = last + 1
+        return taken
 
     def _load(self, unit: Unit, fields: dict, ready: int) -> int:
         kind = "residual" if fields["destination"] >= 2 else "activations"
@@ -225,7 +245,7 @@ class CycleModel:
         if fields["wait_stores"]:
             here = max(here, self._take("stores", fields["wait_stores"]))
         accept = max(here + LOOK_CYCLES, unit.free)
-        last = self._transfer(unit, self.buses["load"], fields, accept)
+        last = self._transfer(unit, self.buses["load"], fields, accept, slices=self.config.slices_per_port)
         if fields["post_full"]:
             self._post(f"{kind}_full", last + BEAT_TO_WRITE)
         return accept
@@ -334,11 +354,16 @@ class CycleModel:
             for length in burst_lengths(offset, beats, self.config.max_burst):
                 done += length
                 pushed = start + done * beat_cycles - 1 + self._drain_latency
-                taken = self.store.burst(max(earliest, pushed + 1), length)
+                taken = self._store_burst(earliest, pushed + 1, length)
                 earliest = taken + SPLIT_CYCLES
             offset += stride
         self.store.free = taken + 1
         return self.store.last_b
+
+    def _store_burst(self, earliest: int, here: int, length: int) -> int:
+        """The cycle in which the splitter's burst is taken, whose beats are there from `here` on."""
+        return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest,
+                           self.config.slices_per_port, "store")
 
     def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
         taken = self._held(ready)

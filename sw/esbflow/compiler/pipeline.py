@@ -29,7 +29,8 @@ BATCH_LIMIT = 256
 
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True,
                   packing: dict | None = None) -> Program:
-    """Compile for runs of `batch` images.
+    """Compile for runs of `batch` images. An engine of several slices shares them out: each slice has as many, and the
+    program is that of one slice.
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
@@ -46,18 +47,19 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
+    images = config.rounds(batch)
     graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         first = layers[0]
         fold_choice, layers[0] = fold_input(first, config.rows, config.cols)
-    layers = place_on_unit(config, split_pools(config, layers, batch))
+    layers = place_on_unit(config, split_pools(config, layers, images))
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
     if packing is None and fold:
-        packing = choose(config, layers, first, graph.output.name, batch)
+        packing = choose(config, layers, first, graph.output.name, images)
         if packing:
             programs = []
             for pixels in ({}, packing):
@@ -73,16 +75,17 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first: Layer | None, fold_choice: Fold | None,
              packing: dict) -> Program:
     """The program of layers that are ready to be packed, as compile_graph has them."""
+    images = config.rounds(batch)
     if packing:
         fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
 
     input_shape = layers[0].in_shape if fold_choice else graph.input.shape
-    layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, batch)}
+    layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, images)}
     for layer in layers:
         region = "output" if layer.target == graph.output.name else "workspace"
-        layouts[layer.target] = tensor_layout(config, region, layer.out_shape, layer.out_format, batch)
+        layouts[layer.target] = tensor_layout(config, region, layer.out_shape, layer.out_format, images)
     for tensor, offset in place(layers, layouts).items():
         layouts[tensor] = replace(layouts[tensor], offset=offset)
 
@@ -96,7 +99,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
         passes = max(len(group) for group in weights.groups) * (columns(layer).gap + 1 if on_unit else 1)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         layer = skip_rows(layer, source.row_beats)
-        heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
+        heights = ((images * layer.conv_shape[1], images * layer.in_shape[1]) if layer.stacked
                    else (layer.conv_shape[1], layer.in_shape[1]))
         resident = weights.tiles <= config.weight_slots
         tile_beats = config.tap_beats if on_unit else config.tile_beats

@@ -206,12 +206,12 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
         for column in tiling.cols:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
             compute = out_groups * planes * passes_per_plane * max(pixels // layer.phases, shortest)
-            load = reloads * planes * _plane_beats(config, layer, row, column, source, config.words_per_beat,
-                                                   len(tiling.cols) == 1)
+            load = config.slices_per_port * reloads * planes * _plane_beats(
+                config, layer, row, column, source, config.words_per_beat, len(tiling.cols) == 1)
             words = (row.out1 - row.out0) * (column.out1 - column.out0)
             last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
                           * config.cols // config.requantize_lanes)
             fetch = INSTRUCTION_BEATS * out_groups * (planes * passes_per_plane + 2)
             total += max(compute, weights, load, out_groups * last_drain, fetch)
-    first_load = min(planes, tiling.planes_at_once) * plane_beats
+    first_load = config.slices_per_port * min(planes, tiling.planes_at_once) * plane_beats
     return images * total + first_load + last_drain

@@ -6,6 +6,7 @@ REASONS = {
     "digits": "operands wider than a digit: a pass for each pair of digits",
     "halo": "sums that two tiles need, computed twice",
     "edge": "rows and columns of the array that a tile leaves empty, and weights that are zero by grouping or folding",
+    "slices": "slices that have no image in a run's last round",
     "channel": "the channel unit at work, or a layer without multiply-accumulates, and the array not",
     "hazard": "bubbles behind passes of one or two pixels",
     "reload": "tiles on their way from their slots to the array",
@@ -35,14 +36,17 @@ def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, b
     >>> {reason: value for reason, value in lost.items() if value}
     {'digits': 10.0, 'halo': 4, 'edge': 2.5, 'weights': 5, 'rest': 11.0}
     """
+    rounds = config.rounds(batch)
     compute, ideal = spent["compute"], layer["macs"] * batch / config.macs_per_cycle
+    busy = layer["macs"] * rounds / (config.rows * config.cols)  # had each slice an image in each round
     lost = dict.fromkeys(REASONS, 0)
     if layer["unit"] or not layer["macs"]:
-        lost["channel"] = compute - ideal
+        lost["channel"] = compute - busy
     else:
-        once = layer["pixels"] * batch * layer["passes"]  # each pixel in each pass
+        once = layer["pixels"] * rounds * layer["passes"]  # each pixel in each pass
         needed = once / layer["digits"]
-        lost.update(halo=compute - once, digits=once - needed, edge=needed - ideal)
+        lost.update(halo=compute - once, digits=once - needed, edge=needed - busy)
+    lost["slices"] = busy - ideal
     lost.update({reason: spent.get(reason, 0)
                  for reason in ("hazard", "reload", "activations", "accumulators", "instruction")})
     lost["weights"] = spent.get("weights", 0) - lost["reload"]

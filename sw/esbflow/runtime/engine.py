@@ -23,6 +23,7 @@ from esbflow.runtime.errors import (
 )
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 from esbflow.runtime.program_file import LoadedProgram, load_program
+from esbflow.runtime.slices import sliced_regions, stride_of
 from esbflow.runtime.transport import Transport
 from esbflow.runtime.turn import Turn, in_turn
 
@@ -50,6 +51,11 @@ class Result:
     cycles: int
     runs: int
     scale: float
+
+
+def _arrays(buffer) -> list:
+    """The parts of a buffer: one for each slice, or the whole."""
+    return getattr(buffer, "arrays", None) or [buffer.array]
 
 
 class Engine:
@@ -144,28 +150,46 @@ class Engine:
             raise
 
     def _place(self, program: LoadedProgram) -> None:
+        config = program.config
         sizes = dict(program.meta["regions"], program=program.instructions.nbytes, weights=program.weights.nbytes)
+        wanted = sizes
+        sizes = {region: max(BEAT_BYTES, -(-size // BEAT_BYTES) * BEAT_BYTES) for region, size in sizes.items()}
+        stride = 0
+        if config.slices > 1:
+            stride = stride_of(sizes)
+            buffer = self._allocate(config.slices * stride, "regions of the slices")
+            self._buffers.update(sliced_regions(buffer, sizes, config.slices))
         for region in REGIONS:
-            size = max(BEAT_BYTES, -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES)
-            try:
-                buffer = self._buffers[region] = self._transport.allocate(size)
-            except RuntimeFault:
-                raise
-            except (RuntimeError, OSError, MemoryError) as error:
-                raise NoMemory(f"there are no {size} bytes of contiguous memory for the {region} region ({error}); free "
-                               "what other programs hold, or compile for a smaller batch") from error
-            buffer.array[:] = 0
-            # Also where only the engine writes: a dirty cache line must not land on its results later.
-            buffer.flush()
-        self._put("program", program.instructions.astype("<u8").view(np.uint8).reshape(-1))
-        self._put("weights", program.weights)
+            if region not in self._buffers:
+                self._buffers[region] = self._allocate(sizes[region], f"{region} region")
+        self._put("program", [program.instructions.astype("<u8").view(np.uint8).reshape(-1)])
+        self._put("weights", [program.weights])
         self._settings = {"PROGRAM_LENGTH": len(program.instructions), "WATCHDOG": self._watchdog}
         for region in REGIONS:
             address = self._buffers[region].address
             self._settings[f"{region.upper()}_LO"] = address & 0xFFFFFFFF
             self._settings[f"{region.upper()}_HI"] = address >> 32
-            self._settings[f"{region.upper()}_BYTES"] = -(-sizes[region] // BEAT_BYTES) * BEAT_BYTES
+            self._settings[f"{region.upper()}_BYTES"] = -(-wanted[region] // BEAT_BYTES) * BEAT_BYTES
+        if stride:
+            self._settings["SLICE_BYTES"] = stride
         self._program = program
+
+    def _allocate(self, size: int, what: str):
+        """Zeroed memory, that no cache line will land on later."""
+        try:
+            buffer = self._transport.allocate(size)
+        except RuntimeFault:
+            raise
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise NoMemory(f"there are no {size} bytes of contiguous memory for the {what} ({error}); free what other "
+                           "programs hold, or compile for a smaller batch") from error
+        try:
+            buffer.array[:] = 0
+            buffer.flush()
+        except BaseException:
+            buffer.free()
+            raise
+        return buffer
 
     @in_turn
     def unload(self) -> None:
@@ -183,9 +207,11 @@ class Engine:
             # Out of the table first: what is freed must not be found there, whatever happens in between.
             self._buffers.popitem()[1].free()
 
-    def _put(self, region: str, data: np.ndarray) -> None:
+    def _put(self, region: str, parts: list) -> None:
+        """Write each slice's part of a region, or the one that all have."""
         buffer = self._buffers[region]
-        buffer.array[:data.size] = data
+        for array, data in zip(_arrays(buffer), parts, strict=True):
+            array[:data.size] = data
         buffer.flush()
 
     # -- running ------------------------------------------------------------------------------------------------
@@ -222,11 +248,12 @@ class Engine:
     def _run(self, images, progress, deadline_cycles) -> Result:
         program = self._program
         batch, outputs, layers, cycles = program.meta["batch"], [], [], 0
+        config = program.config
         for start in range(0, len(images), batch):
             part = images[start:start + batch]
-            filled = np.zeros((batch, *part.shape[1:]), dtype=np.uint8)
+            filled = np.zeros((config.slices * config.rounds(batch), *part.shape[1:]), dtype=np.uint8)
             filled[:len(part)] = part
-            self._put("input", self._packed(filled))
+            self._put("input", [self._packed(own) for own in np.split(filled, config.slices)])
             self._start()
             cycles += self._finish(deadline_cycles)
             outputs.append(self._outputs()[:len(part)])
@@ -253,11 +280,12 @@ class Engine:
 
     def _outputs(self) -> np.ndarray:
         program, meta = self._program, self._program.meta["output"]
-        buffer = self._buffers["output"]
+        buffer, config = self._buffers["output"], program.config
         buffer.invalidate()
         size = program.meta["regions"]["output"]
-        return unpack(np.asarray(buffer.array[:size]), tuple(meta["shape"]), program.meta["batch"],
-                      program.meta["engine"]["rows"], meta["digits"], meta["pitch"], meta["signed"])
+        return np.concatenate([
+            unpack(np.asarray(array[:size]), tuple(meta["shape"]), config.rounds(program.meta["batch"]), config.rows,
+                   meta["digits"], meta["pitch"], meta["signed"]) for array in _arrays(buffer)])
 
     def _layer_counters(self) -> list:
         """Per layer: the counters' increments since the layer before, from the log."""

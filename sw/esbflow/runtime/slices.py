@@ -1,0 +1,54 @@
+"""Memory of an engine with several slices: each has its own part of input, workspace, output and log, all equally far apart."""
+
+PAGE = 4096
+SLICED = ("workspace", "input", "output", "log")
+"""Regions of which each slice has a part. Program and weights are those of all slices."""
+
+
+class SlicedRegion:
+    """A region in one allocation for all slices: `arrays` are the slices' parts, `address` is that of the first.
+
+    Flushing, invalidating and freeing go to the allocation; of its regions only the one that `owns` it frees it.
+    """
+
+    def __init__(self, buffer, start: int, size: int, stride: int, slices: int, owns: bool):
+        self._buffer, self._owns = buffer, owns
+        self.address = buffer.address + start
+        self.arrays = [buffer.array[start + k * stride:start + k * stride + size] for k in range(slices)]
+
+    @property
+    def array(self):
+        """The first slice's part."""
+        return self.arrays[0]
+
+    def flush(self) -> None:
+        self._buffer.flush()
+
+    def invalidate(self) -> None:
+        self._buffer.invalidate()
+
+    def free(self) -> None:
+        if self._owns:
+            self._buffer.free()
+
+
+def stride_of(sizes: dict) -> int:
+    """Bytes from one slice's parts to the next one's: regions begin with a page.
+
+    >>> stride_of({"workspace": 5000, "input": 16, "output": 16, "log": 64})
+    20480
+    """
+    return sum(_pages(sizes[region]) for region in SLICED)
+
+
+def sliced_regions(buffer, sizes: dict, slices: int) -> dict:
+    """{region: SlicedRegion} in an allocation of `slices * stride_of(sizes)` bytes."""
+    regions, start, stride = {}, 0, stride_of(sizes)
+    for region in SLICED:
+        regions[region] = SlicedRegion(buffer, start, sizes[region], stride, slices, owns=not regions)
+        start += _pages(sizes[region])
+    return regions
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
