@@ -1,6 +1,6 @@
 """The boards that `esbflow bitstream` builds for: all that differs between them stands in one dataclass each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esbflow.errors import BadValue
 from esbflow.suggest import no_such
@@ -32,7 +32,7 @@ class Board:
     processor : name of the processor's IP core.
     board_parts : patterns of the board's files in Vivado's store; without them the memory has no preset.
     register_port, registers, controller : the processor's master, and where engine and interrupt controller lie behind it.
-    memory_ports : the processor's slave ports, one for each of the engine's masters; `port_bits` wide.
+    memory_ports : the processor's slave ports, in the order in which an engine's masters take them; `port_bits` wide.
     memory : (offset, bytes) of the windows of DRAM that these ports reach.
     address_bits : of the processor's bus. The engine's upper address bits are cut off behind it.
     interrupt, raw_irq : the processor's input, and the raw number of its first line in Linux.
@@ -69,8 +69,8 @@ class Board:
 _GB = 1 << 30
 _ULTRASCALE = dict(
     flow="vivado", target="xilinx", yosys="xcup", processor="zynq_ultra_ps_e", register_port="M_AXI_HPM0_FPD",
-    registers=0xA000_0000, controller=0xA001_0000, memory_ports=("S_AXI_HP0_FPD", "S_AXI_HP1_FPD", "S_AXI_HP2_FPD"),
-    port_bits=128, address_bits=40, interrupt="pl_ps_irq0", raw_irq=121)
+    registers=0xA000_0000, controller=0xA001_0000, memory_ports=tuple(f"S_AXI_{port}_FPD" for port in (
+        "HP0", "HP1", "HP2", "HP3", "HPC0", "HPC1")), port_bits=128, address_bits=40, interrupt="pl_ps_irq0", raw_irq=121)
 BOARDS = {board.name: board for board in (
     Board("zcu102", "AMD ZCU102", part="xczu9eg-ffvb1156-2-e", device=Device(274_080, 548_160, 912), clock_mhz=250,
           licence="the ZU9EG needs Vivado's Enterprise edition, or its 30-day evaluation",
@@ -84,7 +84,8 @@ BOARDS = {board.name: board for board in (
     Board("pynq-z2", "TUL PYNQ-Z2", flow="vivado", target="generic", yosys="xc7", part="xc7z020clg400-1",
           device=Device(53_200, 106_400, 140), clock_mhz=100, processor="processing_system7",
           board_parts=("tul.com.tw:pynq-z2:*", "www.digilentinc.com:pynq-z2:*"), register_port="M_AXI_GP0",
-          registers=0x43C0_0000, controller=0x4180_0000, memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2"), port_bits=64,
+          registers=0x43C0_0000, controller=0x4180_0000, port_bits=64,
+          memory_ports=("S_AXI_HP0", "S_AXI_HP1", "S_AXI_HP2", "S_AXI_HP3"),
           memory=((0, _GB // 2),), address_bits=32, interrupt="IRQ_F2P", raw_irq=61),
     Board("ulx3s", "Radiona ULX3S-85F", flow="ecp5", target="generic", yosys="ecp5", part="LFE5U-85F", package="CABGA381",
           device=Device(83_640, 83_640, 208), clock_mhz=25, memory_beats=16_384, baud=1_000_000,
@@ -92,6 +93,20 @@ BOARDS = {board.name: board for board in (
                 ("leds[3]", "D2"), ("leds[4]", "D1"), ("leds[5]", "E2"), ("leds[6]", "E1"), ("leds[7]", "H3"))),
 )}
 """The named boards."""
+
+
+def port_number(port: str) -> int:
+    """Number of an UltraScale+ processor's slave port in its settings: HPC0 and HPC1 are 0 and 1, HP0 to HP3 2 to 5.
+
+    >>> port_number("S_AXI_HP1_FPD"), port_number("S_AXI_HPC1_FPD")
+    (3, 1)
+    """
+    return int(port.split("_")[2][-1]) + (0 if "HPC" in port else 2)
+
+
+def with_ports(board: Board, masters: int) -> Board:
+    """The board with as many memory ports in use as an engine has masters, or all."""
+    return replace(board, memory_ports=board.memory_ports[:masters])
 
 
 def board(name: str) -> Board:

@@ -10,8 +10,8 @@ from xml.sax.saxutils import quoteattr
 
 from esbflow.engine_config import EngineConfig
 from esbflow.registers import ADDRESS_BITS, REGISTERS, vlnv
-from esbhw.boards import BOARDS, Board
-from esbhw.interfaces import AXIMM, MASTERS, SLAVE
+from esbhw.boards import BOARDS, Board, port_number, with_ports
+from esbhw.interfaces import AXIMM, SLAVE, masters
 from esbhw.ipxact import parameters as engine_parameters
 
 ENGINE, ENGINE_RANGE = "esb_engine_0", 1 << ADDRESS_BITS
@@ -28,6 +28,7 @@ def hwh(config: EngineConfig, board: Board = BOARDS["zcu102"]) -> str:
     >>> "esb_engine_0" in hwh(EngineConfig("tiny", rows=4, cols=4))
     True
     """
+    board = with_ports(board, len(masters(config)))
     modules = "".join((_engine(config, board), _controller(board), _processing_system(config, board)))
     device, _, rest = board.part.partition("-")
     return (
@@ -94,10 +95,11 @@ def _engine(config, board):
     block = _element("ADDRESSBLOCK", _element("REGISTERS", registers), ACCESS="", INTERFACE=SLAVE, NAME="reg0",
                      RANGE=ENGINE_RANGE, USAGE="register")
     parameters = engine_parameters(config) | {"C_S_AXI_ADDR_WIDTH": ADDRESS_BITS}
+    ports = list(zip(masters(config), board.memory_ports))
     buses = _bus(SLAVE, "SLAVE", _register_bus(board)) + "".join(
-        _bus(master, "MASTER", f"ps_{port}", 128) for master, port in zip(MASTERS, board.memory_ports))
+        _bus(master, "MASTER", f"ps_{port}", 128) for master, port in ports)
     ranges = "".join(_range(_ps(board), base, size, master, port, "MEMORY", f"{port}_DDR{i}")
-                     for master, port in zip(MASTERS, board.memory_ports) for i, (base, size) in enumerate(board.memory))
+                     for master, port in ports for i, (base, size) in enumerate(board.memory))
     memory = _element("MEMORYMAP", ranges) + _element("PERIPHERALS", _element("PERIPHERAL", INSTANCE=_ps(board)))
     return _module(ENGINE, vlnv(config), parameters, _interrupt("irq", "O", CONTROLLER, "intr", SENSITIVITY="LEVEL_HIGH"),
                    buses, blocks=_element("ADDRESSBLOCKS", block), memory=memory)
@@ -136,8 +138,8 @@ def port_widths(board: Board) -> dict:
     if board.processor == "processing_system7":
         return {f"PCW_{port}_DATA_WIDTH": board.port_bits for port in board.memory_ports} | {
             f"C_{port}_DATA_WIDTH": board.port_bits for port in board.memory_ports}
-    return {f"{prefix}{number + 2}{'__' if prefix.startswith('PSU') else '_'}DATA_WIDTH": board.port_bits
-            for prefix in ("PSU__SAXIGP", "C_SAXIGP") for number in range(len(board.memory_ports))}
+    return {f"{prefix}{port_number(port)}{'__' if prefix.startswith('PSU') else '_'}DATA_WIDTH": board.port_bits
+            for prefix in ("PSU__SAXIGP", "C_SAXIGP") for port in board.memory_ports}
 
 
 def _processing_system(config, board):

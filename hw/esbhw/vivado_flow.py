@@ -15,10 +15,10 @@ from esbflow.errors import BadValue
 from esbflow.files import write_json, write_whole
 from esbflow.registers import ADDRESS_BITS, IP_LIBRARY, IP_VENDOR, IP_VERSION, REGISTERS
 from esbhw import generate, ipxact, vivado_reports
-from esbhw.boards import Board
+from esbhw.boards import Board, port_number, with_ports
 from esbhw.flow_error import FlowError
 from esbhw.hwh import ENGINE, hwh, port_widths
-from esbhw.interfaces import MASTERS, SLAVE, masters
+from esbhw.interfaces import SLAVE, masters
 
 STEPS = ("package.tcl", "design.tcl", "build.tcl")
 SOURCES = Path(__file__).parent / "vivado"
@@ -38,6 +38,7 @@ def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
     if len(masters(config)) > len(board.memory_ports):
         raise BadValue(f"{board.title}'s design has {len(board.memory_ports)} ports to memory and engine {config.name} "
                          f"{len(masters(config))} masters; use an engine with fewer weight_ports or activation_ports")
+    board = with_ports(board, len(masters(config)))
     folder = Path(folder)
     paths = [write_whole(folder / name, (SOURCES / name).read_text()) for name in STEPS]
     paths.append(write_whole(folder / "settings.tcl", settings(config, board)))
@@ -54,7 +55,7 @@ def settings(config: EngineConfig, board: Board) -> str:
         "revision": ipxact.revision(config), "vendor": IP_VENDOR, "library": IP_LIBRARY, "version": IP_VERSION,
         "versions": VERSIONS, "board": board.name, "part": board.part, "licence": board.licence,
         "board_parts": board.board_parts, "processor": board.processor, "design": DESIGN, "cell": ENGINE,
-        "slave": SLAVE, "masters": MASTERS, "memory_ports": board.memory_ports, "register_port": board.register_port,
+        "slave": SLAVE, "masters": masters(config), "memory_ports": board.memory_ports, "register_port": board.register_port,
         "register_range": 1 << ADDRESS_BITS, "engine_address": f"0x{board.registers:08X}",
         "controller_address": f"0x{board.controller:08X}", "interrupt": board.interrupt, "jobs": 4,
         "saif_scope": f"esbflow_wrapper/esbflow_i/{ENGINE}/inst",
@@ -86,7 +87,7 @@ def _processor_settings(config, board) -> list:
                  "PCW_USE_FABRIC_INTERRUPT": 1, "PCW_IRQ_F2P_INTR": 1, "PCW_EN_CLK0_PORT": 1, "PCW_EN_RST0_PORT": 1,
                  "PCW_FPGA0_PERIPHERAL_FREQMHZ": config.clock_mhz}
     else:
-        ports = range(2, 2 + len(board.memory_ports))
+        ports = [port_number(port) for port in board.memory_ports]
         # The preset switches HPM1 on too; its clock would be unconnected.
         given = {"PSU__USE__M_AXI_GP0": 1, "PSU__USE__M_AXI_GP1": 0, "PSU__USE__M_AXI_GP2": 0,
                  "PSU__MAXIGP0__DATA_WIDTH": 32, **{f"PSU__USE__S_AXI_GP{n}": 1 for n in ports},

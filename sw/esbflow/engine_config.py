@@ -359,6 +359,12 @@ ENGINES = {
                      **_LARGE),
         EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
+        EngineConfig("table64x64-w4-slices2", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
+                     weight_ports=4, slices=2, activation_ports=2, **_LARGE),
+        EngineConfig("table64x64-w4-slices4", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
+                     weight_ports=4, slices=4, activation_ports=4, **_LARGE),
+        EngineConfig("table16x16-w4-slices16", rows=16, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7,
+                     accumulator_width=24, requantize_lanes=2, slices=16, activation_ports=2),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""

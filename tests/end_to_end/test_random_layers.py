@@ -11,7 +11,6 @@ import pytest
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
@@ -25,7 +24,7 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True)),
           "slices4x4": (8, dict(channels=10, size=10)),
-          "shared8x16": (12, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
+          "shared8x8": (10, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
 
 
 def compiled(random, config, **bounds):
@@ -73,7 +72,7 @@ def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(benc
     assert stamps(result.layers[0]) == expected.stamps
 
 
-@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (("small8x16", 8), ("slices4x4", 4), ("shared8x16", 6))
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (("small8x16", 8), ("slices4x4", 4), ("shared8x8", 6))
                                                  for k in range(count)])
 def test_stalls_and_latency_change_no_value(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 1000 + number))
@@ -86,8 +85,8 @@ def test_stalls_and_latency_change_no_value(bench, seed, engine_name, number):
     assert np.array_equal(engine.run(images).outputs, execute(graph, images)), f"seed {seed}, number {number}"
 
 
-@pytest.mark.parametrize("engine_name, latency", [("small8x16", 1), ("small8x16", 7), ("small8x16", 100), ("shared8x16", 1),
-                                                  ("shared8x16", 100)])
+@pytest.mark.parametrize("engine_name, latency", [("small8x16", 1), ("small8x16", 7), ("small8x16", 100), ("shared8x8", 1),
+                                                  ("shared8x8", 100)])
 def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency):
     random = np.random.default_rng((seed, 2000 + latency))
     graph, program, images = compiled(random, engine_of(engine_name), channels=24, size=12)

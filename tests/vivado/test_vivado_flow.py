@@ -166,8 +166,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(capsys, tmp_path, monkeypa
 
 
 def test_an_engine_with_more_masters_than_the_board_has_ports_is_refused(tmp_path):
-    config = replace(ENGINES["base16x16"], weight_path_beats=2, weight_ports=2)
-    with pytest.raises(ValueError, match="has 3 ports to memory and engine base16x16 4 masters; use an engine with weight_ports"):
+    config = replace(ENGINES["base16x16"], weight_path_beats=4, weight_ports=4, slices=2, activation_ports=2)
+    with pytest.raises(ValueError, match="has 6 ports to memory and engine base16x16 7 masters; use an engine with fewer "
+                                         "weight_ports or activation_ports"):
         vivado_flow.prepare(config, BOARDS["zcu102"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -172,7 +172,7 @@ class WritePort(wiring.Component):
         push = self.beats.valid & self.beats.ready
         idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
         source = burst.tag[1:]
-        first = source == 0 if bits else Const(1, 1)
+        later = source.any() if bits else Const(0, 1)  # source 0 had its burst already
         m.d.comb += [
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
@@ -184,13 +184,14 @@ class WritePort(wiring.Component):
             responses.i.payload.eq(Cat(burst.address, burst.tag[0])),
             self.quiescent.eq(idle & (self.run | ~Cat(fifo.behind | fifo.o.valid for fifo in fifos).any())),
         ]
+        coming = self.beats.valid & self.run
         for k, fifo in enumerate(fifos):
-            m.d.comb += [fifo.i.valid.eq(self.beats.valid & self.run & (room if bits else 1)),
+            m.d.comb += [fifo.i.valid.eq(coming & room if bits else coming),
                          fifo.i.payload.eq(self.beats.payload.word_select(k, AXI_BEAT_BITS))]
         m.d.sync += [
             self.room.eq(fifos[-1].level < self._depth * 3 // 4),  # the last source waits longest
-            here.eq(self.bursts.valid & ~claim & (~first | (unclaimed >= burst.length))),
-            unclaimed.eq(unclaimed + push - Mux(claim & first, burst.length, 0)),
+            here.eq(self.bursts.valid & ~claim & ((unclaimed >= burst.length) | later)),
+            unclaimed.eq(unclaimed + push - Mux(claim & ~later, burst.length, 0)),
             discard.eq(~self.run & idle),
         ]
         with m.If(discard):
@@ -200,16 +201,14 @@ class WritePort(wiring.Component):
         with m.If(~axi.awvalid):
             m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1)]
 
-        # A claimed burst's beats are on offer before it is; with one source its FIFO says so itself.
-        here_now = Const(1, 1) if bits else data.o.valid
+        # All beats of a claimed burst were on offer before it was.
         m.d.comb += [
-            axi.wvalid.eq(lengths.valid & here_now), axi.wlast.eq(lengths.last),
+            axi.wvalid.eq(lengths.valid), axi.wlast.eq(lengths.last),
             axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[lengths.payload] if bits else data.o.payload),
-            lengths.beat.eq(here_now), lengths.able.eq(axi.wready),
-            lengths.ending.eq(here_now & axi.wready & lengths.last),
-            *(fifo.o.ready.eq(lengths.valid & axi.wready & (lengths.payload == k if bits else 1))
+            lengths.beat.eq(1), lengths.able.eq(axi.wready), lengths.ending.eq(axi.wready & lengths.last),
+            self.beat_taken.eq(lengths.valid & axi.wready),
+            *(fifo.o.ready.eq(self.beat_taken & (lengths.payload == k) if bits else self.beat_taken)
               for k, fifo in enumerate(fifos)),
-            self.beat_taken.eq(axi.wvalid & axi.wready),
         ]
 
         answered = Signal(kept)

@@ -142,7 +142,8 @@ class Engine(Elaboratable):
                for unit, opcode in QUEUED_OPCODES.items()},
         }
         slices = [_Slice(config) for _ in range(config.slices)]
-        units |= {f"{name}{_of_slice(number)}": unit for number, part in enumerate(slices) for name, unit in vars(part).items()}
+        units |= {f"{name}{_of_slice(number)}": unit
+                  for number, part in enumerate(slices) for name, unit in vars(part).items()}
         for name, unit in units.items():
             setattr(m.submodules, name, ResetInserter(control.stopped)(unit))
         sequencer, drain, tokens, slots = units["sequencer"], units["drain"], units["tokens"], units["slots"]
@@ -352,7 +353,8 @@ class Engine(Elaboratable):
                                                               | part.residual_buffer.address_fault for part in slices).any(),
             ("field", "weights"): weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
             ("field", "compute"): sequencer.field_fault, ("field", "store"): drain.field_fault | writer.field_fault,
-            ("field", "none"): units["tokens"].overflow, ("overflow", "compute"): Cat(part.accumulators.overflow for part in slices).any(),
+            ("field", "none"): units["tokens"].overflow,
+            ("overflow", "compute"): Cat(part.accumulators.overflow for part in slices).any(),
             ("end", "fetch"): fetch.end_fault, ("aborted", "none"): control.abort,
             # A run that stands still is blamed on the bus that owes an answer, if one does.
             ("watchdog", "store"): bark & ~writer.quiescent, ("watchdog", "load"): bark & ~load.quiescent,

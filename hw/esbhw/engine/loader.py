@@ -161,8 +161,8 @@ class Loader(wiring.Component):
         m.d.comb += splitter.o.ready.eq(Cat(port.bursts.ready for port in ports).all())
         return _Bursts(
             [splitter.o.valid & Cat(p.bursts.ready for p in ports if p is not port).all() for port in ports],
-            [piece.address + (k * length << 4) for k in range(len(ports))], length, piece.local >> part_bits, piece.last, piece.tag,
-            Const(0, 1))
+            [piece.address + (k * length << 4) for k in range(len(ports))], length, piece.local >> part_bits, piece.last,
+            piece.tag, Const(0, 1))
 
     def _spread(self, m, splitter, tag_bits: int) -> "_Bursts":
         """Each burst for each slice."""

@@ -1,4 +1,4 @@
-"""Memory of an engine with several slices: each has its own part of input, workspace, output and log, all equally far apart."""
+"""Memory of an engine with several slices: each has a part of input, workspace, output and log, all equally far apart."""
 
 PAGE = 4096
 SLICED = ("workspace", "input", "output", "log")

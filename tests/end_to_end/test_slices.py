@@ -1,0 +1,68 @@
+"""Engines of several slices on RTL: batches of any size, and faults that name the slice's memory."""
+
+import numpy as np
+import pytest
+
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images
+from esbflow.runtime.errors import EngineFault
+from tests.end_to_end.conftest import engine_of
+
+ENGINES = ("slices4x4", "shared8x8")
+
+
+@pytest.fixture(params=ENGINES)
+def rig(bench, request):
+    """(configuration, simulator, driver, graph)"""
+    random = np.random.default_rng(17)
+    graph = random_graph(random, layers=3, channels=8, size=9, kinds=("conv", "residual"))
+    return engine_of(request.param), *bench(request.param), graph
+
+
+def test_a_batch_of_any_size_gives_the_graph_and_takes_as_long_as_its_rounds(rig):
+    config, _, engine, graph = rig
+    cycles = {}
+    for batch in range(1, 2 * config.slices + 1):
+        program = compile_graph(graph, config, batch)
+        images = random_images(np.random.default_rng(batch), graph, batch)
+        engine.load(program)
+        result = engine.run(images)
+        assert np.array_equal(result.outputs, execute(graph, images))
+        assert result.cycles == count_cycles(program).total
+        cycles.setdefault(config.rounds(batch), set()).add(result.cycles)
+    assert [len(seen) for seen in cycles.values()] == [1, 1], cycles
+    assert max(cycles[2]) < 2 * max(cycles[1])
+
+
+def test_a_fault_in_any_slice_is_named_and_the_next_run_is_right(rig):
+    config, simulator, engine, graph = rig
+    program, images = compile_graph(graph, config, config.slices), random_images(np.random.default_rng(1), graph, config.slices)
+    engine.load(program)
+    stride, base = engine._settings["SLICE_BYTES"], simulator.base
+    for region, code, unit in (("input", "axi_read", "load"), ("output", "axi_write", "store"), ("log", "axi_write", "store")):
+        for number in range(config.slices):
+            low = engine._buffers[region].address + number * stride
+            simulator.set_fault(low, low + 64)
+            with pytest.raises(EngineFault) as caught:
+                engine.run(images)
+            assert (caught.value.code, caught.value.unit) == (code, unit)
+            assert low <= caught.value.address < low + 64 and caught.value.address >= base
+            simulator.clear_faults()
+            assert np.array_equal(engine.run(images).outputs, execute(graph, images))
+
+
+def test_a_port_that_stops_ends_in_the_watchdog(rig):
+    config, simulator, engine, graph = rig
+    engine._watchdog = 3000
+    program, images = compile_graph(graph, config, config.slices), random_images(np.random.default_rng(1), graph, config.slices)
+    engine.load(program)
+    for port in ("activations", f"activations{config.activation_ports - 1}"):
+        for channel, unit in (("r", "load"), ("w", "store"), ("b", "store")):
+            simulator.set_stall(port, (channel,), from_cycle=simulator.cycles + 500)
+            with pytest.raises(EngineFault, match="nothing moved") as caught:
+                engine.run(images)
+            assert caught.value.unit == unit
+            simulator.release_stall()
+            assert np.array_equal(engine.run(images).outputs, execute(graph, images))
