@@ -30,7 +30,7 @@ class BridgedEngine(Elaboratable):
 
     def __init__(self, config: EngineConfig, beats: int, clock_hz: int, baud: int):
         if config.activation_ports > 1:
-            raise ValueError(f"a board without a processor has one memory to store in and engine {config.name} "
+            raise BadValue(f"a board without a processor has one memory to store in and engine {config.name} "
                              f"{config.activation_ports} activation_ports; use an engine with one")
         self.config, self.beats, self.clock_hz = config, beats, clock_hz
         self.divisor = round(clock_hz / baud)

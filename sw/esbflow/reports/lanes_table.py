@@ -27,9 +27,14 @@ MARK = "table of large engines"
 HEAD = ("| network | engine | lanes | batch | cycles an image | use % | lost to, % of the cycles |\n"
         "|---|---|--:|--:|--:|--:|---|")
 MORE = dict(weight_ports=4, channel_unit=32)
-"""What the engines of the table have beside their named configuration."""
+"""What the engines of the table have beside their named configuration, but for those of NARROW."""
+NARROW = {"table16x16-w4-slices16": dict(channel_unit=4)}
 ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
+        ("resnet18", "table64x64-w4-slices2", 8), ("resnet18", "table64x64-w4-slices4", 4),
+        ("resnet18", "table64x64-w4-slices4", 8),
         ("mobilenet-v2", "table64x64-w4", 1), ("mobilenet-v2", "table64x64-w4", 4),
+        ("mobilenet-v2", "table32x32-w4-slices4", 4), ("resnet20", "table16x16-w4-slices16", 16),
+        ("resnet20", "table16x16-w4-slices16", 32),
         ("vgg16-convolutions", "table64x64-w4", 1), ("yolov3-tiny", "table64x64-w4", 1))
 
 
@@ -108,7 +113,7 @@ def graph_of(name: str) -> ir.Graph:
 
 def row(network: str, name: str, batch: int) -> str:
     """One line of the table."""
-    config = replace(engine(name), **MORE)
+    config = replace(engine(name), **NARROW.get(name, MORE))
     plan = estimate(graph_of(network), config, batch)
     return (f"| {network} | `{name}` | {config.macs_per_cycle:,} | {batch} | {plan['cycles_per_image']:,.0f} | "
             f"{100 * plan['utilization']:.1f} | {largest(plan['lost'], plan['cycles_per_image'])} |")
