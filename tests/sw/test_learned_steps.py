@@ -5,7 +5,7 @@ import torch
 
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.quant import lsq
-from esbflow.quant.methods import activation_quantizer
+from esbflow.quant.methods import activation_quantizer, weight_quantizer
 from tests.sw.quantizers import gaussian, make
 
 
@@ -65,6 +65,28 @@ def test_the_learned_step_has_lsqs_gradient_everywhere(form):
         assert torch.equal(x.grad, gradient * inside)
         wanted = 0.5 * (gradient * torch.where(inside, levels - ratio, levels)).sum()
         assert step.grad.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", [Unsigned(2), Signed(3), ESB(3, 1)], ids=str)
+def test_the_ends_themselves_count_as_outside(form):
+    x = torch.tensor([float(form.min), float(form.max)], requires_grad=True)
+    functions = [lsq.learned_levels] + ([lsq.learned_range] if not isinstance(form, ESB) else [])
+    for function in functions:
+        x.grad, step = None, torch.tensor(1.0, requires_grad=True)
+        function(x, step, form, 1.0).backward(torch.tensor([2.0, 3.0]))
+        assert x.grad.tolist() == [0, 0] and step.grad.item() == 2 * form.min + 3 * form.max
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("text", ["alq:2", "pq:16,4", "srq:4,learn", "lqnets:2", "lsq:s4", "vecq:4", "esb4.1", "apot:4", "twn"])
+def test_weights_keep_their_type(text, dtype):
+    w = gaussian(8, 4, 3, 3).to(dtype).requires_grad_()
+    quantizer = weight_quantizer(text).train()
+    quantizer.prepare(w)
+    quantizer(w).sum().backward()
+    assert quantizer(w).dtype == dtype
+    gradients = [p.grad for p in (w, *quantizer.parameters()) if p.grad is not None]  # of codewords alone, in some methods
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # float32 takes the shorter way of CPUs

@@ -44,7 +44,7 @@ class _Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         ratio, levels = ctx.saved_tensors
-        inside = (ratio >= ctx.form.min) & (ratio <= ctx.form.max)
+        inside = (ratio > ctx.form.min) & (ratio < ctx.form.max)  # an end counts as outside, as published
         to_step = gradient * torch.where(inside, 0 if ctx.ends else levels - ratio, levels)
         return gradient * inside, to_step.sum_to_size(ctx.shape) * ctx.factor, None, None, None
 

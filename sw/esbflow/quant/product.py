@@ -24,7 +24,10 @@ RIDGE = 1e-6
 
 
 def clamp_count(count: int, vectors: int) -> int:
-    """K as published: the largest power of two that is neither above `count` nor above a quarter of the blocks; >= 1."""
+    """K by the paper: the largest power of two that is neither above `count` nor above a quarter of the blocks; >= 1.
+
+    The released code stays strictly below the quarter.
+    """
     return 1 << max(1, min(count, vectors // 4)).bit_length() - 1
 
 
@@ -84,7 +87,7 @@ def cluster(vectors: torch.Tensor, centroids: torch.Tensor, gram: torch.Tensor |
             means[0] = 0
         centroids = _split_for_empty(means, torch.bincount(assigned, minlength=len(means)), spread, zero, generator)
     assigned = nearest(points, centroids)
-    start = torch.linalg.solve_triangular(factor, centroids, upper=False, left=False)
+    start = torch.linalg.solve_triangular(factor.double(), centroids.double(), upper=False, left=False).to(points.dtype)
     means = _means(vectors, assigned, weights, start)
     if zero:
         means[0] = 0

@@ -57,7 +57,7 @@ def likeliest_level(x: torch.Tensor, step: torch.Tensor, noise: torch.Tensor, lo
         levels.append((level * step).detach())
     total = sum(weights).clamp(min=1e-12)
     mean = sum(weight * level for weight, level in zip(weights, levels)) / total
-    return nearest * step + (mean - mean.detach())
+    return (nearest * step + (mean - mean.detach())).to(x.dtype)
 
 
 def bits_of_level(level: torch.Tensor, signed: bool) -> torch.Tensor:
@@ -102,8 +102,9 @@ class SRQWeightQuantizer(WeightQuantizer):
     mode : "fixed"; "drop" drops random outer shells in training, each kept with `keep_rate`; "learn" learns the bit-width
         of the layer by a penalty on open shells, and fixes it after 70 % of training.
     keep_rate : of "drop".
-    penalty_rate : of "learn"; the loss gets penalty_rate * cost * the expected number of open shells, or, where passes of an
-        engine are what costs (`weigh_bits`), the probability that the first shell of the second pass is open.
+    penalty_rate : of "learn"; the loss gets penalty_rate * cost * the sum of P(gate > 0) over the shells, as published:
+        more than the expected number of open shells, since a closed one closes all beyond it. Where passes of an engine
+        are what costs (`weigh_bits`), it is that of the first shell of the second pass.
     per_channel : one step a row instead of one for the layer.
 
     The gradients to step, noise and gates are multiplied by LSQ's factor (`lsq.step_factor`): they sum those of all
