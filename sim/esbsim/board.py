@@ -76,7 +76,7 @@ class SimulatedZcu102(Device):
     ----------
     simulator : esbsim.simulator.Simulator of the loaded overlay, or None. Faults and stalls are set on it.
     timing, shared_bytes_per_cycle : memory of the next overlay loaded, see Simulator.
-    trace : path of a VCD file for the next overlay loaded, or None.
+    trace : path of a VCD file, or esbsim.waves.Waves, for the next overlay loaded, or None.
     access_cycles : engine cycles that pass with each register access.
     """
 

@@ -8,13 +8,20 @@ import numpy as np
 from esbflow.engine_config import EngineConfig
 from esbsim.build import build
 from esbsim.simulator import IDEAL, MemoryTiming, Simulator
+from esbsim.waves import Waves, scopes
 
 TOP = "esb_engine"
 
 
 def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None) -> Path:
-    """The shared library of a configuration's engine; built on the first call, minutes for the largest."""
-    return build(_rtlil(config), TOP, cache_dir, trace)
+    """The shared library of a configuration's engine; built on the first call, minutes for the largest.
+
+    With `trace` it is made of engine.v as it is, so that waves have its hierarchy and its names. Without, it is made of one
+    flat module, which is faster.
+    """
+    if trace:
+        return build(_verilog(config), config.module_name, cache_dir, trace=True)
+    return build(_rtlil(config), TOP, cache_dir)
 
 
 @lru_cache(maxsize=4)
@@ -24,19 +31,30 @@ def _rtlil(config):
     return rtlil(config)
 
 
+@lru_cache(maxsize=4)
+def _verilog(config):
+    from esbhw.generate import verilog
+
+    return verilog(config)
+
+
 def simulate_engine(config: EngineConfig, memory: np.ndarray, base: int = 0,
                     timing: MemoryTiming | dict = IDEAL, shared_bytes_per_cycle: float | None = None,
-                    trace: str | Path | None = None, cache_dir: str | Path | None = None) -> Simulator:
-    """A simulator of a configuration's engine over `memory`; with `trace`, waves go to that file from reset on.
+                    trace: Waves | str | Path | None = None, cache_dir: str | Path | None = None) -> Simulator:
+    """A simulator of a configuration's engine over `memory`; with `trace`, waves go to that file.
 
     Raises
     ------
+    BadValue
+        if `trace` names a block that the engine has not.
     esbsim.toolchain.BuildError
         if a tool is missing or refuses the design.
     """
-    library = engine_library(config, trace is not None, cache_dir)
-    simulator = Simulator(library, memory, base, timing, shared_bytes_per_cycle)
-    if trace is not None:
-        simulator.trace(trace)
-        simulator.reset()
+    if trace is None:
+        return Simulator(engine_library(config, cache_dir=cache_dir), memory, base, timing, shared_bytes_per_cycle)
+    waves = trace if isinstance(trace, Waves) else Waves(trace)
+    chosen = scopes(_verilog(config), config.module_name, waves.blocks)
+    simulator = Simulator(engine_library(config, True, cache_dir), memory, base, timing, shared_bytes_per_cycle)
+    simulator.trace(waves.path, waves.cycles, chosen, config.clock_mhz)
+    simulator.reset()
     return simulator

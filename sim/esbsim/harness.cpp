@@ -10,6 +10,7 @@
 #endif
 
 #include <memory>
+#include <sstream>
 
 struct Simulation {
     VerilatedContext context;
@@ -23,6 +24,7 @@ struct Simulation {
     unsigned response = 0;
 #if ESB_TRACE
     std::unique_ptr<VerilatedVcdC> waves;
+    uint64_t waves_from = 0, waves_to = NEVER, period_ps = 0;  // cycles that are written, and how long each of them is
 #endif
 
     // `seed` other than 0: what has no value yet is random, in a library built so.
@@ -92,7 +94,7 @@ struct Simulation {
 
     void dump(unsigned half) {
 #if ESB_TRACE
-        if (waves) waves->dump(now * 10 + half * 5);
+        if (waves && now >= waves_from && now < waves_to) waves->dump(now * period_ps + half * (period_ps / 2));
 #else
         (void)half;
 #endif
@@ -248,18 +250,23 @@ int esb_statistics(Simulation* s, unsigned port, uint64_t* counts) {
     return 0;
 }
 
-int esb_trace(Simulation* s, const char* path) {
+// Waves of the cycles first..last-1 (since `esb_new`), of the blocks that `scopes` names (one a line; none: all).
+int esb_trace(Simulation* s, const char* path, uint64_t first, uint64_t last, const char* scopes, uint64_t period_ps) {
 #if ESB_TRACE
     if (s->waves) s->waves->close();
     s->waves.reset();
     if (!path) return 0;
     s->waves = std::make_unique<VerilatedVcdC>();
+    s->waves_from = first;
+    s->waves_to = last;
+    s->period_ps = period_ps;
     s->top.trace(s->waves.get(), 99);
+    std::istringstream names(scopes);
+    for (std::string name; std::getline(names, name);) s->waves->dumpvars(99, name);
     s->waves->open(path);
     return s->waves->isOpen() ? 0 : -1;
 #else
-    (void)s;
-    (void)path;
+    (void)s, (void)path, (void)first, (void)last, (void)scopes, (void)period_ps;
     return -1;
 #endif
 }

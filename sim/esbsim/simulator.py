@@ -264,17 +264,31 @@ class Simulator:
         return self.ports.index(name)
 
     # -- waves --------------------------------------------------------------------------------------------
-    def trace(self, path: str | Path | None):
-        """Writes waves (VCD) to a file from now on; None ends it. A clock cycle is 10 units of time.
+    def trace(self, path: str | Path | None, cycles: tuple = (0, None), scopes: tuple = (), clock_mhz: int = 100):
+        """Writes waves (VCD) to a file from now on; None ends it.
+
+        Parameters
+        ----------
+        cycles : (first, last), counted as `cycles` counts them: nothing is written before the first or from the last on;
+            None: to the end.
+        scopes : hierarchical names, the top module's first; what lies within them is written. None: everything.
+        clock_mhz : how long a cycle is in the file, whose unit is 1 ps.
 
         Raises
         ------
+        BadValue
+            if the cycles are no range.
         SimulationError
             if the library was built without trace=True, or the file cannot be written.
         """
+        first, last = cycles[0], 2 ** 64 - 1 if cycles[1] is None else cycles[1]
+        if not 0 <= first < last:
+            raise BadValue(f"waves are written from a first cycle to a later one, not from {first} to {last}")
         if path is not None and not self._library.esb_can_trace():
             raise SimulationError("this simulator writes no waves; build it with trace=True")
-        if self._call("esb_trace", None if path is None else str(path).encode()) and path is not None:
+        text, names = None if path is None else str(path).encode(), "\n".join(scopes).encode()
+        failed = self._call("esb_trace", text, first, last, names, 1_000_000 // clock_mhz)
+        if failed and path is not None:
             raise SimulationError(f"cannot write waves to {path}")
 
 
@@ -321,5 +335,5 @@ _PROTOTYPES = {
     "esb_set_stall": (_INT, [_HANDLE, _INT, _U32, _U64]),
     "esb_wrong_last": (_INT, [_HANDLE, _U32, _U64, _INT]),
     "esb_statistics": (_INT, [_HANDLE, _U32, ctypes.POINTER(_U64)]),
-    "esb_trace": (_INT, [_HANDLE, _TEXT]),
+    "esb_trace": (_INT, [_HANDLE, _TEXT, _U64, _U64, _TEXT, _U64]),
 }

@@ -4,7 +4,7 @@ from esbflow.runtime.engine import Engine
 from esbflow.runtime.recording import Recorder
 
 
-def connect(config, overlay: str | None = None, port: str | None = None, record: str | None = None):
+def connect(config, overlay: str | None = None, port: str | None = None, record: str | None = None, waves=None):
     """An object with load and run.
 
     Parameters
@@ -12,6 +12,7 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
     overlay : a .bit to load through PYNQ; None is the simulated ZCU102.
     port : a serial port, or "simulated" for the ULX3S design pin to pin; then there is no overlay.
     record : a file into which every access is written.
+    waves : esbsim.waves.Waves of what the simulated ZCU102 does, or None.
     """
     if port is not None:
         from esbflow.runtime.serial_transport import SerialPort, SerialTransport
@@ -19,9 +20,10 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
         transport = SerialTransport(_simulated_pins(config) if port == "simulated" else SerialPort(port))
         return Engine(Recorder(transport, record) if record else transport)
     if overlay is None:
-        from esbsim.board import write_overlay  # importing it makes the simulated board PYNQ's device
+        from esbsim.board import board, write_overlay  # importing it makes the simulated board PYNQ's device
         from esbsim.build import cache_folder
 
+        board().trace = waves
         overlay = write_overlay(config, cache_folder() / "overlay" / f"{config.hash:016x}")
     from esbflow.runtime import pynq_driver
 

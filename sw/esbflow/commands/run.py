@@ -18,7 +18,7 @@ from esbflow.commands.common import (
 )
 from esbflow.commands.connect import connect
 from esbflow.errors import UserError
-from esbflow.files import whole
+from esbflow.files import check_writable, whole
 from esbflow.runtime.program_file import FORMAT, holds, load_program
 
 BACKENDS = ("golden", "rtl", "board", "serial")
@@ -44,6 +44,10 @@ def add_parser(commands) -> None:
     parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output for each image")
     parser.add_argument("--outputs", metavar="FILE", help="write all outputs there: integers (.npy), or with their step and "
                         "the classes in order (.npz)")
+    parser.add_argument("--waves", metavar="FILE.vcd", help="for --backend rtl: write waves, with the names of engine.v "
+                                                            "(builds a slower simulator)")
+    parser.add_argument("--waves-cycles", metavar="FIRST:LAST", help="of these clock cycles only; one end may be missing")
+    parser.add_argument("--waves-blocks", metavar="NAMES", help="of these blocks only, as drain,array.column_0")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run, engine=None)
 
@@ -66,16 +70,33 @@ def run(arguments) -> None:
         if arguments.batch not in (None, program.meta["batch"]):
             raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
                             "compile the graph again")
-    port = arguments.port if arguments.backend == "serial" else None
+    port, waves = arguments.port if arguments.backend == "serial" else None, _waves(arguments)
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
         content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,
-                                      arguments.overlay, update, program, port, arguments.record)
+                                      arguments.overlay, update, program, port, arguments.record, waves)
     if arguments.top:
         content["classes"] = classes(outputs, arguments.top).tolist()
     if arguments.outputs:
         scale = graph.output.scale if program is None else program.meta["output"]["scale"]
         content["outputs"] = str(_save(Path(arguments.outputs), outputs, scale))
     show(arguments, content, _print)
+
+
+def _waves(arguments):
+    """esbsim.waves.Waves of the options, or None."""
+    if not arguments.waves:
+        if arguments.waves_cycles or arguments.waves_blocks:
+            raise UserError("--waves-cycles and --waves-blocks choose from --waves; give it too")
+        return None
+    if arguments.backend != "rtl":
+        raise UserError("--waves needs --backend rtl: only the simulated engine has waves")
+    from esbsim.waves import Waves
+
+    ends = (arguments.waves_cycles or "0:").split(":")
+    if len(ends) != 2 or not all(end.isdecimal() or not end for end in ends):
+        raise UserError(f"--waves-cycles takes FIRST:LAST, such as 1000:3000, not {arguments.waves_cycles}")
+    blocks = tuple(arguments.waves_blocks.split(",")) if arguments.waves_blocks else ()
+    return Waves(check_writable(arguments.waves), (int(ends[0] or 0), int(ends[1]) if ends[1] else None), blocks)
 
 
 def classes(outputs: np.ndarray, count: int) -> np.ndarray:
@@ -89,7 +110,7 @@ def classes(outputs: np.ndarray, count: int) -> np.ndarray:
 
 
 def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
-               progress=None, program=None, port: str | None = None, record: str | None = None) -> tuple:
+               progress=None, program=None, port: str | None = None, record: str | None = None, waves=None) -> tuple:
     """(fields of `esbflow run --json`, integer outputs (n, c, h, w)) of images run on one of BACKENDS.
 
     The engine's outputs are compared with those of the integer graph. With `program` in place of `graph` there is nothing to
@@ -113,7 +134,11 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
     else:
         if program is None:
             program = _compile(graph, config, batch)
-        outputs, measured = _on_engine(program, connect(config, overlay, port, record), images, progress)
+        outputs, measured = _on_engine(program, connect(config, overlay, port, record, waves), images, progress)
+        if waves is not None:
+            from esbsim.board import board
+
+            board().simulator.trace(None)  # ends the file
         cycles = measured.pop("cycles") / len(images)
         content.update(
             engine=config.name, batch=program.meta["batch"], cycles_per_image=cycles,
