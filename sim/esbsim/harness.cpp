@@ -261,8 +261,9 @@ int esb_trace(Simulation* s, const char* path, uint64_t first, uint64_t last, co
     s->waves_to = last;
     s->period_ps = period_ps;
     s->top.trace(s->waves.get(), 99);
+    // Verilator's outermost scope is TOP. A name that matches nothing would leave values without their signals.
     std::istringstream names(scopes);
-    for (std::string name; std::getline(names, name);) s->waves->dumpvars(99, name);
+    for (std::string name; std::getline(names, name);) s->waves->dumpvars(99, "TOP." + name);
     s->waves->open(path);
     return s->waves->isOpen() ? 0 : -1;
 #else

@@ -21,8 +21,8 @@ PERIOD = 1_000_000 // CONFIG.clock_mhz  # ps
 
 
 def signals(path) -> tuple:
-    """({scope: names}, times) of a VCD file."""
-    scopes, found, times = [], {}, []
+    """({scope: names}, times) of a VCD file, whose every change is one of a declared signal."""
+    scopes, found, times, codes = [], {}, [], set()
     for line in path.read_text().splitlines():
         if line.startswith("#"):
             times.append(int(line[1:]))
@@ -30,8 +30,11 @@ def signals(path) -> tuple:
             scopes.append(match[1])
         elif "$upscope" in line:
             scopes.pop()
-        elif match := re.match(r"\s*\$var \w+\s+\d+ \S+ (\S+)", line):
-            found.setdefault(".".join(scopes), set()).add(match[1])
+        elif match := re.match(r"\s*\$var \w+\s+\d+ (\S+) (\S+)", line):
+            codes.add(match[1])
+            found.setdefault(".".join(scopes), set()).add(match[2])
+        elif match := re.match(r"(?:[01xz]|b[01xz]+ )(\S+)$", line):
+            assert match[1] in codes
     return found, times
 
 
