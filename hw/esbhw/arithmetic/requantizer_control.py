@@ -61,6 +61,14 @@ class RequantizerControl(wiring.Component):
                 value = register
             return value
 
+        def to_lanes(value, stage, name):
+            """`value` of the cycle before in the cycle of `stage`. Lanes that shift have three levels of LUTs behind some of
+            these: a register with a reset cannot be the end of a shift register, which would be a fourth."""
+            register = Signal(value.shape(), name=f"{name}_{stage - 1 + self._early}",
+                              reset_less=self._config.requantizer != "shift")
+            m.d.sync += register.eq(value)
+            return register
+
         # -- which stages move ----------------------------------------------------------------------------
         enables, valid = [], self.valid
         for i in range(stages.count + 1):
@@ -89,8 +97,8 @@ class RequantizerControl(wiring.Component):
         at_total = until(low, stages.total - 1, "format", -self._early)
         wanted = Signal(3)
         m.d.comb += wanted.eq(Mux(at_total[10], 0, at_total[6:9]) if self._config.esb_output else at_total[6:9])
-        m.d.comb += [controls.edge.eq(until(at_total[:6], stages.total, "edge", stages.total - 1)),
-                     controls.digit.eq(until(wanted, stages.total, "digit", stages.total - 1))]
+        m.d.comb += [controls.edge.eq(to_lanes(at_total[:6], stages.total, "edge")),
+                     controls.digit.eq(to_lanes(wanted, stages.total, "digit"))]
 
         late = stages.output - 2
         if self._config.esb_output:
@@ -98,14 +106,13 @@ class RequantizerControl(wiring.Component):
             edge, esb, significand, octaves = at[:6], at[10], at[11:14], at[14:17]
             full = Cat((octaves <= i) & (edge >= i) for i in range(WINDOW_BITS))
             stage = stages.magnitude
-            m.d.comb += [controls.esb.eq(until(esb, stage, "esb", stage - 1)),
-                         controls.full.eq(until(full, stage, "full", stage - 1))]
+            m.d.comb += [controls.esb.eq(to_lanes(esb, stage, "esb")), controls.full.eq(to_lanes(full, stage, "full"))]
             at = until(at, stages.octave - 1, "format", stages.magnitude - 1)
             esb, significand, octaves = at[10], at[11:14], at[14:17]
             available = Cat(esb & (octaves >= i) for i in range(1, OCTAVES + 1))
             stage = stages.octave
-            m.d.comb += [controls.octaves.eq(until(available, stage, "octaves", stage - 1)),
-                         controls.significand.eq(until(significand, stage, "significand", stage - 1)),
+            m.d.comb += [controls.octaves.eq(to_lanes(available, stage, "octaves")),
+                         controls.significand.eq(to_lanes(significand, stage, "significand")),
                          controls.rounds.eq(until(esb, stage + 1, "rounds", stage - 1))]
             at = until(at, late, "format", stages.octave - 1)
         else:
