@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esbflow.compiler import pipeline
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import Pool, lower
@@ -134,3 +135,14 @@ def test_rows_that_do_not_fill_their_last_word_are_packed_where_nothing_reads_be
     program = compile_graph(graph, ENGINES["small8x16"], packing={"conv0": 2, "conv1": 4})
     images = random_images(np.random.default_rng(8), graph, 1)
     assert np.array_equal(Machine(program).run(images), execute(graph, images))
+
+
+def test_maps_that_do_not_pay_are_unpacked_again(monkeypatch):
+    """A wrong estimate costs nothing: of two maps, the one that slows its layers down goes back."""
+    graph, config = chain((4, 3, 1, 1), (4, 3, 1, 1), (16, 3, 1, 1), (16, 3, 1, 1), (16, 3, 1, 1)), ENGINES["base16x16"]
+    good, bad = {"conv0": 4}, {"conv3": 2}
+    totals = [count_cycles(compile_graph(graph, config, packing=pixels)).total for pixels in (good, {}, bad)]
+    assert totals[0] < totals[1] <= totals[2]
+    for chosen, kept in ((good | bad, good), (bad, {})):
+        monkeypatch.setattr(pipeline, "choose", lambda *arguments, chosen=chosen: chosen)
+        assert compile_graph(graph, config).words == compile_graph(graph, config, packing=kept).words

@@ -10,7 +10,8 @@ A pass goes from word to word of its input. That may be more pixels than the col
 a window in the same column. So accumulators next to each other may take turns: each belongs to a `phase`, which has passes
 and tiles of its own.
 
-What is packed is chosen by the estimate of tile.py, summed over all layers; the pipeline then keeps the faster program.
+What is packed is chosen by the estimate of tile.py, summed over all layers. The pipeline then counts the cycles with and
+without, unpacks what did not pay, and keeps the fastest program.
 """
 
 import math
@@ -197,6 +198,16 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, output: str,
                     pixels.update(dict.fromkeys(group, previous))
             assert better or before == pixels[next(iter(group))]
     return {name: count for name, count in pixels.items() if count > 1}
+
+
+def worthwhile(layers: list, pixels: dict, plain: list, packed: list) -> dict:
+    """Those of the packed maps whose layers, all that make or read them, took fewer cycles; cycles are given by layer."""
+    kept = {}
+    for group in alike(layers):
+        touched = [k for k, layer in enumerate(layers) if group & {layer.target, layer.residual, *layer.sources}]
+        if sum(packed[k] for k in touched) < sum(plain[k] for k in touched):
+            kept.update({name: pixels[name] for name in group if name in pixels})
+    return kept
 
 
 def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: Fold | None, pixels: dict) -> tuple:

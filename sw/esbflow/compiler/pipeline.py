@@ -1,6 +1,7 @@
 """The compiler: named passes from an integer graph to a program for one engine and one batch size."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, place, tensor_layout
 from esbflow.compiler.lower import Layer, lower, skip_rows
-from esbflow.compiler.packing import choose, pack_layers
+from esbflow.compiler.packing import choose, pack_layers, worthwhile
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
@@ -61,15 +62,28 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if packing is None and fold:
         packing = choose(config, layers, first, graph.output.name, images)
         if packing:
-            programs = []
-            for pixels in ({}, packing):
-                try:
-                    programs.append(_compile(graph, config, batch, layers, first, fold_choice, pixels))
-                except CompileError:
-                    if not pixels:
-                        raise
-            return min(programs, key=lambda program: count_cycles(program).total)
+            return _fastest(partial(_compile, graph, config, batch, layers, first, fold_choice), layers, packing)
     return _compile(graph, config, batch, layers, first, fold_choice, packing or {})
+
+
+def _fastest(build, layers: list, packing: dict) -> Program:
+    """Of the programs without packed maps, with those of `packing`, and with those of them that pay, the fastest."""
+    plain = build({})
+    cycles = count_cycles(plain)
+    best = cycles.total, plain
+    while packing:
+        try:
+            program = build(packing)
+        except CompileError:
+            break
+        packed = count_cycles(program)
+        if packed.total < best[0]:
+            best = packed.total, program
+        left = worthwhile(layers, packing, cycles.per_layer, packed.per_layer)
+        if left == packing:
+            break
+        packing = left
+    return best[1]
 
 
 def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first: Layer | None, fold_choice: Fold | None,

@@ -8,6 +8,7 @@ registry has not are made of their layers' shapes. Cycles are the exact cycle mo
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,18 @@ MARK = "table of large engines"
 HEAD = ("| network | engine | lanes | batch | cycles an image | use % | lost to, % of the cycles |\n"
         "|---|---|--:|--:|--:|--:|---|")
 MORE = dict(weight_ports=4, channel_unit=32)
-"""What the engines of the table have beside their named configuration, but for those of NARROW."""
-NARROW = {"table16x16-w4-slices16": dict(channel_unit=4)}
+"""What the engines of the table have beside their named configuration, but for those of OTHERS."""
+_WIDE = dict(rows=32, cols=128, accumulator_depth=1024, requantize_lanes=32, queue_depth=32)
+OTHERS = {"table16x16-w4-slices16": dict(channel_unit=4), "table32x128-w4": {**MORE, **_WIDE}}
+BASES = {"table32x128-w4": "table64x64-w4"}
+"""Engines that have no name elsewhere, and those that they differ from."""
 ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
         ("resnet18", "table64x64-w4-slices2", 8), ("resnet18", "table64x64-w4-slices4", 4),
         ("resnet18", "table64x64-w4-slices4", 8),
-        ("mobilenet-v2", "table64x64-w4", 1), ("mobilenet-v2", "table64x64-w4", 4),
-        ("mobilenet-v2", "table32x32-w4-slices4", 4), ("resnet20", "table16x16-w4-slices16", 16),
-        ("resnet20", "table16x16-w4-slices16", 32),
+        ("mobilenet-v2", "table64x64-w4", 1), ("mobilenet-v2", "table64x64-w4", 4), ("mobilenet-v2", "table32x128-w4", 1),
+        ("mobilenet-v2", "table32x32-w4-slices4", 4),
+        ("resnet20", "table64x64-w4", 1), ("resnet20", "table32x32-w4-slices4", 4),
+        ("resnet20", "table16x16-w4-slices16", 16), ("resnet20", "table16x16-w4-slices16", 32),
         ("vgg16-convolutions", "table64x64-w4", 1), ("yolov3-tiny", "table64x64-w4", 1))
 
 
@@ -103,9 +108,11 @@ def yolov3_tiny(size: int = 416) -> ir.Graph:
 
 
 GRAPHS = {"vgg16-convolutions": vgg16_convolutions, "yolov3-tiny": yolov3_tiny}
-RECIPE = Recipe(weights="s4", activations="u4")
+RECIPE = Recipe(weights="s4", activations="u4", signed_activations="s4", residual_activations=None,
+                first_weights="s4", last_weights="s4")
 
 
+@cache
 def graph_of(name: str) -> ir.Graph:
     """The graph of a network of the registry, or of one of GRAPHS."""
     return random_network(name, RECIPE)[1] if name in NETWORKS else GRAPHS[name]()
@@ -113,7 +120,7 @@ def graph_of(name: str) -> ir.Graph:
 
 def row(network: str, name: str, batch: int) -> str:
     """One line of the table."""
-    config = replace(engine(name), **NARROW.get(name, MORE))
+    config = replace(engine(BASES.get(name, name)), **OTHERS.get(name, MORE))
     plan = estimate(graph_of(network), config, batch)
     return (f"| {network} | `{name}` | {config.macs_per_cycle:,} | {batch} | {plan['cycles_per_image']:,.0f} | "
             f"{100 * plan['utilization']:.1f} | {largest(plan['lost'], plan['cycles_per_image'])} |")
