@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from esbflow.engine_config import INTERFACE_VERSION
 from esbflow.registers import COUNTERS
 from esbflow.runtime import engine as engine_module
 from esbflow.runtime.engine import Engine
@@ -85,7 +86,7 @@ def test_running_without_a_program_is_refused(fake):
 
 @pytest.mark.parametrize("register, sentence", [
     ("ID", "expected 0x45534246 in the ID register, found 0x00000007: this is no engine, or its overlay is not loaded"),
-    ("VERSION", "the engine has interface version 7 and this driver speaks 2; install the matching esbflow"),
+    ("VERSION", f"the engine has interface version 7 and this driver speaks {INTERFACE_VERSION}; install the matching esbflow"),
 ])
 def test_other_hardware_is_refused(fake, register, sentence):
     transport = fake()
