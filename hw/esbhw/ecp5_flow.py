@@ -75,18 +75,19 @@ def run(config: EngineConfig, board: Board, folder: Path, say=print) -> dict:
     except yosys.YosysError as error:
         raise FlowError(f"Yosys could not synthesize the design: {error}") from None
     (folder / "work").mkdir(exist_ok=True)
+    # The tools get names without a folder: in WebAssembly `work/x` would be /work/x on a machine that has a /work.
     say("nextpnr-ecp5: place and route (a quarter of an hour and more)")
     _run(nextpnr, ["--85k", "--package", board.package, "--json", "top.json", "--lpf", "pins.lpf", "--seed", str(SEED),
-                   "--textcfg", "work/top.config", "--report", "work/report.json"], folder, "nextpnr-ecp5")
+                   "--textcfg", "top.config", "--report", "report.json"], folder, "nextpnr-ecp5")
     say("ecppack")
-    bit = f"work/{config.name}.bit"
-    _run(ecppack, ["--compress", "work/top.config", bit], folder, "ecppack")
-    figures = report(json.loads((folder / "work" / "report.json").read_text()))
+    bit = f"{config.name}.bit"
+    _run(ecppack, ["--compress", "top.config", bit], folder, "ecppack")
+    figures = report(json.loads((folder / "report.json").read_text()))
     if figures["fmax_mhz"] < board.clock_mhz:
         raise FlowError(f"timing is missed: {figures['fmax_mhz']:.1f} MHz, and the board's clock has {board.clock_mhz}")
     if figures["dsp"]:
         raise FlowError(f"{figures['dsp']} multipliers were used, and this engine must have none")
-    content = (folder / bit).read_bytes()
+    content = (folder / bit).replace(folder / "work" / bit).read_bytes()
     return figures | {"bit_bytes": len(content), "bit_sha256": hashlib.sha256(content).hexdigest(), "seed": SEED}
 
 
@@ -115,7 +116,9 @@ def report(content: dict) -> dict:
 
 
 def _block(cell: str) -> str:
-    levels = [level for level in re.split(r"[.$]", cell) if re.fullmatch(r"[A-Za-z]\w*", level)]
+    # Yosys names a cell after the net that it drives, and the kind of the cell.
+    named = re.sub(r"_(?:TRELLIS_|LUT4_|CCU2C_|PFUMX_|L6MUX21_|DP16KD_).*", "", cell)
+    levels = [level for level in re.split(r"[.$]", named) if re.fullmatch(r"[A-Za-z]\w*", level)]
     return ".".join(levels[:3]) if levels else cell
 
 
