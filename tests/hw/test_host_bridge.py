@@ -15,6 +15,7 @@ from esbflow.runtime.errors import EngineFault, EngineMissing, LinkError
 from esbflow.runtime.serial_transport import SerialTransport
 from esbhw import ecp5_flow
 from esbhw.boards import board
+from esbhw.flow_error import FlowError
 from esbhw.host_bridge.top import BridgedEngine
 from esbsim.serial_board import SerialBoard
 from sim.benches.engine_host import small_graph
@@ -182,7 +183,31 @@ def test_nextpnrs_report_becomes_figures():
     figures = ecp5_flow.report(content)
     assert (figures["fmax_mhz"], figures["lut"], figures["bram"], figures["dsp"]) == (47.6, 19_000, 152, 0)
     assert figures["critical_path_ns"] == 2.2
-    assert [block for block, _, _ in figures["critical_path"]] == ["engine.drain.requantizer_LUT4_Z", "engine.fetch_TRELLIS_FF_Q"]
+    assert [block for block, _, _ in figures["critical_path"]] == ["engine.drain.requantizer", "engine.fetch"]
+
+
+def test_the_tools_get_names_without_a_folder_and_the_result_lies_in_work(tmp_path, monkeypatch):
+    """In WebAssembly `work/x` is /work/x on a machine that has a /work."""
+    report = {"fmax": {"clock": {"achieved": 58.8, "constraint": 25.0}}, "utilization": {},
+              "critical_paths": [{"from": "a", "to": "a", "path": []}]}
+
+    def tool(command, arguments, folder, name):
+        assert not [text for text in arguments if "/" in text]
+        made = {"nextpnr-ecp5": {"top.config": "c", "report.json": json.dumps(report)}, "ecppack": {"tiny4x4.bit": "bits"}}[name]
+        for file, content in made.items():
+            assert file in arguments
+            (folder / file).write_text(content)
+
+    class Yosys:
+        run = staticmethod(lambda script, folder: None)
+
+    monkeypatch.setattr(ecp5_flow, "_run", tool)
+    monkeypatch.setattr(ecp5_flow.yosys, "require", Yosys)
+    figures = ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
+    assert (tmp_path / "work" / "tiny4x4.bit").read_text() == "bits" and figures["bit_bytes"] == 4
+    report["fmax"]["clock"]["achieved"] = 20.0
+    with pytest.raises(FlowError, match="^timing is missed: 20.0 MHz, and the board's clock has 25$"):
+        ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
 
 
 def test_an_odd_engine_has_a_top_too():
