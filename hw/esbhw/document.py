@@ -10,7 +10,7 @@ from pathlib import Path
 from esbflow import instructions, registers
 from esbflow.engine_config import AXI_BEAT_BITS, INTERFACE_VERSION
 from esbflow.files import write_whole
-from esbhw import performance
+from esbhw import performance, performance_picture
 from esbhw import performance_page as pages
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,7 +33,7 @@ _PASS = {
     "y": "map row of output pixel (0, 0), signed", "x": "map column of output pixel (0, 0), signed",
     "address": "buffer word of output pixel (0, 0), signed", "row_step": "buffer words from one output row to the next",
     "half": "half of the activation buffer", "bank": "accumulator bank", "slot": "weight slot",
-    "shift": "left shift in 4-bit digits", "signed": "the activation digit is signed",
+    "shift": "left shift in steps: of 4 bits, or `EngineConfig.shift_step`", "signed": "the activation digit is signed",
     "first": "overwrite the accumulators", "keep": "keep the tile of the pass before: load nothing",
     "book": "which of the two codebooks the tile's codes index", "load_book": "write that codebook first",
     "codebook": "its 16 entries of 5 bits: sign on top of the magnitude, or two's complement, see engine_facts.book_entry",
@@ -66,7 +66,7 @@ _DRAIN = {
     "kernel_y": "rows of the pooling window; 1 without pooling", "kernel_x": "columns of the pooling window",
     "stride_y": "pixels from one window to the next", "stride_x": "pixels from one window to the next",
     "pad_y": "rows that window (0, 0) begins before the tile", "pad_x": "columns that it begins before the tile",
-    "digits": "4-bit digits of an output", "planes": "channel groups of `rows` channels to store",
+    "digits": "digits of an output; with 2-bit digits 0 means 16", "planes": "channel groups of `rows` channels to store",
     "plane_stride": "beats from one channel group to the next", "digit_stride": "beats from one digit to the next",
     "segments": "runs of a plane", "segment_beats": "beats of a run", "segment_stride": "beats from run to run",
     "bank": "accumulator bank", "constants": "bank of constants",
@@ -75,7 +75,8 @@ _DRAIN = {
     "octaves": "an ESB format's largest level is (2**(significand+1)-1) << octaves",
     "residual": "add a residual operand, and take and give its tokens; only with windows of one pixel",
     "residual_bank": "bank of the residual buffer",
-    "residual_digits": "digits of the residual, 1 or 2", "residual_signed": "the residual's top digit is signed",
+    "residual_digits": "digits of the residual, 1 or 2; with 2-bit digits 0 means 4",
+        "residual_signed": "the residual's top digit is signed",
     "post_store": "give a store token when the last burst is answered",
 }
 
@@ -147,7 +148,13 @@ def performance_page() -> str:
         + pages.page(DOCS)
 
 
-PAGES = {"registers.md": registers_page, "instructions.md": instructions_page, "performance.md": performance_page}
+def density_picture() -> str:
+    """The picture of densities, from the records and the area model."""
+    return performance_picture.picture(performance.read(DOCS / performance.RESULTS / performance.ENGINES_FILE))
+
+
+PAGES = {"registers.md": registers_page, "instructions.md": instructions_page, "performance.md": performance_page,
+         performance_picture.PICTURE: density_picture}
 
 
 def main(folder: str = "docs") -> None:

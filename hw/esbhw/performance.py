@@ -39,7 +39,8 @@ def measure(config: EngineConfig, progress=None, cache=None) -> dict:
     text = rtlil(config, "xilinx")
     mapped = synthesize_rtlil(text, TOP, progress, cache)
     record = {"hash": f"{config.hash:016x}", "rows": config.rows, "cols": config.cols, "array": config.array,
-              "weights": f"{config.weight_min}..{config.weight_max}", "lanes": config.requantize_lanes,
+              "weights": f"{config.weight_min}..{config.weight_max}", "digit_bits": config.digit_bits,
+              "lanes": config.requantize_lanes,
               **add_up(mapped, TOP).to_dict()}
     del record["seconds"]
     if config.macs_per_cycle <= FLAT_LIMIT:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from esbflow import area
+from esbflow.engine_config import ENGINES
 from esbflow.reports.marks import fill
 from esbhw import logic_depth
+from esbhw.area_samples import SAMPLES_FILE
 from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, SIMULATION_FILE, density, gops, read
+from esbhw.performance_picture import PICTURE
 
 MARK = "table of engines"
 DEVICE, DEVICE_LUT = "ZU9EG", 274_080
@@ -40,13 +44,15 @@ def readme_table(records: dict) -> str:
 def page(folder: Path) -> str:
     """docs/performance.md from the records in `folder`/results."""
     records = read(folder / RESULTS / ENGINES_FILE)
-    parts = [_HEAD, _engine_table(records), _published_table(records), _depth_section(records)]
+    parts = [_HEAD, _engine_table(records), _options_table(records), _published_table(records), _depth_section(records)]
     simulated = read(folder / RESULTS / SIMULATION_FILE)
     if simulated:
         parts.append(_simulation_section(simulated))
     placed = {path.stem: read(path) for path in sorted((folder / RESULTS).glob("placed-*.json"))}
     if placed:
         parts.append(_placed_section(placed))
+    if area.MODEL.exists():
+        parts.append(_area_section(area.coefficients()))
     return "\n\n".join([*parts, _provenance(records, simulated)]) + "\n"
 
 
@@ -87,9 +93,43 @@ def _engine_table(records: dict) -> str:
     return "\n".join(lines)
 
 
+def _options_table(records: dict) -> str:
+    """Every named engine with its options; of those without a record the area model's figures."""
+    lines = ["## Named engines", "",
+             "Engines named after a board fit its part; `digit` is the width of a stored activation digit. Figures marked "
+             "*model* are the [area model's](#area-model): the engine has not been synthesized.", "",
+             "| engine | array | weights | digit | lanes | weight ports | channel unit | table groups | slots | "
+             "residual, ESB | "
+             f"LUT | % of a {DEVICE} | BRAM36 | GOPS/kLUT at {PLANNING_MHZ} |", "|---|---|---:|" + "---:|" * 11]
+    for name, config in ENGINES.items():
+        record = records.get(name)
+        found = area.area(config)
+        lut, ram = (record["lut"], record["bram36"]) if record else (found.lut, found.bram36)
+        dense = density({"rows": config.rows, "cols": config.cols, "lut": lut}, PLANNING_MHZ)
+        parts = "yes" if config.residual and config.esb_output else f"{int(config.residual)}, {int(config.esb_output)}"
+        groups = config.table_groups if config.array == "table" else ""
+        lines.append(
+            f"| {name} | {config.array}, {config.rows} x {config.cols} | {config.weight_min}..{config.weight_max} | "
+            f"{config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
+            f"{groups} | {config.weight_slots} | {parts} | {lut:,}{'' if record else ' *model*'} | "
+            f"{100 * lut / DEVICE_LUT:.0f} | {ram:g} | "
+            f"{dense:.2f} |")
+    return "\n".join(lines)
+
+
 def _size(record: dict) -> tuple:
     """Array and range of the weights of an engine."""
     return f"{record['array']}, {record['rows']} x {record['cols']}", record["weights"]
+
+
+def _bits(record: dict) -> str:
+    """Widths of weights and activations that take one pass.
+
+    >>> _bits({"weights": "-2..1", "digit_bits": 2}), _bits({"weights": "-15..15"})
+    ('W2A2', 'W4A4')
+    """
+    low, high = map(int, record["weights"].split(".."))
+    return f"W{min(4, (high - low + 1).bit_length() - 1)}A{record.get('digit_bits', 4)}"
 
 
 def _most(record: dict, measure_: str) -> int:
@@ -103,7 +143,8 @@ def _published_table(records: dict) -> str:
     for name, r in records.items():
         how = f"open synthesis, planning clock of {PLANNING_MHZ} MHz, not routed"
         source = f"[results/{ENGINES_FILE}](results/{ENGINES_FILE})"
-        lines.append(f"| {name} | W4A4, {r['weights']} | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
+        lines.append(f"| {name} | {_bits(r)}, {r['weights']} | {density(r, PLANNING_MHZ):.2f} | {how} | {source} |")
+    lines += ["", f"![GOPS/kLUT of both arrays, by lanes]({PICTURE})"]
     return "\n".join(lines)
 
 
@@ -154,6 +195,20 @@ def _placed_section(placed: dict) -> str:
         lines += ["", f"Critical path of {r['engine']}, {r['critical_path_ns']} ns:", "",
                   "| block | ns of logic | ns of wires |", "|---|---:|---:|"]
         lines += [f"| {block} | {logic} | {wires} |" for block, logic, wires in r["critical_path"]]
+    return "\n".join(lines)
+
+
+def _area_section(model: dict) -> str:
+    """How well the area model predicts engines that a fit had not seen."""
+    lines = ["## Area model", "",
+             "`esbflow estimate` prints LUTs, flip-flops and block RAM by a model: formulas by block (sw/esbflow/area.py), "
+             "whose coefficients `python -m esbhw.area_fit` fits to the records above and to small engines "
+             f"([results/{SAMPLES_FILE}](results/{SAMPLES_FILE}), measured by `python -m esbhw.area_samples`). "
+             "Errors, in %, of each engine by a fit to all the others:", "",
+             "| engine | LUT | FF | BRAM36 |", "|---|---:|---:|---:|"]
+    for name, errors in model["left_out"].items():
+        cells = (f"{100 * errors[resource]:+.1f}" if resource in errors else "" for resource in ("lut", "ff", "bram36"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -5,8 +5,7 @@ import random
 import cocotb
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS
-from esbflow.engine_facts import ACCUMULATE_LATENCY, HAZARD_CYCLES, SHIFT_DIGITS
+from esbflow.engine_facts import ACCUMULATE_LATENCY, HAZARD_CYCLES
 from esbhw.engine.accumulators import Accumulators, control_layout
 from sim.benches.testbench import Testbench, config, cut, join, pack
 
@@ -24,7 +23,7 @@ class Bench(Testbench):
         self.set(control=pack(control_layout(self.size), valid=1, first=first, bank=bank, index=index, shift=shift,
                               post=post), dots=join(dots, self.dot_bits))
         old = [0] * self.size.cols if first else self.sums[bank, index]
-        self.sums[bank, index] = [a + (b << DIGIT_BITS * shift) for a, b in zip(old, dots)]
+        self.sums[bank, index] = [a + (b << self.size.shift_step * shift) for a, b in zip(old, dots)]
         await self.tick()
         self.set(control=0)
 
@@ -52,7 +51,7 @@ async def sums_passes_of_any_length_from_the_hazard_distance_on(dut):
         for bank in range(2):
             for number in range(4):
                 for index in range(pixels):
-                    await tb.add(index, tb.random_dots(rng), shift=rng.randrange(SHIFT_DIGITS + 1),
+                    await tb.add(index, tb.random_dots(rng), shift=rng.randrange(tb.size.largest_shift + 1),
                                  first=number == 0, bank=bank)
             await tb.tick(ACCUMULATE_LATENCY)
             await tb.check(bank, range(pixels))
@@ -103,11 +102,12 @@ async def flags_a_sum_that_leaves_its_width_and_not_one_that_just_fits(dut):
     await tb.add(0, [0] * tb.size.cols, first=1)
     left = (1 << tb.size.accumulator_width) - 1
     while left:
-        shift = next(k for k in reversed(range(SHIFT_DIGITS + 1)) if left >> DIGIT_BITS * k)
-        dot = min(left >> DIGIT_BITS * shift, largest)
+        step = tb.size.shift_step
+        shift = next(k for k in reversed(range(tb.size.largest_shift + 1)) if left >> step * k)
+        dot = min(left >> step * shift, largest)
         await tb.tick(HAZARD_CYCLES - 1)
         await tb.add(0, [0] * (tb.size.cols - 1) + [dot], shift=shift)
-        left -= dot << DIGIT_BITS * shift
+        left -= dot << step * shift
     await tb.tick(5)
     assert not tb.get("overflow")
     await tb.check(0, [0])

@@ -4,8 +4,8 @@ import random
 
 import cocotb
 
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
-from esbflow.engine_facts import ACTIVATION_LATENCY, SIGN_OFFSET
+from esbflow.engine_config import AXI_BEAT_BITS
+from esbflow.engine_facts import ACTIVATION_LATENCY
 from esbhw.engine.activation_buffer import ActivationBuffer
 from sim.benches.testbench import Testbench, config, cut, join, signed
 
@@ -19,10 +19,11 @@ class Model:
 
     def digits(self, half: int, address: int, inside: bool, as_signed: bool) -> list:
         if not inside:
-            return [SIGN_OFFSET if as_signed else 0] * self.config.rows
+            return [self.config.sign_offset if as_signed else 0] * self.config.rows
         beat = join(self.halves[half], AXI_BEAT_BITS)
-        nibbles = cut(beat >> (address * self.config.word_bits), DIGIT_BITS, self.config.rows)
-        return [signed(nibble, DIGIT_BITS) + SIGN_OFFSET if as_signed else nibble for nibble in nibbles]
+        bits = self.config.digit_bits
+        digits = cut(beat >> (address * self.config.word_bits), bits, self.config.rows)
+        return [signed(digit, bits) + self.config.sign_offset if as_signed else digit for digit in digits]
 
 
 async def start(dut):
@@ -56,7 +57,7 @@ async def gives_any_word_a_cycle_with_the_documented_latency(dut):
             tb.set(read_half=half, read_address=address, inside=inside, signed=as_signed)
         await tb.tick()
         if number >= latency:
-            assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == model.digits(
+            assert cut(tb.get("digits"), model.config.digit_bits, model.config.rows) == model.digits(
                 *asked[number - latency]), asked[number - latency]
     assert not tb.get("address_fault")
 
@@ -78,7 +79,7 @@ async def writes_and_reads_do_not_disturb_each_other(dut):
         model.halves[1 - half][beat] = data
         await tb.tick()
         if len(pending) > ACTIVATION_LATENCY:
-            assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == pending.pop(0)
+            assert cut(tb.get("digits"), model.config.digit_bits, model.config.rows) == pending.pop(0)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -90,4 +91,4 @@ async def refuses_a_write_behind_the_end(dut):
     tb.set(write_valid=0, read_half=0, read_address=0, inside=1)
     await tb.tick(ACTIVATION_LATENCY + 1)
     assert tb.get("address_fault")
-    assert cut(tb.get("digits"), DIGIT_BITS, model.config.rows) == model.digits(0, 0, True, False)
+    assert cut(tb.get("digits"), model.config.digit_bits, model.config.rows) == model.digits(0, 0, True, False)

@@ -6,7 +6,7 @@ import cocotb
 import numpy as np
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS
+from esbflow.engine_config import CODE_BITS
 from esbhw.engine.array import make_array
 from sim.benches.testbench import Testbench, config, cut, join
 
@@ -26,7 +26,7 @@ class Tile:
         if self.size.array == "table":
             codes = codes.reshape(self.size.cols, -1, 4).transpose(1, 0, 2)
         flat = codes.reshape(-1).tolist()
-        return [join(flat[k:k + per_row], DIGIT_BITS) for k in range(0, len(flat), per_row)]
+        return [join(flat[k:k + per_row], CODE_BITS) for k in range(0, len(flat), per_row)]
 
     def dots(self, activations: list) -> list:
         """What the array gives for digits in offset binary, which it takes for unsigned ones."""
@@ -38,7 +38,7 @@ async def load(tb, tile, book: int, rng, wait):
     """Bring a tile as the sequencer does; returns the cycle from which it may be swapped in."""
     size = tile.size
     for code, value in enumerate(tile.book):
-        tb.set(book_en=1, book_address=code | book << DIGIT_BITS, book_data=facts.book_entry(size, value))
+        tb.set(book_en=1, book_address=code | book << CODE_BITS, book_data=facts.book_entry(size, value))
         await wait()
     tb.set(book_en=0)
     rows, set_rows = tile.path_rows, max(1, size.tile_rows // size.table_sets)
@@ -63,8 +63,8 @@ async def the_next_tile_loads_while_the_active_one_works(dut):
     state = {"active": None}
 
     async def wait(swap=False):
-        activations = [rng.choice((0, 15, rng.randrange(16))) for _ in range(size.rows)]
-        tb.set(activations=join(activations, DIGIT_BITS), swap=int(swap))
+        activations = [rng.choice((0, size.largest_digit, rng.randrange(size.largest_digit + 1))) for _ in range(size.rows)]
+        tb.set(activations=join(activations, size.digit_bits), swap=int(swap))
         expected.append(state["active"].dots(activations) if state["active"] else None)
         await tb.tick()
         if len(expected) > latency and expected[-latency - 1] is not None:

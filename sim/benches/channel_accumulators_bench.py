@@ -5,7 +5,6 @@ import random
 import cocotb
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from sim.benches.testbench import Testbench, config, cut, join, pack
 
@@ -18,7 +17,8 @@ async def sums_of_either_kind_reach_their_columns(dut):
     rng = random.Random(7)
     layout, width, pixels = control_layout(size), size.channel_unit, 4
     held = [None] * pixels
-    passes = [(rng.randrange(2), rng.randrange(size.channel_blocks), k % 7 == 0, rng.randrange(4)) for k in range(60)]
+    passes = [(rng.randrange(2), rng.randrange(size.channel_blocks), k % 7 == 0, rng.randrange(size.largest_shift + 1))
+              for k in range(60)]
     steps = [(channel, part, first, shift, index) for channel, part, first, shift in passes for index in range(pixels)]
     controls = [pack(layout, valid=1, first=int(first), index=index, shift=shift, channel=channel, window={"part": part})
                 for channel, part, first, shift, index in steps]
@@ -46,5 +46,5 @@ async def feed(tb, size, rng, held, step) -> None:
         start = part * size.channel_unit
         dots = [sums[c - start] if start <= c < start + size.channel_unit else 0 for c in range(size.cols)]
     old = [0] * size.cols if first or held[index] is None else held[index]
-    held[index] = [a + (b << DIGIT_BITS * shift) for a, b in zip(old, dots)]
+    held[index] = [a + (b << size.shift_step * shift) for a, b in zip(old, dots)]
     await tb.tick()

@@ -6,7 +6,7 @@ import cocotb
 import numpy as np
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TAP_BITS
+from esbflow.engine_config import AXI_BEAT_BITS, TAP_BITS
 from esbhw.engine.channel_unit import ChannelUnit, window_layout
 from sim.benches.testbench import Testbench, config, cut, join, pack
 
@@ -52,11 +52,14 @@ async def every_column_gives_the_window_of_its_pass(dut):
     columns, expected, state = [], [], {"active": None, "age": 0}
 
     async def wait(swap=False, **inputs):
-        column = [[rng.choice((0, 15, rng.randrange(16))) for _ in range(size.rows)] for _ in range(facts.TAP_SIDE)]
+        largest = size.largest_digit
+        column = [[rng.choice((0, largest, rng.randrange(largest + 1))) for _ in range(size.rows)]
+                  for _ in range(facts.TAP_SIDE)]
         columns.insert(0, column)
         active = state["active"]
         window = pack(window_layout(size), part=active.part, tap_cols=active.cols, maximum=active.maximum) if active else 0
-        tb.set(words=join([digit for row in column for digit in row], DIGIT_BITS), window=window, swap=int(swap), **inputs)
+        tb.set(words=join([digit for row in column for digit in row], size.digit_bits), window=window,
+               swap=int(swap), **inputs)
         state["age"] += 1
         # A pass's first outputs come when its window is full of its own columns.
         own = active and state["age"] >= active.cols and (active.maximum or state["age"] >= facts.TAP_SIDE)

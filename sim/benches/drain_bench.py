@@ -5,8 +5,9 @@ import random
 import cocotb
 import numpy as np
 
-from esbflow.compiler.lower import rounding_fields, storage_digits
+from esbflow.compiler.lower import rounding_fields, storage_bits
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
+from esbflow.engine_facts import MOST_DIGITS
 from esbflow.instructions import encode
 from esbflow.numbers import Format
 from esbflow.registers import COUNTERS, LOG_BEATS
@@ -30,16 +31,20 @@ class Tile:
         self.pitch = -(-cols // words) * words
         out_rows, out_cols = out or (rows, cols)
         self.out = (out_rows, -(-out_cols // words) * words)
-        self.planes, self.digits = size.planes_per_tile, storage_digits(self.format)
+        self.planes = size.planes_per_tile
+        self.digits = max(1, storage_bits(self.format) // size.digit_bits)
         self.acc = np.array([[rng.randrange(6000) for _ in range(size.cols)] for _ in range(rows * cols)])
         self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
                            "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
-        self.residual, self.residual_signed = residual, rng.randrange(2)
+        self.residual, self.residual_signed = residual * 4 // size.digit_bits, rng.randrange(2)
+        if size.digit_bits < 4 and residual == 1 and rng.randrange(2):
+            self.residual = 1  # of its smallest size
+        self.residual_bits = self.residual * size.digit_bits
         if size.requantizer == "shift":
             for k in self.constants:
                 k.update(m=rng.choice((-1, 1)), n=rng.choice((-1, 0, 1)) << rng.randrange(8), s=rng.randrange(1, 9),
                          b=rng.randrange(-1 << 11, 1 << 11))
-        signs = (residual, bool(self.residual_signed)) if residual else None
+        signs = (self.residual_bits, bool(self.residual_signed)) if residual else None
         self.stored = [{name: int(value) for name, value in fold(size, **k, form=self.format, residual=signs).items()}
                        for k in self.constants]
         nibbles = (self.planes * rows * self.pitch, size.rows)
@@ -49,17 +54,17 @@ class Tile:
         self.fields = dict(
             region=4, offset=rng.randrange(1000), acc_rows=rows, acc_cols=cols, out_rows=out_rows,
             out_cols=self.out[1], kernel_y=kernel[0], kernel_x=kernel[1], stride_y=stride[0], stride_x=stride[1],
-            pad_y=pad[0], pad_x=pad[1], digits=self.digits, planes=self.planes, plane_stride=100, digit_stride=50,
+            pad_y=pad[0], pad_x=pad[1], digits=self.digits % MOST_DIGITS, planes=self.planes, plane_stride=100,
+            digit_stride=50,
             segments=out_rows if per_row else 1, segment_beats=run if per_row else run * out_rows,
             segment_stride=run + 3, bank=bank, constants=1 - bank, residual=int(residual > 0), residual_bank=bank,
-            residual_digits=residual, residual_signed=self.residual_signed, post_store=1, layer=3,
+            residual_digits=self.residual % 4, residual_signed=self.residual_signed, post_store=1, layer=3,
             **rounding_fields(self.format), **more)
 
     def _residual_value(self, plane: int, y: int, x: int, channel: int) -> int:
         word = (plane * self.rows + y) * self.pitch + x
-        value, bits = self.low[word][channel], 4
-        if self.residual == 2:
-            value, bits = value | self.high[word][channel] << 4, 8
+        bits = self.residual_bits
+        value = (self.low[word][channel] | self.high[word][channel] << 4) & ((1 << bits) - 1)
         if self.residual_signed and value >> bits - 1:
             value -= 1 << bits
         return value
@@ -88,7 +93,7 @@ class Tile:
                                    clamp(col * self.stride[1] - self.pad[1] + kx, self.cols))
                                   for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
                         levels = [max(self._level(plane, y, x, c, col) for y, x in window) for c in range(self.size.rows)]
-                        words.append(join([level >> DIGIT_BITS * digit for level in levels], DIGIT_BITS))
+                        words.append(join([level >> self.size.digit_bits * digit for level in levels], self.size.digit_bits))
         stream = join(words, self.size.word_bits)
         count = len(words) * self.size.word_bits // AXI_BEAT_BITS
         return [stream >> AXI_BEAT_BITS * i & ((1 << AXI_BEAT_BITS) - 1) for i in range(count)]
@@ -227,7 +232,7 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
             assert tb.pulses[f"take_{name}"].pop(0) == begun
             assert tb.pulses[f"post_{name}"].pop(0) == end
         # The last group of each beat, LATENCY cycles later.
-        groups = AXI_BEAT_BITS // (DIGIT_BITS * tb.size.requantize_lanes) * tile.kernel[1]
+        groups = AXI_BEAT_BITS // (tb.size.digit_bits * tb.size.requantize_lanes) * tile.kernel[1]
         completed = [cycle + drain_latency(tb.size) for cycle in expected[groups - 1::groups]]
         assert tb.beat_cycles[:len(completed)] == completed
         del tb.beat_cycles[:len(completed)]
@@ -345,7 +350,8 @@ WITHOUT_WINDOW = [{"residual": 1, **window} for window in (
 async def fields_outside_the_engine_s_limits_stop_it(dut):
     size = config()
     for wrong in ({"acc_rows": 0}, {"acc_cols": 0}, {"out_rows": 0}, {"out_cols": 0}, {"kernel_y": 0},
-                  {"kernel_x": 0}, {"planes": 0}, {"planes": size.planes_per_tile + 1}, {"digits": 0}, {"digits": 9},
+                  {"kernel_x": 0}, {"planes": 0}, {"planes": size.planes_per_tile + 1},
+                  *([{"digits": 0}, {"digits": 9}] if size.digit_bits == DIGIT_BITS else []),
                   {"bits": 0}, {"bits": 33}, {"segment_beats": 0}, *WITHOUT_WINDOW,
                   *([] if size.residual else [{"residual": 1}]), *([] if size.esb_output else [{"esb": 1}])):
         tb = Bench(dut)

@@ -121,7 +121,8 @@ class Host:
         """Ring the doorbell; outputs and log are filled with a pattern first."""
         meta = self.program.meta["input"]
         codes = fold_windows(encode_images(images, self.program.table), meta)
-        self.put("input", pack(codes, self.program.config.rows, meta["digits"], meta["pitch"]).tobytes())
+        self.put("input", pack(codes, self.program.config.rows, meta["digits"], meta["pitch"],
+                              self.program.config.digit_bits).tobytes())
         for region in ("output", "log"):
             self.put(region, b"\xa5" * self.sizes[region])
         await self.write("IRQ_STATUS", BOTH)
@@ -146,7 +147,8 @@ class Host:
         meta = self.program.meta["output"]
         data = self.memory[self.bases["output"]:self.bases["output"] + self.program.meta["regions"]["output"]]
         return unpack(np.frombuffer(bytes(data), dtype=np.uint8), tuple(meta["shape"]), self.program.meta["batch"],
-                      self.program.config.rows, meta["digits"], meta["pitch"], meta["signed"])
+                      self.program.config.rows, meta["digits"], meta["pitch"], meta["signed"],
+                      self.program.config.digit_bits)
 
     @property
     def log(self) -> np.ndarray:

@@ -14,8 +14,13 @@ from esbflow.suggest import no_such
 
 AXI_BEAT_BITS = 128
 AXI_ADDRESS_BITS = 40
+CODE_BITS = 4
+"""Bits of a stored weight code."""
 DIGIT_BITS = 4
-"""Bits of a stored activation digit and of a stored weight code."""
+"""Bits of a level that a requantizer lane gives at once, and of the widest activation digit."""
+DIGIT_SIZES = (2, 4)
+SHIFT_BITS = 12
+"""Passes can be shifted to the left by as many bits at least."""
 TABLE_INPUTS = 4
 """Rows that share a table of the table array."""
 TABLE_ENTRIES = 1 << TABLE_INPUTS
@@ -57,6 +62,8 @@ class EngineConfig:
     clock_mhz : the clock at which frames/s and GOPS are stated; no claim that it was reached.
     residual : whether the requantizer adds a second operand, r*n.
     esb_output : whether the requantizer rounds to ESB formats too.
+    digit_bits : bits of a stored activation digit, 4 or 2. A pass takes one digit, so that with 2 the arrays are half as
+        large, and activations of 3 or 4 bits take two passes, those of 5 to 8 bits four.
     channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
         depthwise convolutions, pools, and whatever else keeps each channel to itself.
     requantizer : "multiply" takes any m and n; "shift" takes signed powers of two, for half the LUTs of a lane.
@@ -102,6 +109,7 @@ class EngineConfig:
     requantizer: str = "multiply"
     slices: int = 1
     activation_ports: int = 1
+    digit_bits: int = 4
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -140,6 +148,8 @@ class EngineConfig:
         _in_range("clock_mhz", self.clock_mhz, 1, 1000)
         if self.activation_beats < self.beats_per_word:
             raise BadValue("activation_beats must hold at least one word")
+        if self.digit_bits not in DIGIT_SIZES:
+            raise BadValue(f"digit_bits must be 2 or 4, not {self.digit_bits}")
         self._check_weights()
         if self.channel_unit:
             _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
@@ -196,7 +206,17 @@ class EngineConfig:
     @property
     def word_bits(self) -> int:
         """Bits of one activation word: one digit of `rows` channels of one pixel."""
-        return self.rows * DIGIT_BITS
+        return self.rows * self.digit_bits
+
+    @property
+    def largest_digit(self) -> int:
+        """The largest activation digit, as an unsigned number."""
+        return (1 << self.digit_bits) - 1
+
+    @property
+    def sign_offset(self) -> int:
+        """Signed digits enter an array in offset binary: with this added."""
+        return 1 << self.digit_bits - 1
 
     @property
     def words_per_beat(self) -> int:
@@ -220,12 +240,12 @@ class EngineConfig:
     @property
     def tile_beats(self) -> int:
         """Beats of one weight tile in memory: rows x cols codes of 4 bits, at least one beat."""
-        return max(1, self.rows * self.cols * DIGIT_BITS // AXI_BEAT_BITS)
+        return max(1, self.rows * self.cols * CODE_BITS // AXI_BEAT_BITS)
 
     @property
     def path_codes(self) -> int:
         """Weight codes that move from a slot to the array in a cycle."""
-        return min(self.weight_path_beats * AXI_BEAT_BITS // DIGIT_BITS, self.rows * self.cols)
+        return min(self.weight_path_beats * AXI_BEAT_BITS // CODE_BITS, self.rows * self.cols)
 
     @property
     def tile_rows(self) -> int:
@@ -276,12 +296,32 @@ class EngineConfig:
 
     @property
     def radix_bits(self) -> int:
-        """Wider weights are split into digits of this many bits.
+        """Wider weights are split into digits of this many bits: 1, 2 or 4, so that passes need few different shifts.
 
-        >>> EngineConfig("w4", rows=4, cols=4).radix_bits, EngineConfig("w2", 4, 4, weight_min=-2, weight_max=1).radix_bits
-        (4, 2)
+        >>> [EngineConfig("e", 4, 4, weight_min=low, weight_max=high).radix_bits
+        ...  for low, high in ((-15, 15), (-8, 7), (-4, 3), (-2, 1), (-1, 1))]
+        [4, 4, 2, 2, 1]
         """
-        return (self.weight_max - self.weight_min + 1).bit_length() - 1
+        return 1 << ((self.weight_max - self.weight_min + 1).bit_length() - 1).bit_length() - 1
+
+    @property
+    def shift_step(self) -> int:
+        """Bits by which a PASS is shifted to the left for each 1 in its field."""
+        return min(self.digit_bits, self.radix_bits)
+
+    @property
+    def largest_shift(self) -> int:
+        """The largest shift of a PASS, in steps: 12 bits, or what weights and activations of 8 bits need.
+
+        Weights take a digit more where the range has no 0..2**radix_bits - 1 (esbflow.compiler.digits).
+
+        >>> [EngineConfig("e", 4, 4, weight_min=low, weight_max=-low - 1, digit_bits=digit).largest_shift
+        ...  for low, digit in ((-8, 4), (-2, 4), (-2, 2))]
+        [3, 6, 7]
+        """
+        balanced = self.weight_max < (1 << self.radix_bits) - 1
+        weights = 8 - self.radix_bits + balanced * self.radix_bits
+        return max(SHIFT_BITS, weights + 8 - self.digit_bits) // self.shift_step
 
     @property
     def lane_groups(self) -> int:
@@ -321,6 +361,10 @@ class EngineConfig:
         for name in ("weight_ports", "slices", "activation_ports"):
             if fields[name] == 1:
                 del fields[name]
+        if self.digit_bits == 4:
+            del fields["digit_bits"]
+        if self.shift_step != 4:  # a PASS of such an engine was once shifted by whole digits of 4 bits
+            fields["shift_step"] = self.shift_step
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -340,6 +384,8 @@ def _in_range(name: str, value: int, low: int, high: int) -> None:
 
 
 _LARGE = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
+_W2A2 = dict(weight_min=-2, weight_max=1, digit_bits=2, accumulator_width=24, activation_beats=2048, residual_beats=1024,
+             weight_path_beats=4, requantize_lanes=16)
 ENGINES = {
     config.name: config
     for config in (
@@ -367,6 +413,22 @@ ENGINES = {
                      weight_ports=4, slices=4, activation_ports=4, **_LARGE),
         EngineConfig("table16x16-w4-slices16", rows=16, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7,
                      accumulator_width=24, requantize_lanes=2, slices=16, activation_ports=2),
+        EngineConfig("table64x64-w2a2", rows=64, cols=64, array="table", table_groups=8, **_W2A2),
+        EngineConfig("table64x128-w2a2", rows=64, cols=128, array="table", table_groups=4, **_W2A2),
+        # For a board each: what they have fits the part.
+        EngineConfig("zcu102-w4a4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
+                     weight_ports=2, channel_unit=64, **{**_LARGE, "requantize_lanes": 32}),
+        EngineConfig("zcu102-esb", rows=64, cols=64, weight_ports=2, channel_unit=32, **_LARGE),
+        EngineConfig("zcu102-w2a2", rows=128, cols=128, array="table", table_groups=4, weight_ports=2,
+                     **{**_W2A2, "residual_beats": 2048, "weight_slots": 8}),
+        EngineConfig("kv260-w4a4", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
+                     weight_ports=2, channel_unit=16, clock_mhz=200,
+                     **{**_LARGE, "activation_beats": 1024, "residual_beats": 1024}),
+        EngineConfig("ultra96-w4a4", rows=32, cols=64, array="table", table_groups=4, weight_min=-8, weight_max=7,
+                     weight_ports=2, channel_unit=16, clock_mhz=200,
+                     **{**_LARGE, "residual_beats": 1024, "requantize_lanes": 8}),
+        EngineConfig("pynq-z2-w4a4", rows=16, cols=32, weight_min=-8, weight_max=7, requantize_lanes=8, channel_unit=8,
+                     weight_path_beats=2, clock_mhz=100),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""

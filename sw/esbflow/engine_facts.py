@@ -5,7 +5,7 @@ Gateware, cycle model, compiler and validator all read them here. Times are in c
 
 import numpy as np
 
-from esbflow.engine_config import DIGIT_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
+from esbflow.engine_config import CODE_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
 
 # -- between units ------------------------------------------------------------------------------------------------
 FIFO_LATENCY = 2
@@ -46,9 +46,11 @@ ACCUMULATE_LATENCY = 2
 """Accumulators: dots to the sum that a drain may read."""
 HAZARD_CYCLES = 3
 """The same accumulator can be added to again after this many cycles."""
-SHIFT_DIGITS = 3
-"""A pass is shifted left by 0 to 3 digits."""
-CODES = 1 << DIGIT_BITS
+MOST_DIGITS = 16
+"""Digits of an output; 16 is 0 in a DRAIN, and so are 4 digits of a residual."""
+RESIDUAL_PLANE = 1 << 15
+"""Residual digits 2 and 3 are loaded into planes 0 and 1 at an address with this added."""
+CODES = 1 << CODE_BITS
 """Entries of a codebook."""
 BOOKS = 2
 """Codebooks that an array holds."""
@@ -60,9 +62,20 @@ TAP_SIDE = 3
 TAPS = TAP_SIDE * TAP_SIDE
 TAP_ENTRY_BITS = 5
 
-SIGN_OFFSET = 1 << DIGIT_BITS - 1
-"""Signed digits enter an array in offset binary: with this added."""
-LARGEST_DIGIT = (1 << DIGIT_BITS) - 1
+
+def residual_planes(config: EngineConfig) -> int:
+    """Digits of a residual that the engine holds, each in a memory of its own: together 8 bits."""
+    return 8 // config.digit_bits
+
+
+def output_digits(field: int) -> int:
+    """Digits that a DRAIN stores, by its field."""
+    return field or MOST_DIGITS
+
+
+def residual_digits(field: int) -> int:
+    """Digits of a DRAIN's residual, by its field."""
+    return field or 4
 
 
 def weight_masters(config: EngineConfig) -> list:
@@ -125,7 +138,7 @@ def array_latency(config: EngineConfig) -> int:
     weights; the join of the planes. Table: the read; a tree in each bit plane of the activations; the join.
     """
     if config.array == "table":
-        return 1 + tree_levels(table_groups(config)) + tree_levels(DIGIT_BITS)
+        return 1 + tree_levels(table_groups(config)) + tree_levels(config.digit_bits)
     planes, magnitude = config.weight_planes
     return int(magnitude) + 1 + tree_levels(config.rows // 2) + tree_levels(planes)
 
@@ -167,7 +180,7 @@ def compute_latency(config: EngineConfig) -> int:
 def channel_largest(config: EngineConfig) -> int:
     """The largest sum of the channel unit, which is unsigned: see `channel_offset`."""
     planes, magnitude = channel_planes(config)
-    plane = TAPS * LARGEST_DIGIT
+    plane = TAPS * config.largest_digit
     if magnitude:
         return plane * ((1 << planes) - 1)
     return plane * ((1 << planes - 1) - 1) + (_ones(plane) << planes - 1)
@@ -180,11 +193,11 @@ def channel_bits(config: EngineConfig) -> int:
 def channel_offset(config: EngineConfig, taps: np.ndarray, signed: bool) -> np.ndarray:
     """What the channel unit's sums have too much, for each channel: as `array_offset`, of taps (channels, TAPS)."""
     taps = np.asarray(taps, dtype=np.int64)
-    offset = SIGN_OFFSET * taps.sum(axis=1) if signed else np.zeros(len(taps), dtype=np.int64)
+    offset = config.sign_offset * taps.sum(axis=1) if signed else np.zeros(len(taps), dtype=np.int64)
     planes, magnitude = channel_planes(config)
     if magnitude:
-        return offset + LARGEST_DIGIT * np.where(taps < 0, -taps, 0).sum(axis=1)
-    return offset + (_ones(TAPS * LARGEST_DIGIT) << planes - 1)
+        return offset + config.largest_digit * np.where(taps < 0, -taps, 0).sum(axis=1)
+    return offset + (_ones(TAPS * config.largest_digit) << planes - 1)
 
 
 def tap_entry(config: EngineConfig, value):
@@ -207,9 +220,9 @@ def tap_value(config: EngineConfig, entry):
 def dot_largest(config: EngineConfig) -> int:
     """The largest dot, which is unsigned: see `array_offset`."""
     if config.array == "table":
-        return table_groups(config) * table_largest(config) * LARGEST_DIGIT
+        return table_groups(config) * table_largest(config) * config.largest_digit
     planes, magnitude = config.weight_planes
-    plane = config.rows * LARGEST_DIGIT
+    plane = config.rows * config.largest_digit
     if magnitude:
         return plane * ((1 << planes) - 1)
     return plane * ((1 << planes - 1) - 1) + (_ones(plane) << planes - 1)
@@ -235,22 +248,23 @@ def load_tail(config: EngineConfig) -> int:
 def array_offset(config: EngineConfig, tile: np.ndarray, signed: bool) -> np.ndarray:
     """What an array's dots have too much, for each column: a constant of the tile, which the compiler takes off b.
 
-    Arrays count unsigned. Signed activation digits come with 8 added. Shift-add with sign and magnitude multiplies the
-    one's complement 15 - x for a negative weight; in two's complement it adds the one's complement of the top plane's sum.
-    A table's entries come with -4 * weight_min added, in each of 4 planes.
+    Arrays count unsigned. Signed activation digits come with `sign_offset` added. Shift-add with sign and magnitude
+    multiplies the one's complement `largest_digit` - x for a negative weight; in two's complement it adds the one's
+    complement of the top plane's sum.
+    A table's entries come with -4 * weight_min added, in each plane of bits.
 
     Parameters
     ----------
     tile : integers (cols, rows), with what stands in places without a weight.  signed : of the activation digit.
     """
     tile = np.asarray(tile, dtype=np.int64)
-    offset = SIGN_OFFSET * tile.sum(axis=1) if signed else np.zeros(len(tile), dtype=np.int64)
+    offset = config.sign_offset * tile.sum(axis=1) if signed else np.zeros(len(tile), dtype=np.int64)
     if config.array == "table":
-        return offset + table_groups(config) * -TABLE_INPUTS * config.weight_min * LARGEST_DIGIT
+        return offset + table_groups(config) * -TABLE_INPUTS * config.weight_min * config.largest_digit
     planes, magnitude = config.weight_planes
     if magnitude:
-        return offset + LARGEST_DIGIT * np.where(tile < 0, -tile, 0).sum(axis=1)
-    return offset + (_ones(config.rows * LARGEST_DIGIT) << planes - 1)
+        return offset + config.largest_digit * np.where(tile < 0, -tile, 0).sum(axis=1)
+    return offset + (_ones(config.rows * config.largest_digit) << planes - 1)
 
 
 def book_entry(config: EngineConfig, value: int) -> int:

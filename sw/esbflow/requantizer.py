@@ -133,7 +133,7 @@ def fold(config: EngineConfig, m, n, s, b, form: Format, residual: tuple | None 
     m, n, s, b : of the requantizer, integers or int64 arrays of one shape. Where lanes shift, m is 1 or -1 and n is 0 or a
         signed power of two, as esbflow.compiler.shifts makes them.
     form : of the output.
-    residual : (digits, signed) of the residual as it lies in memory; None where there is none.
+    residual : (bits, signed) of the residual as it lies in memory; None where there is none.
     """
     m, n, s, b = (np.asarray(value, dtype=np.int64) for value in (m, n, s, b))
     half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
@@ -156,13 +156,15 @@ def fold(config: EngineConfig, m, n, s, b, form: Format, residual: tuple | None 
             "residual_shift": shift, "s": s, "b": folded & mask}
 
 
-def residual_offset(digits: int, signed: bool) -> int:
-    """The residual minus what the lane reads: a set top bit means -8 or, of two digits, 128 more than it reads.
+def residual_offset(bits: int, signed: bool) -> int:
+    """The residual minus what the lane reads, by its bits in memory.
 
-    A signed digit enters with its top bit inverted, 8 too high. An unsigned byte enters with its top bit inverted too and
-    is then read as a two's complement, 128 too low.
+    A signed one of 4 bits enters with its top bit inverted, 8 too high. An unsigned byte enters with its top bit inverted
+    too and is then read as a two's complement, 128 too low.
 
-    >>> residual_offset(1, True), residual_offset(2, False), residual_offset(1, False), residual_offset(2, True)
+    >>> residual_offset(4, True), residual_offset(8, False), residual_offset(4, False), residual_offset(8, True)
     (-8, 128, 0, 0)
     """
-    return (0 if signed else 128) if digits == 2 else (-8 if signed else 0)
+    if bits == RESIDUAL_BITS:
+        return 0 if signed else 128
+    return -(1 << bits - 1) if signed else 0

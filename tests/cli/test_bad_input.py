@@ -14,7 +14,7 @@ from esbflow.training.run_state import RunState
 
 def test_a_missing_model_is_named_with_the_fix(refused, tmp_path):
     missing = tmp_path / "none.npz"
-    for command in (["run"], ["estimate", "--no-synthesis"], ["compile", "--out", tmp_path / "p.npz"]):
+    for command in (["run"], ["estimate"], ["compile", "--out", tmp_path / "p.npz"]):
         assert refused(*command, missing) == (f"esbflow {command[0]}: there is no model file {missing}; make one with "
                                               "`esbflow train` or `esbflow export`")
     assert not list(tmp_path.iterdir())
@@ -24,12 +24,12 @@ def test_a_missing_model_is_named_with_the_fix(refused, tmp_path):
 def test_a_truncated_model_is_refused(refused, model, keep):
     content = model.read_bytes()
     model.write_bytes(content[:int(keep * len(content)) if isinstance(keep, float) else keep])
-    assert f"{model} is not a whole model file" in refused("estimate", model, "--no-synthesis")
+    assert f"{model} is not a whole model file" in refused("estimate", model)
 
 
 @pytest.mark.parametrize("name, command, way", [
     ("m.onnx", ["run"], "`esbflow import {path} --out graph.npz`"), ("m.onnx", ["compile", "--out", "p"], "`esbflow import"),
-    ("m.onnx", ["estimate", "--no-synthesis"], "`esbflow import {path} --out graph.npz`"),
+    ("m.onnx", ["estimate"], "`esbflow import {path} --out graph.npz`"),
     ("m.pt", ["run"], "`esbflow export {path} --out graph.npz`"), ("m.PTH", ["estimate"], "`esbflow export {path}"),
     ("m.tflite", ["run"], "`python -m tf2onnx.convert --tflite {path}"), ("m.h5", ["run"], "convert it with tf2onnx"),
     ("m.tflite", ["import", "--out", "g"], "--tflite {path}"), ("m.pt", ["import", "--out", "g"], "`esbflow export {path}"),

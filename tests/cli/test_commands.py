@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import esbflow as esbflow_package
+from esbflow.area import area
 from esbflow.cli import main, parser
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
@@ -97,20 +98,22 @@ def test_run_takes_as_many_images_as_asked(esbflow, model, data):
 
 
 def test_estimate_has_cycles_rates_and_limits(esbflow, model, graph):
-    content = esbflow("estimate", model, "--engine", "tiny4x4", "--batch", 2, "--no-synthesis")
+    content = esbflow("estimate", model, "--engine", "tiny4x4", "--batch", 2)
     total = count_cycles(compile_graph(graph, CONFIG, 2)).total
     assert content["cycles_per_image"] == total / 2
     assert content["frames_per_second"] == pytest.approx(2 * CONFIG.clock_mhz * 1e6 / total)
     assert content["gops_peak"] == 2 * 16 * CONFIG.clock_mhz / 1000
     assert content["gops"] == pytest.approx(content["gops_peak"] * content["utilization"])
     assert content["macs_per_image"] == macs_per_image(graph)
-    assert "lut" not in content
+    assert (content["lut"], content["ff"], content["bram"]) == (area(CONFIG).lut, area(CONFIG).ff, area(CONFIG).bram36)
+    assert content["gops_per_klut"] == pytest.approx(content["gops"] / content["lut"] * 1000)
+    assert 0 < content["area_error"] <= 0.1 and "resources" not in content
     for layer in content["layers"]:
         assert {"name", "op", "macs", "cycles", "utilization", "limit"} <= set(layer)
 
 
 def test_estimate_with_synthesis_has_density(esbflow, model):
-    content = esbflow("estimate", model, "--engine", "tiny4x4")
+    content = esbflow("estimate", model, "--engine", "tiny4x4", "--synthesis")
     assert (content["dsp"], content["resources"]["latches"]) == (0, 0)
     assert content["gops_per_klut"] == pytest.approx(content["gops"] / content["lut"] * 1000)
     assert content["gops_peak_per_klut"] == pytest.approx(content["gops_peak"] / content["lut"] * 1000)
@@ -119,7 +122,7 @@ def test_estimate_with_synthesis_has_density(esbflow, model):
 
 
 def test_longer_latency_takes_longer(esbflow, model):
-    short, long = (esbflow("estimate", model, "--engine", "tiny4x4", "--no-synthesis", "--latency", cycles)
+    short, long = (esbflow("estimate", model, "--engine", "tiny4x4", "--latency", cycles)
                    for cycles in (10, 100))
     assert short["cycles_per_image"] < long["cycles_per_image"]
 
@@ -146,7 +149,7 @@ def test_compile_writes_a_program_that_the_driver_reads(esbflow, model, tmp_path
 
 def test_report_draws_an_estimate(esbflow, model, tmp_path):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps(esbflow("estimate", model, "--engine", "tiny4x4", "--no-synthesis")))
+    path.write_text(json.dumps(esbflow("estimate", model, "--engine", "tiny4x4")))
     content = esbflow("report", path, model, "--out", tmp_path / "report.html")
     assert content["out"] == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().count("<svg") == 2
@@ -210,10 +213,11 @@ def test_every_command_explains_itself(command, capsys):
 
 
 def test_tables_are_printed_without_json(model, capsys):
-    assert main(["estimate", str(model), "--engine", "tiny4x4", "--no-synthesis"]) == 0
+    assert main(["estimate", str(model), "--engine", "tiny4x4"]) == 0
     printed = capsys.readouterr().out
     assert "lost to, %" in printed
     assert "frames/s" in printed
+    assert re.search(r"BRAM36, 0 DSP \(model, \d+ % off at most on engines it had not seen\)", printed)
     assert main(["doctor"]) == 0
     assert "what to do" in capsys.readouterr().out
 

@@ -6,7 +6,19 @@ allow a race gives wrong integers under some order, and one that can lock up doe
 
 import numpy as np
 
-from esbflow.engine_facts import TAPS, array_offset, channel_largest, channel_offset, dot_largest, tap_value, weight_bits
+from esbflow.engine_facts import (
+    RESIDUAL_PLANE,
+    TAPS,
+    array_offset,
+    channel_largest,
+    channel_offset,
+    dot_largest,
+    output_digits,
+    residual_digits,
+    residual_planes,
+    tap_value,
+    weight_bits,
+)
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
@@ -32,7 +44,7 @@ class Machine:
         self.memory["weights"] = np.asarray(program.weights, np.uint8)
         config = self.config
         self.activations = np.full((2, config.activation_beats * 16), 0x5A, np.uint8)
-        self.residuals = np.full((4, config.residual_beats * 16), 0x5A, np.uint8)
+        self.residuals = np.full((2 * residual_planes(config), config.residual_beats * 16), 0x5A, np.uint8)
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
         self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
         self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
@@ -52,13 +64,13 @@ class Machine:
     def _run(self, images, order):
         meta = self.program.meta
         codes = layout.fold_windows(layout.encode_images(images, self.program.table), meta["input"])
-        packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"])
+        packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"], self.config.digit_bits)
         assert packed.size == meta["regions"]["input"]
         self.memory["input"][:] = packed
         self._execute(order)
         output = meta["output"]
         return layout.unpack(self.memory["output"], tuple(output["shape"]), len(images), self.config.rows,
-                             output["digits"], output["pitch"], output["signed"])
+                             output["digits"], output["pitch"], output["signed"], self.config.digit_bits)
 
     def _execute(self, order):
         instructions = [decode(word) for word in self.program.words]
@@ -133,17 +145,18 @@ class Machine:
             at += size
 
     def _load(self, f):
-        half = f["destination"] < 2
-        self._transfer(f, self.activations[f["destination"]] if half else self.residuals[f["destination"] - 2])
+        if f["destination"] < 2:
+            return self._transfer(f, self.activations[f["destination"]])
+        bank, plane = divmod(f["destination"] - 2, 2)
+        higher, address = divmod(f["address"], RESIDUAL_PLANE)
+        self._transfer({**f, "address": address}, self.residuals[bank * residual_planes(self.config) + 2 * higher + plane])
 
     def _weights(self, f):
         self._transfer(f, self.slots if f["destination"] == 0 else self.constants[f["destination"] - 1])
 
     def _words(self, buffer, index):
-        """Nibbles (..., rows) of the words at `index`."""
-        size = self.config.rows // 2
-        content = buffer.reshape(-1, size)[index]
-        return np.stack([content & 15, content >> 4], axis=-1).reshape(*index.shape, 2 * size).astype(np.int64)
+        """Digits (..., rows) of the words at `index`."""
+        return layout.unpack_digits(buffer.reshape(-1, self.config.word_bits // 8)[index], self.config.digit_bits)
 
     def _pass(self, f):
         config = self.config
@@ -163,13 +176,13 @@ class Machine:
         address = np.where(inside, f["address"] + r * f["row_step"] + c * f["stride_x"], 0)
         digits = np.where(inside[..., None], self._words(self.activations[f["half"]], address), 0)
         if f["signed"]:
-            digits = (digits ^ 8) - 8
+            digits = (digits ^ config.sign_offset) - config.sign_offset
         pixels = digits.reshape(-1, config.rows)
         # The array's dots are not negative; the compiler takes off b what they have too much.
         total = pixels @ self.weights.T + array_offset(config, self.weights, bool(f["signed"]))
         assert total.min() >= 0 and total.max() <= dot_largest(config)
         bank = self._bank(f, len(pixels))
-        values = (0 if f["first"] else bank) + (total << (4 * f["shift"]))
+        values = (0 if f["first"] else bank) + (total << (config.shift_step * f["shift"]))
         assert values.max() < 1 << config.accumulator_width
         bank[:] = values
 
@@ -193,17 +206,17 @@ class Machine:
                 address = f["address"] + r * f["row_step"] + row * f["tap_step"] + (column - age) * f["stride_x"]
                 digits = self._words(self.activations[f["half"]], np.where(inside, address, 0))
                 first = f["part"] * width % config.rows
-                digits = digits[..., first:first + width] ^ (8 if f["signed"] else 0)
+                digits = digits[..., first:first + width] ^ (config.sign_offset if f["signed"] else 0)
                 # What lies outside is zero in a sum and less than anything in a maximum.
                 present = np.where(inside[..., None], digits, 0)
                 largest = present if largest is None else np.maximum(largest, present)
-                total = total + np.where(inside[..., None], digits - (8 if f["signed"] else 0), 0) * self.taps[:, 3 * row + age]
+                total = total + np.where(inside[..., None], digits - (config.sign_offset if f["signed"] else 0), 0) * self.taps[:, 3 * row + age]
         sums = largest if f["maximum"] else total + channel_offset(config, self.taps, bool(f["signed"]))
         sums = sums.reshape(-1, width)
         assert sums.min() >= 0 and sums.max() <= channel_largest(config)
         bank = self._bank(f, len(sums))
         values = np.zeros((len(sums), config.cols), np.int64) if f["first"] else bank.copy()
-        values[:, f["part"] * width:(f["part"] + 1) * width] += sums << (4 * f["shift"])
+        values[:, f["part"] * width:(f["part"] + 1) * width] += sums << (config.shift_step * f["shift"])
         assert values.max() < 1 << config.accumulator_width
         bank[:] = values
 
@@ -240,11 +253,11 @@ class Machine:
             assert config.residual and f["kernel_y"] == f["kernel_x"] == f["stride_y"] == f["stride_x"] == 1
             pitch = -(-cols // config.words_per_beat) * config.words_per_beat
             p, r, c = np.mgrid[:f["planes"], :rows, :cols]
-            for digit in range(f["residual_digits"]):
-                plane = self.residuals[2 * f["residual_bank"] + digit]
-                value = value | self._words(plane, (p * rows + r) * pitch + c) << (4 * digit)
-            top = 128 if f["residual_digits"] == 2 else 8
-            if f["residual_signed"] == (top == 8):
+            for digit in range(count := residual_digits(f["residual_digits"])):
+                plane = self.residuals[residual_planes(config) * f["residual_bank"] + digit]
+                value = value | self._words(plane, (p * rows + r) * pitch + c) << (config.digit_bits * digit)
+            top = 1 << config.digit_bits * count - 1
+            if f["residual_signed"] == (top < 128):
                 value = value ^ top
             value = signed(value, 8).transpose(1, 2, 0, 3).reshape(rows, cols, channels)
             value = np.concatenate([value, np.zeros((rows, cols, config.cols - channels), np.int64)], axis=-1)
@@ -273,9 +286,9 @@ class Machine:
         memory = self.memory[REGIONS[f["region"]]]
         for plane in range(f["planes"]):
             block = pooled[..., plane * config.rows:(plane + 1) * config.rows]
-            for digit in range(f["digits"]):
-                nibbles = (block >> (4 * digit) & 15).astype(np.uint8)
-                data = (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).reshape(f["segments"], -1)
+            for digit in range(output_digits(f["digits"])):
+                digits = (block >> (config.digit_bits * digit) & config.largest_digit).astype(np.uint8)
+                data = layout.pack_digits(digits, config.digit_bits).reshape(f["segments"], -1)
                 assert data.shape[1] == 16 * f["segment_beats"]
                 base = f["offset"] + plane * f["plane_stride"] + digit * f["digit_stride"]
                 for segment, content in enumerate(data):

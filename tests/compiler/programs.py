@@ -8,6 +8,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import lower
 from esbflow.compiler.packing import alike
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import ENGINES, EngineConfig
 from esbflow.graph import ir
 from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate
@@ -16,6 +17,19 @@ from tests.sw.graph_nodes import constants, input_node
 
 BOUNDS = {"tiny4x4": {"channels": 10, "size": 10}, "small8x16": {"channels": 24, "size": 12},
           "base16x16": {"channels": 40, "size": 14}, "large64x64": {"channels": 80, "size": 10}}
+
+_SMALL = dict(accumulator_depth=256, activation_beats=256, residual_beats=256)
+NARROW = {config.name: config for config in (
+    EngineConfig("narrow8x16", rows=8, cols=16, weight_min=-2, weight_max=1, digit_bits=2, **_SMALL),
+    EngineConfig("narrow-table8x16", rows=8, cols=16, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2,
+                 channel_unit=8, **_SMALL),
+    EngineConfig("ternary4x8", rows=4, cols=8, array="table", weight_min=-1, weight_max=1, digit_bits=2, **_SMALL),
+    EngineConfig("mixed8x8", rows=8, cols=8, weight_min=-7, weight_max=7, digit_bits=2, channel_unit=4, **_SMALL),
+    EngineConfig("w3-8x16", rows=8, cols=16, array="table", weight_min=-4, weight_max=3, **_SMALL),
+)}
+"""Engines whose digits of activations or weights are narrower than 4 bits."""
+TESTED = {**{name: ENGINES[name] for name in BOUNDS}, **NARROW}
+BOUNDS |= {name: {"channels": 12, "size": 7} for name in NARROW}
 
 
 def one_conv(weight, in_shape, form=None, more=(0, 0), **fields):

@@ -19,7 +19,7 @@ from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate
 from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.runtime import layout
-from tests.compiler.programs import BOUNDS, one_conv, plans_of
+from tests.compiler.programs import BOUNDS, TESTED, one_conv, plans_of
 from tests.sw.graph_nodes import constants, seeds
 
 
@@ -45,7 +45,7 @@ def test_packed_tensors_read_back_and_lie_where_the_layout_says(seed, name, form
 @pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("number", range(10))
 def test_tiles_cover_every_output_once_and_fit_the_buffers(name, number):
-    random, config = np.random.default_rng((13, number)), ENGINES[name]
+    random, config = np.random.default_rng((13, number)), TESTED[name]
     larger = {"channels": 2 * BOUNDS[name]["channels"], "size": 40}
     while True:
         graph = random_graph(random, layers=2, **larger)

@@ -24,16 +24,15 @@ from esbflow.runtime import layout
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
 from tests.compiler.machine import Machine, Stuck
-from tests.compiler.programs import BOUNDS, compiled, one_conv
+from tests.compiler.programs import BOUNDS, NARROW, TESTED, compiled, one_conv
 from tests.sw.graph_nodes import constants
 
 
 # -- whole programs -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("name, number", [(name, k) for name in BOUNDS for k in range(4 if name in NARROW else 12)])
 def test_programs_of_random_graphs_compute_the_graph_in_any_order_that_tokens_allow(name, number):
     random = np.random.default_rng((7, number, len(name)))
-    graph, program = compiled(random, ENGINES[name], **BOUNDS[name])
+    graph, program = compiled(random, TESTED[name], **BOUNDS[name])
     images = random_images(random, graph, program.meta["batch"])
     expected = execute(graph, images)
     assert np.array_equal(Machine(program).run(images), expected)
@@ -287,3 +286,27 @@ def test_windows_of_one_row_load_only_the_rows_they_read(kernel, stride, loads):
     assert beats * 16 == pytest.approx(program.meta["regions"]["input"] * loads, rel=0.5 if loads == 1 else 0.01)  # tiles share rows of 3
     images = random_images(random, graph, 2)
     assert np.array_equal(Machine(program).run(images, random), execute(graph, images))
+
+
+# -- narrow digits ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("activation_bits", [1, 2, 3, 4, 6, 8])
+def test_weights_and_activations_of_1_to_8_bits_run_on_narrow_engines_by_passes(name, activation_bits):
+    random, config = np.random.default_rng(activation_bits), NARROW[name]
+    for weight_bits in range(1, 9):
+        low, high = (-(1 << weight_bits - 1), (1 << weight_bits - 1) - 1) if weight_bits > 1 else (-1, 1)
+        weight = random.integers(low, high + 1, (5, 3, 2, 2))
+        weight.flat[:2] = low, high
+        graph = one_conv(weight, (3, 4, 5), Signed(32))
+        graph.nodes[0] = replace(graph.nodes[0], format=Unsigned(activation_bits),
+                                 table=np.tile(np.arange(256) & ((1 << activation_bits) - 1), (3, 1)))
+        program = compile_graph(validate(graph), config)
+        images = random_images(random, graph, 1)
+        assert np.array_equal(Machine(program).run(images), execute(graph, images)), weight_bits
+
+
+def test_a_program_for_another_digit_is_for_another_engine():
+    config = ENGINES["base16x16"]
+    assert replace(config, digit_bits=2).hash != config.hash
+    with pytest.raises(ValueError, match="^digit_bits must be 2 or 4, not 3$"):
+        replace(config, digit_bits=3)

@@ -12,6 +12,7 @@ from esbflow.runtime.engine import Engine
 from esbsim.engine import engine_library
 from esbsim.simulator import Simulator
 from esbsim.transport import SimulatedTransport, memory
+from tests.compiler.programs import NARROW
 
 BASE = 0x8_1000_0000  # above 4 GB, as on a board with all of its memory
 
@@ -49,7 +50,7 @@ OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES,
 
 
 def engine_of(name: str) -> EngineConfig:
-    return OTHERS.get(name) or ENGINES[name]
+    return OTHERS.get(name) or NARROW.get(name) or ENGINES[name]
 
 
 @functools.cache

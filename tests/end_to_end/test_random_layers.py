@@ -24,7 +24,9 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True)),
           "slices4x4": (8, dict(channels=10, size=10)),
-          "shared8x8": (10, dict(channels=24, size=14, kinds=CHANNEL_KINDS))}
+          "shared8x8": (10, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
+          "narrow8x16": (12, dict(channels=24, size=12)),
+          "narrow-table8x16": (12, dict(channels=24, size=12, kinds=CHANNEL_KINDS))}
 
 
 def compiled(random, config, **bounds):

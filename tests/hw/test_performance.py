@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from esbflow import area
 from esbflow.engine_config import ENGINES
 from esbflow.reports.marks import filled
-from esbhw import performance, performance_page, yosys
+from esbhw import performance, performance_page, performance_picture, yosys
+from esbhw.boards import BOARDS
+from esbhw.interfaces import masters
 from esbhw.synthesis import Resources, synthesize
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +19,10 @@ RECORD = {"rows": 16, "cols": 32, "lut": 20_000, "lutram": 1_000, "pairs": 4_000
           "command": "c"}
 
 
-def test_every_named_engine_has_a_record_of_its_configuration():
+def test_every_record_is_of_its_engine_s_configuration():
     assert {name: r["hash"] for name, r in RECORDS.items()} == {
-        name: f"{config.hash:016x}" for name, config in ENGINES.items()}, "run: make bench"
+        name: f"{ENGINES[name].hash:016x}" for name in RECORDS}, "run: make bench"
+    assert len(RECORDS) >= 9
     for record in RECORDS.values():
         assert record["dsp"] == record["latches"] == 0
 
@@ -88,3 +92,32 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "engines.json").write_text("{")
     with pytest.raises(ValueError, match=r"engines\.json is not JSON .*; remove it and run `make bench`$"):
         performance.read(tmp_path / "engines.json")
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name.split("-w")[0].split("-esb")[0] in BOARDS])
+def test_engines_named_after_a_board_fit_it(name):
+    board, config = BOARDS[name.split("-w")[0].split("-esb")[0]], ENGINES[name]
+    assert len(masters(config)) <= len(board.memory_ports)
+    if board.target != "xilinx":
+        return  # the model counts primitives of UltraScale+
+    found, share = area.area(config), 0.7 if board.name == "zcu102" else 1 - area.area(config).error
+    assert found.lut <= share * board.device.lut and found.ff <= share * board.device.ff
+    assert found.bram36 <= share * board.device.bram
+
+
+def test_the_page_lists_every_engine_and_marks_the_model_s_figures(tmp_path):
+    page = performance_page.page(tmp_path)
+    for name in ENGINES:
+        assert any(line.startswith(f"| {name} |") and "*model*" in line for line in page.splitlines()), name
+    assert "| zcu102-w2a2 | table, 128 x 128 | -2..1 | 2 |" in page
+
+
+def test_the_picture_has_a_point_for_each_size_and_says_which_are_measured():
+    found = performance_picture.points(RECORDS)
+    assert len(found) == 8 and all(len(line) == 5 for line in found.values())
+    assert any(measured for line in found.values() for _, _, measured in line)
+    for array in ("shiftadd", "table"):
+        for four, eight in zip(found[array, "W4A4"], found[array, "W8A8"]):
+            assert eight[1] == pytest.approx(four[1] / 4)
+    text = performance_picture.picture({})
+    assert text.count('fill="white"><title>') == 40 and "by the model" in text

@@ -9,8 +9,8 @@ from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esbflow.compiler.lower import rounding_fields, storage_digits
-from esbflow.engine_config import EngineConfig
+from esbflow.compiler.lower import rounding_fields, storage_bits
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbflow.numbers import ESB, Format, Signed, Unsigned
 from esbflow.requantizer import Stages, fold
 from esbhw.arithmetic.requantize import constants_layout
@@ -56,7 +56,7 @@ class Case:
 
 
 def every_digit(form: Format, **fields) -> list:
-    return [Case(form, digit=digit, **fields) for digit in range(storage_digits(form))]
+    return [Case(form, digit=digit, **fields) for digit in range(-(-storage_bits(form) // DIGIT_BITS))]
 
 
 def digits(size: EngineConfig, cases: list, acc_signed: bool = True, gaps=None) -> list:
@@ -159,7 +159,7 @@ def random_cases(draw, size: EngineConfig, acc_signed: bool):
                 n=draw(st.sampled_from((-1, 0, 1))) << draw(st.integers(0, 10)) if shifts else integer(-2048, 2047),
                 b=integer(-1 << offset, (1 << offset) - 1))
     s = min(40, max(0, abs(case.sum).bit_length() - draw(st.integers(0, form.bits + 3))))
-    return [Case(**{**case.__dict__, "s": s, "digit": digit}) for digit in range(storage_digits(form))]
+    return [Case(**{**case.__dict__, "s": s, "digit": digit}) for digit in range(-(-storage_bits(form) // DIGIT_BITS))]
 
 
 @pytest.mark.parametrize("parts, acc_signed", [
@@ -187,7 +187,7 @@ def test_a_window_gives_the_largest_level_in_every_digit(form):
         fixed = dict(m=rng.randrange(-300, 300), n=rng.randrange(-300, 300), b=rng.randrange(-1 << 12, 1 << 12))
         values = [dict(acc=rng.randrange(-2000, 2000), r=rng.randrange(-128, 128)) for _ in range(rng.randrange(1, 6))]
         s = rng.randrange(max(1, 20 - form.bits))
-        for digit in range(storage_digits(form)):
+        for digit in range(-(-storage_bits(form) // DIGIT_BITS)):
             windows.append([Case(form, digit, s=s, first=k == 0, last=k == len(values) - 1, **fixed, **value)
                             for k, value in enumerate(values)])
     found = digits(config(), [case for window in windows for case in window], gaps=rng)

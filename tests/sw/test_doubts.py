@@ -76,7 +76,7 @@ def test_a_dead_layer_is_said_by_loops_exports_files_and_commands(tmp_path, caps
     with pytest.warns(GraphWarning, match="^conv2: "):
         load(path)
     np.savez(tmp_path / "images.npz", images=images_for(SHAPE, 4))
-    for command in (["inspect", path], ["estimate", path, "--no-synthesis"], ["run", path, "--data", tmp_path / "images.npz"]):
+    for command in (["inspect", path], ["estimate", path], ["run", path, "--data", tmp_path / "images.npz"]):
         assert main([str(word) for word in command]) == 0
         error = capsys.readouterr().err
         assert error.count(f"esbflow {command[0]}: warning: conv2: it stores the same whatever the image is") == 1

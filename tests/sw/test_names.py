@@ -58,7 +58,7 @@ def test_a_layer_is_called_as_its_module_everywhere(tmp_path, capsys):
     program = compile_graph(graph, ENGINES["tiny4x4"], 1)
     assert set(layers) <= {layer["name"] for layer in program.meta["layers"]}
     path = save(graph, tmp_path / "graph.npz")
-    for command in (["inspect", str(path)], ["estimate", str(path), "--no-synthesis"]):
+    for command in (["inspect", str(path)], ["estimate", str(path)]):
         assert main([*command, "--json"]) == 0
         assert set(layers) <= {layer["name"] for layer in json.loads(capsys.readouterr().out)["layers"]}
 

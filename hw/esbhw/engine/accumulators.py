@@ -6,7 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.engine_config import EngineConfig
 from esbhw.engine.channel_unit import window_layout
 from esbhw.fabric.adder_rows import add_row, plain, selected
 from esbhw.fabric.luts import multiplexed
@@ -17,13 +17,13 @@ def control_layout(config: EngineConfig):
     """What travels with a pixel through the array."""
     return StructLayout({
         "valid": 1, "first": 1, "bank": 1, "index": range(config.accumulator_depth),
-        "shift": range(facts.SHIFT_DIGITS + 1), "post": 1,
+        "shift": range(config.largest_shift + 1), "post": 1,
         **({"channel": 1, "window": window_layout(config)} if config.channel_unit else {}),
     })
 
 
 class AccumulatorColumn(Component):
-    """The adder of one column: sum = (first ? 0 : old[bank]) + (dot << 4*shift), one register after the shift, one after
+    """The adder of one column: sum = (first ? 0 : old[bank]) + (dot << shift), one register after the shift, one after
     the sum. Gives a drain the old value of the bank that it reads, too.
 
     Members
@@ -37,9 +37,10 @@ class AccumulatorColumn(Component):
 
     def __init__(self, config: EngineConfig):
         self._width, self._dot_bits = config.accumulator_width, facts.dot_bits(config)
+        self._step, self._largest = config.shift_step, config.largest_shift
         self._channel_bits = facts.channel_bits(config) if config.channel_unit else 0
         super().__init__({
-            "dot": In(self._dot_bits), "shift": In(range(facts.SHIFT_DIGITS + 1)), "first": In(1), "bank": In(1),
+            "dot": In(self._dot_bits), "shift": In(range(config.largest_shift + 1)), "first": In(1), "bank": In(1),
             "old0": In(self._width), "old1": In(self._width), "total": Out(self._width), "lost": Out(1),
             "drain_bank": In(1), "drained": Out(self._width),
             **({"channel": In(self._channel_bits), "use_channel": In(1), "clear": In(1)} if self._channel_bits else {}),
@@ -54,10 +55,12 @@ class AccumulatorColumn(Component):
             wide, other = (Signal(max(self._dot_bits, self._channel_bits), name=name) for name in ("wide", "other"))
             m.d.comb += [wide.eq(self.dot), other.eq(self.channel)]
             dot = multiplexed(m, platform, "choice", wide, other, self.use_channel)
-        shifted = Signal(len(dot) + DIGIT_BITS * facts.SHIFT_DIGITS, reset_less=True)
-        options = [(dot << DIGIT_BITS * k)[:len(shifted)] for k in range(facts.SHIFT_DIGITS + 1)]
-        low, high = (Mux(self.shift[0], b, a) for a, b in (options[:2], options[2:]))
-        m.d.sync += shifted.eq(Mux(self.shift[1], high, low))
+        shifted = Signal(len(dot) + self._step * self._largest, reset_less=True)
+        options = [(dot << self._step * k)[:len(shifted)] for k in range(self._largest + 1)]
+        for bit in self.shift:
+            pairs = zip(options[::2], [*options[1::2], options[-1]][:len(options[::2])])
+            options = [zero if zero is one else Mux(bit, one, zero) for zero, one in pairs]
+        m.d.sync += shifted.eq(options[0])
         if self._channel_bits:
             with m.If(self.clear):
                 m.d.sync += shifted.eq(0)
@@ -73,7 +76,7 @@ class AccumulatorColumn(Component):
 
 
 class Accumulators(Component):
-    """acc[bank][index][c] = (first ? 0 : acc[bank][index][c]) + (dot[c] << 4*shift), unsigned.
+    """acc[bank][index][c] = (first ? 0 : acc[bank][index][c]) + (dot[c] << shift_step*shift), unsigned.
 
     `control` comes with its `dots`. One pixel a cycle; the same pixel again after HAZARD_CYCLES at the earliest.
     `post` rises ACCUMULATE_LATENCY cycles after `control`, when a drain may read the sum.

@@ -5,21 +5,21 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 
 
 class ActivationBuffer(wiring.Component):
     """Holds beats as they lie in memory; gives one word of `rows` digits a cycle.
 
-    The digits of the word asked for are on `digits` ACTIVATION_LATENCY cycles later, signed ones in offset binary (8
-    added, so that their top bit is inverted); where `inside` was low, all of them stand for zero. Writes and reads do not
+    The digits of the word asked for are on `digits` ACTIVATION_LATENCY cycles later, signed ones in offset binary (so
+    that their top bit is inverted); where `inside` was low, all of them stand for zero. Writes and reads do not
     disturb each other.
 
     Members
     -------
     write_valid, write_half, write_address (beats), write_data : In
     read_half, read_address (words), inside, signed : In
-    digits : Out(rows * 4)
+    digits : Out(word_bits)
     address_fault : Out(1), for good, on a write behind the end of a half
     """
 
@@ -28,7 +28,7 @@ class ActivationBuffer(wiring.Component):
         super().__init__({
             "write_valid": In(1), "write_half": In(1), "write_address": In(16), "write_data": In(AXI_BEAT_BITS),
             "read_half": In(1), "read_address": In(20), "inside": In(1), "signed": In(1),
-            "digits": Out(config.rows * DIGIT_BITS),
+            "digits": Out(config.word_bits),
             "address_fault": Out(1),
         })
 
@@ -64,8 +64,9 @@ class ActivationBuffer(wiring.Component):
             is_signed.eq(self.signed),
         ]
         word = read.data.word_select(sub, config.word_bits) if sub_bits else read.data
+        bits = config.digit_bits
         for r in range(config.rows):
-            digit = word.word_select(r, DIGIT_BITS) if sub_bits else read.data.word_select(r, DIGIT_BITS)
-            top = Const(1 << DIGIT_BITS - 1, DIGIT_BITS)
-            m.d.sync += self.digits.word_select(r, DIGIT_BITS).eq(Mux(inside, digit, 0) ^ Mux(is_signed, top, 0))
+            digit = word.word_select(r, bits) if sub_bits else read.data.word_select(r, bits)
+            top = Const(config.sign_offset, bits)
+            m.d.sync += self.digits.word_select(r, bits).eq(Mux(inside, digit, 0) ^ Mux(is_signed, top, 0))
         return m

@@ -4,7 +4,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.engine_config import CODE_BITS, EngineConfig
 
 
 def array_signature(config: EngineConfig) -> wiring.Signature:
@@ -12,7 +12,7 @@ def array_signature(config: EngineConfig) -> wiring.Signature:
 
     Members
     -------
-    activations : In(slices * rows * 4), digits in offset binary
+    activations : In(slices * word_bits), digits in offset binary
     swap : In(1), the tile that was loaded is active for the activations of the following cycle
     load_en, load_index, load_codes, book : the next tile, a row of the weight path at a time; code k of row i is code
         i * path_codes + k of the tile, and `book` says which codebook it indexes. `book` is held until the next load.
@@ -20,13 +20,13 @@ def array_signature(config: EngineConfig) -> wiring.Signature:
     dots : Out(slices * cols * dot_bits), unsigned: see `engine_facts.array_offset`
     """
     return wiring.Signature({
-        "activations": In(config.slices * config.rows * DIGIT_BITS),
+        "activations": In(config.slices * config.word_bits),
         "swap": In(1),
         "load_en": In(1),
         "load_index": In(range(max(2, config.tile_rows))),
-        "load_codes": In(config.path_codes * DIGIT_BITS),
+        "load_codes": In(config.path_codes * CODE_BITS),
         "book": In(1),
-        "book_en": In(1), "book_address": In(DIGIT_BITS + 1), "book_data": In(facts.weight_bits(config)),
+        "book_en": In(1), "book_address": In(CODE_BITS + 1), "book_data": In(facts.weight_bits(config)),
         "dots": Out(config.slices * config.cols * facts.dot_bits(config)),
     })
 

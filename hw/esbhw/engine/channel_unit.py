@@ -5,7 +5,7 @@ from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TAP_BITS, EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, TAP_BITS, EngineConfig
 from esbhw.fabric.adder_rows import register
 from esbhw.fabric.bit_planes import join_planes, plane_sum
 from esbhw.fabric.comparator import greater
@@ -13,7 +13,6 @@ from esbhw.fabric.luts import exclusive_or, multiplexed
 from esbhw.target import share
 
 MAXIMUM_LATENCY = 4
-COLUMN_BITS = facts.TAP_SIDE * DIGIT_BITS
 
 
 def tap_bits(config: EngineConfig) -> int:
@@ -34,7 +33,7 @@ class ChannelLane(Component):
 
     Members
     -------
-    column : In(12), the window's newest column, from the top
+    column : In(3 digits), the window's newest column, from the top
     swap : In(1), the taps that were written are active for the column of the following cycle
     write_en : In(1);  taps : In(TAPS * tap_bits), tap `row * 3 + age`, age 0 being the newest column
     two, three : In(1), a cycle after the column: the maximum is over more than one column, more than two
@@ -46,8 +45,10 @@ class ChannelLane(Component):
         self._planes, self._magnitude = facts.channel_planes(config)
         self._tap_bits, self._bits = tap_bits(config), facts.channel_bits(config)
         self._latency = facts.channel_latency(config) - (config.channel_unit < config.rows)
+        self._digit_bits = config.digit_bits
         super().__init__({
-            "column": In(COLUMN_BITS), "swap": In(1), "write_en": In(1), "taps": In(facts.TAPS * self._tap_bits),
+            "column": In(facts.TAP_SIDE * config.digit_bits), "swap": In(1), "write_en": In(1),
+            "taps": In(facts.TAPS * self._tap_bits),
             "two": In(1), "three": In(1), "maximum": In(1), "total": Out(self._bits),
         })
 
@@ -66,7 +67,7 @@ class ChannelLane(Component):
         late_swap = register(m, self.swap, "late_swap")  # magnitudes are used a cycle after signs
         digits, weights = [], []
         for row in range(facts.TAP_SIDE):
-            digit = self.column.word_select(row, DIGIT_BITS)
+            digit = self.column.word_select(row, self._digit_bits)
             for age in range(facts.TAP_SIDE):
                 tap = row * facts.TAP_SIDE + age
                 if age:
@@ -86,7 +87,7 @@ class ChannelLane(Component):
                     m.d.sync += sign.eq(shadow[self._planes])
                 digits.append(register(m, exclusive_or(m, platform, f"flip_{tap}", digit, sign), f"flipped_{tap}"))
         planes = [plane_sum(m, platform, digits, weights, j) for j in range(self._planes)]
-        return join_planes(m, platform, planes, facts.TAPS, self._magnitude).value
+        return join_planes(m, platform, planes, facts.TAPS * ((1 << self._digit_bits) - 1), self._magnitude).value
 
     def _maximum(self, m, platform):
         """Of a column first, which stays for the windows of the next two."""
@@ -94,10 +95,10 @@ class ChannelLane(Component):
             above = greater(m, platform, a, b, name, is_signed=False)
             return register(m, multiplexed(m, platform, f"{name}_choice", b, a, above), f"{name}_q")
 
-        top, middle, low = (self.column.word_select(row, DIGIT_BITS) for row in range(facts.TAP_SIDE))
+        top, middle, low = (self.column.word_select(row, self._digit_bits) for row in range(facts.TAP_SIDE))
         column = larger(larger(top, middle, "upper"), register(m, low, "low"), "column_max")
-        before = Signal(DIGIT_BITS, reset_less=True)
-        earlier = Signal(DIGIT_BITS, reset_less=True)
+        before = Signal(self._digit_bits, reset_less=True)
+        earlier = Signal(self._digit_bits, reset_less=True)
         m.d.sync += [before.eq(column), earlier.eq(before)]
         with m.If(~self.two):
             m.d.sync += before.eq(0)
@@ -118,7 +119,7 @@ class ChannelUnit(Component):
 
     Members
     -------
-    words : In(3 * rows * 4), digits in offset binary;  window : In(window_layout), with them
+    words : In(3 * word_bits), digits in offset binary;  window : In(window_layout), with them
     swap : In(1), as in ChannelLane
     load_en, load_index, load_taps : In, the next pass's taps
     sums : Out(channel_unit * channel_bits)
@@ -142,7 +143,7 @@ class ChannelUnit(Component):
         window, swap = self.window, self.swap
         if lanes < config.rows:
             blocks = (config.rows // lanes - 1).bit_length()
-            words = [register(m, word.word_select(window.part[:blocks], lanes * DIGIT_BITS), f"chosen_{row}")
+            words = [register(m, word.word_select(window.part[:blocks], lanes * config.digit_bits), f"chosen_{row}")
                      for row, word in enumerate(words)]
             late = Signal(window_layout(config), name="window_chosen", reset_less=True)
             m.d.sync += late.eq(window)
@@ -163,7 +164,7 @@ class ChannelUnit(Component):
             row, place = divmod(k, per_row)
             lane = share(m, platform, f"lane_{k}", "channel_lane", ChannelLane, config)
             m.d.comb += [
-                lane.column.eq(Cat(word.word_select(k, DIGIT_BITS) for word in words)), lane.swap.eq(swap),
+                lane.column.eq(Cat(word.word_select(k, config.digit_bits) for word in words)), lane.swap.eq(swap),
                 lane.write_en.eq(writing[row]), lane.taps.eq(entries.word_select(place, facts.TAPS * bits)),
                 lane.two.eq(two), lane.three.eq(three), lane.maximum.eq(maximum),
             ]

@@ -61,7 +61,8 @@ class Drain(wiring.Component):
             "constants_bank": Out(1), "constants_group": Out(range(max(2, groups))),
             "constants_data": In(config.requantize_lanes * constants_layout(config).size),
             "residual_bank": Out(1), "residual_address": Out(20),
-            "residual_low": In(config.slices * config.word_bits), "residual_high": In(config.slices * config.word_bits),
+            "residual_low": In(config.slices * config.rows * DIGIT_BITS),
+            "residual_high": In(config.slices * config.rows * DIGIT_BITS),
             "counters": In(32 * len(COUNTERS)),
             "beats": Out(stream.Signature(config.slices * AXI_BEAT_BITS)), "room": In(1),
             "transfers": Out(stream.Signature(transfer_layout(1))),
@@ -171,7 +172,8 @@ class Drain(wiring.Component):
         m.d.comb += [f.eq(self.i.payload), self.i.ready.eq(~valid)]
         single = Cat(f.kernel_y, f.kernel_x, f.stride_y, f.stride_x, f.pad_y, f.pad_x) == 0x001111
         checks = [f.acc_rows != 0, f.acc_cols != 0, f.out_rows != 0, f.out_cols != 0, f.kernel_y != 0, f.kernel_x != 0,
-                  f.planes != 0, f.planes <= config.planes_per_tile, f.digits != 0, f.digits <= LEVEL_BITS // DIGIT_BITS,
+                  f.planes != 0, f.planes <= config.planes_per_tile,
+                  *([f.digits != 0, f.digits <= LEVEL_BITS // DIGIT_BITS] if config.digit_bits == DIGIT_BITS else []),
                   f.bits != 0, f.bits <= LEVEL_BITS, f.segment_beats != 0,
                   ~f.residual | single if config.residual else ~f.residual]
         if not config.esb_output:
@@ -250,8 +252,9 @@ class Drain(wiring.Component):
             m.d.sync += register.eq(valid)
             valid = register
         taps = delay(Cat(walk.first, walk.last), early + 2, "taps")
-        m.d.comb += [unit.format.eq(form), unit.digit.eq(walk.digit), unit.valid.eq(valid), unit.first.eq(taps[0]),
-                     unit.last.eq(taps[1])]
+        narrow = config.digit_bits < DIGIT_BITS
+        m.d.comb += [unit.format.eq(form), unit.digit.eq(walk.digit[1:] if narrow else walk.digit), unit.valid.eq(valid),
+                     unit.first.eq(taps[0]), unit.last.eq(taps[1])]
 
         slices = range(config.slices)
         constants = Signal(len(self.constants_data), reset_less=True)
@@ -266,20 +269,33 @@ class Drain(wiring.Component):
         m.d.comb += [unit.constants.eq(constants.replicate(config.slices)), unit.acc.eq(acc)]
         if config.residual:
             word = group[:(config.lane_groups - 1).bit_length()]
-            flags = delay(Cat(now.residual, now.residual_digits == 2, now.residual_signed), early + 1, "flags")
+            count = now.residual_digits
+            flags = delay(Cat(now.residual, count == (0 if narrow else 2), now.residual_signed,
+                              *([count == 1] if narrow else [])), early + 1, "flags")
             on, wide, is_signed = flags[0], flags[1], flags[2]
             # As esbflow.requantizer.residual_offset says.
             flip = Cat(Const(0, 3), on & is_signed & ~wide, Const(0, 3), on & wide & ~is_signed)
+            if narrow:
+                single = flags[3]
+                flip = Cat(Const(0, 1), on & is_signed & single, Const(0, 1), on & is_signed & ~single & ~wide, Const(0, 3),
+                           on & wide & ~is_signed)
             residual = Signal(len(unit.residual), reset_less=True)
             for k in slices:
-                words = [data.word_select(k, config.word_bits) for data in (self.residual_low, self.residual_high)]
+                words = [data.word_select(k, config.rows * DIGIT_BITS) for data in (self.residual_low, self.residual_high)]
                 low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data for data in words)
                 for lane in range(lanes):
-                    value = Cat(low.word_select(lane, DIGIT_BITS) & on.replicate(DIGIT_BITS),
+                    mask = Cat(on.replicate(2), (on & ~single).replicate(2)) if narrow else on.replicate(DIGIT_BITS)
+                    value = Cat(low.word_select(lane, DIGIT_BITS) & mask,
                                 high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
                     m.d.sync += residual.word_select(k * lanes + lane, RESIDUAL_BITS).eq(value ^ flip)
             m.d.comb += unit.residual.eq(residual)
-        return unit.done, [unit.digits.word_select(k, lanes * DIGIT_BITS) for k in slices]
+        digits = [unit.digits.word_select(k, lanes * DIGIT_BITS) for k in slices]
+        if narrow:
+            # Of a lane's four bits one of two digits.
+            upper = delay(walk.digit[:1], early + 2 + stages.count, "upper")
+            digits = [Cat(Mux(upper, of_slice[4 * lane + 2:4 * lane + 4], of_slice[4 * lane:4 * lane + 2])
+                          for lane in range(lanes)) for of_slice in digits]
+        return unit.done, digits
 
     def _pack(self, m, done, digits, stamping, stamp, snapshot) -> None:
         """Chunks of one lane group each become beats; a STAMP's beats are there at once."""

@@ -4,7 +4,7 @@ from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from esbflow.engine_config import EngineConfig
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbflow.requantizer import ACCUMULATOR_CYCLES
 from esbhw.engine.fields import instruction_layout
 from esbhw.fabric.adder_rows import add_row, gated, plain
@@ -23,7 +23,7 @@ class DrainWalk(wiring.Component):
     -------
     now : In(DRAIN), still from the cycle before `start` until the walk has ended;  start : In(1), before the first step
     step : In(1)
-    first, last : Out, of a window;  digit : Out(3);  tile_group : Out, lane group of the tile
+    first, last : Out, of a window;  digit : Out, of the output;  tile_group : Out, lane group of the tile
     end_of_run, end_of_plane, end_of_digit, end : Out, the value is the last of a run of beats that is consecutive in memory,
         of a plane, a digit, of all
     last_plane, last_digit : Out, the value is in the last plane, of the last digit
@@ -32,9 +32,10 @@ class DrainWalk(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
+        self._digit_bits = 3 if config.digit_bits == DIGIT_BITS else 4
         super().__init__({
             "now": In(instruction_layout("DRAIN").size), "start": In(1), "step": In(1),
-            "first": Out(1), "last": Out(1), "digit": Out(3),
+            "first": Out(1), "last": Out(1), "digit": Out(self._digit_bits),
             "tile_group": Out(range(max(2, config.cols // config.requantize_lanes))),
             "end_of_run": Out(1), "end_of_plane": Out(1), "end_of_digit": Out(1), "end": Out(1),
             "last_plane": Out(1), "last_digit": Out(1),
@@ -80,12 +81,13 @@ class DrainWalk(wiring.Component):
         planes = config.planes_per_tile
         last_plane = loop("plane", planes.bit_length(), now.planes, step & end_of_plane) if planes > 1 else Const(1, 1)
         end_of_digit = end_of_plane & last_plane
-        last_digit = loop("digit", 4, now.digits, step & end_of_digit)
+        digits = now.digits if config.digit_bits == DIGIT_BITS else Cat(now.digits, now.digits == 0)
+        last_digit = loop("digit", len(digits), digits, step & end_of_digit)
         several = Signal()  # runs in a plane, a row each
         m.d.sync += several.eq(now.segments != 1)
         kx = count(4, step, last_kx, "kx")
         ky = count(4, step & last_kx, last_ky, "ky")
-        digit = count(3, step & end_of_digit, last_digit, "digit")
+        digit = count(self._digit_bits, step & end_of_digit, last_digit, "digit")
         group = count(group_bits, step & last_tap, last_group, "group")
         plane = count((planes - 1).bit_length(), step & end_of_plane, last_plane, "plane")
         pixel = count(20, step & end_of_col, end_of_digit, "pixel")

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow import engine_facts as facts
 from esbflow import instructions
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.engine_config import CODE_BITS, EngineConfig
 from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
@@ -48,7 +48,7 @@ class Sequencer(wiring.Component):
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "slot_address": Out(range(slots)),
             "load_en": Out(1), "load_index": Out(range(max(2, config.tile_rows))), "book": Out(1),
-            "book_en": Out(1), "book_address": Out(DIGIT_BITS + 1), "book_data": Out(facts.weight_bits(config)),
+            "book_en": Out(1), "book_address": Out(CODE_BITS + 1), "book_data": Out(facts.weight_bits(config)),
             "read_half": Out(1), "read_address": Out(20), "inside": Out(1), "signed": Out(1),
             "swap": Out(1), "control": Out(control_layout(config)),
             "weights_here": In(1), "take_weights": Out(1), "post_weights": Out(1),
@@ -123,7 +123,7 @@ class Sequencer(wiring.Component):
                 booking.eq(~head.keep & head.load_book & ~comes),
                 stepping.eq(~head.keep & (comes | ~head.load_book)),
                 no_row.eq(head.rows == 0), no_col.eq(head.cols == 0),
-                beyond.eq((head.slot >= config.weight_slots) | (head.shift > facts.SHIFT_DIGITS)),
+                beyond.eq((head.slot >= config.weight_slots) | (head.shift > config.largest_shift)),
                 wrong_channel.eq(comes & ~self._legal_channel(head)),
                 one_row.eq(head.rows == 1), one_col.eq(head.cols == 1),
             ]

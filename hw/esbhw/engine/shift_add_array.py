@@ -4,7 +4,7 @@ from amaranth import Cat, Module, Signal
 from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.engine_config import CODE_BITS, EngineConfig
 from esbhw.engine.array import array_signature
 from esbhw.engine.codebook import CodebookDecoder
 from esbhw.fabric.adder_rows import register
@@ -18,25 +18,25 @@ class ShiftAddColumn(Component):
 
     Magnitude bit j gates a copy of the activation that weighs 2**j. A leaf row adds two gated activations; a tree adds
     the rows of a bit plane; the planes are joined at the end. A set sign inverts the activation first, so that the result
-    has 15 * |w| too much (sign and magnitude); in two's complement the top plane's sum is inverted. Throughput is one dot
-    a cycle, latency `engine_facts.array_latency`; no reset, no back-pressure.
+    has the largest digit times |w| too much (sign and magnitude); in two's complement the top plane's sum is inverted.
+    Throughput is one dot a cycle, latency `engine_facts.array_latency`; no reset, no back-pressure.
 
     Members
     -------
-    activations : In(rows * 4), offset binary
+    activations : In(word_bits), offset binary
     swap : In(1), as in `array_signature`
     write_en : In(parts);  write_digits : In(rows / parts * width): part k of the shadow tile is written where bit k is set
     dot : Out(dot_bits)
     """
 
     def __init__(self, config: EngineConfig):
-        self._rows = config.rows
+        self._rows, self._digit_bits = config.rows, config.digit_bits
         self._planes, self._magnitude = config.weight_planes
         self._width = facts.weight_bits(config)
         self._part = min(config.rows, config.path_codes)
         self._dot_bits = facts.dot_bits(config)
         super().__init__({
-            "activations": In(config.rows * DIGIT_BITS), "swap": In(1),
+            "activations": In(config.word_bits), "swap": In(1),
             "write_en": In(config.rows // self._part), "write_digits": In(self._part * self._width),
             "dot": Out(self._dot_bits),
         })
@@ -52,7 +52,7 @@ class ShiftAddColumn(Component):
             shadow = Signal(self._width, name=f"shadow_{r}", reset_less=True)
             with m.If(self.write_en[part]):
                 m.d.sync += shadow.eq(self.write_digits.word_select(place, self._width))
-            digit = self.activations.word_select(r, DIGIT_BITS)
+            digit = self.activations.word_select(r, self._digit_bits)
             weight = Signal(self._planes, name=f"weight_{r}", reset_less=True)
             with m.If(late_swap if self._magnitude else self.swap):
                 m.d.sync += weight.eq(shadow[:self._planes])
@@ -64,7 +64,8 @@ class ShiftAddColumn(Component):
             activations.append(digit)
             weights.append(weight)
         planes = [plane_sum(m, platform, activations, weights, j) for j in range(self._planes)]
-        m.d.comb += self.dot.eq(join_planes(m, platform, planes, self._rows, self._magnitude).value)
+        largest = self._rows * ((1 << self._digit_bits) - 1)
+        m.d.comb += self.dot.eq(join_planes(m, platform, planes, largest, self._magnitude).value)
         return m
 
 
@@ -93,7 +94,7 @@ class ShiftAddArray(Component):
             m.d.comb += [
                 decoder.write_en.eq(self.book_en), decoder.write_address.eq(self.book_address),
                 decoder.write_data.eq(self.book_data), decoder.book.eq(self.book),
-                decoder.codes.eq(self.load_codes[k * DIGIT_BITS:(k + block) * DIGIT_BITS]),
+                decoder.codes.eq(self.load_codes[k * CODE_BITS:(k + block) * CODE_BITS]),
             ]
             with m.If(self.load_en):
                 m.d.sync += digits[k * width:(k + block) * width].eq(decoder.digits)

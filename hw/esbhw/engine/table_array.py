@@ -4,14 +4,14 @@ from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
-from esbflow.engine_config import DIGIT_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
+from esbflow.engine_config import CODE_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
 from esbhw.engine.array import array_signature
 from esbhw.engine.codebook import CodebookDecoder
 from esbhw.fabric.adder_rows import Term, add_row, add_tree, plain, register
 from esbhw.fabric.lut_ram import LutRam
 from esbhw.target import share
 
-GROUP_CODES = TABLE_INPUTS * DIGIT_BITS
+GROUP_CODES = TABLE_INPUTS * CODE_BITS
 GENERATORS = 8
 """Generators of a module; they share RAM blocks for their codebook."""
 
@@ -57,15 +57,15 @@ class TableColumn(Component):
     def __init__(self, config: EngineConfig):
         self._groups = facts.table_groups(config)
         self._largest = facts.table_largest(config)
-        self._dot_bits = facts.dot_bits(config)
+        self._dot_bits, self._digit_bits = facts.dot_bits(config), config.digit_bits
         super().__init__({
-            "entries": In(DIGIT_BITS * self._groups * self._largest.bit_length()), "dot": Out(self._dot_bits)})
+            "entries": In(self._digit_bits * self._groups * self._largest.bit_length()), "dot": Out(self._dot_bits)})
 
     def elaborate(self, platform):
         m = Module()
         width = self._largest.bit_length()
         planes = []
-        for p in range(DIGIT_BITS):
+        for p in range(self._digit_bits):
             entries = []
             for g in range(self._groups):
                 entry = Signal(width, name=f"entry_{p}_{g}")
@@ -101,7 +101,7 @@ class TableGenerators(Component):
         super().__init__({
             "write_en": In(count), "codes": In(count * GROUP_CODES), "begin": In(1),
             "select": In(2), "subtract": In(1), "first": In(1),
-            "book": In(1), "book_en": In(1), "book_address": In(DIGIT_BITS + 1), "book_data": In(self._weight_bits),
+            "book": In(1), "book_en": In(1), "book_address": In(CODE_BITS + 1), "book_data": In(self._weight_bits),
             "entries": Out(count * self._largest.bit_length()),
         })
 
@@ -121,7 +121,7 @@ class TableGenerators(Component):
                 m.d.sync += waiting.eq(self.codes.word_select(k, GROUP_CODES))
             with m.If(self.begin):
                 m.d.sync += codes.eq(waiting)
-            chosen.append(register(m, codes.word_select(self.select, DIGIT_BITS), f"code_{k}"))
+            chosen.append(register(m, codes.word_select(self.select, CODE_BITS), f"code_{k}"))
         m.d.comb += decoder.codes.eq(Cat(*chosen))
         subtract = register(m, register(m, self.subtract, "subtract_1"), "subtract_2")
         first = register(m, register(m, self.first, "first_1"), "first_2")
@@ -249,10 +249,11 @@ class TableArray(Component):
             digits, rows = self.activations.word_select(k, config.word_bits), {}
             for g in range(groups):
                 this_set, place = divmod(g, at_once)
-                for p in range(DIGIT_BITS):
+                for p in range(config.digit_bits):
                     row = share(m, platform, f"table_{k * groups + g}_{p}", "table_row", TableRow, config)
                     m.d.comb += [
-                        row.bits.eq(Cat(digits[(TABLE_INPUTS * g + j) * DIGIT_BITS + p] for j in range(TABLE_INPUTS))),
+                        row.bits.eq(Cat(digits[(TABLE_INPUTS * g + j) * config.digit_bits + p]
+                                          for j in range(TABLE_INPUTS))),
                         row.read_set.eq(active), row.write_en.eq(write_en[this_set]),
                         row.write_address.eq(Cat(address, ~active)),
                         row.write_data.eq(entries[k][place * cols * width:(place + 1) * cols * width]),
@@ -261,7 +262,7 @@ class TableArray(Component):
             for c in range(cols):
                 column = share(m, platform, f"column_{k * cols + c}", "table_column", TableColumn, config)
                 m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width)
-                                                  for p in range(DIGIT_BITS) for g in range(groups)))
+                                                  for p in range(config.digit_bits) for g in range(groups)))
                 dots.append(column.dot)
         m.d.comb += self.dots.eq(Cat(*dots))
         return m

@@ -4,7 +4,6 @@ Weights are sign and magnitude, or two's complement, whose top plane's sum is in
 `engine_facts.array_offset` says what the result has too much.
 """
 
-from esbflow import engine_facts as facts
 from esbhw.fabric.adder_rows import Term, add_row, add_tree, gated, inverted, plain, register
 
 
@@ -21,8 +20,9 @@ def plane_sum(m, platform, digits: list, weights: list, j: int) -> Term:
     return add_tree(m, platform, leaves, f"plane{j}")
 
 
-def join_planes(m, platform, planes: list, count: int, magnitude: bool) -> Term:
-    """The planes' sums of `count` digits each, weighed by their bits; the top one inverted unless weights are `magnitude`s.
+def join_planes(m, platform, planes: list, largest: int, magnitude: bool) -> Term:
+    """The planes' sums of at most `largest` each, weighed by their bits; the top one inverted unless
+    weights are `magnitude`s.
 
     `engine_facts.tree_levels(planes)` cycles later.
     """
@@ -32,6 +32,6 @@ def join_planes(m, platform, planes: list, count: int, magnitude: bool) -> Term:
     low, top = terms[:-1], planes[-1].value
     if len(low) > 2:
         low, top = [add_tree(m, platform, low, "join")], register(m, top, "join_top_q")
-    bits = (count * facts.LARGEST_DIGIT).bit_length()
+    bits = largest.bit_length()
     total, largest = add_row(m, platform, [*low, inverted(top, bits).shifted(len(planes) - 1)], "join_last")
     return plain(register(m, total, "join_last_q"), largest)

@@ -5,23 +5,24 @@ from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("estimate", help="cycles per layer, LUT/FF/BRAM, GOPS, frames/s",
-                                 description="Cycles are exact for ideal memory; resources come from open synthesis; "
-                                             "the clock is the configuration's statement.")
+                                 description="Cycles are exact for ideal memory; resources come from a model "
+                                             "fitted to open synthesis; the clock is the configuration's statement.")
     parser.add_argument("model", help="an integer graph, graph.npz")
     add_engine(parser)
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--latency", type=positive, default=40, help="of memory, in cycles (default 40)")
-    parser.add_argument("--no-synthesis", action="store_true", help="leave resources out; synthesis takes minutes once")
+    parser.add_argument("--synthesis", action="store_true", help="resources by synthesis, which takes minutes once")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
 
 def run(arguments) -> None:
+    from esbflow.area import area
     from esbflow.reports.estimate import estimate
 
     config = engine_of(arguments)
     graph = load_graph(arguments.model)
-    resources = None if arguments.no_synthesis else resources_of(config, arguments.json)
+    resources = resources_of(config, arguments.json) if arguments.synthesis else area(config)
     show(arguments, estimate(graph, config, arguments.batch, arguments.latency, resources), print_estimate)
 
 
@@ -38,5 +39,7 @@ def print_estimate(content: dict) -> None:
     print(f"at {content['clock_mhz']} MHz (stated, not routed): {content['frames_per_second']:,.0f} frames/s, "
           f"{content['gops']:.1f} of {content['gops_peak']:.1f} GOPS")
     if "lut" in content:
-        print(f"{content['lut']:,} LUT, {content['ff']:,} FF, {content['bram']:g} BRAM36, {content['dsp']} DSP (Yosys): "
+        how = (f"model, {100 * content['area_error']:.0f} % off at most on engines it had not seen"
+               if "area_error" in content else "Yosys")
+        print(f"{content['lut']:,} LUT, {content['ff']:,} FF, {content['bram']:g} BRAM36, {content['dsp']} DSP ({how}): "
               f"{content['gops_per_klut']:.2f} GOPS/kLUT useful, {content['gops_peak_per_klut']:.2f} at peak")

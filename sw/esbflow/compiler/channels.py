@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.compiler.digits import WeightDigit, split_weights
-from esbflow.compiler.lower import Layer, Pool, identity, storage_digits
+from esbflow.compiler.lower import Layer, Pool, identity, storage_bits
 from esbflow.compiler.weights import LayerWeights, Sums, WeightPass, WeightsRegion, check_shifts
-from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.engine_facts import LARGEST_DIGIT, SIGN_OFFSET, TAP_SIDE, TAPS, channel_offset, channel_range
+from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import TAP_SIDE, TAPS, channel_offset, channel_range
 from esbflow.graph.ir import Requantizer
 
 
@@ -81,7 +81,7 @@ def pool_on_unit(config: EngineConfig, layer: Layer) -> Layer:
     pool = layer.pool
     if layer.op != "MaxPool2d" or not config.channel_unit:
         return layer
-    if max(pool.kernel) > TAP_SIDE or storage_digits(layer.in_format) > 1:
+    if max(pool.kernel) > TAP_SIDE or storage_bits(layer.in_format) > config.digit_bits:
         return layer
     ones = np.ones((layer.in_shape[0], 1, *pool.kernel), dtype=np.int64)
     return replace(layer, weight=ones, stride=pool.stride, padding=pool.padding, conv_shape=layer.out_shape, pool=Pool(),
@@ -123,15 +123,15 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
             taps, part = _taps(window, width), (start - first) // width
             offset, lanes = region.taps(taps), slice(start - first, start - first + width)
             for d in range(in_digits):
-                signed, shift = in_signed and d == in_digits - 1, digits[number].shift + DIGIT_BITS * d
+                signed, shift = in_signed and d == in_digits - 1, digits[number].shift + config.digit_bits * d
                 passes.append(ChannelPass(
                     offset=offset, plane=start // config.rows * in_digits + d, tap_y=ty, tap_x=tx,
-                    shift=shift // DIGIT_BITS, signed=signed, codebook=0, tap_rows=window.shape[1],
+                    shift=shift // config.shift_step, signed=signed, codebook=0, tap_rows=window.shape[1],
                     tap_cols=window.shape[2], part=part))
                 if layer.maximum:
-                    sums.add(lanes, SIGN_OFFSET * signed, LARGEST_DIGIT, shift)
+                    sums.add(lanes, config.sign_offset * signed, config.largest_digit, shift)
                 else:
-                    reach = channel_offset(config, taps, False) + LARGEST_DIGIT * np.maximum(taps, 0).sum(axis=1)
+                    reach = channel_offset(config, taps, False) + config.largest_digit * np.maximum(taps, 0).sum(axis=1)
                     sums.add(lanes, channel_offset(config, taps, signed), reach, shift)
         # Equal taps one after the other: they stay in the unit.
         order = {taps: k for k, taps in enumerate(dict.fromkeys((p.part, p.offset) for p in passes))}

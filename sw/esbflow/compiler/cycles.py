@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from esbflow.compiler.program import Program
-from esbflow.engine_config import EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import (
     ACCUMULATE_LATENCY,
     ACTIVATION_LATENCY,
@@ -37,6 +37,7 @@ from esbflow.engine_facts import (
     burst_lengths,
     compute_latency,
     load_tail,
+    output_digits,
 )
 from esbflow.errors import BadValue
 from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
@@ -323,11 +324,11 @@ class CycleModel:
             tokens.append(self._take("residual_full"))
         begin = self._drain_begun = max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free)
         taps = fields["kernel_y"] * fields["kernel_x"]
-        chunks_per_beat = 128 // (4 * config.requantize_lanes)
+        chunks_per_beat = AXI_BEAT_BITS // (config.digit_bits * config.requantize_lanes)
         beat_cycles = chunks_per_beat * taps
         now = begin + 1
         last_b = None
-        for digit in range(fields["digits"]):
+        for digit in range(output_digits(fields["digits"])):
             for plane in range(fields["planes"]):
                 ordered, starts = now + SETUP_CYCLES - 1, []
                 for _ in range(fields["segments"]):

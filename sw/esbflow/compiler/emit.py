@@ -15,7 +15,7 @@ from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import BOOKS
+from esbflow.engine_facts import BOOKS, MOST_DIGITS, RESIDUAL_PLANE
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -250,7 +250,8 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
-                "LOAD", layer=plan.number, destination=2 + 2 * bank + digit, **transfer,
+                "LOAD", layer=plan.number, destination=2 + 2 * bank + (digit & 1),
+                **{**transfer, "address": transfer["address"] + RESIDUAL_PLANE * (digit >> 1)},
                 wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last),
                 wait_stores=wait if digit == 0 and k == 0 else 0))
     state.residual_loads += 1
@@ -426,7 +427,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
                 waiting[1] = state.posted
     residual = {}
     if plan.residual is not None:
-        residual = dict(residual=1, residual_bank=state.residuals & 1, residual_digits=plan.residual.digits,
+        residual = dict(residual=1, residual_bank=state.residuals & 1, residual_digits=plan.residual.digits % 4,
                         residual_signed=int(plan.residual.signed))
         state.residuals += 1
     state.words.append(encode(
@@ -438,7 +439,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         # A row that is stored several times: beyond the tile's only row, windows clamp to it.
         pad_y=chunk.row.conv0 - (chunk.row.out0 // layer.repeat[0] * pool.stride[0] - pool.padding[0]),
         pad_x=chunk.col.conv0 - (chunk.col.out0 * pool.stride[1] - pool.padding[1]),
-        digits=target.digits, planes=min(config.planes_per_tile, target.groups - first_group),
+        digits=target.digits % MOST_DIGITS, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
         segment_stride=target.row_beats, bank=number & 1, constants=number & 1, **rounding_fields(layer.out_format),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.compiler.lower import Layer
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
+from esbflow.engine_config import AXI_BEAT_BITS
 
 GROWTH_LIMIT = 32
 """The folded input may be this many times larger than the image: it is written and read once."""
@@ -40,8 +40,9 @@ class Fold:
                 "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 
 
-def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = ()) -> tuple:
-    """(Fold or None, the layer that reads the folded input). `rows` and `cols` (by default as many) are the array's.
+def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (), digit_bits: int = 4) -> tuple:
+    """(Fold or None, the layer that reads the folded input). `rows`, `cols` (by default as many) and
+    `digit_bits` are the engine's.
 
     wide : forms of the layer that make several pixels at once, from words of one pixel; the fold is of one of them.
 
@@ -54,7 +55,7 @@ def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (
     def cost(form, passes, words):
         out_groups = -(-form.conv_shape[0] // (cols or rows))
         compute = passes * out_groups * form.conv_shape[1] * form.conv_shape[2]
-        return max(compute, words * rows * DIGIT_BITS // AXI_BEAT_BITS), compute, words
+        return max(compute, words * rows * digit_bits // AXI_BEAT_BITS), compute, words
 
     options = []
     for form in wide or (layer,):

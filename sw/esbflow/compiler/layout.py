@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from esbflow.compiler.lower import storage_digits
+from esbflow.compiler.lower import storage_bits
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.numbers import Format
 
@@ -124,7 +124,8 @@ def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format,
     pitch = -(-width // words) * words
     return TensorLayout(
         region=region, offset=offset, channels=channels, height=height, width=width, images=images,
-        groups=-(-channels // config.rows), digits=storage_digits(form), signed=bool(form.min < 0 or form.signed),
+        groups=-(-channels // config.rows), digits=max(1, storage_bits(form) // config.digit_bits),
+        signed=bool(form.min < 0 or form.signed),
         pitch=pitch, row_beats=pitch // words * config.beats_per_word,
         words_per_beat=words, beats_per_word=config.beats_per_word)
 

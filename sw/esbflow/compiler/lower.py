@@ -75,17 +75,16 @@ def skip_rows(layer: Layer, row_beats: int) -> Layer:
     return replace(layer, in_shape=(layer.in_shape[0], read, layer.in_shape[2]), stride=(1, layer.stride[1]), row_step=step)
 
 
-def storage_digits(form: Format) -> int:
-    """4-bit digits that hold a format's integers: 1, 2, 4 or 8.
+def storage_bits(form: Format) -> int:
+    """Bits in memory that hold a format's integers: 2, 4, 8, 16 or 32; an engine stores whole digits.
 
-    >>> storage_digits(Unsigned(4)), storage_digits(ESB(4, 1)), storage_digits(Signed(16))
-    (1, 2, 4)
+    >>> storage_bits(Unsigned(4)), storage_bits(ESB(4, 1)), storage_bits(Signed(16)), storage_bits(Signed(2))
+    (4, 8, 16, 2)
     """
-    for digits in (1, 2, 4, 8):
-        bits = 4 * digits
+    for bits in (2, 4, 8, 16, 32):
         low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if form.min < 0 or form.signed else (0, (1 << bits) - 1)
         if low <= form.min and form.max <= high:
-            return digits
+            return bits
     raise CompileError(f"format {form} needs more than 32 bits")
 
 
@@ -97,7 +96,7 @@ def _check_format(name: str, form: Format, is_output: bool) -> None:
                 "use fewer exponent bits")
     elif not isinstance(form, (Signed, Unsigned)):
         raise CompileError(f"layer {name}: the engine has no activations of format {form}; use u4, s4, u8, s8 or ESB")
-    if not is_output and storage_digits(form) > 2:
+    if not is_output and storage_bits(form) > 8:
         raise CompileError(f"layer {name}: the engine reads activations of at most 8 bits, not {form}")
 
 
@@ -109,7 +108,7 @@ def _octaves(form: ESB) -> int:
 def rounding_fields(form: Format) -> dict:
     """The DRAIN instruction's fields for an output format."""
     if isinstance(form, ESB):
-        return dict(bits=4 * storage_digits(form), signed=int(form.signed), esb=1, significand=form.significand,
+        return dict(bits=storage_bits(form), signed=int(form.signed), esb=1, significand=form.significand,
                     octaves=_octaves(form))
     return dict(bits=form.bits, signed=int(form.signed), esb=0)
 

@@ -238,7 +238,7 @@ def _fold_wide(config: EngineConfig, layer: Layer, given: int) -> tuple:
     fewest = fewest_phases(layer, 1, given)
     forms = [pack_pixels(layer, 1, given, phases) for phases in (fewest, 2 * fewest, 4 * fewest)
              if phases == fewest or _obstacle(layer, 1, given, phases) is None]
-    return fold_input(layer, config.rows, config.cols, tuple(forms))
+    return fold_input(layer, config.rows, config.cols, tuple(forms), config.digit_bits)
 
 
 def _leaves_room(config: EngineConfig, channels: int) -> bool:

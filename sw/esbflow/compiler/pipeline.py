@@ -54,7 +54,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         first = layers[0]
-        fold_choice, layers[0] = fold_input(first, config.rows, config.cols)
+        fold_choice, layers[0] = fold_input(first, config.rows, config.cols, digit_bits=config.digit_bits)
     layers = place_on_unit(config, split_pools(config, layers, images))
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
@@ -109,7 +109,8 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
         added = layouts[layer.residual] if layer.residual else None
         on_unit = uses_unit(config, layer)
         weights = (pack_channels if on_unit else pack_layer)(
-            config, region, layer, source.digits, source.signed, (added.digits, added.signed) if added else None)
+            config, region, layer, source.digits, source.signed,
+            (added.digits * config.digit_bits, added.signed) if added else None)
         passes = max(len(group) for group in weights.groups) * (columns(layer).gap + 1 if on_unit else 1)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         layer = skip_rows(layer, source.row_beats)

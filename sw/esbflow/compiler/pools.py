@@ -30,7 +30,8 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
     source = Source((tensor_layout(config, "workspace", layer.in_shape, layer.in_format, batch),))
     target = tensor_layout(config, "workspace", layer.out_shape, layer.out_format, batch)
     planes = -(-layer.in_shape[0] // layer.groups // config.rows) * source.digits
-    passes = layer.kernel[0] * layer.kernel[1] * len(split_weights(layer.weight, f"layer {layer.name}"))
+    passes = layer.kernel[0] * layer.kernel[1] * len(split_weights(
+        layer.weight, f"layer {layer.name}", False, config.weight_min, config.weight_max, config.radix_bits))
     _, height, width = layer.conv_shape
     try:
         tiling = tile(config, layer, source, target, passes, (height, layer.in_shape[1]), planes)

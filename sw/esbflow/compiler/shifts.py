@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from esbflow.compiler.digits import MOST_DIGITS
+from esbflow.compiler.digits import most_digits
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
@@ -60,7 +60,8 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
     shift = np.where(n == 0, 0, _exponents(n) - by)
     weight = _times(weight, factor)
     widest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    if np.any((factor > 1) & (widest >> MOST_DIGITS * config.radix_bits > 0)):
+    most = most_digits(config.weight_min, config.weight_max, config.radix_bits)
+    if np.any((factor > 1) & (widest >> most * config.radix_bits > 0)):
         channel = int((widest * (factor > 1)).argmax())
         raise CompileError(
             f"layer {layer.name}: engine {config.name} shifts sums to the right only, and those of channel {channel} are "

@@ -9,11 +9,9 @@ from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import channel_groups
 from esbflow.compiler.lower import Layer
-from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, TABLE_INPUTS, EngineConfig
+from esbflow.engine_config import AXI_BEAT_BITS, TABLE_INPUTS, EngineConfig
 from esbflow.engine_facts import (
     BOOK_ENTRY_BITS,
-    LARGEST_DIGIT,
-    SHIFT_DIGITS,
     TAP_ENTRY_BITS,
     array_offset,
     book_entry,
@@ -124,7 +122,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
                residual: tuple | None = None) -> LayerWeights:
     """Cut a layer's weights into tiles; fold what the array's dots have too much, and the lanes' offsets, into b.
 
-    residual : (digits, signed) of the residual as it is stored, where the layer has one.
+    residual : (bits, signed) of the residual as it is stored, where the layer has one.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
     accumulators must be overwritten. All phases take as many tiles, since the constants are the same for all.
@@ -165,10 +163,10 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
             offset = region.tile(tile, codebook)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
             for d in range(in_digits):
-                signed, shift = in_signed and d == in_digits - 1, digit.shift + DIGIT_BITS * d
+                signed, shift = in_signed and d == in_digits - 1, digit.shift + config.digit_bits * d
                 passes.append(WeightPass(offset=offset, plane=place.group * in_digits + d, tap_y=place.tap_y,
-                                         tap_x=place.tap_x, shift=shift // DIGIT_BITS, signed=signed, codebook=codebook,
-                                         phase=phase))
+                                         tap_x=place.tap_x, shift=shift // config.shift_step, signed=signed,
+                                         codebook=codebook, phase=phase))
                 values = digit.book[tile]
                 sums[phase].add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
         groups.append(passes)
@@ -178,8 +176,8 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
 
 def check_shifts(config: EngineConfig, layer: Layer, digits: list, in_digits: int) -> None:
     """Refuse a layer whose highest digits need more shift than the accumulators have."""
-    highest = max(digit.shift for digit in digits) + DIGIT_BITS * (in_digits - 1)
-    if highest > DIGIT_BITS * SHIFT_DIGITS or any(digit.shift % DIGIT_BITS for digit in digits):
+    highest = max(digit.shift for digit in digits) + config.digit_bits * (in_digits - 1)
+    if highest > config.largest_shift * config.shift_step:
         raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
                            f"need shifts that engine {config.name} has not; use fewer weight bits")
 
@@ -225,10 +223,10 @@ def _codebook(config: EngineConfig, book: np.ndarray) -> int:
 def _reach(config: EngineConfig, tile: np.ndarray) -> np.ndarray:
     """An upper bound of each column's dots with a tile."""
     if config.array == "shiftadd" and config.weight_planes[1]:
-        return LARGEST_DIGIT * np.abs(tile).sum(axis=1)
+        return config.largest_digit * np.abs(tile).sum(axis=1)
     if config.array == "table":
         # Entries of a table lie above the offset by what its positive weights add.
-        return array_offset(config, tile, False) + LARGEST_DIGIT * np.maximum(tile, 0).sum(axis=1)
+        return array_offset(config, tile, False) + config.largest_digit * np.maximum(tile, 0).sum(axis=1)
     return np.full(len(tile), dot_largest(config))
 
 

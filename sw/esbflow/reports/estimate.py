@@ -1,5 +1,6 @@
-"""What a network will do on an engine, before anything runs: the exact cycle model, and resources from open synthesis."""
+"""What a network will do on an engine, before anything runs: the exact cycle model, and resources."""
 
+from esbflow.area import Area
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
@@ -15,7 +16,8 @@ REASONS = {
 
 def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 40, resources=None,
              program: Program | None = None) -> dict:
-    """Cycles per layer, rates at config.clock_mhz, and density where `resources` (esbhw.synthesis.Resources) is given.
+    """Cycles per layer, rates at config.clock_mhz, and density where `resources` are given: those of open synthesis
+    (esbhw.synthesis.Resources) or of the model (esbflow.area.Area), whose error is `area_error` then.
 
     `gops_peak` is 2 * lanes * clock, `gops` counts useful multiply-accumulates only. Cycles are the cycle model's, for
     ideal memory of `latency` cycles. `lost` says of each layer and the whole where the cycles went that no
@@ -50,7 +52,11 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
         "weight_bytes": int(program.weights.nbytes),
     }
     if resources is not None:
-        result.update(resources=resources.to_dict(), lut=resources.lut, ff=resources.ff, bram=resources.bram36,
+        if isinstance(resources, Area):
+            result.update(area_error=resources.error, area=resources.blocks)
+        else:
+            result.update(resources=resources.to_dict())
+        result.update(lut=resources.lut, ff=resources.ff, bram=resources.bram36,
                       dsp=resources.dsp, gops_per_klut=result["gops"] / (resources.lut / 1e3),
                       gops_peak_per_klut=result["gops_peak"] / (resources.lut / 1e3))
     return result

@@ -276,7 +276,8 @@ class Engine:
         program = self._program
         meta = program.meta["input"]
         codes = fold_windows(encode_images(images, program.table), meta)
-        return pack(codes, program.meta["engine"]["rows"], meta["digits"], meta["pitch"])
+        return pack(codes, program.meta["engine"]["rows"], meta["digits"], meta["pitch"],
+                    program.meta["engine"].get("digit_bits", 4))
 
     def _outputs(self) -> np.ndarray:
         program, meta = self._program, self._program.meta["output"]
@@ -285,7 +286,8 @@ class Engine:
         size = program.meta["regions"]["output"]
         return np.concatenate([
             unpack(np.asarray(array[:size]), tuple(meta["shape"]), config.rounds(program.meta["batch"]), config.rows,
-                   meta["digits"], meta["pitch"], meta["signed"]) for array in _arrays(buffer)])
+                   meta["digits"], meta["pitch"], meta["signed"],
+                   config.digit_bits) for array in _arrays(buffer)])
 
     def _layer_counters(self) -> list:
         """Per layer: the counters' increments since the layer before, from the log."""

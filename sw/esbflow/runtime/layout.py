@@ -1,7 +1,7 @@
-"""Between images or integers and the engine's memory: 4-bit digits, `rows` channels a word, whole beats a row.
+"""Between images or integers and the engine's memory: digits, `rows` channels a word, whole beats a row.
 
-The order is (channel group, digit, image, row, column); channel i of a group lies in bits 4i..4i+3 of a word, low bytes
-first. See docs/engine.md.
+The order is (channel group, digit, image, row, column); of digits of 4 bits channel i of a group lies in bits 4i..4i+3 of a
+word, low bytes first. See docs/engine.md.
 """
 
 import numpy as np
@@ -31,8 +31,8 @@ def fold_windows(codes: np.ndarray, meta: dict) -> np.ndarray:
     return np.stack(views, axis=2).reshape(n, c * len(views), out_height, out_width)
 
 
-def pack(values: np.ndarray, rows: int, digits: int, pitch: int) -> np.ndarray:
-    """Integers (n, c, h, w) -> bytes of the region. Channels and columns that fill up are zero.
+def pack(values: np.ndarray, rows: int, digits: int, pitch: int, digit_bits: int = 4) -> np.ndarray:
+    """Integers (n, c, h, w) -> bytes of the region, in digits of 2 or 4 bits. Channels and columns that fill up are zero.
 
     >>> pack(np.array([1, -2]).reshape(1, 2, 1, 1), rows=4, digits=1, pitch=8)[:2]
     array([225,   0], dtype=uint8)
@@ -43,20 +43,35 @@ def pack(values: np.ndarray, rows: int, digits: int, pitch: int) -> np.ndarray:
     for g in range(groups):
         block = np.moveaxis(values[:, g * rows:(g + 1) * rows], 1, -1)
         for d in range(digits):
-            digit_planes[g, d, :, :, :width, :block.shape[-1]] = (block >> (4 * d)) & 15
-    return (digit_planes[..., 0::2] | digit_planes[..., 1::2] << 4).reshape(-1)
+            digit_planes[g, d, :, :, :width, :block.shape[-1]] = (block >> (digit_bits * d)) & ((1 << digit_bits) - 1)
+    return pack_digits(digit_planes, digit_bits).reshape(-1)
 
 
-def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, pitch: int, signed: bool) -> np.ndarray:
+def pack_digits(values: np.ndarray, digit_bits: int) -> np.ndarray:
+    """Unsigned digits (..., n), uint8 -> bytes (..., n * digit_bits / 8), the first digit lowest."""
+    per_byte = 8 // digit_bits
+    packed = values[..., 0::per_byte].copy()
+    for k in range(1, per_byte):
+        packed |= values[..., k::per_byte] << digit_bits * k
+    return packed
+
+
+def unpack_digits(data: np.ndarray, digit_bits: int) -> np.ndarray:
+    """Bytes (..., n), uint8 -> unsigned digits (..., n * 8 / digit_bits), int64; the inverse of `pack_digits`."""
+    digits = [data >> digit_bits * k & ((1 << digit_bits) - 1) for k in range(8 // digit_bits)]
+    return np.stack(digits, axis=-1).reshape(*data.shape[:-1], -1).astype(np.int64)
+
+
+def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, pitch: int, signed: bool,
+           digit_bits: int = 4) -> np.ndarray:
     """Bytes of a region -> integers int64 (images, c, h, w); the inverse of `pack`."""
     channels, height, width = shape
     groups = -(-channels // rows)
-    pairs = data.reshape(groups, digits, images, height, pitch, rows // 2)[:, :, :, :, :width]
-    nibbles = np.empty((*pairs.shape[:-1], rows), dtype=np.int64)
-    nibbles[..., 0::2], nibbles[..., 1::2] = pairs & 15, pairs >> 4
-    values = sum(nibbles[:, d] << (4 * d) for d in range(digits))
+    words = data.reshape(groups, digits, images, height, pitch, rows * digit_bits // 8)[:, :, :, :, :width]
+    found = unpack_digits(words, digit_bits)
+    values = sum(found[:, d] << (digit_bits * d) for d in range(digits))
     if signed:
-        half = 1 << (4 * digits - 1)
+        half = 1 << (digit_bits * digits - 1)
         values = (values ^ half) - half
     # (group, image, row, column, channel) -> (image, channel, row, column)
     return values.transpose(1, 0, 4, 2, 3).reshape(images, groups * rows, height, width)[:, :channels]
