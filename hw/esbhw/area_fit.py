@@ -16,7 +16,7 @@ from esbflow import area
 from esbflow.engine_config import ENGINES, EngineConfig
 from esbflow.files import write_json
 from esbhw import performance
-from esbhw.area_samples import SAMPLES, SAMPLES_FILE, is_of
+from esbhw.area_samples import SAMPLES, SAMPLES_FILE
 
 LIMIT = 0.10
 PARTS = {  # block of the model: blocks of the report; a block that is not here is the model's own
@@ -32,9 +32,9 @@ def engines(folder: Path) -> list:
     named = performance.read(folder / performance.ENGINES_FILE)
     samples = performance.read(folder / SAMPLES_FILE)
     found = [(name, ENGINES[name], record) for name, record in named.items()
-             if name in ENGINES and record["hash"] == f"{ENGINES[name].hash:016x}"]
+             if name in ENGINES and performance.is_of(record, ENGINES[name])]
     return found + [(name, SAMPLES[name], record) for name, record in samples.items()
-                    if name in SAMPLES and is_of(record, SAMPLES[name])]
+                    if name in SAMPLES and performance.is_of(record, SAMPLES[name])]
 
 
 def fit(measured: list) -> dict:

@@ -47,17 +47,11 @@ SAMPLES = {f"sample{number}": config for number, config in enumerate((
 """{name of the record: configuration}"""
 
 
-def is_of(record: dict, config: EngineConfig) -> bool:
-    """Whether a record is of this configuration, whatever fields were added since."""
-    known = {name: value for name, value in record["config"].items() if name in config.to_dict()}
-    return EngineConfig.from_dict(known) == config
-
-
 def measure(path: Path, again: bool = False, say=print) -> dict:
     """Records of the samples: {name: {"config", blocks of Resources.to_dict()}}."""
     content = {} if again else performance.read(path)
     for name, config in SAMPLES.items():
-        if name not in content or not is_of(content[name], config):
+        if name not in content or not performance.is_of(content[name], config):
             say(f"synthesize {name}: {config.rows} x {config.cols}, {config.array}")
             found = synthesize(config).to_dict()
             del found["seconds"]

@@ -11,6 +11,7 @@ from esbflow.files import write_json, write_whole
 from esbhw import ecp5_flow, vivado_flow
 from esbhw.boards import Board
 from esbhw.flow_error import FlowError
+from esbhw.performance import is_of
 
 FLOWS = {"vivado": vivado_flow, "ecp5": ecp5_flow}
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "engines.json"
@@ -36,22 +37,27 @@ def check_size(config: EngineConfig, board: Board) -> None:
     The records count LUTs of six inputs and 36 Kb blocks, so they say nothing of other families.
     """
     records = _records()
-    known = records.get(config.hash)
+    known = _of(records, config)
     if board.target != "xilinx" or known is None:
         return
     over = _excess(known, board)
     if over:
-        fitting = [c for c in ENGINES.values() if c.hash in records and not _excess(records[c.hash], board)]
+        fitting = [c for c in ENGINES.values() if (found := _of(records, c)) and not _excess(found, board)]
         largest = max(fitting, key=lambda c: c.macs_per_cycle, default=None)
         best = f"the largest named engine that fits is {largest.name}" if largest else "no named engine fits"
         raise FlowError(f"{config.name} does not fit {board.title}: {' and '.join(over)} too many; {best}")
 
 
-def _records() -> dict:
+def _of(records: list, config: EngineConfig) -> dict | None:
+    """The record of a configuration."""
+    return next((record for record in records if is_of(record, config)), None)
+
+
+def _records() -> list:
     try:
-        return {int(entry["hash"], 16): entry for entry in json.loads(RECORDS.read_text()).values()}
+        return list(json.loads(RECORDS.read_text()).values())
     except OSError:
-        return {}  # an installed wheel has no records; the tools then say what does not fit
+        return []  # an installed wheel has no records; the tools then say what does not fit
 
 
 def _excess(known: dict, board: Board) -> list:

@@ -29,7 +29,7 @@ FLAT_LIMIT = 256
 
 
 def measure(config: EngineConfig, progress=None, cache=None) -> dict:
-    """A configuration's record: its hash, its resources, and its longest paths, block by block.
+    """A configuration's record: the configuration, its resources, and its longest paths, block by block.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def measure(config: EngineConfig, progress=None, cache=None) -> dict:
     """
     text = rtlil(config, "xilinx")
     mapped = synthesize_rtlil(text, TOP, progress, cache)
-    record = {"hash": f"{config.hash:016x}", "rows": config.rows, "cols": config.cols, "array": config.array,
+    record = {"config": config.to_dict(), "rows": config.rows, "cols": config.cols, "array": config.array,
               "weights": f"{config.weight_min}..{config.weight_max}", "digit_bits": config.digit_bits,
               "lanes": config.requantize_lanes,
               **add_up(mapped, TOP).to_dict()}
@@ -61,6 +61,14 @@ def update(path: Path, configs: list, say=print) -> dict:
         content = {name: content[name] for name in ENGINES if name in content}
         write_json(path, content)
     return content
+
+
+def is_of(record: dict, config: EngineConfig) -> bool:
+    """Whether a record is of this configuration, whatever its name and clock and whatever fields were added since."""
+    fields = config.to_dict()
+    known = {name: value for name, value in record["config"].items() if name in fields}
+    measured = EngineConfig.from_dict(known).to_dict()
+    return all(measured[name] == value for name, value in fields.items() if name not in ("name", "clock_mhz"))
 
 
 def read(path: Path) -> dict:

@@ -8,7 +8,7 @@ import math
 
 from esbflow import area
 from esbflow.engine_config import EngineConfig
-from esbhw.performance import PLANNING_MHZ, density
+from esbhw.performance import PLANNING_MHZ, density, is_of
 
 PICTURE = "density.svg"
 SIZES = ((16, 16), (32, 32), (64, 64), (64, 128), (128, 128))
@@ -47,14 +47,13 @@ def config_of(array: str, rows: int, cols: int, width: str) -> EngineConfig:
 
 def points(records: dict) -> dict:
     """{(array, width): [(lanes, GOPS/kLUT, is it a record)]}."""
-    known = {record["hash"]: record for record in records.values()}
     found = {}
     for array in ("shiftadd", "table"):
         for width, (*_, passes) in WIDTHS.items():
             line = found[array, width] = []
             for rows, cols in SIZES:
                 config = config_of(array, rows, cols, width)
-                record = known.get(f"{config.hash:016x}")
+                record = next((record for record in records.values() if is_of(record, config)), None)
                 lut = record["lut"] if record else area.area(config).lut
                 value = density({"rows": rows, "cols": cols, "lut": lut}, PLANNING_MHZ) / passes
                 line.append((rows * cols, value, record is not None))
