@@ -101,12 +101,22 @@ def predict(blocks: dict, config: EngineConfig) -> dict:
 
 
 def left_out(measured: list) -> dict:
-    """{name: {resource: relative error}} of each engine, predicted by a fit to all the others."""
-    errors = {}
+    """{name: {resource: relative error}} of each engine, predicted by a fit to all the others.
+
+    An engine that alone has a feature is not among them: a fit to the others knows nothing of it.
+    """
+    errors, parts = {}, [_parts(config) for _, config, _ in measured]
     for k, (name, config, record) in enumerate(measured):
+        if parts[k] - set().union(*parts[:k], *parts[k + 1:]):
+            continue
         found = predict(fit(measured[:k] + measured[k + 1:]), config)
         errors[name] = {resource: value / record[resource] - 1 for resource, value in found.items() if record[resource]}
     return errors
+
+
+def _parts(config: EngineConfig) -> set:
+    """The features that an engine has, by block."""
+    return {(block, name) for block, values in area.features(config).items() for name, value in values.items() if value}
 
 
 def main(arguments: list) -> int:

@@ -21,7 +21,7 @@ def measured():
 
 
 def test_the_model_is_the_fit_to_the_records(measured):
-    assert {name for name, _, _ in measured} == set(area.coefficients()["left_out"]), "run: python -m esbhw.area_fit"
+    assert {name for name, _, _ in measured} >= set(area.coefficients()["left_out"]), "run: python -m esbhw.area_fit"
     blocks = area_fit.fit(measured)
     for name, config, _ in measured:
         found, fitted = area.area(config), area_fit.predict(blocks, config)
@@ -32,7 +32,7 @@ def test_the_model_is_the_fit_to_the_records(measured):
 def test_engines_left_out_of_the_fit_are_predicted_within_its_limit(measured):
     errors = area_fit.left_out(measured)
     worst = max(abs(error) for found in errors.values() for error in found.values())
-    assert worst <= area_fit.LIMIT
+    assert worst <= area_fit.LIMIT and len(errors) >= 10
     assert worst == pytest.approx(area.coefficients()["error"], abs=0.002)
 
 
