@@ -40,8 +40,7 @@ def measure(config: EngineConfig, progress=None, cache=None) -> dict:
     mapped = synthesize_rtlil(text, TOP, progress, cache)
     record = {"config": config.to_dict(), "rows": config.rows, "cols": config.cols, "array": config.array,
               "weights": f"{config.weight_min}..{config.weight_max}", "digit_bits": config.digit_bits,
-              "lanes": config.requantize_lanes,
-              **add_up(mapped, TOP).to_dict()}
+              "slices": config.slices, "lanes": config.requantize_lanes, **add_up(mapped, TOP).to_dict()}
     del record["seconds"]
     if config.macs_per_cycle <= FLAT_LIMIT:
         record["lut_flat"] = add_up(synthesize_rtlil(text, TOP, None, cache, flatten=True), TOP, per_block=False).lut
@@ -95,8 +94,8 @@ def beyond_the_bar(name: str, record: dict) -> list:
 
 
 def gops(record: dict, mhz: float) -> float:
-    """Peak GOPS at a clock: 2 * rows * cols * mhz."""
-    return 2 * record["rows"] * record["cols"] * mhz / 1e3
+    """Peak GOPS at a clock: 2 * rows * cols * slices * mhz."""
+    return 2 * record["rows"] * record["cols"] * record.get("slices", 1) * mhz / 1e3
 
 
 def density(record: dict, mhz: float, lut: float | None = None) -> float:

@@ -98,19 +98,19 @@ def _options_table(records: dict) -> str:
     lines = ["## Named engines", "",
              "Engines named after a board fit its part; `digit` is the width of a stored activation digit. Figures marked "
              "*model* are the [area model's](#area-model): the engine has not been synthesized.", "",
-             "| engine | array | weights | digit | lanes | weight ports | channel unit | table groups | slots | "
+             "| engine | array | slices | weights | digit | lanes | weight ports | channel unit | table groups | slots | "
              "residual, ESB | "
-             f"LUT | % of a {DEVICE} | BRAM36 | GOPS/kLUT at {PLANNING_MHZ} |", "|---|---|---:|" + "---:|" * 11]
+             f"LUT | % of a {DEVICE} | BRAM36 | GOPS/kLUT at {PLANNING_MHZ} |", "|---|---|---:|" + "---:|" * 12]
     for name, config in ENGINES.items():
         record = records.get(name)
         found = area.area(config)
         lut, ram = (record["lut"], record["bram36"]) if record else (found.lut, found.bram36)
-        dense = density({"rows": config.rows, "cols": config.cols, "lut": lut}, PLANNING_MHZ)
+        dense = density({"rows": config.rows, "cols": config.cols, "slices": config.slices, "lut": lut}, PLANNING_MHZ)
         parts = "yes" if config.residual and config.esb_output else f"{int(config.residual)}, {int(config.esb_output)}"
         groups = config.table_groups if config.array == "table" else ""
         lines.append(
-            f"| {name} | {config.array}, {config.rows} x {config.cols} | {config.weight_min}..{config.weight_max} | "
-            f"{config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
+            f"| {name} | {config.array}, {config.rows} x {config.cols} | {config.slices} | "
+            f"{config.weight_min}..{config.weight_max} | {config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
             f"{groups} | {config.weight_slots} | {parts} | {lut:,}{'' if record else ' *model*'} | "
             f"{100 * lut / DEVICE_LUT:.0f} | {ram:g} | "
             f"{dense:.2f} |")
@@ -119,7 +119,8 @@ def _options_table(records: dict) -> str:
 
 def _size(record: dict) -> tuple:
     """Array and range of the weights of an engine."""
-    return f"{record['array']}, {record['rows']} x {record['cols']}", record["weights"]
+    slices = f", {record['slices']} slices" if record.get("slices", 1) > 1 else ""
+    return f"{record['array']}, {record['rows']} x {record['cols']}{slices}", record["weights"]
 
 
 def _bits(record: dict) -> str:

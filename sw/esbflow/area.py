@@ -62,8 +62,8 @@ def features(config: EngineConfig) -> dict:
     """{block: {feature: value}}; a block that an engine has not is not there."""
     blocks = {
         "control and memory ports": {
-            "engine": 1, "weight ports": config.weight_ports, "channel unit": int(config.channel_unit > 0),
-            "path beats": config.weight_path_beats},
+            "engine": 1, "ports": config.weight_ports + 2 * (config.activation_ports - 1), "slices": config.slices - 1,
+            "channel unit": int(config.channel_unit > 0), "path beats": config.weight_path_beats},
         f"{config.array} array": _table_array(config) if config.array == "table" else _shift_add_array(config),
         "accumulators": _accumulators(config),
         "drain and requantizer": _drain(config),
@@ -77,7 +77,7 @@ def features(config: EngineConfig) -> dict:
 def block_rams(config: EngineConfig) -> float:
     """36 Kb block RAMs of all memories."""
     total = sum(_rams(*memory) for memory in memories(config))
-    return total + _rams(AXI_BEAT_BITS, max(128, 4 * config.max_burst), 1, 1)  # the write port's FIFO
+    return total + _rams(AXI_BEAT_BITS, max(128, 4 * config.max_burst), 1, config.activation_ports)  # write ports' FIFOs
 
 
 def memories(config: EngineConfig) -> list:
@@ -87,11 +87,11 @@ def memories(config: EngineConfig) -> list:
     copies = facts.TAP_SIDE if config.channel_unit else 1
     residuals = facts.residual_planes(config) * config.residual
     return [
-        (config.cols * config.accumulator_width, config.accumulator_depth, 1, 2),
-        (AXI_BEAT_BITS, 2 * config.activation_beats // beats, beats, copies),
+        (config.cols * config.accumulator_width, config.accumulator_depth, 1, 2 * config.slices),
+        (AXI_BEAT_BITS, 2 * config.activation_beats // beats, beats, copies * config.slices),
         (AXI_BEAT_BITS, config.weight_slots * config.tile_rows, config.weight_path_beats // ports, ports),
         (sum(bits for _, bits in constant_fields(config)), 2 * config.cols // lanes, lanes // ports, ports),
-        (AXI_BEAT_BITS, 2 * config.residual_beats // beats, beats, residuals),
+        (AXI_BEAT_BITS, 2 * config.residual_beats // beats, beats, residuals * config.slices),
     ]
 
 
@@ -153,10 +153,11 @@ def planes_sum(config: EngineConfig, count: int, planes: int, magnitude: bool) -
 def _shift_add_array(config: EngineConfig) -> dict:
     planes, magnitude = config.weight_planes
     luts, registers = planes_sum(config, config.rows, planes, magnitude)
+    columns = config.cols * config.slices
     return {
-        "adder bits": config.cols * luts, "adder registers": config.cols * registers,
-        "signs": config.cols * config.rows * config.digit_bits * magnitude,
-        "weight registers": 2 * config.cols * config.rows * facts.weight_bits(config),
+        "adder bits": columns * luts, "adder registers": columns * registers,
+        "signs": columns * config.rows * config.digit_bits * magnitude,
+        "weight registers": 2 * columns * config.rows * facts.weight_bits(config),
         "codebook bits": config.path_codes * facts.weight_bits(config), "tile rows": config.tile_rows,
     }
 
@@ -168,9 +169,9 @@ def _table_array(config: EngineConfig) -> dict:
     joined = tree([(p, plane[1] << p) for p in range(planes)])
     generators = config.table_groups * config.cols
     return {
-        "RAM blocks": planes * groups * -(-config.cols * bits // RAM_BITS),
-        "adder bits": config.cols * (planes * luts + joined[0]),
-        "adder registers": config.cols * (planes * (registers + groups * bits) + joined[1]),
+        "RAM blocks": config.slices * planes * groups * -(-config.cols * bits // RAM_BITS),
+        "adder bits": config.cols * config.slices * (planes * luts + joined[0]),
+        "adder registers": config.cols * config.slices * (planes * (registers + groups * bits) + joined[1]),
         "generators": generators, "generator bits": generators * bits,
         "codebook bits": generators * facts.weight_bits(config), "tile rows": config.tile_rows // config.table_sets,
         "sets": config.table_sets, "groups of rows": config.rows // TABLE_INPUTS,
@@ -178,12 +179,11 @@ def _table_array(config: EngineConfig) -> dict:
 
 
 def _accumulators(config: EngineConfig) -> dict:
-    unit = config.channel_unit > 0
+    unit, columns = config.channel_unit > 0, config.cols * config.slices
     return {
-        "columns": config.cols, "column bits": config.cols * config.accumulator_width,
-        "dot bits": config.cols * facts.dot_bits(config),
-        "chosen bits": config.cols * facts.dot_bits(config) * unit, "columns of a unit": config.cols * unit,
-        "LUT RAM bits": _lut_ram(*memories(config)[0]), "shift LUTs": config.cols * _shift_luts(config),
+        "columns": columns, "column bits": columns * config.accumulator_width, "dot bits": columns * facts.dot_bits(config),
+        "chosen bits": columns * facts.dot_bits(config) * unit, "columns of a unit": columns * unit,
+        "LUT RAM bits": _lut_ram(*memories(config)[0]), "shift LUTs": columns * _shift_luts(config),
     }
 
 
@@ -198,7 +198,7 @@ def _shift_luts(config: EngineConfig) -> int:
 
 
 def _drain(config: EngineConfig) -> dict:
-    lanes, groups = config.requantize_lanes, config.cols // config.requantize_lanes
+    lanes, groups = config.requantize_lanes * config.slices, config.cols // config.requantize_lanes
     multiplies = config.requantizer == "multiply"
     return {
         "engine": 1, "lanes": lanes * multiplies, "lane bits": lanes * multiplies * multiplicand_bits(config),
@@ -211,11 +211,12 @@ def _drain(config: EngineConfig) -> dict:
 
 def _buffers(config: EngineConfig) -> dict:
     small = sum(_lut_ram(*memory) for memory in memories(config)[1:])
-    copies = facts.TAP_SIDE if config.channel_unit else 1
+    copies = config.slices * (facts.TAP_SIDE if config.channel_unit else 1)
     return {
         "engine": 1, "LUT RAM bits": small, "word bits": copies * config.word_bits,
         "chosen bits": copies * config.word_bits * (config.words_per_beat - 1),
-        "chosen residual bits": config.word_bits * (config.words_per_beat - 1) * config.residual,
+        "chosen residual bits": config.slices * config.word_bits * (config.words_per_beat - 1)
+        * config.residual,
         "weight ports": config.weight_ports,
     }
 
@@ -223,9 +224,9 @@ def _buffers(config: EngineConfig) -> dict:
 def _channel_unit(config: EngineConfig) -> dict:
     planes, magnitude = facts.channel_planes(config)
     luts, registers = planes_sum(config, facts.TAPS, planes, magnitude)
-    lanes = config.channel_unit
+    lanes, blocks = config.channel_unit * config.slices, config.rows // config.channel_unit
     return {
         "engine": 1, "lanes": lanes, "adder bits": lanes * luts, "adder registers": lanes * registers,
         "tap bits": 2 * lanes * facts.TAPS * (planes + magnitude), "signs": lanes * facts.TAPS * magnitude,
-        "chosen bits": lanes * facts.TAP_SIDE * config.digit_bits * (config.rows // lanes - 1),
+        "chosen bits": lanes * facts.TAP_SIDE * config.digit_bits * (blocks - 1),
     }

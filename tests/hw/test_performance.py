@@ -108,7 +108,7 @@ def test_the_page_lists_every_engine_and_marks_the_model_s_figures(tmp_path):
     page = performance_page.page(tmp_path)
     for name in ENGINES:
         assert any(line.startswith(f"| {name} |") and "*model*" in line for line in page.splitlines()), name
-    assert "| zcu102-w2a2 | table, 128 x 128 | -2..1 | 2 |" in page
+    assert "| zcu102-w2a2 | table, 128 x 128 | 1 | -2..1 | 2 |" in page
 
 
 def test_the_picture_has_a_point_for_each_size_and_says_which_are_measured():
