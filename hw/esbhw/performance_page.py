@@ -110,7 +110,8 @@ def _options_table(records: dict) -> str:
         groups = config.table_groups if config.array == "table" else ""
         lines.append(
             f"| {name} | {config.array}, {config.rows} x {config.cols} | {config.slices} | "
-            f"{config.weight_min}..{config.weight_max} | {config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
+            f"{config.weight_min}..{config.weight_max} | "
+            f"{config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
             f"{groups} | {config.weight_slots} | {parts} | {lut:,}{'' if record else ' *model*'} | "
             f"{100 * lut / DEVICE_LUT:.0f} | {ram:g} | "
             f"{dense:.2f} |")
