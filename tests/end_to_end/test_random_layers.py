@@ -59,8 +59,8 @@ def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
         assert stamps(layers) == expected.stamps
 
 
-@pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16")
-                                                 for k in range(FACTOR * 12)])
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16", "shared8x8")
+                                                 for k in range(FACTOR * 8)])
 def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 3000 + number))
     graph, pixels, program = packed(random, engine_of(engine_name))
