@@ -411,7 +411,7 @@ ENGINES = {
         EngineConfig("table64x64-w4-slices4", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
                      weight_ports=4, slices=4, activation_ports=4, **_LARGE),
         EngineConfig("table32x32-w4-slices4", rows=32, cols=32, array="table", table_groups=4, weight_min=-8, weight_max=7,
-                     weight_ports=4, slices=4, activation_ports=4, **_LARGE),
+                     accumulator_width=32, weight_ports=4, slices=4, activation_ports=4, **_LARGE),
         EngineConfig("table16x16-w4-slices16", rows=16, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7,
                      accumulator_width=24, requantize_lanes=2, slices=16, activation_ports=2),
         EngineConfig("table64x64-w2a2", rows=64, cols=64, array="table", table_groups=8, **_W2A2),

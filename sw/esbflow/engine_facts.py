@@ -25,7 +25,9 @@ SPLIT_CYCLES = 3
 PORT_CYCLES = 2
 """ReadPort, WritePort: a burst taken to the next one."""
 SPREAD_CYCLES = 1
-"""Spread: a burst from the splitter to the first of the slices that share a port."""
+"""Spread: a burst from the splitter to the slices' ports."""
+JOIN_CYCLES = 1
+"""Loader, with several slices: the last beat in its buffer to the token."""
 BEAT_TO_WRITE = 1
 """ReadPort: bus to buffer."""
 REQUEST_CYCLES = 2

@@ -125,8 +125,8 @@ class WritePort(wiring.Component):
     axi : Out(write_signature())
     run : In(1); when low and the bus is quiet, beats that no burst has claimed are thrown away
     beats : In(stream of 128 bits for each source);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
-    bursts : In(stream of address, length, tag, source), ready when the beats are there
-    go : In(1), where the port is one of several: the others are ready too
+    bursts : In(stream of address, length, tag and, with several sources, source and whether that is not 0), ready when the
+        beats are there
     done_valid, done_tag : Out, for one cycle when a burst's response has come
     fault : Out(1), an error response, until `run` falls
     hold : In(1), keeps `address`
@@ -135,16 +135,15 @@ class WritePort(wiring.Component):
     beat_taken : Out(1), a beat went out
     """
 
-    def __init__(self, depth: int, sources: int = 1, joint: bool = False):
-        self._depth, self._sources, self._joint = depth, sources, joint
+    def __init__(self, depth: int, sources: int = 1):
+        self._depth, self._sources = depth, sources
         self._source_bits = (sources - 1).bit_length()
         super().__init__({
             "axi": Out(write_signature()),
             "run": In(1),
             "beats": In(stream.Signature(AXI_BEAT_BITS * sources)),
             "room": Out(1, init=1),
-            "bursts": In(stream.Signature(burst_layout(1 + self._source_bits))),
-            **({"go": In(1)} if joint else {}),
+            "bursts": In(stream.Signature(burst_layout(1 + (self._source_bits + 1 if sources > 1 else 0)))),
             "done_valid": Out(1), "done_tag": Out(1),
             "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "quiescent": Out(1), "beat_taken": Out(1),
@@ -165,32 +164,34 @@ class WritePort(wiring.Component):
         m.submodules.responses = responses = Fifo(kept.size, OUTSTANDING_WRITES)
         unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
         here = Signal()  # the beats of the burst on offer
-        able = self.run & here & ~axi.awvalid
-        ready = able & responses.i.ready
-        claim = ready & self.go if self._joint else ready
-        room = Cat(fifo.i.ready for fifo in fifos).all()
+        # Source 0 had its burst already, so the beats of this one are here, too.
+        later, source = (burst.tag[1], burst.tag[2:]) if bits else (Const(0, 1), Const(0, 0))
+        able = self.run & (here | (self.bursts.valid & later) if bits else here) & ~axi.awvalid
+        claim = able & responses.i.ready
         push = self.beats.valid & self.beats.ready
+        coming = self.beats.valid & self.run
+        left = Cat(fifo.behind | fifo.o.valid for fifo in fifos).any()
+        if bits:  # known a cycle later
+            still_left = Signal()
+            m.d.sync += still_left.eq(self.run | left)
+            left = still_left
         idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
-        source = burst.tag[1:]
-        later = source.any() if bits else Const(0, 1)  # source 0 had its burst already
         m.d.comb += [
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
-            self.beats.ready.eq(self.run & room),
+            # All FIFOs have a place where one has: who sends heeds `room`.
+            self.beats.ready.eq(self.run & data.i.ready),
             # There is always a place in `lengths`: it is free before the burst's answer comes.
-            self.bursts.ready.eq(ready), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
+            self.bursts.ready.eq(claim), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
             lengths.i.payload.payload.eq(source),
-            responses.i.valid.eq(able & self.go if self._joint else able),
-            responses.i.payload.eq(Cat(burst.address, burst.tag[0])),
-            self.quiescent.eq(idle & (self.run | ~Cat(fifo.behind | fifo.o.valid for fifo in fifos).any())),
+            responses.i.valid.eq(able), responses.i.payload.eq(Cat(burst.address, burst.tag[0])),
+            self.quiescent.eq(idle & (self.run | ~left)),
         ]
-        coming = self.beats.valid & self.run
         for k, fifo in enumerate(fifos):
-            m.d.comb += [fifo.i.valid.eq(coming & room if bits else coming),
-                         fifo.i.payload.eq(self.beats.payload.word_select(k, AXI_BEAT_BITS))]
+            m.d.comb += [fifo.i.valid.eq(coming), fifo.i.payload.eq(self.beats.payload.word_select(k, AXI_BEAT_BITS))]
         m.d.sync += [
             self.room.eq(fifos[-1].level < self._depth * 3 // 4),  # the last source waits longest
-            here.eq(self.bursts.valid & ~claim & ((unclaimed >= burst.length) | later)),
+            here.eq(self.bursts.valid & ~claim & ~later & (unclaimed >= burst.length)),
             unclaimed.eq(unclaimed + push - Mux(claim & ~later, burst.length, 0)),
             discard.eq(~self.run & idle),
         ]

@@ -242,9 +242,13 @@ class Engine(Elaboratable):
                 fetch.beat, fetch.dispatched, load.beat, weights.beat, writer.beat_taken, writer.done_valid,
                 sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
-            control.quiescent.eq(
-                fetch.port.quiescent & load.quiescent & weights.quiescent & writer.quiescent),
         ]
+        quiescent = fetch.port.quiescent & load.quiescent & weights.quiescent & writer.quiescent
+        if len(load.ports) + len(weights.ports) > 2:  # many to look at: known a cycle later, and after a run only
+            still = Signal()
+            m.d.sync += still.eq(quiescent & ~control.running)
+            quiescent = still
+        m.d.comb += control.quiescent.eq(quiescent)
         self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, slices)
 
         m.d.comb += self.irq.eq(control.interrupt)

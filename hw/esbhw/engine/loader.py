@@ -120,15 +120,17 @@ class Loader(wiring.Component):
             self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
             self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
-            self.fault_address.eq(splitter.fault_address), self.address.eq(ports[0].address),
+            self.fault_address.eq(splitter.fault_address),
             self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
             self.beat.eq(Cat(port.beat_valid for port in ports).any()),
         ]
-        # Of several ports with a fault, or that owe an answer, the first is named.
+        # Of several ports with a fault, or that owe an answer, the first is named, a cycle later.
+        named_address = m.d.comb if len(ports) == 1 else m.d.sync
+        named_address += self.address.eq(ports[0].address)
         for named in (lambda port: ~port.quiescent, lambda port: port.fault | port.protocol):
             for port in reversed(ports if len(ports) > 1 else []):
                 with m.If(named(port)):
-                    m.d.comb += self.address.eq(port.address)
+                    m.d.sync += self.address.eq(port.address)
         arrived = []
         for k, port in enumerate(ports):
             tag = Signal(self._tag, name=f"tag_{k}")
@@ -171,12 +173,14 @@ class Loader(wiring.Component):
         wiring.connect(m, splitter.o, spread.i)
         m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
         return _Bursts(
-            [spread.valid & spread.others[k] for k in range(len(ports))],
+            list(spread.valid),
             [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))], spread.length, spread.local,
             spread.last, spread.tag, spread.group)
 
     def _post(self, m, arrived) -> None:
         """The token, once the transfer's last beat has come through each port: (has it now, its destination)."""
+        if self._slices > 1:
+            return self._post_of_slices(m, arrived)
         ahead = joined(m, [now for now, _ in arrived], self.post, ARRIVED_BITS)
         if len(arrived) == 1:
             m.d.comb += self.post_destination.eq(arrived[0][1])
@@ -184,3 +188,16 @@ class Loader(wiring.Component):
         for (now, destination), none_ahead in zip(arrived, ahead):
             with m.If(now & none_ahead):
                 m.d.comb += self.post_destination.eq(destination)
+
+    def _post_of_slices(self, m, arrived) -> None:
+        """The same a cycle later, counted for each kind of buffer: no path goes through a choice of destinations."""
+        posts = []
+        for kind, name in enumerate(("activations", "residual")):
+            signs = []
+            for k, (now, destination) in enumerate(arrived):
+                sign = Signal(name=f"{name}_arrived_{k}")
+                m.d.sync += sign.eq(now & ((destination >= 2) == kind))
+                signs.append(sign)
+            posts.append(Signal(name=f"post_{name}"))
+            joined(m, signs, posts[-1], ARRIVED_BITS, name)
+        m.d.comb += [self.post.eq(posts[0] | posts[1]), self.post_destination.eq(posts[1] << 1)]

@@ -15,46 +15,47 @@ STRIDE_BITS = 32 - PAGE_BITS
 class Spread(wiring.Component):
     """Burst b of slice s lies at the address of b + s * stride.
 
-    Slice s belongs to port s % ports. Where each port has one slice, bursts pass straight through; else a burst waits in a
-    register for a cycle, and the ports take it once for each of their slices, `group` 0 first. All ports take a burst in
-    the same cycle.
+    Slice s belongs to port s % ports. A burst waits in a register for a cycle; then each port takes it once for each of its
+    slices, `group` 0 first. A port takes it when it can; the next group, or burst, comes two cycles after the last port
+    has taken this one.
 
     Members
     -------
     i : In(stream of piece_layout);  stride : In(STRIDE_BITS), in pages, still while bursts come
-    ready : In(ports), each port could take the burst
-    valid : Out(1);  others : Out(ports), with bit k: all ports but k are ready
+    valid : Out(ports), on offer to each port;  ready : In(ports)
     address : Out(ports * 40);  length, local, tag, group : Out, of all ports;  last : Out(1), of the transfer and its groups
+    later : Out(1), the group is not 0;  idle : Out(1), no burst is here
     """
 
     def __init__(self, slices: int, ports: int, tag_bits: int):
         self._ports, self._groups, self._tag_bits = ports, slices // ports, tag_bits
         super().__init__({
             "i": In(stream.Signature(piece_layout(tag_bits))), "stride": In(STRIDE_BITS),
-            "ready": In(ports), "valid": Out(1), "others": Out(ports), "address": Out(AXI_ADDRESS_BITS * ports),
+            "ready": In(ports), "valid": Out(ports), "address": Out(AXI_ADDRESS_BITS * ports),
             "length": Out(LENGTH_BITS), "local": Out(16), "tag": Out(tag_bits), "last": Out(1),
-            "group": Out(range(max(2, self._groups))),
+            "group": Out(range(max(2, self._groups))), "later": Out(1), "idle": Out(1, init=1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        ports, groups, piece = self._ports, self._groups, self.i.payload
-        for k in range(ports):
-            m.d.comb += self.others[k].eq(Cat(self.ready[j] for j in range(ports) if j != k).all())
-        if groups == 1:
-            last_group = Const(1, 1)
-            m.d.comb += [self.valid.eq(self.i.valid), self.i.ready.eq(self.ready.all())]
-        else:
-            piece, last_group = Signal(piece_layout(self._tag_bits)), Signal()
-            taken = self.valid & self.ready.all()
-            m.d.comb += self.i.ready.eq(~self.valid)
-            m.d.sync += self.valid.eq(Mux(self.valid, ~(taken & last_group), self.i.valid))
-            step = self.stride << (ports - 1).bit_length()
-            with m.If(~self.valid):
-                m.d.sync += [piece.eq(self.i.payload), self.group.eq(0), last_group.eq(0)]
-            with m.Elif(taken):
-                m.d.sync += [piece.address[PAGE_BITS:].eq(piece.address[PAGE_BITS:] + step), self.group.eq(self.group + 1),
-                             last_group.eq(self.group == groups - 2)]
+        ports, groups, piece = self._ports, self._groups, Signal(piece_layout(self._tag_bits))
+        last_group = Signal() if groups > 1 else Const(1, 1)
+        done = Signal()  # all ports have taken this group
+        m.d.comb += [self.i.ready.eq(self.idle), done.eq(~self.idle & ~self.valid.any())]
+        m.d.sync += [
+            self.idle.eq(Mux(self.idle, ~self.i.valid, done & last_group)),
+            self.valid.eq(Mux(self.idle, self.i.valid.replicate(ports),
+                              (done & ~last_group).replicate(ports) | (self.valid & ~self.ready))),
+        ]
+        with m.If(self.idle):
+            m.d.sync += piece.eq(self.i.payload)
+        if groups > 1:
+            with m.If(self.idle):
+                m.d.sync += [self.group.eq(0), self.later.eq(0), last_group.eq(0)]
+            with m.Elif(done):
+                m.d.sync += [
+                    piece.address[PAGE_BITS:].eq(piece.address[PAGE_BITS:] + (self.stride << (ports - 1).bit_length())),
+                    self.group.eq(self.group + 1), self.later.eq(1), last_group.eq(self.group == groups - 2)]
         m.d.comb += [self.length.eq(piece.length), self.local.eq(piece.local), self.tag.eq(piece.tag),
                      self.last.eq(piece.last & last_group)]
         for k, offset in enumerate(self._offsets(m)):

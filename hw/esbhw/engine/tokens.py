@@ -19,7 +19,7 @@ def token_signature(name: str):
     return wiring.Signature({"post": In(1), "take": In(1), **(several if name in SEVERAL else {"available": Out(1)})})
 
 
-def joined(m, signs: list, post, bits: int) -> list:
+def joined(m, signs: list, post, bits: int, name: str = "") -> list:
     """Drives `post`: high once for each time that all of the signs have been high, now or earlier.
 
     Returns for each sign whether it is ahead of none of the others; of a single one nothing. A sign may be up to
@@ -28,7 +28,7 @@ def joined(m, signs: list, post, bits: int) -> list:
     if len(signs) == 1:
         m.d.comb += post.eq(signs[0])
         return []
-    counts = [Signal(bits, name=f"ahead_{k}") for k in range(len(signs))]  # how often high, and not all the others
+    counts = [Signal(bits, name=f"{name}ahead_{k}") for k in range(len(signs))]  # how often high, and not all the others
     m.d.sync += [count.eq(count + now - post) for count, now in zip(counts, signs)]
     m.d.comb += post.eq(Cat(now | (count != 0) for count, now in zip(counts, signs)).all())
     return [count == 0 for count in counts]

@@ -1,6 +1,6 @@
 """Writes what the drain gives to memory: for each slice what that slice has, to a part of memory of its own."""
 
-from amaranth import Cat, Const, Module
+from amaranth import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -33,11 +33,10 @@ class Writer(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = config
         depth = max(128, 4 * config.max_burst)
-        self.ports = [WritePort(depth, config.slices_per_port, joint=config.activation_ports > 1)
-                      for _ in range(config.activation_ports)]
+        self.ports = [WritePort(depth, config.slices_per_port) for _ in range(config.activation_ports)]
         super().__init__({
             "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(1))),
-            "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1), "idle": Out(1),
+            "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1), "idle": Out(1),
             "done_valid": Out(1), "post": Out(1),
             "axi_fault": Out(1), "address": Out(AXI_ADDRESS_BITS), "quiescent": Out(1), "beat_taken": Out(1),
             "range_fault": Out(1), "field_fault": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
@@ -54,39 +53,40 @@ class Writer(wiring.Component):
             m.submodules.spread = spread = Spread(config.slices, len(ports), tag_bits=1)
             wiring.connect(m, splitter.o, spread.i)
             m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
-            valid, length, tag, group = spread.valid, spread.length, spread.tag & spread.last, spread.group
+            valid, length, idle = list(spread.valid), spread.length, splitter.i.ready & spread.idle
+            tag = Cat(spread.tag & spread.last, spread.later, spread.group)
             addresses = [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))]
-            for k, port in enumerate(ports if len(ports) > 1 else []):
-                m.d.comb += port.go.eq(spread.others[k])
         else:
             m.d.comb += splitter.o.ready.eq(ports[0].bursts.ready)
-            valid, length, tag, group, addresses = (splitter.o.valid, piece.length, piece.tag & piece.last, Const(0, 1),
-                                                    [piece.address])
+            valid, length, idle = [splitter.o.valid], piece.length, splitter.i.ready
+            tag, addresses = piece.tag & piece.last, [piece.address]
         for k, port in enumerate(ports):
             own = [self.beats.payload.word_select(number, AXI_BEAT_BITS) for number in range(k, config.slices, len(ports))]
             m.d.comb += [
-                port.beats.valid.eq(self.beats.valid & Cat(p.beats.ready for p in ports if p is not port).all()),
-                port.beats.payload.eq(Cat(*own)),
-                port.bursts.valid.eq(valid), port.bursts.payload.address.eq(addresses[k]),
-                port.bursts.payload.length.eq(length), port.bursts.payload.tag.eq(Cat(tag, group)),
+                # All ports have room where one has: the drain heeds `room`.
+                port.beats.valid.eq(self.beats.valid), port.beats.payload.eq(Cat(*own)),
+                port.bursts.valid.eq(valid[k]), port.bursts.payload.address.eq(addresses[k]),
+                port.bursts.payload.length.eq(length), port.bursts.payload.tag.eq(tag),
             ]
         m.d.comb += [
             splitter.regions.eq(self.regions), self.range_fault.eq(splitter.range_fault),
             self.field_fault.eq(splitter.field_fault), self.fault_address.eq(splitter.fault_address),
-            self.beats.ready.eq(Cat(port.beats.ready for port in ports).all()),
-            self.room.eq(Cat(port.room for port in ports).all()),
+            self.beats.ready.eq(ports[0].beats.ready),
             self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
-            self.idle.eq(splitter.i.ready & self.quiescent),
+            self.idle.eq(idle & self.quiescent),
             self.done_valid.eq(Cat(port.done_valid for port in ports).any()),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
-            self.beat_taken.eq(Cat(port.beat_taken for port in ports).any()), self.address.eq(ports[0].address),
+            self.beat_taken.eq(Cat(port.beat_taken for port in ports).any()),
         ]
-        if config.slices_per_port > 1:
-            m.d.comb += self.idle.eq(splitter.i.ready & ~spread.valid & self.quiescent)
+        joined(m, [port.done_valid & port.done_tag for port in ports], self.post, AHEAD_BITS + 1)
+        if len(ports) == 1:
+            m.d.comb += [self.room.eq(ports[0].room), self.address.eq(ports[0].address)]
+            return m
+        # A cycle later, as there is much to look at: the FIFOs have room for what comes meanwhile.
+        m.d.sync += [self.room.eq(Cat(port.room for port in ports).all()), self.address.eq(ports[0].address)]
         # Of several ports with a fault, or that owe an answer, the first is named.
         for named in (lambda port: ~port.quiescent, lambda port: port.fault):
-            for port in reversed(ports if len(ports) > 1 else []):
+            for port in reversed(ports):
                 with m.If(named(port)):
-                    m.d.comb += self.address.eq(port.address)
-        joined(m, [port.done_valid & port.done_tag for port in ports], self.post, AHEAD_BITS + 1)
+                    m.d.sync += self.address.eq(port.address)
         return m

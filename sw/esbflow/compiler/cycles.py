@@ -27,6 +27,7 @@ from esbflow.engine_facts import (
     FIFO_LATENCY,
     FIFO_PLACE_CYCLES,
     HAZARD_CYCLES,
+    JOIN_CYCLES,
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
     PORT_CYCLES,
@@ -209,33 +210,34 @@ class CycleModel:
         return Cycles(total=total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------
-    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1, slices: int = 1) -> int:
-        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them.
-
-        slices : that share a port.
-        """
+    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1) -> int:
+        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them."""
         earliest = accept + SPLIT_CYCLES
         offset = fields["offset"]
         for _ in range(fields["segments"]):
             for length in burst_lengths(offset, fields["beats"], self.config.max_burst * ports):
-                taken = self._burst(lambda cycle, length=length // ports: bus.burst(cycle, length)[0], earliest, slices,
-                                    "load")
+                def port(cycle, length=length // ports):
+                    return bus.burst(cycle, length)[0]
+                taken = self._burst(port, earliest, "load") if bus is self.buses["load"] else port(earliest)
                 earliest = taken + SPLIT_CYCLES
             offset += fields["stride"]
         unit.free = taken + 1
         return bus.last
 
-    def _burst(self, port, earliest: int, slices: int, spread: str) -> int:
-        """The cycle in which the splitter's burst is taken. `port` gives that in which the port takes it; if slices share
-        that, it is offered for one after the other."""
-        if slices == 1:
+    def _burst(self, port, earliest: int, spread: str) -> int:
+        """The cycle in which the splitter's burst is taken. `port` gives that in which the port takes it.
+
+        With several slices the burst waits in a register, and a port takes it for each of its slices.
+        """
+        if self.config.slices == 1:
             return port(earliest)
         taken = max(earliest, self._spread_free[spread])
         offered = taken + SPREAD_CYCLES
-        for _ in range(slices):
-            last = port(offered)
-            offered = last + PORT_CYCLES - (LOOK_CYCLES if spread == "store" else 0)
-        self._spread_free[spread] = last + 1
+        for number in range(self.config.slices_per_port):
+            # The port looks for a burst's beats for a cycle, but not for those of its second slice.
+            last = port(offered - (LOOK_CYCLES if spread == "store" and number else 0))
+            offered = last + PORT_CYCLES
+        self._spread_free[spread] = offered
         return taken
 
     def _load(self, unit: Unit, fields: dict, ready: int) -> int:
@@ -246,9 +248,9 @@ class CycleModel:
         if fields["wait_stores"]:
             here = max(here, self._take("stores", fields["wait_stores"]))
         accept = max(here + LOOK_CYCLES, unit.free)
-        last = self._transfer(unit, self.buses["load"], fields, accept, slices=self.config.slices_per_port)
+        last = self._transfer(unit, self.buses["load"], fields, accept)
         if fields["post_full"]:
-            self._post(f"{kind}_full", last + BEAT_TO_WRITE)
+            self._post(f"{kind}_full", last + BEAT_TO_WRITE + (JOIN_CYCLES if self.config.slices > 1 else 0))
         return accept
 
     def _weights(self, unit: Unit, fields: dict, ready: int) -> int:
@@ -363,8 +365,7 @@ class CycleModel:
 
     def _store_burst(self, earliest: int, here: int, length: int) -> int:
         """The cycle in which the splitter's burst is taken, whose beats are there from `here` on."""
-        return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest,
-                           self.config.slices_per_port, "store")
+        return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest, "store")
 
     def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
         taken = self._held(ready)
