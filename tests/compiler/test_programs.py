@@ -44,9 +44,9 @@ def test_slices_share_a_batch_whatever_its_size():
     config = replace(ENGINES["small8x16"], slices=4, activation_ports=4)
     for batch in (1, 4, 5, 11):
         graph, _ = compiled(random, config, **BOUNDS["small8x16"])
-        program, images = compile_graph(graph, config, batch), random_images(random, graph, batch)
+        program, images = compile_graph(graph, config, batch, packing={}), random_images(random, graph, batch)
         assert np.array_equal(Machine(program).run(images), execute(graph, images))
-        one = compile_graph(graph, ENGINES["small8x16"], batch=-(-batch // 4))
+        one = compile_graph(graph, ENGINES["small8x16"], batch=-(-batch // 4), packing={})
         assert np.array_equal(program.instructions, one.instructions) and program.meta["batch"] == batch
         assert program.meta["regions"] == one.meta["regions"]
 
