@@ -30,7 +30,7 @@ HEAD = ("| network | engine | lanes | batch | cycles an image | use % | lost to,
 MORE = dict(weight_ports=4, channel_unit=32)
 """What the engines of the table have beside their named configuration, but for those of OTHERS."""
 _WIDE = dict(rows=32, cols=128, accumulator_depth=1024, requantize_lanes=32, queue_depth=32)
-OTHERS = {"table16x16-w4-slices16": {}, "table32x128-w4": {**MORE, **_WIDE}}
+OTHERS = {"table16x16-w4-slices16": dict(channel_unit=4), "table32x128-w4": {**MORE, **_WIDE}}
 BASES = {"table32x128-w4": "table64x64-w4"}
 """Engines that have no name elsewhere, and those that they differ from."""
 ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
