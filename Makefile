@@ -11,7 +11,7 @@ demo: setup
 	$(BIN)/esbflow demo --out build/demo
 
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 setup: tools $(STAMP)
 

@@ -165,7 +165,7 @@ class Bench(Testbench):
             word = min(self.get("residual_address"), len(tile.low) - 1)
             self.set(residual_low=join(tile.low[word], DIGIT_BITS), residual_high=join(tile.high[word], DIGIT_BITS))
 
-    async def run(self, tiles: list, within: int = 6000) -> None:
+    async def run(self, tiles: list, within: int = 24_000) -> None:
         beats = len(self.beats) + sum(len(tile.beats()) for tile in tiles)
         for tile in tiles:
             self.tiles[tile.fields["bank"]] = tile
