@@ -6,14 +6,10 @@ import pytest
 from esbflow import instructions
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import ENGINES
-from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images
-from esbflow.graph.validate import validate
-from esbflow.numbers import Signed
 from tests.compiler.machine import Machine
 from tests.compiler.programs import one_conv
-from tests.sw.graph_nodes import constants, input_node
 
 BASE = ENGINES["base16x16"]
 
@@ -65,21 +61,3 @@ def test_a_choice_of_channels_costs_a_pass_a_block_that_it_reads(order, blocks):
 
 def test_groups_leave_out_what_no_group_reads():
     assert passes_of(np.ones((48, 1, 1, 1), np.int64), groups=48) == 2 * 3
-
-
-def test_an_average_pool_keeps_its_tile_from_tap_to_tap():
-    graph = validate(ir.Graph("pool", [input_node((12, 5, 6)), ir.AvgPool2d(
-        "pool", ("input",), (12, 1, 1), Signed(16), 1.0, kernel=(5, 6), stride=(5, 6), requantizer=constants(12))]))
-    program = compile_graph(graph, BASE)
-    passes = [fields for opcode, fields in map(instructions.decode, program.words) if opcode == "PASS"]
-    assert len(passes) == 60 and [fields["keep"] for fields in passes] == [0] + 59 * [1]
-    images = random_images(np.random.default_rng(4), graph, 1)
-    assert np.array_equal(Machine(program).run(images), execute(graph, images))
-
-
-def test_equal_codes_of_other_codebooks_are_tiles_of_their_own():
-    """The low digits are 1 and 2, the high ones 3 and 5: the same codes, and not the same book."""
-    weight = np.array([[1 + 16 * 3, 2 + 16 * 5]]).reshape(1, 2, 1, 1)
-    graph = one_conv(weight, (2, 3, 3))
-    images = random_images(np.random.default_rng(4), graph, 1)
-    assert np.array_equal(Machine(compile_graph(graph, BASE, fold=False)).run(images), execute(graph, images))

@@ -1,6 +1,5 @@
 """Pass 5: weight tiles and the requantizer's constants, as they lie in the weights region."""
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,8 +61,7 @@ class WeightsRegion:
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self._parts, self._beats = [], 0
-        self._tiles, self._taps = {}, {}  # where each lies: equal ones are stored once
+        self._parts, self._beats, self._taps = [], 0, {}
 
     def _append(self, data: np.ndarray) -> int:
         """A port brings an equal part of every burst, one after the other in memory: beats k, k + ports, ... to port k."""
@@ -79,10 +77,9 @@ class WeightsRegion:
     def bytes(self) -> np.ndarray:
         return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.uint8)
 
-    def tile(self, codes: np.ndarray, codebook: int = 0) -> int:
-        """Store a (cols, rows) tile of codes, low nibble first; equal ones of a codebook once. Returns its beat offset.
+    def tile(self, codes: np.ndarray) -> int:
+        """Store a (cols, rows) tile of codes, low nibble first. Returns its beat offset.
 
-        So an array keeps its tile from pass to pass where all weights are ones, as in average pools.
         Code c*rows + r for the shift-add array; group by group of four rows, (r // 4 * cols + c)*4 + r % 4, for tables.
         """
         if self._config.array == "table":
@@ -91,10 +88,7 @@ class WeightsRegion:
         packed = flat[0::2] | flat[1::2] << 4
         padded = np.zeros(self._config.tile_beats * BEAT_BYTES, dtype=np.uint8)
         padded[:packed.size] = packed
-        key = codebook, hashlib.sha256(padded).digest()
-        if key not in self._tiles:
-            self._tiles[key] = self._append(padded)
-        return self._tiles[key]
+        return self._append(padded)
 
     def taps(self, taps: np.ndarray) -> int:
         """Store taps (channels, TAPS) of the channel unit, 64 bits a channel and 5 bits a tap; equal ones once.
@@ -160,7 +154,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
             if not place.spare:
                 channel_out, channel_in, row_at = place.block
                 tile[channel_out - starts[phase], row_at] = digit.codes[channel_out, channel_in, place.tap_y, place.tap_x]
-            offset = region.tile(tile, codebook)
+            offset = region.tile(tile)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
             for d in range(in_digits):
                 signed, shift = in_signed and d == in_digits - 1, digit.shift + config.digit_bits * d
