@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import nnls
 
 from esbflow import area
 from esbflow.engine_config import ENGINES, EngineConfig
@@ -57,29 +58,10 @@ def fit(measured: list) -> dict:
 
 
 def _not_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Least squares with coefficients of at least zero (Lawson and Hanson's active set)."""
+    """Least squares with coefficients of at least zero; features differ by orders of magnitude."""
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1
-    matrix = matrix / scale
-    found, active = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], dtype=bool)
-    for _ in range(10 * len(found)):
-        slope = np.where(active, -np.inf, matrix.T @ (wanted - matrix @ found))
-        best = int(slope.argmax())
-        if slope[best] < 1e-9:
-            break
-        active[best] = True
-        while True:
-            trial = np.zeros_like(found)
-            trial[active] = np.linalg.lstsq(matrix[:, active], wanted, rcond=None)[0]
-            bad = active & (trial <= 0)
-            if not bad.any():
-                found = trial
-                break
-            step = (found[bad] / (found[bad] - trial[bad])).min()
-            found = found + step * (trial - found)
-            active &= found > 1e-12
-            found[~active] = 0
-    return found / scale
+    return nnls(matrix / scale, wanted)[0] / scale
 
 
 def by_block(config: EngineConfig, record: dict) -> dict:

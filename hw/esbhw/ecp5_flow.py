@@ -75,7 +75,7 @@ def run(config: EngineConfig, board: Board, folder: Path, say=print) -> dict:
     except yosys.YosysError as error:
         raise FlowError(f"Yosys could not synthesize the design: {error}") from None
     (folder / "work").mkdir(exist_ok=True)
-    # The tools get names without a folder: in WebAssembly `work/x` would be /work/x on a machine that has a /work.
+    # The tools get names without a folder: in WebAssembly a folder's name may be taken for that of one at the root.
     say("nextpnr-ecp5: place and route (a quarter of an hour and more)")
     _run(nextpnr, ["--85k", "--package", board.package, "--json", "top.json", "--lpf", "pins.lpf", "--seed", str(SEED),
                    "--textcfg", "top.config", "--report", "report.json"], folder, "nextpnr-ecp5")

@@ -9,20 +9,12 @@ from esbhw import logic_depth
 from esbhw.area_samples import SAMPLES_FILE
 from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, SIMULATION_FILE, density, gops, read
 from esbhw.performance_picture import PICTURE
+from esbhw.published import PUBLISHED
 
 MARK = "table of engines"
 DEVICE, DEVICE_LUT = "ZU9EG", 274_080
 STATED_MHZ = 250
 
-PUBLISHED = (  # name, bits, GOPS/kLUT, how the figure was obtained, source
-    ("ESB accelerator", "ESB, mixed", 10.95, "as published, on a ZCU102 without DSPs",
-     "Gong et al., Elastic Significant Bit Quantization and Acceleration for Deep Neural Networks, IEEE TPDS 33(11), "
-     "2022"),
-    *(("BISMO", f"W{bits}A{bits}", 15_400 / bits ** 2 / 70.56,
-       f"at least: 15.4 binary TOPS as published, over {bits ** 2} bit products, over all 70,560 LUTs of its ZU3EG",
-       "Umuroglu et al., Optimizing Bit-Serial Matrix Multiplication for Reconfigurable Computing, ACM TRETS 2019, "
-       "arXiv 1901.00370") for bits in (4, 2)),
-)
 
 
 def fill_readme(readme: str, records: dict) -> str:

@@ -9,6 +9,7 @@ import math
 from esbflow import area
 from esbflow.engine_config import EngineConfig
 from esbhw.performance import PLANNING_MHZ, density, is_of
+from esbhw.published import PUBLISHED
 
 PICTURE = "density.svg"
 SIZES = ((16, 16), (32, 32), (64, 64), (64, 128), (128, 128))
@@ -16,8 +17,6 @@ WIDTHS = {  # of weights and activations: (range of the shift-add array, of the 
     "W2A2": ((-2, 1), (-2, 1), 2, 1), "W3A3": ((-4, 3), (-4, 3), 4, 1), "W4A4": ((-15, 15), (-8, 7), 4, 1),
     "W8A8": ((-15, 15), (-8, 7), 4, 4)}
 COLOURS = {"W2A2": "#1b6ca8", "W3A3": "#2a9d5c", "W4A4": "#c1440e", "W8A8": "#6b4e9b"}
-LINES = (("ESB accelerator, 10.95", 10.95), ("BISMO W4A4, at least 13.6", 15_400 / 16 / 70.56),
-         ("BISMO W2A2, at least 54.6", 15_400 / 4 / 70.56))
 LEFT, TOP, WIDTH, HEIGHT = 60, 30, 560, 400
 LOWEST, HIGHEST = 1, 200
 LINE = 13
@@ -74,9 +73,9 @@ def picture(records: dict) -> str:
         parts.append(f'<text x="{_x(rows * cols):.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{lanes}')
     middle = LEFT + WIDTH / 2
     parts.append(f'<text x="{middle}" y="{TOP + HEIGHT + 40}" text-anchor="middle">multiply-accumulate lanes</text>')
-    for label, value in LINES:
+    for name, bits, value, *_ in PUBLISHED:
         parts.append(f'<path d="M{LEFT} {_y(value):.1f}h{WIDTH}" stroke="#555555" stroke-dasharray="2 4"/>'
-                     f'<text x="{LEFT + 6}" y="{_y(value) - 4:.1f}" fill="#555555">{label}</text>')
+                     f'<text x="{LEFT + 6}" y="{_y(value) - 4:.1f}" fill="#555555">{name}, {bits}: {value:.1f}</text>')
     found = points(records)
     for (array, width), line in found.items():
         colour, dashes = COLOURS[width], "" if array == "table" else ' stroke-dasharray="7 4"'

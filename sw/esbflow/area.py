@@ -138,7 +138,7 @@ def row(operands: list) -> tuple:
     return min(last, largest.bit_length()) - first, (min(low for low, _ in operands), largest)
 
 
-def planes_sum(config: EngineConfig, count: int, planes: int, magnitude: bool) -> tuple:
+def planes_sum(config: EngineConfig, count: int, planes: int) -> tuple:
     """(LUTs, flip-flops) of a dot product of `count` digits by planes of the weights: leaf rows, trees, join."""
     largest = config.largest_digit
     leaves = [row([(0, largest)] * len(range(k, min(k + 2, count)))) for k in range(0, count, 2)]
@@ -152,7 +152,7 @@ def planes_sum(config: EngineConfig, count: int, planes: int, magnitude: bool) -
 # -- blocks -------------------------------------------------------------------------------------------------------------
 def _shift_add_array(config: EngineConfig) -> dict:
     planes, magnitude = config.weight_planes
-    luts, registers = planes_sum(config, config.rows, planes, magnitude)
+    luts, registers = planes_sum(config, config.rows, planes)
     columns = config.cols * config.slices
     return {
         "adder bits": columns * luts, "adder registers": columns * registers,
@@ -223,7 +223,7 @@ def _buffers(config: EngineConfig) -> dict:
 
 def _channel_unit(config: EngineConfig) -> dict:
     planes, magnitude = facts.channel_planes(config)
-    luts, registers = planes_sum(config, facts.TAPS, planes, magnitude)
+    luts, registers = planes_sum(config, facts.TAPS, planes)
     lanes, blocks = config.channel_unit * config.slices, config.rows // config.channel_unit
     return {
         "engine": 1, "lanes": lanes, "adder bits": lanes * luts, "adder registers": lanes * registers,

@@ -34,6 +34,10 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 """Of a residual of 8 bits, shifted left by at most 10: n is at most 2**10."""
 
 
+LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits")
+"""Fields that came after programs had been compiled; at their defaults they are not in the hash."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Size of one engine.
@@ -354,15 +358,9 @@ class EngineConfig:
     def hash(self) -> int:
         """64 bits over everything that a program depends on (neither the name nor the clock)."""
         fields = {k: v for k, v in self.to_dict().items() if k not in ("name", "clock_mhz")}
-        if not self.channel_unit:  # programs of engines without it are what they were before there was one
-            del fields["channel_unit"]
-        if self.requantizer == "multiply":
-            del fields["requantizer"]
-        for name in ("weight_ports", "slices", "activation_ports"):
-            if fields[name] == 1:
-                del fields[name]
-        if self.digit_bits == 4:
-            del fields["digit_bits"]
+        for field in dataclasses.fields(self):  # programs of engines without an option are what they were before it
+            if field.name in LATER_OPTIONS and fields[field.name] == field.default:
+                del fields[field.name]
         if self.shift_step != 4:  # a PASS of such an engine was once shifted by whole digits of 4 bits
             fields["shift_step"] = self.shift_step
         text = json.dumps({"interface": INTERFACE_VERSION, **fields}, sort_keys=True)

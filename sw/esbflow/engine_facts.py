@@ -49,7 +49,9 @@ ACCUMULATE_LATENCY = 2
 HAZARD_CYCLES = 3
 """The same accumulator can be added to again after this many cycles."""
 MOST_DIGITS = 16
-"""Digits of an output; 16 is 0 in a DRAIN, and so are 4 digits of a residual."""
+"""Digits of an output; 16 is 0 in a DRAIN."""
+MOST_RESIDUAL_DIGITS = 4
+"""Digits of a residual; 4 is 0 in a DRAIN."""
 RESIDUAL_PLANE = 1 << 15
 """Residual digits 2 and 3 are loaded into planes 0 and 1 at an address with this added."""
 CODES = 1 << CODE_BITS
@@ -77,7 +79,7 @@ def output_digits(field: int) -> int:
 
 def residual_digits(field: int) -> int:
     """Digits of a DRAIN's residual, by its field."""
-    return field or 4
+    return field or MOST_RESIDUAL_DIGITS
 
 
 def weight_masters(config: EngineConfig) -> list:

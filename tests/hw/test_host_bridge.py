@@ -187,7 +187,7 @@ def test_nextpnrs_report_becomes_figures():
 
 
 def test_the_tools_get_names_without_a_folder_and_the_result_lies_in_work(tmp_path, monkeypatch):
-    """In WebAssembly `work/x` is /work/x on a machine that has a /work."""
+    """In WebAssembly a folder's name may be taken for that of one at the root."""
     report = {"fmax": {"clock": {"achieved": 58.8, "constraint": 25.0}}, "utilization": {},
               "critical_paths": [{"from": "a", "to": "a", "path": []}]}
 

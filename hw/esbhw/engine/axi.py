@@ -43,6 +43,17 @@ def burst_layout(tag_bits: int):
     return StructLayout({"address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "tag": tag_bits})
 
 
+def name_address(m: Module, ports: list, faulty: list, address: Signal) -> None:
+    """The address of the only port. Of several, a cycle later, that of the first with a fault, else of the first that owes
+    an answer."""
+    domain = m.d.comb if len(ports) == 1 else m.d.sync
+    domain += address.eq(ports[0].address)
+    for named in ([~port.quiescent for port in ports], faulty) if len(ports) > 1 else ():
+        for port, chosen in zip(reversed(ports), reversed(named)):
+            with m.If(chosen):
+                domain += address.eq(port.address)
+
+
 class ReadPort(wiring.Component):
     """Issues read bursts and hands the beats on, with the tag of their burst.
 

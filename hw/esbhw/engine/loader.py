@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
-from esbhw.engine.axi import ReadPort
+from esbhw.engine.axi import ReadPort, name_address
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.spread import STRIDE_BITS, Spread
 from esbhw.engine.tokens import COUNT_BITS, joined
@@ -124,13 +124,7 @@ class Loader(wiring.Component):
             self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
             self.beat.eq(Cat(port.beat_valid for port in ports).any()),
         ]
-        # Of several ports with a fault, or that owe an answer, the first is named, a cycle later.
-        named_address = m.d.comb if len(ports) == 1 else m.d.sync
-        named_address += self.address.eq(ports[0].address)
-        for named in (lambda port: ~port.quiescent, lambda port: port.fault | port.protocol):
-            for port in reversed(ports if len(ports) > 1 else []):
-                with m.If(named(port)):
-                    m.d.sync += self.address.eq(port.address)
+        name_address(m, ports, [port.fault | port.protocol for port in ports], self.address)
         arrived = []
         for k, port in enumerate(ports):
             tag = Signal(self._tag, name=f"tag_{k}")

@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
-from esbhw.engine.axi import WritePort
+from esbhw.engine.axi import WritePort, name_address
 from esbhw.engine.spread import STRIDE_BITS, Spread
 from esbhw.engine.tokens import joined
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter, transfer_layout
@@ -79,14 +79,10 @@ class Writer(wiring.Component):
             self.beat_taken.eq(Cat(port.beat_taken for port in ports).any()),
         ]
         joined(m, [port.done_valid & port.done_tag for port in ports], self.post, AHEAD_BITS + 1)
+        # Of several a cycle later, as there is much to look at: the FIFOs have room for what comes meanwhile.
         if len(ports) == 1:
-            m.d.comb += [self.room.eq(ports[0].room), self.address.eq(ports[0].address)]
-            return m
-        # A cycle later, as there is much to look at: the FIFOs have room for what comes meanwhile.
-        m.d.sync += [self.room.eq(Cat(port.room for port in ports).all()), self.address.eq(ports[0].address)]
-        # Of several ports with a fault, or that owe an answer, the first is named.
-        for named in (lambda port: ~port.quiescent, lambda port: port.fault):
-            for port in reversed(ports):
-                with m.If(named(port)):
-                    m.d.sync += self.address.eq(port.address)
+            m.d.comb += self.room.eq(ports[0].room)
+        else:
+            m.d.sync += self.room.eq(Cat(port.room for port in ports).all())
+        name_address(m, ports, [port.fault for port in ports], self.address)
         return m

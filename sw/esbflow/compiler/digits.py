@@ -1,4 +1,4 @@
-"""Pass 2: integers -> the array's 4-bit codes, exactly. Wide operands become several passes with left shifts."""
+"""Integers -> the array's 4-bit codes, exactly. Wide operands become several passes with left shifts."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Pass 6: layers, tiles and weight passes -> instructions, with the tokens that order the units.
+"""Layers, tiles and weight passes -> instructions, with the tokens that order the units.
 
 Instructions stand in an order in which every wait is answered by an earlier post, so the engine cannot lock up;
 loads of the next tile are moved before the passes of this one wherever that stays true.
@@ -15,7 +15,7 @@ from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import BOOKS, MOST_DIGITS, RESIDUAL_PLANE
+from esbflow.engine_facts import BOOKS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -427,8 +427,8 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
                 waiting[1] = state.posted
     residual = {}
     if plan.residual is not None:
-        residual = dict(residual=1, residual_bank=state.residuals & 1, residual_digits=plan.residual.digits % 4,
-                        residual_signed=int(plan.residual.signed))
+        residual = dict(residual=1, residual_bank=state.residuals & 1, residual_signed=int(plan.residual.signed),
+                        residual_digits=plan.residual.digits % MOST_RESIDUAL_DIGITS)
         state.residuals += 1
     state.words.append(encode(
         "DRAIN", layer=plan.number, region=REGION[target.region],

@@ -1,4 +1,4 @@
-"""Pass 2: a first layer with few channels takes kernel columns and rows as channels, until the array's rows are full.
+"""A first layer with few channels takes kernel columns and rows as channels, until the array's rows are full.
 
 One image channel would use one row of the array in 16. The driver therefore lays the input out so that a window's columns,
 and so many of its rows as fit, are channels; the convolution shrinks to (kernel_y / rows, 1). Integers are the same.

@@ -1,4 +1,4 @@
-"""Pass 3: where tensors lie in memory. The order is (channel group, digit, image, row, column)."""
+"""Where tensors lie in memory. The order is (channel group, digit, image, row, column)."""
 
 from dataclasses import dataclass
 

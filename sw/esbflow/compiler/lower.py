@@ -1,4 +1,4 @@
-"""Pass 1: integer graph -> engine layers. Everything becomes a convolution with a drain.
+"""Integer graph -> engine layers. Everything becomes a convolution with a drain.
 
 Pools that stand alone, additions and requantizations are diagonal convolutions; a linear layer is a convolution as
 large as its map, over which the images of a batch lie one below the other; a max pool that alone follows a

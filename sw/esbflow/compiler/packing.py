@@ -1,4 +1,4 @@
-"""Pass 3: several neighbouring pixels of few channels in one word, and in the columns of one pass.
+"""Several neighbouring pixels of few channels in one word, and in the columns of one pass.
 
 A map of 16 channels fills a quarter of a word of 64, and a layer that makes it a quarter of 64 columns. So several pixels
 of a row may share a word: channel c of pixel p is channel p * channels + c of a map that is narrower by as much. A
@@ -26,7 +26,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.layout import Source, tensor_layout
 from esbflow.compiler.lower import Layer, Pool, skip_rows
-from esbflow.compiler.tile import tile_with_cost
+from esbflow.compiler.tile import heights, tile_with_cost
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
@@ -268,10 +268,8 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
     else:
         passes, tiles = _passes(config, layer, source.digits)
     layer = skip_rows(layer, source.row_beats)
-    heights = ((batch * layer.conv_shape[1], batch * layer.in_shape[1]) if layer.stacked
-               else (layer.conv_shape[1], layer.in_shape[1]))
     weights = 0 if tiles <= config.weight_slots else tiles * config.tile_beats
-    return tile_with_cost(config, layer, source, target, -(-passes // planes), heights, planes, weights)[0]
+    return tile_with_cost(config, layer, source, target, -(-passes // planes), heights(layer, batch), planes, weights)[0]
 
 
 def _passes(config: EngineConfig, layer: Layer, in_digits: int) -> tuple:

@@ -18,9 +18,10 @@ from esbflow.compiler.packing import choose, pack_layers, worthwhile
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
-from esbflow.compiler.tile import tile
+from esbflow.compiler.tile import heights, tile
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
 from esbflow.registers import LOG_BEATS
 
@@ -114,11 +115,9 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
         passes = max(len(group) for group in weights.groups) * (columns(layer).gap + 1 if on_unit else 1)
         planes = max(len({p.plane for p in group}) for group in weights.groups)
         layer = skip_rows(layer, source.row_beats)
-        heights = ((images * layer.conv_shape[1], images * layer.in_shape[1]) if layer.stacked
-                   else (layer.conv_shape[1], layer.in_shape[1]))
         resident = weights.tiles <= config.weight_slots
         tile_beats = config.tap_beats if on_unit else config.tile_beats
-        tiling = tile(config, layer, source, target, -(-passes // planes), heights, planes,
+        tiling = tile(config, layer, source, target, -(-passes // planes), heights(layer, images), planes,
                       0 if resident else weights.tiles * tile_beats)
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
@@ -126,7 +125,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
             weights=weights, resident=resident))
     try:
         words = emit(config, plans)
-    except ValueError as error:
+    except BadValue as error:
         raise CompileError(f"graph {graph.name} does not fit the instructions of engine {config.name}: {error}") from None
     workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
                      if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES

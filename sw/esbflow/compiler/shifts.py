@@ -1,4 +1,4 @@
-"""Pass 2: requantizers of engines whose lanes shift, `requantizer="shift"`: m becomes 1 or -1, n 0 or a power of two.
+"""Requantizers of engines whose lanes shift, `requantizer="shift"`: m becomes 1 or -1, n 0 or a power of two.
 
 With m = +-2**i and n = +-2**j, the level of (acc*m + r*n + b) / 2**s is that of (+-acc + +-r * 2**(j-i) + b') / 2**(s-i),
 where b' is b / 2**i, rounded down once half a step has been added: both sums round down to the same integer. What would

@@ -1,4 +1,4 @@
-"""Pass 4: cut each layer's output into tiles that fit the accumulators and buffers."""
+"""Cut each layer's output into tiles that fit the accumulators and buffers."""
 
 import math
 from dataclasses import dataclass
@@ -54,6 +54,12 @@ def span(layer: Layer, axis: int, out0: int, out1: int, conv_size: int, in_size:
 
 def _cut(size: int, step: int) -> list:
     return [(start, min(size, start + step)) for start in range(0, size, step)]
+
+
+def heights(layer: Layer, images: int) -> tuple:
+    """(rows of the convolution, rows of its input) that are tiled together: of all images where they are stacked."""
+    count = images if layer.stacked else 1
+    return count * layer.conv_shape[1], count * layer.in_shape[1]
 
 
 def tile(*arguments) -> Tiling:

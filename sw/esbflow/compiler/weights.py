@@ -1,4 +1,4 @@
-"""Pass 5: weight tiles and the requantizer's constants, as they lie in the weights region."""
+"""Weight tiles and the requantizer's constants, as they lie in the weights region."""
 
 from dataclasses import dataclass, replace
 

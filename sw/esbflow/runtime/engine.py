@@ -273,11 +273,9 @@ class Engine:
         return images
 
     def _packed(self, images: np.ndarray) -> np.ndarray:
-        program = self._program
-        meta = program.meta["input"]
+        program, config, meta = self._program, self._program.config, self._program.meta["input"]
         codes = fold_windows(encode_images(images, program.table), meta)
-        return pack(codes, program.meta["engine"]["rows"], meta["digits"], meta["pitch"],
-                    program.meta["engine"].get("digit_bits", 4))
+        return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits)
 
     def _outputs(self) -> np.ndarray:
         program, meta = self._program, self._program.meta["output"]

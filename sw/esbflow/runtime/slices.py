@@ -1,6 +1,7 @@
 """Memory of an engine with several slices: each has a part of input, workspace, output and log, all equally far apart."""
 
-PAGE = 4096
+from esbflow.runtime.pages import whole_pages
+
 SLICED = ("workspace", "input", "output", "log")
 """Regions of which each slice has a part. Program and weights are those of all slices."""
 
@@ -38,7 +39,7 @@ def stride_of(sizes: dict) -> int:
     >>> stride_of({"workspace": 5000, "input": 16, "output": 16, "log": 64})
     20480
     """
-    return sum(_pages(sizes[region]) for region in SLICED)
+    return sum(whole_pages(sizes[region]) for region in SLICED)
 
 
 def sliced_regions(buffer, sizes: dict, slices: int) -> dict:
@@ -46,9 +47,5 @@ def sliced_regions(buffer, sizes: dict, slices: int) -> dict:
     regions, start, stride = {}, 0, stride_of(sizes)
     for region in SLICED:
         regions[region] = SlicedRegion(buffer, start, sizes[region], stride, slices, owns=not regions)
-        start += _pages(sizes[region])
+        start += whole_pages(sizes[region])
     return regions
-
-
-def _pages(size: int) -> int:
-    return -(-size // PAGE) * PAGE
