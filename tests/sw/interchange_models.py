@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -12,7 +13,7 @@ from qonnx.transformation.infer_shapes import InferShapes
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
-from esbflow.interchange.onnx_file import from_proto
+from esbflow.interchange.onnx_file import GraphError, from_proto
 from esbflow.interchange.onnx_import import import_model
 
 QONNX = "qonnx.custom_op.general"
@@ -116,3 +117,43 @@ def random_pixels(random: np.random.Generator, count: int, *shape: int) -> np.nd
 
 def real(pixels: np.ndarray) -> np.ndarray:
     return (pixels / 255).astype(np.float32)
+
+
+# -- single operators, with scales that are powers of two
+INT8 = np.int8(0)
+
+
+def weights(random, *shape):
+    return random.integers(-7, 8, shape).astype(np.int8)
+
+
+def dequantized(m, levels, scale, **options):
+    return m.add("DequantizeLinear", levels, np.float32(scale), np.zeros(np.shape(scale), np.int8), **options)
+
+
+def image_in(m):
+    """The image as codes -64..63 of scale 2**-6, from pixels 0..255 by (pixel - 128) / 128."""
+    return m.qdq("image", 2**-6, INT8)
+
+
+def conv_layer(m, random, x, out=4, channels=3, kernel=3, scale=2**-4, bias=True, **options):
+    levels = weights(random, out, channels // options.get("group", 1), kernel, kernel)
+    w = dequantized(m, levels, np.full(out, scale, np.float32), axis=0)
+    return m.add("Conv", x, w, *([np.full(out, OFF_TIES, np.float32)] if bias else []), **options)
+
+
+def exact(m, x, *, channels=3, count=8, size=6, opset=17):
+    """The model that ends in tensor x equals the imported graph on random images; returns the graph."""
+    proto = m.proto(x, opset)
+    graph = imported(proto, pixel_max=255 / 128, mean=1.0)
+    pixels = random_pixels(np.random.default_rng(7), count, channels, size, size)
+    images = ((pixels - 128.0) / 128).astype(np.float32)
+    assert compare(graph, pixels, run_onnxruntime(proto, images)) == (0, 0.0)
+    return graph
+
+
+def refused(m, x) -> str:
+    with pytest.raises(GraphError) as caught:
+        imported(m.proto(x))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

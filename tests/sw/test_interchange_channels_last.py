@@ -8,8 +8,18 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.interchange.channels_last import TO_FIRST, TO_LAST
-from tests.sw.interchange_models import Model, imported, random_pixels, run_onnxruntime
-from tests.sw.test_interchange_nodes import INT8, OFF_TIES, conv_layer, dequantized, image_in, weights
+from tests.sw.interchange_models import (
+    INT8,
+    OFF_TIES,
+    Model,
+    conv_layer,
+    dequantized,
+    image_in,
+    imported,
+    random_pixels,
+    run_onnxruntime,
+    weights,
+)
 
 HEIGHT, WIDTH = 6, 5
 

@@ -6,8 +6,18 @@ import pytest
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
-from tests.sw.interchange_models import Model, imported, random_pixels
-from tests.sw.test_interchange_nodes import INT8, OFF_TIES, conv_layer, dequantized, exact, image_in, weights
+from tests.sw.interchange_models import (
+    INT8,
+    OFF_TIES,
+    Model,
+    conv_layer,
+    dequantized,
+    exact,
+    image_in,
+    imported,
+    random_pixels,
+    weights,
+)
 
 SCALE = 2**-3
 
