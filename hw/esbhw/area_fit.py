@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from esbflow import area
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.files import write_json
 from esbhw import performance
 from esbhw.area_samples import SAMPLES, SAMPLES_FILE

@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.files import write_json, write_whole
 from esbhw import ecp5_flow, vivado_flow
 from esbhw.boards import Board

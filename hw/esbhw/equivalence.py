@@ -20,7 +20,8 @@ from pathlib import Path
 
 from amaranth.back import rtlil as back_rtlil
 
-from esbflow.engine_config import EngineConfig, engine
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import engine
 from esbflow.files import write_json
 from esbhw import yosys
 from esbhw.fabric.lut_ram import LutRam, LutRamPorts

@@ -5,14 +5,15 @@
     python -m esbhw.document docs            # writes the page and the README's table from the records
 
 The exit code is 1 if a path of a measured engine is longer than the planning clock allows; it is named.
-A new configuration needs a line in esbflow.engine_config.ENGINES and `make bench`.
+A new configuration needs a line in esbflow.engines.ENGINES and `make bench`.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.errors import BadValue
 from esbflow.files import write_json
 from esbflow.suggest import no_such

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from esbflow import area
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.reports.marks import fill
 from esbhw import logic_depth
 from esbhw.area_samples import SAMPLES_FILE

@@ -16,7 +16,8 @@ import numpy as np
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.execute import execute

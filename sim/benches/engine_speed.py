@@ -6,7 +6,7 @@
 import argparse
 import json
 
-from esbflow.engine_config import DEFAULT_ENGINE, engine
+from esbflow.engines import DEFAULT_ENGINE, engine
 from esbhw import generate
 from sim.benches import build
 from sim.benches.toplevels import EngineTop

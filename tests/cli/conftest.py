@@ -7,7 +7,7 @@ import pytest
 
 from esbflow.cli import main
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.file import save
 from esbflow.graph.random import random_graph, random_images
 from esbflow.reports.html import weight_layers

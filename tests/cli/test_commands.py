@@ -14,7 +14,7 @@ from esbflow.area import area
 from esbflow.cli import main, parser
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, engine
+from esbflow.engines import ENGINES, engine
 from esbflow.graph.execute import execute
 from esbflow.graph.macs import macs_per_image
 from esbflow.runtime.program_file import load_program

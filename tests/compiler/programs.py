@@ -8,7 +8,8 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import lower
 from esbflow.compiler.packing import alike
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate

@@ -12,7 +12,7 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.layout import Source, channel_groups, tensor_layout
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images, random_weights

@@ -11,7 +11,7 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.fold import fold_input
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import convolve, execute
 from esbflow.graph.random import random_images, random_weights

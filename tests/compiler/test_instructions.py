@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esbflow import engine_config, instructions
-from esbflow.engine_config import ENGINES, EngineConfig, engine
+from esbflow import engines, instructions
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES, engine
 
 
 # -- instructions -------------------------------------------------------------------------------------------------
@@ -114,4 +115,4 @@ def test_unknown_engines_and_damaged_descriptions_are_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"engine\.json is no (JSON file of an engine|engine's configuration): "):
             engine(str(path))
-    assert engine_config.DEFAULT_ENGINE in ENGINES
+    assert engines.DEFAULT_ENGINE in ENGINES

@@ -6,7 +6,7 @@ import pytest
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images

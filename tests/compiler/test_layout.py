@@ -13,7 +13,7 @@ from esbflow.compiler.layout import tensor_layout
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.tile import window_words
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.random import random_graph
 from esbflow.graph.validate import validate

@@ -13,7 +13,8 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import Pool, lower
 from esbflow.compiler.packing import fewest_phases, pack_pixels
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import convolve, execute
 from esbflow.graph.random import random_images, random_weights

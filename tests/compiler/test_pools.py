@@ -9,7 +9,8 @@ from esbflow.compiler import pools
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images, random_weights

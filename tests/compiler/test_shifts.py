@@ -7,7 +7,7 @@ import pytest
 
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_graph, random_images, random_weights

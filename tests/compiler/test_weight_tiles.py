@@ -5,7 +5,7 @@ import pytest
 
 from esbflow import instructions
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images
 from tests.compiler.machine import Machine

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.runtime.engine import Engine
 from esbsim.engine import engine_library
 from esbsim.simulator import Simulator

@@ -5,7 +5,7 @@ import pytest
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.networks.registry import network
 from esbflow.quant.convert import quantize

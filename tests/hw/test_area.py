@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from esbflow import area, engine_facts
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbhw import area_fit, performance
 from esbhw.engine.shift_add_array import ShiftAddColumn
 from esbhw.engine.table_array import TableColumn

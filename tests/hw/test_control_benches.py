@@ -2,7 +2,8 @@
 
 import pytest
 
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbhw.engine.control import Control
 from esbhw.engine.drain import Drain
 from esbhw.engine.sequencer import Sequencer

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from esbflow.engine_config import ENGINES, EngineConfig, engine
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES, engine
 from esbflow.registers import ADDRESS_BITS, REGISTERS, vlnv
 from esbhw import generate, names
 from esbhw.interfaces import interfaces

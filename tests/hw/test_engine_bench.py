@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbhw import generate
 from sim.benches import build
 from sim.benches.toplevels import EngineTop

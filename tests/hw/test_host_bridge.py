@@ -8,7 +8,8 @@ import pytest
 
 from esbflow import bridge
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.runtime.engine import Engine
 from esbflow.runtime.errors import EngineFault, EngineMissing, LinkError

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbhw.generate import TOP, rtlil
 from esbhw.logic_depth import by_block, depths
 from esbhw.netlist import Netlist

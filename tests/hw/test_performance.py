@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esbflow import area
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.reports.marks import filled
 from esbhw import performance, performance_page, performance_picture, yosys
 from esbhw.boards import BOARDS

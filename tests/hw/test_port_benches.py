@@ -1,6 +1,6 @@
 """The AXI4 masters and the units that use them, against a bus model that is not ours."""
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbhw.engine.axi import ReadPort, WritePort
 from esbhw.engine.fetch import Fetch
 from esbhw.engine.loader import Loader

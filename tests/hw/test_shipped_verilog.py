@@ -11,7 +11,7 @@ import pytest
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.runtime.engine import Engine
 from esbhw import generate, to_verilog

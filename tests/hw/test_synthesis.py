@@ -6,7 +6,7 @@ import pytest
 from amaranth import ClockSignal, Const, Instance, Module, Signal
 from amaranth.back import rtlil
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbhw import synthesis, yosys
 from esbhw.netlist import Netlist, lut6_2_pairs
 from esbhw.synthesis import SynthesisError, add_up, normalise_ports, split_modules, synthesize, synthesize_rtlil

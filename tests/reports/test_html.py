@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.random import random_graph
 from esbflow.numbers import ESB, Signed
 from esbflow.reports import plots

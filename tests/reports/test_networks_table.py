@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esbflow.engine_config import DEFAULT_ENGINE, engine
+from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.networks.registry import NETWORKS
 from esbflow.reports import networks_table
 from esbflow.reports.marks import fill, filled

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from esbflow.engine_config import ENGINES, INTERFACE_VERSION
+from esbflow.engine_config import INTERFACE_VERSION
+from esbflow.engines import ENGINES
 from esbflow.registers import COUNTERS, ID_VALUE, REGISTERS
 from esbflow.runtime import layout
 

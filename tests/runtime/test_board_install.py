@@ -53,7 +53,7 @@ import numpy as np
 from esbflow import handoff
 from esbflow.commands import doctor_board
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import engine
+from esbflow.engines import engine
 from esbflow.graph.execute import execute
 from esbflow.runtime.serial_transport import SerialTransport
 from esbflow.runtime.engine import Engine

@@ -9,7 +9,7 @@ import pytest
 
 from esbflow.commands import doctor_board
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.registers import REGISTERS
 from esbflow.runtime.engine import Engine

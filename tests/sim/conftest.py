@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_graph, random_images
 

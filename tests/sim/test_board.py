@@ -12,7 +12,7 @@ pynq = pytest.importorskip("pynq")
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.registers import ID_VALUE, REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault

@@ -11,7 +11,7 @@ import pytest
 
 pynq = pytest.importorskip("pynq")
 
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.registers import REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineInUse, EngineReplaced

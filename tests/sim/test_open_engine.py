@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pynq")
 
 from esbflow import handoff
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.runtime.errors import EngineMissing
 from esbflow.runtime.pynq_driver import open_engine
 from esbhw.boards import BOARDS

@@ -7,7 +7,7 @@ import pytest
 
 from esbflow.commands.doctor_board import small_network
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.runtime.engine import Engine
 from esbsim import saif
 from esbsim.engine import simulate_engine

@@ -8,7 +8,7 @@ import pytest
 from esbflow.cli import main
 from esbflow.commands.doctor_board import small_network
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.errors import BadValue
 from esbflow.graph.file import save
 from esbflow.runtime.engine import Engine

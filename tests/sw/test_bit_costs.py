@@ -10,7 +10,7 @@ from torch import nn
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.networks.registry import NETWORKS
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export

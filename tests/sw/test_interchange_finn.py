@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.interchange.onnx_import import import_onnx
 from esbflow.training.api import top1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from tests.compiler.machine import Machine

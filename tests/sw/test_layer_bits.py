@@ -10,7 +10,7 @@ from torch import nn
 
 from esbflow.cli import main
 from esbflow.commands import search as search_command
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.file import load
 from esbflow.networks.digits import DigitsNet
 from esbflow.quant.convert import quantize

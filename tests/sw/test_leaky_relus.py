@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.numbers import Unsigned

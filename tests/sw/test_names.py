@@ -8,7 +8,7 @@ from torch import nn
 
 from esbflow.cli import main
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.file import save
 from esbflow.quant.convert import quantize
 from esbflow.quant.export import export

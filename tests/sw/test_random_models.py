@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.maps import as_maps, map_shape
 from esbflow.quant.convert import quantize

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
 from esbflow.numbers import Unsigned
 from esbflow.quant.export import export

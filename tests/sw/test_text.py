@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.engine_config import DEFAULT_ENGINE, engine
+from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.graph.bounds import check
 from esbflow.graph.execute import execute
 from esbflow.graph.file import load

@@ -13,7 +13,7 @@ import pytest
 
 from esbflow import handoff
 from esbflow.cli import main
-from esbflow.engine_config import ENGINES
+from esbflow.engines import ENGINES
 from esbhw import bitstream, generate, vivado_flow, vivado_reports
 from esbhw.boards import BOARDS, board
 from esbhw.flow_error import FlowError

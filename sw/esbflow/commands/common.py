@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from esbflow.commands.model_files import other_tools
-from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.errors import UserError
 
 JSON_HELP = "print one JSON object instead of a table"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esbflow.engine_config import EngineConfig, engine
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import engine
 from esbflow.registers import COUNTERS, REGISTERS
 from esbflow.runtime.engine import Engine
 

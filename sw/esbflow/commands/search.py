@@ -64,7 +64,7 @@ def _within_luts(arguments, model, recipe, images):
     """The engine that --luts leaves, by open synthesis and the cycles of the network as the recipe has it."""
     import copy
 
-    from esbflow.engine_config import engine
+    from esbflow.engines import engine
     from esbflow.quant.convert import quantize
     from esbflow.quant.export import export
     from esbflow.training.layer_bits import engine_within

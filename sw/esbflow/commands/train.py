@@ -1,7 +1,7 @@
 """esbflow train: from images to an integer graph by a named recipe."""
 
 from esbflow.commands.common import JSON_HELP, positive, print_table, show
-from esbflow.engine_config import DEFAULT_ENGINE
+from esbflow.engines import DEFAULT_ENGINE
 from esbflow.errors import BadValue
 from esbflow.files import check_writable
 from esbflow.training.machine_options import add_machine, said_of_machine

@@ -113,7 +113,7 @@ def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format,
                   offset: int = 0) -> TensorLayout:
     """The layout of a (c, h, w) tensor of `images` images.
 
-    >>> from esbflow.engine_config import ENGINES
+    >>> from esbflow.engines import ENGINES
     >>> from esbflow.numbers import Unsigned
     >>> layout = tensor_layout(ENGINES["base16x16"], "workspace", (20, 12, 13), Unsigned(4), 2)
     >>> layout.groups, layout.pitch, layout.row_beats, layout.plane_beats

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esbflow.engine_config import engine
+from esbflow.engines import engine
 from esbflow.files import write_whole
 from esbflow.graph import ir
 from esbflow.networks.registry import NETWORKS

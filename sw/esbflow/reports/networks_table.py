@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from esbflow.engine_config import DEFAULT_ENGINE, EngineConfig, engine
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.graph.macs import macs

@@ -11,7 +11,8 @@ import pynq
 from pynq import DefaultIP
 
 from esbflow import handoff
-from esbflow.engine_config import ENGINES, EngineConfig
+from esbflow.engine_config import EngineConfig
+from esbflow.engines import ENGINES
 from esbflow.registers import is_engine, vlnv
 from esbflow.runtime.engine import QUIET_SECONDS, WATCHDOG_CYCLES, Engine
 from esbflow.runtime.errors import EngineMissing, EngineReplaced

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from esbflow.compiler.errors import CompileError
-from esbflow.engine_config import DEFAULT_ENGINE
-from esbflow.engine_config import engine as named_engine
+from esbflow.engines import DEFAULT_ENGINE
+from esbflow.engines import engine as named_engine
 from esbflow.errors import BadValue
 from esbflow.files import check_writable, whole, write_json
 from esbflow.graph.doubts import unmoved, warn
