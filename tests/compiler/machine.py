@@ -10,6 +10,7 @@ from esbflow.engine_facts import (
     RESIDUAL_PLANE,
     TAPS,
     array_offset,
+    burst_lengths,
     channel_largest,
     channel_offset,
     dot_largest,
@@ -152,7 +153,17 @@ class Machine:
         self._transfer({**f, "address": address}, self.residuals[bank * residual_planes(self.config) + 2 * higher + plane])
 
     def _weights(self, f):
-        self._transfer(f, self.slots if f["destination"] == 0 else self.constants[f["destination"] - 1])
+        target = self.slots if f["destination"] == 0 else self.constants[f["destination"] - 1]
+        self._transfer(f, target)
+        ports = self.config.weight_ports
+        at = f["address"]
+        for segment in range(f["segments"]):
+            # In memory a burst is one part for each port; beats k, k + ports, ... are port k's.
+            offset = f["offset"] + segment * f["stride"]
+            for length in burst_lengths(offset, f["beats"], self.config.max_burst * ports):
+                burst = target[16 * at:16 * (at + length)]
+                burst[:] = burst.reshape(ports, -1, 16).transpose(1, 0, 2).reshape(-1)
+                at += length
 
     def _words(self, buffer, index):
         """Digits (..., rows) of the words at `index`."""

@@ -131,13 +131,9 @@ def test_parts_that_lie_equally_spaced_are_one_transfer():
     assert {fields["segments"] for fields in loads} == {4}
 
 
-ONE_PORT = [name for name in ENGINES if ENGINES[name].slices == ENGINES[name].weight_ports == 1]
-"""Engines whose memory the NumPy machine reads; those with more ports run on the RTL, in tests/end_to_end."""
-
-
 # -- repeated pixels ----------------------------------------------------------------------------------------------
 @settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from(ONE_PORT), st.tuples(st.integers(1, 7), st.integers(1, 7)), st.booleans())
+@given(seeds, st.sampled_from(list(ENGINES)), st.tuples(st.integers(1, 7), st.integers(1, 7)), st.booleans())
 def test_pixels_are_repeated_on_maps_of_any_width(seed, engine, factor, first):
     random = np.random.default_rng(seed)
     channels, height, width = (int(n) for n in random.integers(1, (40, 6, 60)))
