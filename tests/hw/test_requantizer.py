@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from esbflow.compiler.lower import rounding_fields, storage_bits
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbflow.numbers import ESB, Format, Signed, Unsigned
-from esbflow.requantizer import Stages, fold
+from esbflow.requantizer import RESIDUAL_BITS, Stages, fold
 from esbhw.arithmetic.requantize import constants_layout
 from esbhw.arithmetic.requantizer import Requantizer
 from esbhw.arithmetic.requantizer_control import FORMAT
@@ -82,7 +82,7 @@ def digits(size: EngineConfig, cases: list, acc_signed: bool = True, gaps=None) 
             case = cycles[number] if 0 <= number < len(cycles) else None
             ctx.set(requantizer.valid, int(case is not None))
             if case is not None:
-                folded = fold(size, case.m, case.n, case.s, case.b, case.form, (2, True))
+                folded = fold(size, case.m, case.n, case.s, case.b, case.form, (RESIDUAL_BITS, True))
                 constants = layout.const({name: int(value) for name, value in folded.items()})
                 for name, value in dict(first=case.first, last=case.last, constants=constants.as_bits(),
                                         residual=case.r & 255).items():
