@@ -44,7 +44,7 @@ BREVITAS := build/brevitas
 bench-train: setup
 	test -x $(BREVITAS)/bin/python || $(PYTHON) -m venv $(BREVITAS)
 	$(BREVITAS)/bin/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy 'brevitas>=0.12'
-	PYTHONPATH=sw $(BREVITAS)/bin/python -m esbflow.training.benchmarks --out build/bench/training.json
+	PYTHONPATH=sw $(BREVITAS)/bin/python -m esbflow.studies.benchmarks --out build/bench/training.json
 
 lint: setup
 	$(BIN)/ruff check sw hw sim tests

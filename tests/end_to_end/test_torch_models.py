@@ -12,8 +12,8 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
 from tests.sw.exported_models import images_for, randomise_norms

@@ -11,8 +11,8 @@ from esbflow.cli import main
 from esbflow.graph.random import random_graph
 from esbflow.networks.digits import DigitsNet
 from esbflow.numbers import Format
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.reports.formats import list_formats, product_cost
 from esbflow.reports.inspection import gaussian_sqnr, histogram_line, inspect, warnings, weight_sqnr

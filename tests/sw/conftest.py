@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from esbflow.networks.message import Topology
+from esbflow.networks.message_passing import Topology
 from esbflow.training.run_state import RunState
-from tests.sw.graphs import small_data
+from tests.sw.citation_graphs import small_data
 
 
 @pytest.fixture(scope="module")

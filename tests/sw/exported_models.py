@@ -9,9 +9,9 @@ from esbflow.graph.execute import execute
 from esbflow.maps import map_shape
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
-from esbflow.quant.fixed import convert
+from esbflow.quant.integer_module import integer_module
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate, normalise
 
@@ -58,7 +58,7 @@ def both(model, shape, count=12, seed=0):
     """(graph's outputs, converted module's outputs) on the same images."""
     images = images_for(shape, count, seed)
     graph = export(model, "net", shape)
-    return execute(graph, images), convert(model, shape)(torch.from_numpy(images)).numpy()
+    return execute(graph, images), integer_module(model, shape)(torch.from_numpy(images)).numpy()
 
 
 class Residual(nn.Module):

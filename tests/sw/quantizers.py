@@ -2,7 +2,7 @@
 
 import torch
 
-from esbflow.quant.methods import Options, weight_quantizer
+from esbflow.quant.methods.registry import Options, weight_quantizer
 
 WEIGHTS = ["esb4.1", "esb3.1", "esb2.0", "esb5.2", "s4", "bin", "cb[-3,-1,1,3]", "ul2q:1", "ul2q:2", "ul2q:4",
            "ul2q:2,centred", "vecq:1", "vecq:2", "vecq:4", "vecq:2,norm", "vecq:10", "lqnets:1", "lqnets:2", "lqnets:3",

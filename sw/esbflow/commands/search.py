@@ -65,8 +65,8 @@ def _within_luts(arguments, model, recipe, images):
     import copy
 
     from esbflow.engines import engine
-    from esbflow.quant.convert import quantize
     from esbflow.quant.export import export
+    from esbflow.quant.quantize import quantize
     from esbflow.training.layer_bits import engine_within
     from esbflow.training.loop import calibrate
 

@@ -6,7 +6,7 @@ The layout is that of SGQuant's published example.
 import torch
 from torch import nn
 
-from esbflow.networks.message import GraphNetwork, Topology, linear
+from esbflow.networks.message_passing import GraphNetwork, Topology, linear
 
 
 class AGNN(GraphNetwork):

@@ -5,7 +5,7 @@ ICLR 2017: two layers, 16 hidden units, dropout 0.5; Adam 0.01, weight decay 5e-
 import torch
 from torch import nn
 
-from esbflow.networks.message import GraphNetwork, Topology, linear
+from esbflow.networks.message_passing import GraphNetwork, Topology, linear
 
 
 class GCN(GraphNetwork):

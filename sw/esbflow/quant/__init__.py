@@ -1,1 +1,1 @@
-"""Quantizers, one method a file, and the conversion of torch models."""
+"""Quantizers, how they get into torch models, and the export of these to integer graphs."""

@@ -6,8 +6,8 @@ from torch import nn
 from esbflow.errors import BadValue
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.base import Quantizer, across_ranks, check_finite, round_to_levels, straight_through
-from esbflow.quant.dda import optimal_scale, rectified_scale
-from esbflow.quant.lsq import learned_levels, learned_range, step_factor
+from esbflow.quant.methods.dda import optimal_scale, rectified_scale
+from esbflow.quant.methods.lsq import learned_levels, learned_range, step_factor
 from esbflow.quant.scale_search import least_error_scales
 
 ACTIVATION_SCALES = ("learned", "ema")

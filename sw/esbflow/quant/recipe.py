@@ -13,9 +13,9 @@ from esbflow.errors import BadValue
 from esbflow.graph.doubts import few_codes, fewest_codes
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
-from esbflow.quant.esb import SCALE_MODES
 from esbflow.quant.last_layer import WIDTHS
-from esbflow.quant.methods import Options, activation_quantizer, weight_quantizer
+from esbflow.quant.methods.esb import SCALE_MODES
+from esbflow.quant.methods.registry import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
 
 TEXTS = {"weights": "s4", "activations": "u4", "signed_activations": "s8", "pooled_activations": "u8",
@@ -25,7 +25,7 @@ TEXTS = {"weights": "s4", "activations": "u4", "signed_activations": "s8", "pool
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is quantized. Formats and methods are texts as `esbflow.quant.methods` reads them.
+    """How a model is quantized. Formats and methods are texts as `esbflow.quant.methods.registry` reads them.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from torch import fx, nn
 from esbflow.errors import BadValue
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.base import check_finite
-from esbflow.quant.convert import quantize
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 
 LARGEST = 127

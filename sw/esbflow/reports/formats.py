@@ -6,7 +6,7 @@ import numpy as np
 
 from esbflow.errors import BadValue
 from esbflow.numbers import ESB, Format, Unsigned
-from esbflow.quant.dda import expected_error, optimal_scale
+from esbflow.quant.methods.dda import expected_error, optimal_scale
 
 PRODUCTS = 576
 """A 3x3 convolution of 64 channels."""

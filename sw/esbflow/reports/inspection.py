@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import bounds
 from esbflow.numbers import Format
-from esbflow.quant.dda import expected_error, optimal_scale
+from esbflow.quant.methods.dda import expected_error, optimal_scale
 
 SATURATED = 0.02
 """A larger share of weights at the end levels is worth a warning; Gaussian weights on esb4.1 have 0.35 %."""

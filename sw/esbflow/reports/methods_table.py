@@ -10,7 +10,7 @@ import torch
 
 from esbflow.compiler.digits import split_weights
 from esbflow.files import write_whole
-from esbflow.quant.methods import weight_quantizer
+from esbflow.quant.methods.registry import weight_quantizer
 
 TEXTS = ("esb2.0", "esb3.1", "esb3.0", "esb4.1", "esb4.2", "esb4.0", "esb5.2", "esb6.3", "esb8.5", "s4", "s8",
          "ul2q:1", "ul2q:2", "ul2q:3", "ul2q:4", "ul2q:8", "ul2q:2,centred",

@@ -20,8 +20,8 @@ from esbflow.errors import BadValue
 from esbflow.files import write_whole
 from esbflow.graph.macs import macs
 from esbflow.networks.registry import NETWORKS, network
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.reports.estimate import estimate
 from esbflow.reports.marks import fill, filled

@@ -1,1 +1,1 @@
-"""Data sets, recipes and the training loop."""
+"""Image data sets, recipes, the training loop, and quantization without training."""

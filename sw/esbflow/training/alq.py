@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.errors import BadValue
-from esbflow.quant.alq import ALQQuantizer, from_groups
 from esbflow.quant.base import Quantizer
+from esbflow.quant.methods.alq import ALQQuantizer, from_groups
 from esbflow.quant.recipe import normalisation_of
 from esbflow.training import loop
 from esbflow.training.augment import augmented

@@ -20,10 +20,10 @@ from esbflow.graph.execute import execute
 from esbflow.graph.file import save
 from esbflow.networks.checkpoints import load_checkpoint
 from esbflow.networks.registry import NETWORKS
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.methods.srq import learns_bits, weigh_bits
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
-from esbflow.quant.srq import learns_bits, weigh_bits
 from esbflow.suggest import no_such
 from esbflow.training import record
 from esbflow.training.bit_costs import pass_cycles

@@ -9,8 +9,8 @@ from torch import nn
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
-from esbflow.quant.convert import quantize
 from esbflow.quant.export import export
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
 

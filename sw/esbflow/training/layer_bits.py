@@ -21,7 +21,7 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.errors import BadValue
-from esbflow.quant.convert import quantize
+from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.bit_costs import trial
 from esbflow.training.loop import checked_images, normalise

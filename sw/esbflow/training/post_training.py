@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from esbflow.errors import BadValue
 from esbflow.quant.activation import ActivationQuantizer, least_error_scale, sampled
-from esbflow.quant.convert import quantize, real_layers
+from esbflow.quant.quantize import quantize, real_layers
 from esbflow.quant.recipe import Recipe, recipe_of
 from esbflow.training import gptq
 from esbflow.training.equalize import equalize

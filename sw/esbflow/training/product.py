@@ -21,7 +21,7 @@ from esbflow.maps import plane
 from esbflow.quant.activation import ActivationQuantizer
 from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS
-from esbflow.quant.product import ProductQuantizer
+from esbflow.quant.methods.product import ProductQuantizer
 from esbflow.quant.recipe import normalisation_of
 from esbflow.training import loop
 from esbflow.training.augment import augmented

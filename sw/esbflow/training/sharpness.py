@@ -22,7 +22,7 @@ class SharpnessAware:
     Batch norms take their statistics from the first pass only.
 
     >>> from esbflow.quant.layers import QuantLinear
-    >>> from esbflow.quant.methods import weight_quantizer
+    >>> from esbflow.quant.methods.registry import weight_quantizer
     >>> layer = QuantLinear.from_float(nn.Linear(2, 1, bias=False), weight_quantizer("s8"))
     >>> sharp, x = SharpnessAware(layer, 0.5), torch.tensor([[3.0, 4.0]])
     >>> with sharp:

@@ -1,0 +1,118 @@
+"""Single operators of QONNX, and concatenations of few bits: the import equals qonnx's executor exactly."""
+
+import numpy as np
+import pytest
+
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.interchange.onnx_file import GraphError
+from tests.sw.interchange.models import OFF_TIES, QONNX, Model, imported, random_pixels, real, run_qonnx
+
+
+def qonnx_exact(m, x, form):
+    proto = m.proto(x)
+    graph = imported(proto)
+    pixels = random_pixels(np.random.default_rng(7), 4, 3, 6, 6)
+    found = run_qonnx(proto, real(pixels))
+    assert str(graph.output.format) == form
+    levels = np.rint(found[x] / graph.output.scale).reshape(4, *graph.output.shape)
+    assert np.array_equal(levels, execute(graph, pixels))
+    return graph
+
+
+@pytest.mark.parametrize("options, form", [
+    (dict(bits=4), "s4"), (dict(bits=4, narrow=1), "esb4.2"), (dict(bits=4, signed=0), "u4"), (dict(bits=1), "bin"),
+    (dict(bits=4, rounding="FLOOR"), "s4"), (dict(bits=5, signed=0, zero=16), "s5"), (dict(bits=2, narrow=1), "esb2.0")])
+def test_quant(options, form):
+    random, m = np.random.default_rng(13), Model((1, 3, 6, 6))
+    x = m.quant("image", 2**-5, 8)
+    w = m.quant(random.normal(size=(4, 3, 3, 3)), np.full((4, 1, 1, 1), 2**-2, np.float32), 4)
+    x = m.add("Conv", x, w, np.full(4, OFF_TIES, np.float32))
+    qonnx_exact(m, m.quant(x, 2**-1, **options), form)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_float_quant(signed):
+    """e2m1 with a bias of 2 and e3m0, weights and activations."""
+    random, m = np.random.default_rng(14), Model((1, 3, 6, 6))
+
+    def float_quant(x, scale, e, k, bias, largest):
+        return m.add("FloatQuant", x, *np.float32([scale, e, k, bias, largest]), domain=QONNX, has_inf=0, has_nan=0,
+                     has_subnormal=1, saturation=1, rounding_mode="ROUND")
+
+    w = float_quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 3, 0, 1, 2**6)
+    x = m.add("Conv", m.quant("image", 2**-5, 8), w, np.full(4, OFF_TIES, np.float32))
+    x = x if signed else m.add("Relu", x)
+    qonnx_exact(m, float_quant(x, 1.0, 2, 1, 2, 3.0), "esb4.1" if signed else "uesb3.1")
+
+
+def test_bipolar_quant():
+    random, m = np.random.default_rng(15), Model((1, 3, 6, 6))
+    w = m.add("BipolarQuant", random.normal(size=(4, 3, 3, 3)), np.float32(0.25), domain=QONNX)
+    x = m.add("Conv", m.quant("image", 2**-5, 8), w)
+    qonnx_exact(m, m.add("BipolarQuant", x, np.float32(1), domain=QONNX), "bin")
+
+
+TRUNC = {"domain": QONNX, "rounding_mode": "FLOOR"}
+
+
+@pytest.mark.parametrize("scale, power, nodes", [
+    (2**-6, 2, ["AvgPool2d"]), (2**-6, 3, ["AvgPool2d"]), (2**-5, 1, ["AvgPool2d", "Requantize"]), (2**-4, 0, ["AvgPool2d"])])
+def test_trunc(scale, power, nodes):
+    """Averages of four, in steps of 2**-6, floored to coarser ones: at once where they are whole numbers of Trunc's scale, else
+    after a layer that rounds to those. By no bits it is a rounding to the nearest."""
+    m = Model((1, 3, 6, 6))
+    x = m.add("AveragePool", m.quant("image", 2**-4, 4, signed=0), kernel_shape=[2, 2], strides=[2, 2])
+    x = x if scale == 2**-6 else m.add("Sub", x, np.float32(OFF_TIES))
+    x = m.add("Trunc", x, *np.float32([scale, 0, 6, scale * 2**power, 4]), signed=0, narrow=0, **TRUNC)
+    graph = qonnx_exact(m, x, "u4")
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", *nodes]
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ((1, 0, 4, 2), "is of QONNX's first version"), ((1, 1, 4, 2, 3), "use zero point 0"),
+    ((1, 0, 4, 3, 3), "its output scale must be its scale times a power of two"),
+    ((2, 0, 4, 1, 3), "its output scale must be its scale times a power of two")])
+def test_truncs_that_are_refused(inputs, message):
+    m = Model((1, 3, 6, 6))
+    x = m.add("Trunc", m.quant("image", 1.0, 4, signed=0), *map(np.float32, inputs), signed=0, narrow=0, **TRUNC)
+    with pytest.raises(GraphError, match=message):
+        imported(m.proto(x))
+
+
+def test_ties_go_up_and_not_to_even():
+    m = Model((1, 1, 1, 4))
+    x = m.quant("image", 1.0, 8, signed=0)
+    proto = m.proto(m.quant(m.add("Sub", x, np.float32(2)), 2.0, 4))
+    graph = imported(proto, pixel_max=255)
+    pixels = np.uint8([[[[1, 3, 5, 7]]]])  # -1/2, 1/2, 3/2, 5/2 steps
+    assert execute(graph, pixels).ravel().tolist() == [0, 1, 2, 3]
+    assert run_qonnx(proto, pixels.astype(np.float32))[proto.graph.output[0].name].ravel().tolist() == [0, 0, 4, 4]
+
+
+@pytest.mark.parametrize("parts, form", [
+    ([(4, 2**-2, 0), (4, 2**-1, 0)], "u5"), ([(4, 2**-2, 0), (4, 2**-2, 1)], "s5"), ([(1, 1.0, 1), (1, 2.0, 1)], "s3"),
+    ([(3, 2**-2, 0), (8, 2**-2, 1)], "s8"), ([(2, 1.0, 0), (2, 1.0, 0)], "u2")])
+def test_concat_of_few_bits_is_exact(parts, form):
+    """Formats and scales whose values one format of eight bits holds: none may lose its sign or its finest bits."""
+    random, m = np.random.default_rng(19), Model((1, 3, 6, 6))
+    image, tensors = m.quant("image", 2**-5, 8), []
+    for bits, scale, signed in parts:
+        w = m.quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 4)
+        x = m.add("Conv", image, w, np.full(4, OFF_TIES, np.float32))
+        tensors.append(m.quant(x if signed else m.add("Relu", x), scale, bits, signed=signed))
+    graph = qonnx_exact(m, m.add("Concat", *tensors, axis=1), form)
+    assert type(graph.output) is ir.Concat and len(np.unique(execute(graph, random_pixels(random, 4, 3, 6, 6)))) > 2
+
+
+def test_concat_of_other_scales_takes_eight_bits():
+    """Steps of 0.31 and 1 have no common one: 8 bits, a sign if any has one, up to the largest magnitude."""
+    random, m = np.random.default_rng(20), Model((1, 3, 6, 6))
+    image = m.quant("image", 2**-5, 8)
+    x = m.add("Conv", image, m.quant(random.normal(size=(4, 3, 3, 3)), 2**-2, 4))
+    proto = m.proto(m.add("Concat", m.quant(x, 1.0, 4), m.quant(m.add("Relu", x), 0.31, 4, signed=0), axis=1))
+    graph, pixels = imported(proto), random_pixels(random, 4, 3, 6, 6)
+    assert str(graph.output.format) == "s8" and graph.output.scale == pytest.approx(1 / 15), "or 0.31 / 4: fewer levels are lost"
+    expected = run_qonnx(proto, real(pixels))[proto.graph.output[0].name]
+    difference = np.abs(execute(graph, pixels) * graph.output.scale - expected)
+    assert difference[:, 4:].max() < 0.6 * graph.output.scale and (difference > 0.6 * graph.output.scale).mean() < 0.01
