@@ -30,7 +30,7 @@ from esbflow.quant.citation_export import integer_network
 from esbflow.quant.methods.registry import weight_quantizer
 from esbflow.quant.methods.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
 from esbflow.studies.citation_data import GRAPHS, GraphData, load_graph_data
-from esbflow.studies.citation_loop import GraphSchedule, accuracy, train_graph
+from esbflow.studies.citation_training import GraphSchedule, accuracy, train_graph
 from esbflow.studies.study_command import carry_out
 from esbflow.suggest import no_such
 from esbflow.training.record import command_line

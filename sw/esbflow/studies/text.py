@@ -26,7 +26,7 @@ from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, quantize_sentences
 from esbflow.studies.study_command import carry_out, steps
 from esbflow.studies.text_data import Vocabulary, load_text, text_source
-from esbflow.studies.text_loop import TextSchedule, graph_accuracy, text_accuracy, train_text
+from esbflow.studies.text_training import TextSchedule, graph_accuracy, text_accuracy, train_text
 from esbflow.training import record
 
 

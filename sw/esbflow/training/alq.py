@@ -18,13 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from esbflow.errors import BadValue
-from esbflow.quant.base import Quantizer
 from esbflow.quant.methods.alq import ALQQuantizer, from_groups
-from esbflow.quant.recipe import normalisation_of
-from esbflow.training import loop
-from esbflow.training.augment import augmented
-from esbflow.training.distributed import average_gradients, plain, share, synchronise
-from esbflow.training.run_state import RunState, run_of
+from esbflow.training.distributed import average_gradients, plain
+from esbflow.training.loop import ImageTrainer, calibrate
+from esbflow.training.run_state import run_of
+from esbflow.training.trainer import step_at
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -91,7 +89,7 @@ class ALQSchedule:
             if mixed precision or compilation is asked for.
         """
         plain("ALQ", precision, compiled)
-        loop.calibrate(model, images[:1000], options.get("mean"), options.get("std"))
+        calibrate(model, images[:1000], options.get("mean"), options.get("std"))
         return train_alq(model, images, labels, self, **options)
 
     def plan(self) -> list:
@@ -250,117 +248,83 @@ def train_alq(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule
         if no layer has an ALQ quantizer, images or labels are none or too few, mean or std contradict the recipe, the
         checkpoint is of another run, or the loss is no longer finite.
     """
-    mean, std = normalisation_of(model, mean, std)
-    run = _Run(model, images, labels, schedule, mean, std, seed, report)
-    plan = schedule.plan()
-    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, labels, origin=origin))
-    first = state.resume(model, run)
-    model.to(memory_format=torch.channels_last).train()
-    with state:
-        for epoch in range(first, len(plan)):
-            run.epoch(epoch, len(plan), *plan[epoch])
-            state.save(model, run, epoch + 1)
-    for layer in run.layers:
-        layer.quantizer.shadow = True
-        if schedule.shadow_epochs:
-            layer.quantizer.assign(layer.quantizer.split(layer.layer.weight))  # the last step moved the shadow weights
-        layer.quantizer.flip()
-        layer.sync()
-    return model
+    trainer = _Trainer(model, images, labels, schedule, mean, std, seed, report)
+    return trainer.carry_out(checkpoint, checkpoint and run_of(model, schedule, seed, images, labels, origin=origin))
 
 
-class _Run:
-    """What the epochs of one training share; looks like an optimizer to the checkpoints."""
+class _Trainer(ImageTrainer):
+    """The epochs of a schedule's plan, with the moments of each ALQ layer."""
 
     def __init__(self, model, images, labels, schedule, mean, std, seed, report):
         self.layers = [ALQLayer(module) for module in model.modules()
                        if isinstance(getattr(module, "weight_quantizer", None), ALQQuantizer)]
         if not self.layers:
             raise BadValue('no layer has an ALQ quantizer; use quantize() with weights such as "alq:3"')
-        images = loop.checked_images(model, images, "train on")
-        self.model, self.images, self.schedule = model, images, schedule
-        self.labels = loop.checked_labels(labels, len(images))
-        self.mean, self.std, self.seed, self.report = mean, std, seed, report
-        self.device = loop.device_of(model)
+        self.plan = schedule.plan()
+        super().__init__(model, images, labels, schedule, mean, std, seed, report, len(self.plan), own=(ALQQuantizer,))
+        self.prunings = {math.ceil((i + 1) * self.epoch_steps / schedule.prunings) for i in range(schedule.prunings)}
         mine = [p for layer in self.layers for p in (layer.layer.weight, layer.quantizer.coordinates)]
         ids = {id(p) for p in mine}
         self.others = torch.optim.Adam([p for p in model.parameters() if id(p) not in ids], lr=schedule.rate)
         self.shadow = torch.optim.Adam(mine, lr=schedule.shadow_rate, amsgrad=True)
-        self.start = average_bits(model)
+        self.first_bits = average_bits(model)
 
-    def epoch(self, epoch: int, total: int, kind: str, around: int, index: int) -> None:
-        schedule = self.schedule
-        random = np.random.default_rng((self.seed, epoch))
-        torch.manual_seed(self.seed * 1000 + epoch)
-        order = random.permutation(len(self.images))
-        steps = loop.steps_per_epoch(len(order), schedule.batch)
-        prunings = {math.ceil((i + 1) * steps / schedule.prunings) for i in range(schedule.prunings)}
-        for module in self.model.modules():
-            if isinstance(module, Quantizer):
-                module.forget()
+    def begin(self, unit: int) -> None:
+        kind, _, index = self.plan[unit]
         for layer in self.layers:
             layer.quantizer.shadow = kind == "shadow"
-            if index == schedule.basis_epochs and kind in ("coordinates", "prune"):
+            if index == self.schedule.basis_epochs and kind in ("coordinates", "prune"):
                 layer.derive()
-        for step in range(steps):
-            chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
-            batch = augmented(self.images[chosen], schedule.shift, schedule.mirror, random)
-            self.model.zero_grad()
-            x = loop.inputs(share(batch), self.mean, self.std, self.device)
-            scores = self.model(x)
-            loss = F.cross_entropy(scores, torch.as_tensor(share(self.labels[chosen]), device=self.device))
-            if not torch.isfinite(loss):
-                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
-            loss.backward()
-            average_gradients(self.model)
-            self._step(kind, index, step / steps)
-            if kind == "prune" and step + 1 in prunings:
-                self._prune(around + (step + 1) / steps, schedule.rate * schedule.decay ** index)
-            if self.report:
-                self.report(epoch * steps + step + 1, total * steps, float(loss.detach()))
-        synchronise(self.model)
 
-    def _step(self, kind: str, index: int, begun: float) -> None:
-        """One step; `begun` is the part of the epoch that lies behind."""
-        schedule = self.schedule
+    def loss(self, batch) -> torch.Tensor:
+        x, target = batch
+        return F.cross_entropy(self.model(x), target)
+
+    def step(self, unit: int, index: int) -> None:
+        average_gradients(self.model)
+        schedule, (kind, around, epoch) = self.schedule, self.plan[unit]
         if kind == "shadow":
-            falling = 0.5 * (1 + math.cos(math.pi * (index + begun) / schedule.shadow_epochs))
+            falling = 0.5 * (1 + math.cos(math.pi * (epoch + index / self.epoch_steps) / schedule.shadow_epochs))
             for optimizer in (self.others, self.shadow):
-                _step_at(optimizer, schedule.shadow_rate * falling)
+                step_at(optimizer, schedule.shadow_rate * falling)
             return
-        rate = schedule.rate * schedule.decay ** index
-        _step_at(self.others, rate)
+        rate = schedule.rate * schedule.decay ** epoch
+        step_at(self.others, rate)
         for layer in self.layers:
             if kind == "basis":
                 layer.basis_step(rate)
             else:
                 layer.coordinate_step(rate)
             layer.sync()
+        if kind == "prune" and index + 1 in self.prunings:
+            self._prune(around + (index + 1) / self.epoch_steps, rate)
 
     def _prune(self, rounds: float, rate: float) -> None:
         """To the bits that belong to this point, `rounds` rounds from the start."""
         schedule = self.schedule
-        bits = self.start * min(1.0, schedule.bits / self.start) ** (rounds / schedule.rounds)
+        bits = self.first_bits * min(1.0, schedule.bits / self.first_bits) ** (rounds / schedule.rounds)
         if average_bits(self.model) > bits:
             prune(self.layers, sum(int(layer.quantizer.alive.sum()) for layer in self.layers), rate, schedule.top_k,
                   schedule.per_weight, bits)
         for layer in self.layers:
             layer.sync()
 
+    def finish(self) -> None:
+        for layer in self.layers:
+            layer.quantizer.shadow = True
+            if self.schedule.shadow_epochs:
+                layer.quantizer.assign(layer.quantizer.split(layer.layer.weight))  # the last step moved the shadow weights
+            layer.quantizer.flip()
+            layer.sync()
+
     def state_dict(self) -> dict:
-        return {"others": self.others.state_dict(), "shadow": self.shadow.state_dict(), "start": self.start,
+        return {"others": self.others.state_dict(), "shadow": self.shadow.state_dict(), "start": self.first_bits,
                 "moments": [[m.state() for m in (layer.of_weights, layer.of_coordinates)] for layer in self.layers]}
 
     def load_state_dict(self, state: dict) -> None:
         self.others.load_state_dict(state["others"])
         self.shadow.load_state_dict(state["shadow"])
-        self.start = state["start"]
+        self.first_bits = state["start"]
         for layer, saved in zip(self.layers, state["moments"], strict=True):
             layer.of_weights.load(saved[0])
             layer.of_coordinates.load(saved[1])
-
-
-def _step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()

@@ -110,7 +110,7 @@ def _download(name: str, digest: str, folder: Path) -> bytes:
     url = MNIST_SOURCE + name + ".gz"
     try:
         with urllib.request.urlopen(url, timeout=20) as response:
-            content = _read_with_progress(response, name)
+            content = read_with_progress(response, name)
     except (urllib.error.URLError, OSError) as error:
         where = data_folder()
         raise DataUnavailable(
@@ -121,7 +121,8 @@ def _download(name: str, digest: str, folder: Path) -> bytes:
     return content
 
 
-def _read_with_progress(response, name: str) -> bytes:
+def read_with_progress(response, name: str) -> bytes:
+    """What a URL's response holds, with a progress bar of that name."""
     from rich.progress import Progress  # here: boards have no rich
 
     total = int(response.headers.get("Content-Length") or 0) or None

@@ -107,7 +107,7 @@ def cifar10_folder() -> Path:
             return folder
     try:
         with urllib.request.urlopen(CIFAR10_SOURCE, timeout=20) as response:
-            content = data._read_with_progress(response, "CIFAR-10")
+            content = data.read_with_progress(response, "CIFAR-10")
     except (urllib.error.URLError, OSError) as error:
         base = data.data_folder()
         raise DataUnavailable(

@@ -1,4 +1,4 @@
-"""The training loop: seeded, with checkpoints from which an interrupted run goes on to the same result."""
+"""Training on images by labels, masks or a teacher: schedules, what a network reads, accuracy, calibration."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from torch import nn
 from esbflow.errors import BadValue
 from esbflow.graph.doubts import warn
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
 from esbflow.quant.recipe import by_channel, normalisation_of, remember_normalisation
 from esbflow.training import distributed
-from esbflow.training.augment import augmented_pair
+from esbflow.training.augment import augmented, augmented_pair
 from esbflow.training.losses import task_loss, teacher_loss
-from esbflow.training.run_state import RunState, run_of
+from esbflow.training.run_state import run_of
 from esbflow.training.sharpness import SharpnessAware
+from esbflow.training.trainer import Trainer, step_at
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -163,82 +163,104 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         if images or labels are none, too few or of another kind, a teacher is needed and missing, the precision is
         unknown, mean or std contradict the model's, the checkpoint is of another run, or the loss is no longer finite.
     """
-    mean, std = normalisation_of(model, mean, std)
-    images = checked_images(model, images, "train on")
-    labels = checked_labels(labels, len(images))
-    classes = int(labels.max()) + 1 if labels.ndim == 1 else 1
-    if schedule.distill and teacher is None:
-        raise BadValue("the schedule distils, so training needs a teacher")
     if precision not in PRECISIONS:
         raise BadValue(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    device = device_of(model)
-    steps = steps_per_epoch(len(images), schedule.batch)
-    total = steps * schedule.epochs
-    if teacher is not None:
-        teacher.eval().to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(_parameter_groups(model, schedule), lr=schedule.rate, momentum=schedule.momentum,
-                                nesterov=True)
-    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, labels, mean=mean, std=std,
-                                                       precision=precision, origin=origin))
-    first = state.resume(model, optimizer)
-    remember_normalisation(model, mean, std)
-    model.to(memory_format=torch.channels_last).train()
-    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
-    sharp, first_sharp = SharpnessAware(model, schedule.sharpness), schedule.epochs - math.ceil(schedule.epochs / 3)
-    parallel = distributed.wrap(model)
-    parallel = torch.compile(parallel) if compiled else parallel
+    trainer = _ByLabels(model, images, labels, schedule, mean, std, seed, report, teacher, precision, compiled)
+    return trainer.carry_out(checkpoint, checkpoint and run_of(
+        model, schedule, seed, trainer.images, trainer.labels, mean=trainer.mean, std=trainer.std, precision=precision,
+        origin=origin))
 
-    def scores_by(network, x):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+
+class ImageTrainer(Trainer):
+    """Trains on shuffled images, moved and turned as `schedule` (shift, mirror, batch) says; layers have channels last.
+
+    images, labels, mean and std are those of `train`; labels may be None. `epochs` units have `epoch_steps` steps each, and
+    `first` come before them: a list of steps.
+    """
+
+    def __init__(self, model: nn.Module, images, labels, schedule, mean, std, seed: int, report, epochs: int,
+                 first: tuple = (), own: tuple = ()):
+        self.mean, self.std = normalisation_of(model, mean, std)
+        self.images = checked_images(model, images, "train on")
+        self.labels = None if labels is None else checked_labels(labels, len(self.images))
+        self.schedule, self.device = schedule, device_of(model)
+        self.epoch_steps = steps_per_epoch(len(self.images), schedule.batch)
+        super().__init__(model, [*first, *[self.epoch_steps] * epochs], seed, report, own)
+
+    def start(self) -> None:
+        self.model.to(memory_format=torch.channels_last).train()
+
+    def batches(self, unit: int, random: np.random.Generator):
+        order, size = random.permutation(len(self.images)), self.schedule.batch
+        for i in range(0, self.epoch_steps * size, size):
+            yield self.batch(order[i:i + size], random)
+
+    def batch(self, chosen: np.ndarray, random: np.random.Generator) -> tuple:
+        """This rank's share of the chosen images and of their labels or masks, as tensors on the device."""
+        images, how = self.images[chosen], (self.schedule.shift, self.schedule.mirror, random)
+        if self.labels is None:
+            images, target = augmented(images, *how), None
+        else:
+            images, target = augmented_pair(images, self.labels[chosen], *how)
+            target = _target(distributed.share(target)).to(self.device)
+        return inputs(distributed.share(images), self.mean, self.std, self.device), target
+
+
+class _ByLabels(ImageTrainer):
+    """Stochastic gradient descent on labels or masks, and a teacher's outputs."""
+
+    def __init__(self, model, images, labels, schedule, mean, std, seed, report, teacher, precision, compiled):
+        super().__init__(model, images, labels, schedule, mean, std, seed, report, schedule.epochs)
+        self.classes = int(self.labels.max()) + 1 if self.labels.ndim == 1 else 1
+        if schedule.distill and teacher is None:
+            raise BadValue("the schedule distils, so training needs a teacher")
+        if teacher is not None:
+            teacher.eval().to(self.device, memory_format=torch.channels_last)
+        self.teacher, self.precision, self.compiled = teacher, precision, compiled
+        self.optimizer = torch.optim.SGD(parameter_groups(model, schedule), lr=schedule.rate, momentum=schedule.momentum,
+                                         nesterov=True)
+        self.sharp, self.sharp_from = SharpnessAware(model, schedule.sharpness), math.inf
+        if schedule.sharpness:
+            self.sharp_from = schedule.epochs - math.ceil(schedule.epochs / 3)
+
+    def start(self) -> None:
+        remember_normalisation(self.model, self.mean, self.std)
+        super().start()
+        parallel = distributed.wrap(self.model)
+        self.parallel = torch.compile(parallel) if self.compiled else parallel
+
+    def begin(self, unit: int) -> None:
+        self.sharpened = unit >= self.sharp_from
+
+    def loss(self, batch) -> torch.Tensor:
+        x, target = batch
+        with torch.no_grad():
+            wanted = self._scores(self.teacher, x) if self.schedule.distill else None
+        if not self.sharpened:
+            return self._loss(self.parallel, x, target, wanted)
+        with self.sharp, self.sharp.moved(self._loss(self.model, x, target, wanted)):
+            return self._loss(self.parallel, x, target, wanted)
+
+    def _scores(self, network, x) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return network(x).float()
 
-    def loss_by(network, x, target, wanted):
-        scores = scores_by(network, x)
-        if scores.shape[1] < classes:
-            raise BadValue(f"labels go up to {classes - 1}, but the network has {scores.shape[1]} outputs")
-        return _loss(scores, target, schedule, wanted)
+    def _loss(self, network, x, target, wanted) -> torch.Tensor:
+        """The task's loss, mixed with the distance from the outputs that the teacher `wanted`."""
+        scores, schedule = self._scores(network, x), self.schedule
+        if scores.shape[1] < self.classes:
+            raise BadValue(f"labels go up to {self.classes - 1}, but the network has {scores.shape[1]} outputs")
+        loss = task_loss(scores, target)
+        if schedule.distill:
+            soft = teacher_loss(scores, wanted, schedule.temperature)
+            loss = (1 - schedule.distill) * loss + schedule.distill * soft
+        return loss
 
-    def run_epoch(epoch):
-        for quantizer in quantizers:
-            quantizer.forget()
-        random = np.random.default_rng((seed, epoch))
-        torch.manual_seed(seed * 1000 + epoch)
-        order = random.permutation(len(images))
-        for step in range(steps):
-            done = epoch * steps + step
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate_at(done, steps)
-            for quantizer in quantizers:
-                quantizer.advance(done / total)
-            chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
-            batch, target = augmented_pair(images[chosen], labels[chosen], schedule.shift, schedule.mirror, random)
-            x = inputs(distributed.share(batch), mean, std, device)
-            target = _target(distributed.share(target)).to(device)
-            with torch.no_grad():
-                wanted = scores_by(teacher, x) if schedule.distill else None
-            if schedule.sharpness and epoch >= first_sharp:
-                with sharp, sharp.moved(loss_by(model, x, target, wanted)):
-                    loss = loss_by(parallel, x, target, wanted)
-            else:
-                loss = loss_by(parallel, x, target, wanted)
-            loss = loss + _penalty(quantizers)
-            if not torch.isfinite(loss):
-                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if report:
-                report(done + 1, total, float(loss.detach()))
-        distributed.synchronise(model)
-        state.save(model, optimizer, epoch + 1)
+    def step(self, unit: int, index: int) -> None:
+        step_at(self.optimizer, self.schedule.rate_at(unit * self.epoch_steps + index, self.epoch_steps))
 
-    with state:
-        for epoch in range(first, schedule.epochs):
-            run_epoch(epoch)
-    for quantizer in quantizers:
-        quantizer.advance(1.0)
-    warn(_silent(model))
-    return model
+    def finish(self) -> None:
+        warn(_silent(self.model))
 
 
 def _silent(model: nn.Module) -> list:
@@ -277,21 +299,7 @@ def _target(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(labels)) if labels.ndim == 1 else torch.from_numpy(np.array(labels)).float() / 255
 
 
-def _loss(scores, target, schedule, wanted) -> torch.Tensor:
-    """The task's loss, mixed with the distance from the outputs that the teacher `wanted`."""
-    loss = task_loss(scores, target)
-    if schedule.distill:
-        soft = teacher_loss(scores, wanted, schedule.temperature)
-        loss = (1 - schedule.distill) * loss + schedule.distill * soft
-    return loss
-
-
-def _penalty(quantizers: list):
-    terms = [term for term in (quantizer.penalty() for quantizer in quantizers) if term is not None]
-    return sum(terms) if terms else 0.0
-
-
-def _parameter_groups(model, schedule):
+def parameter_groups(model: nn.Module, schedule: Schedule) -> list:
     """No weight decay on biases, batch norms and activation scales: it would pull them to nonsense."""
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]

@@ -19,14 +19,12 @@ from torch.nn import functional as F
 from esbflow.errors import BadValue
 from esbflow.maps import plane
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import Quantizer
 from esbflow.quant.layers import CONVOLUTIONS
 from esbflow.quant.methods.product import ProductQuantizer
-from esbflow.quant.recipe import normalisation_of
-from esbflow.training import loop
-from esbflow.training.augment import augmented
-from esbflow.training.distributed import average_gradients, plain, share, synchronise
-from esbflow.training.run_state import RunState, run_of
+from esbflow.training.distributed import average_gradients, plain
+from esbflow.training.loop import ImageTrainer, calibrate, normalise
+from esbflow.training.run_state import run_of
+from esbflow.training.trainer import step_at
 
 
 @dataclass(frozen=True)
@@ -128,38 +126,20 @@ def train_product(model: nn.Module, teacher: nn.Module, images: np.ndarray, sche
         if no layer has a ProductQuantizer, there are no images, mean or std contradict the recipe, the checkpoint is of
         another run, or the loss is no longer finite.
     """
-    mean, std = normalisation_of(model, mean, std)
-    run = _Run(model, teacher, images, schedule, mean, std, seed, report)
-    state = RunState(checkpoint, checkpoint and run_of(model, schedule, seed, images, None, origin=origin))
-    first = state.resume(model, run)
-    for network in (model, teacher):
-        network.to(memory_format=torch.channels_last)  # as in loop.py
-    with state:
-        for unit in range(first, len(run.layers) + schedule.epochs):
-            if unit < len(run.layers):
-                run.layer(unit)
-            else:
-                run.joint(unit)
-            synchronise(model)
-            state.save(model, run, unit + 1)
-    for layer in run.layers:
-        layer.weight_quantizer.waiting = False
-    return model
+    trainer = _Trainer(model, teacher, images, schedule, mean, std, seed, report)
+    return trainer.carry_out(checkpoint, checkpoint and run_of(model, schedule, seed, images, None, origin=origin))
 
 
-class _Run:
-    """What the stages of one training share."""
+class _Trainer(ImageTrainer):
+    """A unit for each layer, then the joint epochs."""
 
     def __init__(self, model, teacher, images, schedule, mean, std, seed, report):
         self.layers = layers_of(model)
         if not self.layers:
             raise BadValue('no layer has a ProductQuantizer; use quantize() with weights such as "pq:256,8"')
-        images = loop.checked_images(model, images, "train on")
-        self.model, self.teacher, self.images, self.schedule = model, teacher.eval(), images, schedule
-        self.mean, self.std, self.seed, self.report = mean, std, seed, report
-        self.device = loop.device_of(model)
-        self.epoch_steps = loop.steps_per_epoch(len(images), schedule.batch)
-        self.total = len(self.layers) * schedule.layer_steps + schedule.epochs * self.epoch_steps
+        super().__init__(model, images, None, schedule, mean, std, seed, report, schedule.epochs,
+                         first=(schedule.layer_steps,) * len(self.layers), own=(ProductQuantizer,))
+        self.teacher = teacher.eval()
         unused = {id(layer.weight) for layer in self.layers}
         plain = [p for p in model.parameters() if id(p) not in unused and p.dim() < 2]
         others = [p for p in model.parameters() if id(p) not in unused and p.dim() >= 2]
@@ -167,39 +147,59 @@ class _Run:
                                          lr=schedule.rate, momentum=schedule.momentum)
         if not all(m.seen or m.blank for m in model.modules() if isinstance(m, ActivationQuantizer)):
             self._wait_from(0)
-            loop.calibrate(model, images[:schedule.images], mean, std)
+            calibrate(model, self.images[:schedule.images], self.mean, self.std)
 
-    def state_dict(self) -> dict:
-        return self.optimizer.state_dict()
+    def start(self) -> None:
+        super().start()
+        self.teacher.to(memory_format=torch.channels_last)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state)
+    def begin(self, unit: int) -> None:
+        """A layer is clustered by the inputs that the quantized layers before it give; its codewords train after that."""
+        schedule = self.schedule
+        if unit < len(self.layers):
+            layer = self.layers[unit]
+            quantizer = layer.weight_quantizer
+            self._wait_from(unit)
+            quantizer.fit(layer.weight.detach(), self._gram(layer, quantizer.size), schedule.iterations, self.seed)
+            self.moving, self.rate = torch.optim.SGD(
+                list(quantizer.parameters()), lr=schedule.layer_rate, momentum=schedule.momentum,
+                weight_decay=schedule.weight_decay), schedule.layer_rate
+        else:
+            self.moving = self.optimizer
+            self.rate = schedule.rate * 0.1 ** (3 * (unit - len(self.layers)) // schedule.epochs)
+        self._wait_from(unit + 1)
+        self.model.train()
+        for module in self.model.modules():
+            if unit < len(self.layers) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # what follows still has its own weights: its statistics hold
+
+    def batches(self, unit: int, random: np.random.Generator):
+        if unit >= len(self.layers):
+            yield from super().batches(unit, random)
+            return
+        for _ in range(self.schedule.layer_steps):
+            yield self.batch(random.integers(0, len(self.images), self.schedule.batch), random)
+
+    def loss(self, batch) -> torch.Tensor:
+        x, _ = batch
+        with torch.no_grad():
+            wanted = self.teacher(x)
+        return distillation(self.model(x), wanted)
+
+    def step(self, unit: int, index: int) -> None:
+        average_gradients(self.model)
+        step_at(self.moving, self.rate)
+
+    def finish(self) -> None:
+        for layer in self.layers:
+            layer.weight_quantizer.waiting = False
 
     def _wait_from(self, index: int) -> None:
         """Layers before `index` compute with codewords, the others with their weights."""
         for i, layer in enumerate(self.layers):
             layer.weight_quantizer.waiting = i >= index
-        for module in self.model.modules():
-            if isinstance(module, Quantizer):
-                module.forget()
-
-    def layer(self, index: int) -> None:
-        """Cluster a layer by the inputs that the quantized layers before it give, then train its codewords."""
-        layer, schedule = self.layers[index], self.schedule
-        quantizer = layer.weight_quantizer
-        self._wait_from(index)
-        quantizer.fit(layer.weight.detach(), self._gram(layer, quantizer.size), schedule.iterations, self.seed)
-        self._wait_from(index + 1)
-        self.model.train()
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()  # what follows still has its own weights: its statistics hold
-        optimizer = torch.optim.SGD(list(quantizer.parameters()), lr=schedule.layer_rate, momentum=schedule.momentum,
-                                    weight_decay=schedule.weight_decay)
-        random = np.random.default_rng((self.seed, index))
-        for step in range(schedule.layer_steps):
-            chosen = random.integers(0, len(self.images), schedule.batch)
-            self._step(optimizer, chosen, random, index * schedule.layer_steps + step)
+        for quantizer in self.quantizers:
+            quantizer.forget()
 
     @torch.no_grad()
     def _gram(self, layer: nn.Module, size: int) -> torch.Tensor:
@@ -215,37 +215,7 @@ class _Run:
         try:
             for i in range(0, len(chosen), self.schedule.batch):
                 batch = self.images[chosen[i:i + self.schedule.batch]]
-                self.model(loop.normalise(batch, self.mean, self.std).to(self.device))
+                self.model(normalise(batch, self.mean, self.std).to(self.device))
         finally:
             hook.remove()
         return total
-
-    def joint(self, unit: int) -> None:
-        """One epoch of all codewords, biases, batch norms and activation scales together."""
-        schedule, epoch = self.schedule, unit - len(self.layers)
-        self._wait_from(len(self.layers))
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = schedule.rate * 0.1 ** (3 * epoch // schedule.epochs)
-        random = np.random.default_rng((self.seed, unit))
-        torch.manual_seed(self.seed * 1000 + unit)
-        order = random.permutation(len(self.images))
-        for step in range(self.epoch_steps):
-            chosen = order[step * schedule.batch:(step + 1) * schedule.batch]
-            self._step(self.optimizer, chosen, random,
-                       len(self.layers) * schedule.layer_steps + epoch * self.epoch_steps + step)
-
-    def _step(self, optimizer, chosen, random, done: int) -> None:
-        batch = augmented(self.images[chosen], self.schedule.shift, self.schedule.mirror, random)
-        x = loop.inputs(share(batch), self.mean, self.std, self.device)
-        with torch.no_grad():
-            wanted = self.teacher(x)
-        loss = distillation(self.model(x), wanted)
-        if not torch.isfinite(loss):
-            raise BadValue(f"the loss is {loss.item()} in step {done}: training has diverged; lower the rate")
-        self.model.zero_grad()
-        loss.backward()
-        average_gradients(self.model)
-        optimizer.step()
-        if self.report:
-            self.report(done + 1, self.total, float(loss.detach()))

@@ -12,7 +12,7 @@ from esbflow.networks.gcn import GCN
 from esbflow.quant.citation_export import integer_network
 from esbflow.quant.methods.sgquant import GraphRecipe, quantize_graph_network
 from esbflow.studies import citations
-from esbflow.studies.citation_loop import GraphSchedule, accuracy, train_graph
+from esbflow.studies.citation_training import GraphSchedule, accuracy, train_graph
 from tests.sw.citation_graphs import NEEDS_DATA, NETWORKS, small_data
 
 
@@ -41,12 +41,39 @@ def test_training_that_diverges_is_stopped(sixty_nodes):
     model = GCN(40, 3)
     with torch.no_grad():
         model.bias2[0] = torch.nan
-    with pytest.raises(ValueError, match="the loss is not finite"):
+    with pytest.raises(ValueError, match="the loss is nan in step 1 of 2: training has diverged; lower the rate"):
         train_graph(model, data, topology, GraphSchedule(epochs=2))
     with pytest.raises(ValueError, match="epochs and every must be at least 1"):
         GraphSchedule(epochs=0)
     with pytest.raises(ValueError, match="learning rate must be positive"):
         GraphSchedule(rate=0)
+
+
+def test_a_finished_training_is_read_from_its_checkpoint(sixty_nodes, tmp_path):
+    data, topology = sixty_nodes
+
+    def run(seen, seed=0, **options):
+        torch.manual_seed(0)
+        return train_graph(GCN(40, 3), data, topology, GraphSchedule(epochs=4), seed, lambda *step: seen.append(step),
+                           checkpoint=tmp_path / "one.ckpt", **options).state_dict()
+
+    first, second = [], []
+    states = run(first), run(second)
+    assert [done for done, _, _ in first] == [1, 2, 3, 4] and second == []
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
+    for change in (dict(seed=1), dict(origin="another recipe")):
+        with pytest.raises(ValueError, match="one.ckpt is of another run"):
+            run([], **change)
+
+
+def test_methods_that_change_in_training_do_so(sixty_nodes):
+    """A part of the filters is real until the last quarter; learned bits have a penalty, and are fixed at last."""
+    data, topology = sixty_nodes
+    torch.manual_seed(0)
+    start = GCN(40, 3)
+    for weights, fixed in (("sq:twn", lambda q: q.ratio == 1), ("srq:8,learn", lambda q: bool(q.fixed))):
+        model = train_graph(quantize_graph_network(start, GraphRecipe(weights)), data, topology, GraphSchedule(epochs=20))
+        assert fixed(model.lin1.weight_quantizer) and fixed(model.lin2.weight_quantizer), weights
 
 
 def test_a_teacher_pulls_the_network_toward_its_answers(sixty_nodes):

@@ -19,7 +19,7 @@ from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, input_recipe, quantize_sentences
 from esbflow.studies import text
 from esbflow.studies.text_data import TEXTS, Vocabulary, load_text
-from esbflow.studies.text_loop import TextSchedule, graph_accuracy, text_accuracy, train_text
+from esbflow.studies.text_training import TextSchedule, graph_accuracy, text_accuracy, train_text
 from esbflow.training import record
 from esbflow.training.data import DataUnavailable
 
@@ -151,6 +151,26 @@ def test_the_same_seed_gives_the_same_network():
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
 
 
+def test_a_killed_training_goes_on_to_the_same_result(tmp_path, killed_after):
+    sentences, labels = small_texts(40)
+    numbers = Vocabulary.of(sentences, 25).numbers(sentences, LENGTH)
+
+    def run(checkpoint=None):
+        torch.manual_seed(3)
+        model = TextCNN(25, 2, LENGTH, 4, filters=3)
+        model.sentence = quantize_sentences(model.embedding.weight, model.sentence, W2)
+        return train_text(model, numbers, labels, TextSchedule(3, 16), seed=3, checkpoint=checkpoint).state_dict()
+
+    whole = run()
+    for number in (1, 3):
+        with killed_after(number):
+            run(tmp_path / f"{number}.ckpt")
+        again = run(tmp_path / f"{number}.ckpt")
+        assert all(torch.equal(value, whole[name]) for name, value in again.items())
+    with pytest.raises(ValueError, match="is of another run .*epochs is 3 there and 2 here"):
+        train_text(TextCNN(25, 2, LENGTH, 4, filters=3), numbers, labels, TextSchedule(2, 16), 3, checkpoint=tmp_path / "3.ckpt")
+
+
 def test_training_refuses_nonsense():
     model = TextCNN(5, 2, LENGTH, 4, filters=3)
     none, labels = np.zeros((0, LENGTH), np.int32), np.zeros(0, np.int64)
@@ -160,7 +180,7 @@ def test_training_refuses_nonsense():
         text_accuracy(model, none, labels)
     with torch.no_grad():
         model.sentence.heads[0].bias[0] = torch.nan
-    with pytest.raises(ValueError, match="the loss is nan in epoch 0"):
+    with pytest.raises(ValueError, match="the loss is nan in step 1 of 4"):
         train_text(model, np.ones((4, LENGTH), np.int32), np.zeros(4, np.int64), TextSchedule())
     with pytest.raises(ValueError, match="epochs and batch must be at least 1"):
         TextSchedule(epochs=0)

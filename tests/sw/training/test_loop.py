@@ -161,7 +161,7 @@ def test_a_model_in_real_numbers_remembers_what_it_was_trained_with(task):
 
 def test_a_diverged_loss_is_refused():
     images, labels = load_images("digits", "train", 100)
-    with pytest.raises(ValueError, match=r"^the loss is (nan|inf) in epoch \d+: training has diverged; lower the rate$"):
+    with pytest.raises(ValueError, match=r"^the loss is (nan|inf) in step \d+ of \d+: training has diverged; lower the rate$"):
         train(DigitsNet(), images, labels, Schedule(epochs=20, rate=1e6))
 
 
@@ -274,7 +274,7 @@ def test_half_of_the_images_are_mirrored_and_none_is_changed_in_place():
 
 
 def test_scales_and_biases_are_not_pulled_to_zero():
-    groups = loop._parameter_groups(quantize(DigitsNet()), Schedule(weight_decay=0.1))
+    groups = loop.parameter_groups(quantize(DigitsNet()), Schedule(weight_decay=0.1))
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(p.dim() >= 2 for p in groups[0]["params"]) and len(groups[0]["params"]) == 4
     assert len(groups[1]["params"]) == 4 + 3, "four biases and three activation scales"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.networks.text_cnn import TextCNN
 from esbflow.quant.activation import InputQuantizer
-from esbflow.quant.base import Quantizer
 from esbflow.quant.text_input import LARGEST, SentenceInput
+from esbflow.training.run_state import run_of
+from esbflow.training.trainer import Trainer, step_at
 
 
 @dataclass(frozen=True)
@@ -38,50 +40,53 @@ class TextSchedule:
 
 
 def train_text(model: TextCNN, numbers: np.ndarray, labels: np.ndarray, schedule: TextSchedule, seed: int = 0,
-               report=None) -> TextCNN:
+               report=None, checkpoint: Path | None = None) -> TextCNN:
     """Train in place, embedding and network; numbers int32 (n, length), labels int64 (n,). `report(done, total, loss)` is
-    called after every step.
+    called after every step. With `checkpoint`, the state after each epoch is written there, and a run that finds its own
+    goes on.
 
     Raises
     ------
     ValueError
-        if there are no sentences, or the loss is no longer finite.
+        if there are no sentences, the loss is no longer finite, or the checkpoint is of another run.
     """
     if len(numbers) == 0:
         raise BadValue("there are no sentences to train on")
-    steps = math.ceil(len(numbers) / schedule.batch)
-    total, done = steps * schedule.epochs, 0
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
-    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
-    limit = next((LARGEST * q.real_scale() for q in quantizers if isinstance(q, InputQuantizer)), None)
-    model.train()
-    for epoch in range(schedule.epochs):
-        torch.manual_seed(seed * 1000 + epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(numbers))
-        for quantizer in quantizers:
-            quantizer.forget()
-        for chosen in np.array_split(order, steps):
-            for quantizer in quantizers:
-                quantizer.advance(done / total)
-            optimizer.param_groups[0]["lr"] = schedule.rate * 0.5 * (1 + math.cos(math.pi * done / total))
-            loss = F.cross_entropy(model(torch.from_numpy(numbers[chosen])), torch.from_numpy(labels[chosen]))
-            penalties = [term for term in (quantizer.penalty() for quantizer in quantizers) if term is not None]
-            loss = loss + sum(penalties) if penalties else loss
-            if not torch.isfinite(loss):
-                raise BadValue(f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower the rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if limit is not None:
-                # The host has one byte a value: what it cannot hold must not train.
-                with torch.no_grad():
-                    model.embedding.weight.clamp_(-limit, limit)
-            done += 1
-            if report:
-                report(done, total, float(loss.detach()))
-    for quantizer in quantizers:
-        quantizer.advance(1.0)
-    return model.eval()
+    trainer = _Trainer(model, numbers, labels, schedule, seed, report)
+    return trainer.carry_out(checkpoint, checkpoint and run_of(model.sentence, schedule, seed, numbers, labels))
+
+
+class _Trainer(Trainer):
+    """Adam on shuffled sentences."""
+
+    def __init__(self, model, numbers, labels, schedule, seed, report):
+        self.epoch_steps = math.ceil(len(numbers) / schedule.batch)
+        super().__init__(model, [self.epoch_steps] * schedule.epochs, seed, report)
+        self.numbers, self.labels, self.schedule = numbers, labels, schedule
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
+        self.limit = next((LARGEST * q.real_scale() for q in self.quantizers if isinstance(q, InputQuantizer)), None)
+
+    def start(self) -> None:
+        self.model.train()
+
+    def batches(self, unit: int, random: np.random.Generator):
+        for chosen in np.array_split(random.permutation(len(self.numbers)), self.epoch_steps):
+            yield torch.from_numpy(self.numbers[chosen]), torch.from_numpy(self.labels[chosen])
+
+    def loss(self, batch) -> torch.Tensor:
+        numbers, labels = batch
+        return F.cross_entropy(self.model(numbers), labels)
+
+    def step(self, unit: int, index: int) -> None:
+        part = (unit * self.epoch_steps + index) / sum(self.lengths)
+        step_at(self.optimizer, self.schedule.rate * 0.5 * (1 + math.cos(math.pi * part)))
+        if self.limit is not None:
+            # The host has one byte a value: what it cannot hold must not train.
+            with torch.no_grad():
+                self.model.embedding.weight.clamp_(-self.limit, self.limit)
+
+    def finish(self) -> None:
+        self.model.eval()
 
 
 @torch.no_grad()
