@@ -20,6 +20,7 @@ from esbflow.commands import (
     rtl,
     run,
     search,
+    study,
     train,
     zoo,
 )
@@ -27,8 +28,8 @@ from esbflow.commands import compile as compile_command
 from esbflow.errors import UserError
 from esbflow.suggest import nearest
 
-COMMANDS = (doctor, train, search, export, import_onnx, inspect, rtl, bitstream, compile_command, estimate, run, report, zoo,
-            demo)
+COMMANDS = (doctor, train, search, study, export, import_onnx, inspect, rtl, bitstream, compile_command, estimate, run,
+            report, zoo, demo)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,8 +48,8 @@ class _Parser(argparse.ArgumentParser):
         """Options of the parser and of its commands: an unknown one is found by the outermost."""
         commands = [choice for action in self._actions if isinstance(action, argparse._SubParsersAction)
                     for choice in action.choices.values()]
-        return {option.lstrip("-") for parser in (self, *commands) for action in parser._actions
-                for option in action.option_strings}
+        own = {option.lstrip("-") for action in self._actions for option in action.option_strings}
+        return own.union(*(command._all_options() for command in commands))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,17 +1,15 @@
 """Graph networks on citation graphs: real numbers against SGQuant over several seeds, and the automatic bit selection.
 
-    python -m esbflow.studies.citations --data cora --network gcn --seeds 10 --out docs/results
-    python -m esbflow.studies.citations --data cora --network gcn --seeds 10 --search --out docs/results
+    esbflow study citations --data cora --network gcn --seeds 10 --results docs/results
+    esbflow study citations --data cora --network gcn --seeds 10 --search --results docs/results
 
 Each run writes one JSON file, DIR/sgquant-NETWORK-DATA-SETTING.json; the setting is w4a4 (bits of
 weights and of features) or search.
 """
 
-import argparse
 import dataclasses
 import json
 import platform
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +27,8 @@ from esbflow.quant.bit_search import select_bits
 from esbflow.quant.citation_export import integer_network
 from esbflow.quant.methods.registry import weight_quantizer
 from esbflow.quant.methods.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
-from esbflow.studies.citation_data import GRAPHS, GraphData, load_graph_data
+from esbflow.studies.citation_data import GraphData, load_graph_data
 from esbflow.studies.citation_training import GraphSchedule, accuracy, train_graph
-from esbflow.studies.study_command import carry_out
 from esbflow.suggest import no_such
 from esbflow.training.record import command_line
 
@@ -79,32 +76,34 @@ class Task:
             self.inputs[bits] = network.read(torch.from_numpy(self.data.features), self.topology)
         return self.inputs[bits]
 
-    def float_network(self, seed: int, schedule: GraphSchedule = REAL):
-        """A network trained in real numbers, once for each seed and schedule."""
+    def float_network(self, seed: int, schedule: GraphSchedule = REAL, checkpoint: Path | None = None):
+        """A network trained in real numbers, once for each seed and schedule; read from its checkpoint, if there is one."""
         if (seed, schedule) not in self.trained:
             torch.manual_seed(seed)
             network = NETWORKS[self.network](self.data.features.shape[1], self.data.classes)
             self.trained[seed, schedule] = train_graph(network, self.data, self.topology, schedule, seed,
-                                                       stored=self.stored(network))
+                                                       stored=self.stored(network), checkpoint=checkpoint)
         return self.trained[seed, schedule]
 
-    def low_bit_network(self, real, recipe: GraphRecipe, seed: int, schedule: GraphSchedule = LOW_BIT):
+    def low_bit_network(self, real, recipe: GraphRecipe, seed: int, schedule: GraphSchedule = LOW_BIT,
+                        checkpoint: Path | None = None):
         """`real`, quantized and trained on, with the labels and with what `real` says of all nodes."""
         network = quantize_graph_network(real, recipe)
         with torch.no_grad():
             teacher = real.eval()(self.stored(real), self.topology).softmax(dim=1)
         return train_graph(network, self.data, self.topology, schedule, 1000 + seed, stored=self.stored(network),
-                           teacher=teacher)
+                           teacher=teacher, checkpoint=checkpoint, origin=str(recipe))
 
     def accuracy(self, network, part: str = "test") -> float:
         return accuracy(network, self.data, self.topology, part, self.stored(network))
 
 
 def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule = REAL, low_bit: GraphSchedule = LOW_BIT,
-              report=None, export: Path | None = None) -> dict:
+              report=None, out: Path | None = None) -> dict:
     """Train with seeds 0 .. seeds - 1: accuracies in percent on the test nodes, bytes, and times.
 
-    `report(seed, float, fake, integer)` is called after each. With `export`, the integer graphs of seed 0 are written there.
+    `report(seed, float, fake, integer)` is called after each. With a folder `out`, the integer graphs of seed 0 are written
+    there. So are the trained networks, until all are done: an interrupted run trains none of them again.
 
     Raises
     ------
@@ -115,16 +114,18 @@ def run_seeds(task: Task, recipe: GraphRecipe, seeds: int, real: GraphSchedule =
         raise BadValue(f"the number of seeds must be at least 1, not {seeds}")
     began, rows = time.monotonic(), []
     for seed in range(seeds):
-        network = task.float_network(seed, real)
-        low = task.low_bit_network(network, recipe, seed, low_bit)
+        kept = [out and out / f"{seed}-{kind}.ckpt" for kind in ("real", "low_bit")]
+        network = task.float_network(seed, real, kept[0])
+        low = task.low_bit_network(network, recipe, seed, low_bit, kept[1])
         integer = integer_network(low, task.topology.nodes)
         rows.append((task.accuracy(network), task.accuracy(low), task.accuracy(integer)))
         if report:
             report(seed, *rows[-1])
-        if export and seed == 0:
-            export.mkdir(parents=True, exist_ok=True)
+        if out and seed == 0:
             for name, product in integer.engine.items():
-                save(product.graph, export / f"{name}.npz")
+                save(product.graph, out / f"{name}.npz")
+    for path in out.glob("*-*.ckpt") if out else ():
+        path.unlink()
     counted = memory(low, task.topology)
     rest, rest_float = counted["total"] - counted["input"], counted["total_float"] - counted["input_float"]
     means, deviations = np.mean(rows, axis=0), np.std(rows, axis=0)
@@ -246,32 +247,18 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-# -- the command ---------------------------------------------------------------------------------------------------
-def main(arguments: list | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m esbflow.studies.citations", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="cora", help=f"{' or '.join(GRAPHS)}, from ESBFLOW_DATA/planetoid (default cora)")
-    parser.add_argument("--network", default="gcn", help=f"{' or '.join(NETWORKS)} (default gcn)")
-    parser.add_argument("--seeds", type=int, default=10, help="how many trainings (default 10)")
-    parser.add_argument("--bits", type=int, default=4, help="of all stored features but the input's (default 4)")
-    parser.add_argument("--weights", default="esb4.1", help="a weight format or method (default esb4.1)")
-    parser.add_argument("--ranges", default="node", help=f"{', '.join(RANGES)}: what shares a range (default node)")
-    parser.add_argument("--search", action="store_true", help="select the widths automatically first")
-    parser.add_argument("--drop", type=float, metavar="POINTS",
-                        help=f"that a setting which --search selects may cost on the validation nodes (default {DROP})")
-    parser.add_argument("--epochs", type=int,
-                        help=f"of each stage (default {REAL.epochs} in real numbers, {LOW_BIT.epochs} quantized)")
-    parser.add_argument("--out", metavar="DIR", help="write the result there, as JSON")
-    parser.add_argument("--export", metavar="DIR", help="write the dense products of seed 0 there, as integer graphs")
-    parser.add_argument("--table", metavar="DIR", help="only print the records of DIR as a Markdown table")
-    options = parser.parse_args(arguments)
-    if options.table:
-        print(table(Path(options.table)))
-        return 0
-    return carry_out(lambda say: _run(options, say), hidden=("recipe", "memory", "trials", "accuracies"))
+def study(options, say=None) -> dict:
+    """What `esbflow study citations` does with its options: the search if it is asked for, the trainings by each seed, and
+    the record written into the folder `results`.
 
-
-def _run(options, say) -> dict:
+    Raises
+    ------
+    ValueError
+        for an unknown graph, network, format or number out of range, or if no setting costs as little as asked for.
+    DataUnavailable
+        if the graph is not at hand.
+    """
+    say = say or (lambda text: None)
     began = time.monotonic()
     task = Task.load(options.data, options.network)
     real, low = (s if options.epochs is None else dataclasses.replace(s, epochs=options.epochs) for s in (REAL, LOW_BIT))
@@ -293,19 +280,16 @@ def _run(options, say) -> dict:
                            if v != usual)
     result = run_seeds(task, recipe, options.seeds, real, low, lambda seed, *top: say(
         f"seed {seed + 1}/{options.seeds}: real {top[0]:.1f}, fake {top[1]:.1f}, integer {top[2]:.1f} %"),
-        Path(options.export) if options.export else None)
+        options.out)
     shown = dict(bits=options.bits, weights=options.weights, ranges=options.ranges)
     if options.search:
         shown = dict(search=True, drop=options.drop)
-    command = command_line("python -m esbflow.studies.citations", data=options.data, network=options.network,
+    command = command_line("esbflow study citations", data=options.data, network=options.network,
                            seeds=options.seeds, **shown, epochs=options.epochs)
     result.update(command=command, **extra,
                   hardware=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU, torch {torch.__version__}",
                   minutes=round((time.monotonic() - began) / 60, 2))
-    if options.out:
-        write_json(Path(options.out) / f"sgquant-{options.network}-{options.data}-{setting}.json", result)
+    if options.results:
+        write_json(options.results / f"sgquant-{options.network}-{options.data}-{setting}.json", result)
     return result
 
-
-if __name__ == "__main__":
-    sys.exit(main())

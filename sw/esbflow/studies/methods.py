@@ -1,24 +1,22 @@
 """Studies: one network under many methods, a record in docs/results for each. What docs/accuracy.md is made of.
 
-    python -m esbflow.studies.methods lenet5 --out build/studies --results docs/results
-    python -m esbflow.studies.methods resnet20 --only vecq4 --results docs/results
-    python -m esbflow.studies.methods vgg-small --device cuda --precision bfloat16 --compile
+    esbflow study methods lenet5 --out build/studies --results docs/results
+    esbflow study methods resnet20 --only vecq4 --results docs/results
+    esbflow study methods vgg-small --device cuda --precision bfloat16 --compile
 
 A run whose record is there is skipped, an interrupted one goes on from its last epoch, and all runs of a study share the
 network that was trained in real numbers and the answers of their teacher.
 """
 
-import argparse
-import sys
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esbflow.errors import BadValue
-from esbflow.studies.study_command import guarded
 from esbflow.training import record
 from esbflow.training.api import named, train_network
-from esbflow.training.machine_options import add_machine, said_of_machine
+from esbflow.training.machine_options import said_of_machine
 from esbflow.training.recipes import TrainingRecipe
 
 
@@ -131,31 +129,14 @@ def _measured(name, run, recipe, out, seed, progress, machine) -> dict:
         (folder / "float.pt").replace(float_model)
     epochs = recipe.low_bit.epochs
     command = record.command_line(
-        f"python -m esbflow.studies.methods {name} --only {run.name}", seed=seed or None,
+        f"esbflow study methods {name} --only {run.name}", seed=seed or None,
         epochs=epochs if epochs != STUDIES[name].epochs else None, **said_of_machine(**machine))
     return record.of_training(metrics, command, (time.monotonic() - began) / 60, machine["device"])
 
 
-def main(arguments: list | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m esbflow.studies.methods",
-                                     description="train one network by many methods and record what they reach")
-    parser.add_argument("study", choices=list(STUDIES))
-    parser.add_argument("--only", metavar="RUN", help="one run of the study")
-    parser.add_argument("--out", type=Path, default=Path("build/studies"))
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="of the low-bit stage, instead of the study's")
-    add_machine(parser)
-    given = parser.parse_args(arguments)
-
-    def measured():
-        for path in carry_out(given.study, given.out, given.results, given.only, given.seed, epochs=given.epochs,
-                              device=given.device, precision=given.precision, compiled=given.compile):
-            print(f"wrote {path}")
-
-    return guarded(measured)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def study(given, say=None) -> dict:
+    """What `esbflow study methods` does with its options; says which records were written, and what they reach."""
+    written = carry_out(given.network, given.out, given.results, given.only, given.seed, say is not None, given.epochs,
+                        given.device, given.precision, given.compile)
+    return {"study": given.network, "written": {str(path): json.loads(path.read_text())["top1_integer_graph"]
+                                                for path in written}}

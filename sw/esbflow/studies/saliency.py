@@ -1,15 +1,13 @@
 """Salient objects by a U-Net: real numbers against low-bit weights on the integer graph.
 
-    python -m esbflow.studies.saliency --weights vecq:2 --out docs/results
-    python -m esbflow.studies.saliency --weights esb4.1 --activations u4 --out docs/results
+    esbflow study saliency --weights vecq:2 --results docs/results
+    esbflow study saliency --weights esb4.1 --activations u4 --results docs/results
 
 Each run writes one JSON file, DIR/saliency-unet-METHOD-ACTIVATIONS.json.
 """
 
-import argparse
 import copy
 import re
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +21,9 @@ from esbflow.networks.registry import NETWORKS
 from esbflow.quant.export import export
 from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
+from esbflow.studies.progress import steps
 from esbflow.studies.saliency_data import load_saliency
 from esbflow.studies.saliency_measures import graph_maps, measure, network_maps
-from esbflow.studies.study_command import carry_out, steps
 from esbflow.training import record
 from esbflow.training.api import load_float_model, save_float_model
 from esbflow.training.loop import Schedule, train
@@ -100,7 +98,7 @@ def run(weights: str = "vecq:2", activations: str = "u8", seed: int = 0, epochs:
         "bytes": record.model_bytes(model), "bytes_float": 4 * sum(p.numel() for p in teacher.parameters()),
         "epochs_float": real.epochs, "epochs": low_bit.epochs, "seed": seed,
         "command": record.command_line(
-            "python -m esbflow.studies.saliency", weights=weights, activations=activations, seed=seed or None,
+            "esbflow study saliency", weights=weights, activations=activations, seed=seed or None,
             epochs=epochs, pictures=pictures, control=control),
         "hardware": record.hardware(), "minutes": round((time.monotonic() - began) / 60, 1)}
 
@@ -129,33 +127,10 @@ def record_name(result: dict) -> str:
     return "-".join(["saliency-unet", *words])
 
 
-# -- the command ---------------------------------------------------------------------------------------------------
-def main(arguments: list | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m esbflow.studies.saliency", description=__doc__.split("\n")[0])
-    parser.add_argument("--weights", default="vecq:2", help="a weight format or method (default vecq:2)")
-    parser.add_argument("--activations", default="u8", help="an activation format or method (default u8)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help=f"of each stage (default {REAL.epochs} and {LOW_BIT.epochs})")
-    parser.add_argument("--pictures", type=int, help="only so many of each part, for a trial")
-    parser.add_argument("--floats", type=Path, metavar="FILE", help="the network in real numbers: read if it is there, "
-                        "written if not, so that several methods start from the same")
-    parser.add_argument("--control", action="store_true", help="train the network in real numbers on as long as the "
-                        "low-bit one, to compare")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz there, and checkpoints on the way")
-    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="draw a few pictures, masks and maps")
-    given = parser.parse_args(arguments)
-
-    def measured(say):
-        result = run(given.weights, given.activations, given.seed, given.epochs, given.pictures, given.export, given.floats,
-                     given.control, say, given.draw)
-        if given.out:
-            write_json(given.out / f"{record_name(result)}.json", result)
-        return result
-
-    return carry_out(measured)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def study(given, say=None) -> dict:
+    """What `esbflow study saliency` does with its options: `run`, and the record written into the folder `results`."""
+    result = run(given.weights, given.activations, given.seed, given.epochs, given.pictures, given.out, given.floats,
+                 given.control, say, given.draw)
+    if given.results:
+        write_json(given.results / f"{record_name(result)}.json", result)
+    return result

@@ -1,15 +1,13 @@
 """Sentence classification: real numbers against low-bit weights on the integer graph.
 
-    python -m esbflow.studies.text --data imdb --out docs/results
-    python -m esbflow.studies.text --data thucnews --weights vecq:2 --out docs/results
+    esbflow study text --data imdb --results docs/results
+    esbflow study text --data thucnews --weights vecq:2 --results docs/results
 
 Each run writes one JSON file, DIR/text-DATA-wBITS.json (with -METHOD for another method than ESB's).
 """
 
-import argparse
 import copy
 import json
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from esbflow.networks.text_cnn import TextCNN
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, quantize_sentences
-from esbflow.studies.study_command import carry_out, steps
+from esbflow.studies.progress import steps
 from esbflow.studies.text_data import Vocabulary, load_text, text_source
 from esbflow.studies.text_training import TextSchedule, graph_accuracy, text_accuracy, train_text
 from esbflow.training import record
@@ -58,7 +56,8 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     data : "imdb" or "thucnews".
     weights, activations : of all layers, as `esbflow.quant.methods.registry` reads them.
     epochs : of each stage, in place of the recipe's. sentences : of each part of the split, evenly taken, for trials.
-    out : a folder for graph.npz (the integer graph) and host.npz (vocabulary and bytes of the embedding).
+    out : a folder for graph.npz (the integer graph) and host.npz (vocabulary and bytes of the embedding), and for
+        checkpoints from which an interrupted run goes on.
     floats : file of the network in real numbers; it is read if it is there and written if not.
     control : train the network in real numbers on with the schedule of the low-bit stage too, which tells what is due to the
         longer training: "top1_float_trained_on" of the record.
@@ -81,12 +80,16 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     vocabulary = Vocabulary.of(train, recipe.vocabulary)
     train, test = (vocabulary.numbers(part, recipe.length) for part in (train, test))
 
+    def stage(model, name, title, schedule, offset):
+        return train_text(model, train, labels, schedule, seed + offset, steps(report, title),
+                          out / f"{name}.ckpt" if out else None)
+
     torch.manual_seed(seed)
     model = TextCNN(len(vocabulary), source.classes, recipe.length, recipe.dim, filters=recipe.filters)
     if floats and floats.exists():
         _load(model, floats)
     else:
-        train_text(model, train, labels, recipe.real, seed, steps(say, "real numbers"))
+        stage(model, "real", "real numbers", recipe.real, 0)
         if floats:
             with whole(floats) as temporary:
                 torch.save(model.state_dict(), temporary)
@@ -94,19 +97,21 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     say(f"real numbers: {float_top1:.2f} %")
     extra = {}
     if control:
-        longer = train_text(copy.deepcopy(model), train, labels, recipe.low_bit, seed + 1, steps(say, "real numbers on"))
+        longer = stage(copy.deepcopy(model), "control", "real numbers on", recipe.low_bit, 1)
         extra["top1_float_trained_on"] = round(text_accuracy(longer, test, test_labels), 2)
     model.sentence = quantize_sentences(model.embedding.weight, model.sentence, quant)
-    train_text(model, train, labels, recipe.low_bit, seed + 1, steps(say, f"{weights} weights"))
+    stage(model, "low_bit", f"{weights} weights", recipe.low_bit, 1)
     fake_top1 = text_accuracy(model, test, test_labels)
     graph = export(model.sentence, f"text-{data}", (recipe.dim, recipe.length, 1))
     host = SentenceInput.of(model.embedding.weight, model.sentence)
     graph_top1 = graph_accuracy(graph, host, test, test_labels)
     say(f"integer graph: {graph_top1:.2f} %, fake quantization {fake_top1:.2f} %")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         save(graph, out / "graph.npz")
-        np.savez_compressed(out / "host.npz", bytes=host.bytes_, vocabulary=np.array(vocabulary.entries))
+        with whole(out / "host.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, bytes=host.bytes_, vocabulary=np.array(vocabulary.entries))
+        for name in ("real", "control", "low_bit"):
+            (out / f"{name}.ckpt").unlink(missing_ok=True)
     return {
         "method": weights, "network": "text-cnn", "data": data, "weights_bits": record.weights_bits(model),
         "activations": activations, "activation_bits": record.activation_bits(model.sentence),
@@ -115,7 +120,7 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
         "bytes_embedding": host.bytes_.size, "vocabulary": len(vocabulary), "length": recipe.length, "dim": recipe.dim,
         "filters": recipe.filters, "epochs_float": recipe.real.epochs, "epochs": recipe.low_bit.epochs, "seed": seed,
         "command": record.command_line(
-            "python -m esbflow.studies.text", data=data, weights=weights, activations=activations, seed=seed or None,
+            "esbflow study text", data=data, weights=weights, activations=activations, seed=seed or None,
             epochs=epochs, sentences=sentences, control=control), "hardware": record.hardware(),
         "minutes": round((time.monotonic() - began) / 60, 1)}
 
@@ -161,37 +166,10 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-# -- the command ---------------------------------------------------------------------------------------------------
-def main(arguments: list | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input, with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m esbflow.studies.text", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="imdb", help=f"{' or '.join(RECIPES)}, from ESBFLOW_DATA (default imdb)")
-    parser.add_argument("--weights", default="esb2.0", help="a weight format or method (default esb2.0)")
-    parser.add_argument("--activations", default="u4", help="an activation format or method (default u4)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="of each stage (default: the recipe's)")
-    parser.add_argument("--sentences", type=int, help="only so many of each part, for a trial")
-    parser.add_argument("--floats", type=Path, metavar="FILE", help="the network in real numbers: read if it is there, "
-                        "written if not, so that several methods start from the same")
-    parser.add_argument("--control", action="store_true", help="train the network in real numbers on as long as the "
-                        "low-bit one, to compare")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the record there, as JSON")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write graph.npz and host.npz there")
-    parser.add_argument("--table", type=Path, metavar="DIR", help="only print the records of DIR as a Markdown table")
-    given = parser.parse_args(arguments)
-    if given.table:
-        print(table(given.table))
-        return 0
-
-    def measured(say):
-        result = run(given.data, given.weights, given.activations, given.seed, given.epochs, given.sentences, given.export,
-                     given.floats, given.control, say)
-        if given.out:
-            record.write(given.out / f"{record_name(result)}.json", result)
-        return result
-
-    return carry_out(measured)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def study(given, say=None) -> dict:
+    """What `esbflow study text` does with its options: `run`, and the record written into the folder `results`."""
+    result = run(given.data, given.weights, given.activations, given.seed, given.epochs, given.sentences, given.out,
+                 given.floats, given.control, say)
+    if given.results:
+        record.write(given.results / f"{record_name(result)}.json", result)
+    return result

@@ -20,8 +20,8 @@ KEYS = ("method", "network", "data", "weights_bits", "activation_bits", "top1_in
 def command_line(program: str, **options) -> str:
     """The command that a record names: options that are None or False are left out, True has no value.
 
-    >>> command_line("python -m esbflow.studies.text", data="imdb", seed=None, epochs=3, control=True)
-    'python -m esbflow.studies.text --data imdb --epochs 3 --control'
+    >>> command_line("esbflow study text", data="imdb", seed=None, epochs=3, control=True)
+    'esbflow study text --data imdb --epochs 3 --control'
     >>> command_line("esbflow train digits", sharpness=0.0)  # not the recipe's
     'esbflow train digits --sharpness 0'
     >>> command_line("esbflow train digits", first_weights="sq(ramped,linear):twn")  # as a shell takes it

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from esbflow import cli
 from esbflow.graph.file import load
 from esbflow.networks.gcn import GCN
 from esbflow.quant.citation_export import integer_network
@@ -89,6 +90,10 @@ def test_a_teacher_pulls_the_network_toward_its_answers(sixty_nodes):
 
 
 # -- the command --------------------------------------------------------------------------------------------------
+def main(words):
+    return cli.main(["study", "citations", *words])
+
+
 KEYS = {"method", "network", "data", "weights_bits", "activation_bits", "accuracy_float", "accuracy_fake", "accuracy_integer",
         "std_float", "std_fake", "std_integer", "seeds", "bytes", "bytes_float", "memory_ratio", "command", "hardware", "minutes"}
 
@@ -105,8 +110,8 @@ def tiny_cora(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("network", ["gcn", "agnn"])
 def test_the_command_writes_results_and_integer_graphs(network, tiny_cora, capsys):
-    words = ["--network", network, "--seeds", "2", "--epochs", "4", "--out", str(tiny_cora), "--export", str(tiny_cora / "x")]
-    assert citations.main(words) == 0
+    words = ["--network", network, "--seeds", "2", "--epochs", "4", "--results", str(tiny_cora), "--out", str(tiny_cora / "x"), "--json"]
+    assert main(words) == 0
     result = json.loads((tiny_cora / f"sgquant-{network}-cora-w4a4.json").read_text())
     assert KEYS <= set(result) and result["seeds"] == 2 and len(result["accuracies"]) == 2
     assert (result["weights_bits"], result["activation_bits"], result["widths"]["layer1_input"]) == (4, 4, 1)
@@ -122,8 +127,8 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
     monkeypatch.setattr(citations, "SEARCH_SEEDS", 1)
     asked = []
     monkeypatch.setattr(citations.SecondLook, "cost", lambda self, choice: asked.append(choice) or (29.5, 1.0))
-    words = ["--seeds", "1", "--epochs", "4", "--search", "--drop", "30", "--out", str(tiny_cora)]
-    assert citations.main(words) == 0
+    words = ["--seeds", "1", "--epochs", "4", "--search", "--drop", "30", "--results", str(tiny_cora)]
+    assert main(words) == 0
     result = json.loads((tiny_cora / "sgquant-gcn-cora-search.json").read_text())
     assert KEYS <= set(result) and len(result["trials"]) == 6
     best = min(t["memory"] for t in result["trials"] if t["accuracy"] >= result["search"]["reference"] - 30)
@@ -131,7 +136,7 @@ def test_the_command_searches_bits(tiny_cora, monkeypatch, capsys):
     assert result["command"].endswith("--seeds 1 --search --drop 30 --epochs 4")
     monkeypatch.setattr(citations.SecondLook, "cost", lambda self, choice: (30.5, 1.0))
     (tiny_cora / "sgquant-gcn-cora-search.json").unlink()
-    assert citations.main(words) == 2
+    assert main(words) == 2
     assert "and not in trainings with other seeds" in capsys.readouterr().err
     assert not (tiny_cora / "sgquant-gcn-cora-search.json").exists()
 
@@ -184,13 +189,13 @@ def test_a_second_look_uses_other_seeds_and_judges_by_nodes_that_chose_nothing(t
 def test_the_command_refuses_bad_input_in_one_sentence(words, message, tiny_cora, capsys):
     if "--epochs" not in words:
         words = [*words, "--epochs", "1"]
-    assert citations.main(words) == 2
+    assert main(words) == 2
     assert message in capsys.readouterr().err.split("\n")[-2]
 
 
 def test_the_command_says_that_data_are_missing(monkeypatch, capsys):
     monkeypatch.delenv("ESBFLOW_DATA", raising=False)
-    assert citations.main([]) == 2
+    assert main([]) == 2
     assert "ESBFLOW_DATA (not set)" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from esbflow import cli
 from esbflow.networks.registry import NETWORKS
 from esbflow.quant.methods.registry import activation_quantizer, weight_quantizer
 from esbflow.quant.quantize import quantize
@@ -56,26 +57,28 @@ def test_a_record_says_how_its_run_differed(tmp_path, monkeypatch):
                        precision="bfloat16")
     found = json.loads(path.read_text())
     assert found["epochs"] == 2 and found["hardware"].startswith("CPU ")
-    assert found["command"] == ("python -m esbflow.studies.methods digits --only vecq2 --seed 3 --epochs 2 --device cpu "
+    assert found["command"] == ("esbflow study methods digits --only vecq2 --seed 3 --epochs 2 --device cpu "
                                 "--precision bfloat16")
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(studies, "carry_out", lambda *given, **named: seen.append((given, named)) or [tmp_path / "a.json"])
-    assert studies.main(["lenet5", "--only", "vecq2", "--out", str(tmp_path), "--seed", "3", "--device", "cuda:1"]) == 0
-    (given, named), = seen
-    assert given[0] == "lenet5" and given[3:] == ("vecq2", 3)
-    assert named == dict(epochs=None, device="cuda:1", precision="float32", compiled=False)
-    assert "wrote" in capsys.readouterr().out
+    (tmp_path / "a.json").write_text('{"top1_integer_graph": 99.0}')
+    monkeypatch.setattr(studies, "carry_out", lambda *given: seen.append(given) or [tmp_path / "a.json"])
+    words = ["study", "methods", "lenet5", "--only", "vecq2", "--out", str(tmp_path), "--seed", "3", "--device", "cuda:1"]
+    for more, progress, said in (([], True, "wrote "), (["--json"], False, '"written": {')):
+        assert cli.main([*words, *more]) == 0
+        given = seen.pop()
+        assert given[0] == "lenet5" and given[3:] == ("vecq2", 3, progress, None, "cuda:1", "float32", False)
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more, said", [
-    (["--only", "vecq9"], "error: study lenet5 has no run 'vecq9'; it has ul2q1, "),
-    (["--only", "vecq2", "--epochs", "0"], "error: epochs and batch must be at least 1, not 0 and 64"),
+    (["--only", "vecq9"], "esbflow study: study lenet5 has no run 'vecq9'; it has ul2q1, "),
+    (["--only", "vecq2", "--epochs", "0"], "esbflow study: epochs and batch must be at least 1, not 0 and 64"),
 ])
 def test_bad_input_is_one_sentence(more, said, tmp_path, capsys):
-    assert studies.main(["lenet5", *more, "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert cli.main(["study", "methods", "lenet5", *more, "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(said)
     assert not list(tmp_path.iterdir())
 

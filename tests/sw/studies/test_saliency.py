@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from esbflow import cli
 from esbflow.graph.execute import execute
 from esbflow.networks.unet import UNet
 from esbflow.quant.export import export
@@ -206,6 +207,10 @@ def test_networks_that_give_no_map_are_refused(trained):
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
+def main(words):
+    return cli.main(["study", "saliency", *words])
+
+
 @NEEDS_SOD
 def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path, monkeypatch, capsys):
     write_pairs(home / "ecssd", *squares(20))
@@ -214,9 +219,9 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
     monkeypatch.setitem(saliency.NETWORKS, "unet", lambda: UNet(widths=(4, 8)))
     for name in ("REAL", "LOW_BIT"):
         monkeypatch.setattr(saliency, name, replace(getattr(saliency, name), epochs=2))
-    arguments = ["--weights", "twn", "--control", "--floats", str(tmp_path / "float.pt")]
-    assert saliency.main([*arguments, "--out", str(tmp_path / "one"), "--export", str(tmp_path / "a"),
-                          "--draw", str(tmp_path / "sheet.png")]) == 0
+    arguments = ["--weights", "twn", "--control", "--float", str(tmp_path / "float.pt"), "--json"]
+    assert main([*arguments, "--results", str(tmp_path / "one"), "--out", str(tmp_path / "a"),
+                 "--draw", str(tmp_path / "sheet.png")]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         test, test_masks = small("test", None)
         assert sheet.size == (4 * 16, 4 * 16)
@@ -225,7 +230,7 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
     path = tmp_path / "one" / "saliency-unet-twn-u8.json"
     one = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out) == one and one["images"] == 4 and one["bytes"] * 8 < one["bytes_float"]
-    assert one["command"] == "python -m esbflow.studies.saliency --weights twn --activations u8 --control"
+    assert one["command"] == "esbflow study saliency --weights twn --activations u8 --control"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["graph.npz"]
 
     def killed(model, *rest):
@@ -233,8 +238,7 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(saliency, "export", killed)
-        with pytest.raises(KeyboardInterrupt):
-            saliency.main([*arguments[:-1], str(tmp_path / "b.pt"), "--export", str(tmp_path / "b")])
+        assert main([*arguments[:-2], str(tmp_path / "b.pt"), "--out", str(tmp_path / "b")]) == 130
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["control.ckpt", "low_bit.ckpt", "real.ckpt"]
     steps = []
     again = saliency.run("twn", control=True, floats=tmp_path / "b.pt", out=tmp_path / "b", report=steps.append)
@@ -243,9 +247,9 @@ def test_a_run_writes_its_record_and_goes_on_after_it_was_killed(home, tmp_path,
 
 
 def test_bad_input_is_one_sentence_and_leaves_no_file(home, tmp_path, capsys):
-    for arguments, text in (([], "error: ECSSD's pictures are not at hand"), (["--weights", "x"], "error: "),
-                            (["--epochs", "0"], "error: epochs and batch must be at least 1")):
-        assert saliency.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    for arguments, text in (([], "esbflow study: ECSSD's pictures are not at hand"), (["--weights", "x"], "esbflow study: "),
+                            (["--epochs", "0"], "esbflow study: epochs and batch must be at least 1")):
+        assert main([*arguments, "--results", str(tmp_path / "out")]) == 2
         shown = capsys.readouterr().err
         assert shown.startswith(text) and shown.count("\n") == 1
     assert not (tmp_path / "out").exists()

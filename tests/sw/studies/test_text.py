@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from esbflow import cli
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.graph.bounds import check
@@ -17,7 +18,6 @@ from esbflow.networks.text_cnn import SentenceCNN, TextCNN, pools_over
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.text_input import SentenceInput, input_recipe, quantize_sentences
-from esbflow.studies import text
 from esbflow.studies.text_data import TEXTS, Vocabulary, load_text
 from esbflow.studies.text_training import TextSchedule, graph_accuracy, text_accuracy, train_text
 from esbflow.training import record
@@ -258,11 +258,15 @@ def test_the_published_texts():
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
+def main(words):
+    return cli.main(["study", "text", *words])
+
+
 def test_the_command_writes_a_record_and_the_graph(tmp_path, monkeypatch, capsys):
     folder_with(tmp_path, monkeypatch)
-    words = ["--data", "thucnews", "--epochs", "1", "--out", str(tmp_path), "--export", str(tmp_path / "x"),
-             "--floats", str(tmp_path / "real.pt")]
-    assert text.main(words) == 0
+    words = ["--data", "thucnews", "--epochs", "1", "--results", str(tmp_path), "--out", str(tmp_path / "x"),
+             "--float", str(tmp_path / "real.pt"), "--json"]
+    assert main(words) == 0
     result = json.loads((tmp_path / "text-thucnews-w2.json").read_text())
     assert set(record.KEYS) <= set(result) and result["images"] == 10 and result["vocabulary"] == 2 + 13
     assert result["activation_bits"] == 4 and 2 <= result["weights_bits"] < 2.2
@@ -271,13 +275,13 @@ def test_the_command_writes_a_record_and_the_graph(tmp_path, monkeypatch, capsys
     scores = execute(graph, SentenceInput(host["bytes"]).images(np.zeros((1, 32), int)))
     assert scores.shape == (1, 10, 1, 1) and "涨" in host["vocabulary"]
     assert json.loads(capsys.readouterr().out)["network"] == "text-cnn"
-    assert text.main([*words, "--weights", "vecq:2", "--activations", "u8", "--control"]) == 0  # from the same real numbers
+    assert main([*words, "--weights", "vecq:2", "--activations", "u8", "--control"]) == 0  # from the same real numbers
     other = json.loads((tmp_path / "text-thucnews-w2-vecq-u8.json").read_text())
     assert other["top1_float"] == result["top1_float"] and other["activation_bits"] == 8
     assert "--control" in other["command"] and "--control" not in result["command"]
     assert 0 <= other["top1_float_trained_on"] <= 100 and "top1_float_trained_on" not in result
     (tmp_path / "real.pt").write_bytes(b"no network")
-    assert text.main(words) == 2
+    assert main(words) == 2
     assert "does not hold this network" in capsys.readouterr().err
 
 
@@ -287,13 +291,13 @@ def test_the_command_writes_a_record_and_the_graph(tmp_path, monkeypatch, capsys
     (["--sentences", "0"], "the number of sentences must be at least 1"), ([], "has 1 fields, not 4")])
 def test_the_command_refuses_bad_input_in_one_sentence(words, message, tmp_path, monkeypatch, capsys):
     folder_with(tmp_path, monkeypatch, imdb="no tabs\n")
-    assert text.main(words) == 2
+    assert main(words) == 2
     assert message in capsys.readouterr().err.split("\n")[-2]
 
 
 def test_the_committed_records_are_within_a_point_of_real_numbers(capsys):
     folder = Path(__file__).parents[3] / "docs" / "results"
-    assert text.main(["--table", str(folder)]) == 0
+    assert main(["--table", str(folder)]) == 0
     assert capsys.readouterr().out in (folder.parent / "text.md").read_text()
     for path in folder.glob("text-*.json"):
         result = json.loads(path.read_text())
