@@ -17,7 +17,7 @@ MODULES = [name.removeprefix("sim.") for name in MODULES]
 
 
 def test_modules_with_examples_are_found():
-    assert {"esbflow.numbers", "esbflow.quant.engine_layer", "esbhw.netlist", "esbhw.hwh"} <= set(MODULES)
+    assert {"esbflow.numbers", "esbflow.lowering.engine_layer", "esbhw.netlist", "esbhw.hwh"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -11,9 +11,9 @@ from esbflow.interchange.layers import channels_of
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, unpadded, within
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
+from esbflow.lowering.engine_layer import Stored, positive_part
 from esbflow.maps import plane
 from esbflow.numbers import Format, Signed
-from esbflow.quant.engine_layer import Stored, positive_part
 
 KNOWN = (Constant, Quantized)
 

@@ -10,10 +10,10 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Image, Joined, Open, Padded, shape_of
+from esbflow.lowering.engine_layer import Stored, one_a_channel
+from esbflow.lowering.joined import common
+from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.engine_layer import Stored, one_a_channel
-from esbflow.quant.joined import common
-from esbflow.quant.last_layer import last_format, rounding_error
 
 
 class Builder:

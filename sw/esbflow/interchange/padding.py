@@ -7,8 +7,8 @@ import numpy as np
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Open, Padded, Quantized, shape_of
+from esbflow.lowering.engine_layer import Stored, selection
 from esbflow.maps import plane
-from esbflow.quant.engine_layer import Stored, selection
 
 NONE = (0, 0, 0, 0)
 

@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
-from esbflow.quant.engine_layer import Stored
+from esbflow.lowering.engine_layer import Stored
 
 REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
 """Pairs of coordinate_transformation_mode and nearest_mode with which Resize repeats pixels, for every whole factor."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from esbflow.graph import ir
+from esbflow.lowering.engine_layer import OpenLayer
 from esbflow.numbers import Format
-from esbflow.quant.engine_layer import OpenLayer
 
 
 @dataclass(frozen=True, eq=False)

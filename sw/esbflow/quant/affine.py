@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from esbflow.graph.errors import GraphError
-from esbflow.quant.engine_layer import one_a_channel
+from esbflow.lowering.engine_layer import one_a_channel
 
 OPERATORS = {"multiply": operator.mul, "divide": operator.truediv, "add": operator.add, "subtract": operator.sub}
 

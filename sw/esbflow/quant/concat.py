@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from esbflow.lowering.joined import common
 from esbflow.numbers import Format
-from esbflow.quant.joined import common
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.trace import kind_of, tensors
 

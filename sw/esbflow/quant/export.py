@@ -15,15 +15,15 @@ from esbflow.graph import ir
 from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate, window_counts
+from esbflow.lowering.engine_layer import OpenLayer, Stored, crop, positive_part, powers_of_two, rectangle, selection
+from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
+from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.maps import map_shape, plane
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.engine_layer import OpenLayer, Stored, crop, positive_part, powers_of_two, rectangle, selection
-from esbflow.quant.last_layer import FINEST as FINEST_OUTPUT
-from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
 from esbflow.quant.pooling import average_window, max_window
@@ -62,7 +62,7 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
         (c, 1, length) and (features, 1, 1).
 
     `info["modules"]` of the graph says which module of the model each node with weights was. `info["output_error"]` says
-    how far the last layer's integers can be from real numbers (`esbflow.quant.last_layer.rounding_error`), if no quantizer
+    how far the last layer's integers can be from real numbers (`rounding_error` of lowering/last_layer.py), if no quantizer
     follows it.
     A layer that is dead, or an input of next to no codes, is said in a GraphWarning.
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from esbflow.errors import BadValue
 from esbflow.graph.doubts import few_codes, fewest_codes
+from esbflow.lowering.last_layer import WIDTHS
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, InputQuantizer
-from esbflow.quant.last_layer import WIDTHS
 from esbflow.quant.methods.esb import SCALE_MODES
 from esbflow.quant.methods.registry import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
@@ -39,7 +39,7 @@ class Recipe:
     input_bits : of the input's codes, 1 to 8; they are unsigned where no mean is above 0, so that no pixel is negative, else
         signed, of 2 bits or more.
     output_bits : 16 or 32, of the last layer's integers; None takes 16 where they hold the finest step that the engine has
-        for the layer (`esbflow.quant.last_layer`), else 32.
+        for the layer (`esbflow.lowering.last_layer`), else 32.
     per_channel : one scale an output channel or one a tensor; None is as each method was published (ESB: a channel).
     scale_mode : of weights given as a format; see ESBWeightQuantizer.
     power_of_two : every scale is a power of two, and that of weights once a batch norm behind them is folded in: for engines

@@ -77,7 +77,7 @@ def inspect(graph: ir.Graph, model=None, accumulator_bits: int = 28) -> list:
 
 def last_layer(graph: ir.Graph) -> dict:
     """format and scale (real, of one step) of the graph's output; largest and share, what rounding can move it by (see
-    `esbflow.quant.last_layer.rounding_error`), None where a quantizer of the model's own gave it its scale."""
+    `esbflow.lowering.last_layer.rounding_error`), None where a quantizer of the model's own gave it its scale."""
     error = graph.info.get("output_error", {"largest": None, "share": None})
     return {"format": str(graph.output.format), "scale": float(graph.output.scale), **error}
 

@@ -19,11 +19,11 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.graph.file import load, save
 from esbflow.graph.random import random_graph, random_images
+from esbflow.lowering.engine_layer import requantizer
 from esbflow.networks.digits import DigitsNet
 from esbflow.networks.lenet5 import LeNet5
 from esbflow.networks.resnet20 import ResNet20
 from esbflow.numbers import Signed, Unsigned
-from esbflow.quant.engine_layer import requantizer
 from esbflow.quant.export import export
 from esbflow.quant.integer_module import IntegerModule, integer_module
 from esbflow.quant.recipe import Recipe

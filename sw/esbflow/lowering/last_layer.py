@@ -8,8 +8,8 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
+from esbflow.lowering.engine_layer import OFFSET_LIMIT, OpenLayer
 from esbflow.numbers import Signed, Unsigned
-from esbflow.quant.engine_layer import OFFSET_LIMIT, OpenLayer
 
 WIDTHS = (16, 32)
 """Bits that the engine stores a last layer's integers in."""
@@ -31,7 +31,7 @@ def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = Fal
         limit, of as many bits as m and b have room for.
     finest : log2 of the steps wanted in the largest gain; 0 where requantizers shift, which cannot make a sum larger.
 
-    >>> from esbflow.quant.engine_layer import Stored
+    >>> from esbflow.lowering.engine_layer import Stored
     >>> layer = OpenLayer.copy_of(Stored("x", (1, 1, 1), Unsigned(8), 1.0))
     >>> [str(last_format(layer, bits)) for bits in (None, 16)]  # sums of 0..255: at most 2**7 steps each in 16 bits
     ['(Signed(bits=32), 0.0009765625)', '(Signed(bits=16), 0.0078125)']

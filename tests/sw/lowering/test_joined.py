@@ -11,9 +11,9 @@ from torch import nn
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
+from esbflow.lowering.joined import common
 from esbflow.numbers import Format, Signed, Unsigned
 from esbflow.quant.export import export
-from esbflow.quant.joined import common
 from esbflow.quant.recipe import Recipe
 from tests.sw.exported_models import both, calibrated, distance, images_for
 from tests.sw.interchange.models import Model, imported

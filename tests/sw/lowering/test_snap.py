@@ -10,11 +10,11 @@ from torch import nn
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
+from esbflow.lowering.snap import snap_weights
 from esbflow.numbers import ESB, Binary, Codebook, Signed
 from esbflow.quant.export import export
 from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
-from esbflow.quant.snap import snap_weights
 from esbflow.training.loop import calibrate, normalise
 
 FORMATS = [ESB(4, 1), ESB(8, 5), ESB(3, 0), Signed(4), Signed(8), Binary(), Codebook((-3, -1, 1, 3))]

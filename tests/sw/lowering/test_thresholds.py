@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
+from esbflow.lowering.engine_layer import OpenLayer, Stored, requantizer
+from esbflow.lowering.thresholds import MOST_LEVELS, exact_thresholds
 from esbflow.numbers import ESB, Binary, Codebook, Format, Signed, Unsigned
-from esbflow.quant.engine_layer import OpenLayer, Stored, requantizer
-from esbflow.quant.thresholds import MOST_LEVELS, exact_thresholds
 from tests.sw.graph_nodes import seeds
 from tests.sw.interchange.models import Model, imported, random_pixels, real, run_qonnx
 

@@ -13,10 +13,10 @@ from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
+from esbflow.lowering.engine_layer import OpenLayer, Stored
+from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.numbers import Signed, Unsigned
-from esbflow.quant.engine_layer import OpenLayer, Stored
 from esbflow.quant.export import export
-from esbflow.quant.last_layer import last_format, rounding_error
 from esbflow.quant.recipe import Recipe
 from tests.compiler.machine import Machine
 from tests.sw.exported_models import both, calibrated, images_for, randomise_norms

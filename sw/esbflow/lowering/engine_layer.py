@@ -11,9 +11,9 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.graph.errors import GraphError
+from esbflow.lowering.snap import snap_weights
+from esbflow.lowering.thresholds import exact_thresholds
 from esbflow.numbers import Format, Signed, Unsigned
-from esbflow.quant.snap import snap_weights
-from esbflow.quant.thresholds import exact_thresholds
 
 OFFSET_LIMIT = ir.B_LIMIT * 0.98
 """The largest b that is chosen: the compiler adds m times small sums of weights, so that it needs some room."""
