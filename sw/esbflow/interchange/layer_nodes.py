@@ -6,12 +6,12 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.graph.validate import window_counts
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.padding import check_zeros_never_win, pad, unpadded, within
-from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
-from esbflow.lowering.engine_layer import Stored, positive_part
+from esbflow.interchange.padding import check_zeros_never_win, pad, within
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.lowering.nodes import Stored, maximum, positive_part
+from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.maps import plane
 from esbflow.numbers import Format, Signed
 
@@ -74,14 +74,12 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
     elif auto == "VALID":
         pads = (0, 0, 0, 0)
     pads = tuple(int(n) for n in np.add(around, pads))
-    for size, out, k, s, p, d in zip(source.shape[1:], shape[1:], kernel, stride, pads, dilation):
-        least, even, most = window_counts(size, (k - 1) * d + 1, s, p)
-        if node.op_type == "AveragePool":
-            least = most = even
-        if not least <= out <= most or node.op_type != "Conv" and not p < k:
-            ceil = ", ceil_mode=0" if options.get("ceil_mode") else ""
-            raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph does not "
-                             f"have; use equal padding smaller than the kernel{ceil}")
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation))
+    inside = node.op_type == "Conv" or all(p < k for p, k in zip(pads, kernel))
+    if not inside or not windows_fit(source.shape, shape, reach, stride, pads, node.op_type == "AveragePool"):
+        ceil = ", ceil_mode=0" if options.get("ceil_mode") else ""
+        raise GraphError(f"{where}: its padding {pads} leaves out rows or adds windows that the integer graph does not "
+                         f"have; use equal padding smaller than the kernel{ceil}")
     return dict(kernel=kernel, stride=stride, padding=pads[:2])
 
 
@@ -140,10 +138,8 @@ def max_pool(walk, node, value):
 
 
 def _maximum(walk, node, value, shape: tuple, window: dict):
-    def make(name: str, source: Stored) -> ir.MaxPool2d:
-        return ir.MaxPool2d(name, (source.name,), shape, source.form, source.scale, **window)
-
-    return walk.builder.moved(value, shape, make, node.name or node.output[0], title(node))
+    return walk.builder.moved(value, shape, lambda name, source: maximum(name, source, shape, **window),
+                              node.name or node.output[0], title(node))
 
 
 def average_pool(walk, node, value):
@@ -155,7 +151,7 @@ def average_pool(walk, node, value):
         raise GraphError(f"{where}: average pooling with dilation has no integer form; leave it out")
     if window["padding"] != around[:2] and not options.get("count_include_pad", 0):
         raise GraphError(f"{where}: average pooling with padding needs count_include_pad=1")
-    return _average(node, source, window, shape)
+    return Open.average_of(source, node.name, **window, shape=shape)
 
 
 def global_pool(walk, node, value, axes=None):
@@ -180,13 +176,7 @@ def over_map(walk, node, value, shape: tuple):
         whole = shape_of(value)[1:]
         return _maximum(walk, node, value, shape, dict(kernel=whole, stride=whole, padding=(0, 0)))
     source = walk.builder.stored(value, title(node))
-    return _average(node, source, dict(kernel=source.shape[1:], stride=source.shape[1:], padding=(0, 0)), shape)
-
-
-def _average(node, source, window, shape):
-    channels, count = source.shape[0], window["kernel"][0] * window["kernel"][1]
-    return Open(ir.AvgPool2d, node.name, source, window, np.full(channels, source.scale / count), np.zeros(channels),
-                shape=shape)
+    return Open.average_of(source, node.name, source.shape[1:], source.shape[1:], (0, 0), shape=shape)
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------
@@ -239,17 +229,14 @@ def arithmetic(walk, node, left, right):
 
 def _sum(node, first: Open, second: Open) -> Open:
     where = title(node)
-    if first.is_copy and not second.is_copy:
-        first, second = second, first
-    if (not second.is_copy or not first.is_linear or first.residual is not None
-            or first.node not in (ir.Requantize, ir.Conv2d)):
+    total = first.plus(second)
+    if total is None:
         raise GraphError(f"{where}: the engine adds a quantized tensor to a quantized tensor or to a convolution; put a "
                          "quantizer on both operands")
     if first.shape != second.shape:
         raise GraphError(f"{where}: a sum of shapes {first.shape} and {second.shape} has no integer form; only sums "
                          "of equal shapes have")
-    return replace(first, node=ir.Add if first.node is ir.Requantize else first.node, name=first.name or node.name,
-                   residual=second.source, residual_gain=second.gain, offset=first.offset + second.offset)
+    return replace(total, name=total.name or node.name)
 
 
 def batch_norm(walk, node, value, gamma, beta, mean, variance):

@@ -9,23 +9,22 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
-from esbflow.interchange.values import Image, Joined, Open, Padded, shape_of
-from esbflow.lowering.engine_layer import Stored, one_a_channel
+from esbflow.interchange.values import Image, Joined, Open, shape_of
+from esbflow.lowering.builder import GraphBuilder
+from esbflow.lowering.engine_layer import one_a_channel
 from esbflow.lowering.joined import common
 from esbflow.lowering.last_layer import last_format, rounding_error
+from esbflow.lowering.nodes import Stored, repetition
+from esbflow.lowering.padding import Padded
 from esbflow.numbers import Format, Signed, Unsigned
 
 
-class Builder:
-    """The graph so far. Every method that makes a node returns what the graph stores."""
+class Builder(GraphBuilder):
+    """The graph so far, and what is said about it."""
 
     def __init__(self, name: str):
-        self.graph = ir.Graph(name)
+        super().__init__(name)
         self.notes = []
-
-    def append(self, node: ir.Node) -> Stored:
-        self.graph.nodes.append(node)
-        return Stored(node.name, node.shape, node.format, node.scale)
 
     def unique(self, name: str) -> str:
         """A name for a node, from that of a node or tensor of the model: /block/conv1/Conv becomes block_conv1."""
@@ -118,10 +117,9 @@ class Builder:
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
         """Append the layer's node, and those after it, with an output of `form` and real `scale`."""
-        fields = layer.closed(form, scale, where)
         name = self.unique(layer.name or name)
         names = [*(self.unique(f"{name}_before{len(layer.after) - i}") for i in range(len(layer.after))), name]
-        result = self.append(layer.node(name=names[0], shape=layer.shape, format=form, scale=float(scale), **fields))
+        result = self.append_closed(layer, names[0], layer.shape, form, scale, where)
         for after, (_, make) in zip(names[1:], layer.after):
             result = self.append(make(after, result))
         return result
@@ -138,22 +136,14 @@ class Builder:
         channels, height, width = shape_of(value)
         shape = channels, height * factor[0], width * factor[1]
 
-        def make(name: str, source: Stored) -> ir.Upsample:
-            return ir.Upsample(name, (source.name,), shape, source.form, source.scale, factor=factor)
-
-        return self.moved(value, shape, make, name, where)
+        return self.moved(value, shape, lambda name, source: repetition(name, source, factor), name, where)
 
     def join(self, value: Joined, where: str, name: str | None = None) -> Stored:
         """One Concat; parts are requantized where they do not share format and scale."""
         parts = [self.stored(part, where) for part in value.parts]
         form, scale = common([(part.form, part.scale) for part in parts])
-        same = []
-        for part in parts:
-            if (part.form, part.scale) != (form, scale):
-                part = self.close(self.open(part, where), f"{part.name}_joined", form, scale, where)
-            same.append(part)
-        return self.append(ir.Concat(self.unique(name or where), tuple(part.name for part in same), value.shape, form,
-                                     scale))
+        same = self.alike(parts, form, scale, lambda part: self.unique(f"{part.name}_joined"), where)
+        return self.concat(self.unique(name or where), same)
 
     def output(self, value, name: str) -> Stored:
         """The graph's last tensor: as it is stored, or with 16 or 32 bits and one scale so that nothing saturates. Then
@@ -174,7 +164,7 @@ class Builder:
         if not rectified and (value.low > -np.inf or value.high < np.inf):
             raise GraphError(f"{where}: the model ends in a Clip from {value.low:g} to {value.high:g}, and the engine's "
                              "begin at zero; leave it to the host, or quantize its output")
-        form, scale = last_format(value, None, rectified, None if value.high == np.inf else value.high)
+        form, scale = last_format(value)
         result = self.close(value, name, form, scale, where)
         self.graph.info["output_error"] = rounding_error(value, self.graph.nodes[-1 - len(value.after)])
         return result

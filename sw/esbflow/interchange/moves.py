@@ -13,7 +13,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
 from esbflow.interchange.onnx_file import fold, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
-from esbflow.lowering.engine_layer import crop, rectangle, selection
+from esbflow.lowering.nodes import crop, rectangle, selection
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Expand", "Slice", "Split", "Gather")
 

@@ -6,11 +6,10 @@ import numpy as np
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Open, Padded, Quantized, shape_of
-from esbflow.lowering.engine_layer import Stored, selection
+from esbflow.interchange.values import Constant, Open, Quantized, shape_of
+from esbflow.lowering.nodes import Stored, selection
+from esbflow.lowering.padding import NONE, Padded, unpadded
 from esbflow.maps import plane
-
-NONE = (0, 0, 0, 0)
 
 
 def pad(walk, node, value, pads=None, constant=None, axes=None):
@@ -56,11 +55,6 @@ def _channels_of_zeros(walk, node, value, before: int, behind: int):
     shape = len(weight), height, width
     return walk.builder.moved(value, shape, lambda name, source: selection(name, source, weight, shape),
                               node.name or node.output[0], title(node))
-
-
-def unpadded(value) -> tuple:
-    """(the tensor without its zeros, (top, left, bottom, right))."""
-    return (value.value, value.pads) if isinstance(value, Padded) else (value, NONE)
 
 
 def check_zeros_never_win(value, where: str) -> None:

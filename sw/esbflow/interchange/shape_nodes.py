@@ -6,8 +6,9 @@ import numpy as np
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Padded, Quantized, shape_of
-from esbflow.lowering.engine_layer import Stored
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.lowering.nodes import Stored
+from esbflow.lowering.padding import Padded
 
 REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
 """Pairs of coordinate_transformation_mode and nearest_mode with which Resize repeats pixels, for every whole factor."""

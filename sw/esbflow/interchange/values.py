@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esbflow.graph import ir
 from esbflow.lowering.engine_layer import OpenLayer
+from esbflow.lowering.padding import Padded
 from esbflow.numbers import Format
 
 
@@ -39,7 +39,7 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Open(OpenLayer):
-    """An open layer whose output of `shape` is clipped to low..high, real, and is then pooled, repeated or chosen from.
+    """An open layer whose output of `shape` is pooled, repeated or chosen from after it was clipped.
 
     In the graph these nodes come after rounding: `after` has, for each, its shape and a function that makes it of a name and
     the stored tensor that it reads. Rounding and clipping are done to each value by itself and keep the order of values, so
@@ -47,14 +47,11 @@ class Open(OpenLayer):
     """
 
     shape: tuple = ()
-    low: float = -np.inf
-    high: float = np.inf
     after: tuple = ()
 
     @property
     def is_linear(self) -> bool:
-        """Whether nothing but gain and offset has been applied."""
-        return not self.after and self.low == -np.inf and self.high == np.inf
+        return not self.after and super().is_linear
 
     @property
     def out_shape(self) -> tuple:
@@ -64,11 +61,6 @@ class Open(OpenLayer):
         """Whether every value that it can have is a whole number of steps."""
         factors = np.concatenate([self.gain, self.offset, *(() if self.residual is None else (self.residual_gain,))]) / step
         return self.is_linear and bool(np.abs(factors - np.rint(factors)).max() < 1e-4)
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it is a stored tensor, scaled and shifted, and nothing else."""
-        return self.node is ir.Requantize and self.residual is None and self.is_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,19 +75,6 @@ class Joined:
 
 
 @dataclass(frozen=True, eq=False)
-class Padded:
-    """A tensor with zeros around it, (top, left, bottom, right) of them, which the layer that reads it takes over."""
-
-    value: object
-    pads: tuple
-
-    @property
-    def shape(self) -> tuple:
-        (channels, height, width), (top, left, bottom, right) = shape_of(self.value), self.pads
-        return channels, height + top + bottom, width + left + right
-
-
-@dataclass(frozen=True, eq=False)
 class Codes:
     """Between QuantizeLinear and DequantizeLinear: the tensor, and the scale and zero point it was coded with."""
 
@@ -106,4 +85,7 @@ class Codes:
 
 def shape_of(value) -> tuple:
     """(c, h, w) of a tensor."""
+    if isinstance(value, Padded):
+        (channels, height, width), (top, left, bottom, right) = shape_of(value.value), value.pads
+        return channels, height + top + bottom, width + left + right
     return value.out_shape if isinstance(value, Open) else value.shape

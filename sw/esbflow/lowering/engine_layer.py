@@ -11,67 +11,13 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.graph.errors import GraphError
+from esbflow.lowering.nodes import Stored
 from esbflow.lowering.snap import snap_weights
 from esbflow.lowering.thresholds import exact_thresholds
-from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.numbers import Format
 
 OFFSET_LIMIT = ir.B_LIMIT * 0.98
 """The largest b that is chosen: the compiler adds m times small sums of weights, so that it needs some room."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A tensor that the graph stores. `shape` is (c, h, w), `scale` the real size of one step."""
-
-    name: str
-    shape: tuple
-    form: Format
-    scale: float
-
-    @property
-    def largest(self) -> int:
-        """The largest magnitude of its integers."""
-        return max(-self.form.min, self.form.max)
-
-
-def selection(name: str, source: Stored, weight: np.ndarray, shape: tuple, **fields) -> ir.Conv2d:
-    """The node that makes channels of a tensor by 1x1 weights of zeros and ones, int64 (out, in, 1, 1): integers, format and
-    scale stay what they are."""
-    return ir.Conv2d(name=name, inputs=(source.name,), shape=shape, format=source.form, scale=source.scale, weight=weight,
-                     weight_format=Signed(2), weight_scale=np.ones(len(weight)),
-                     requantizer=ir.Requantizer.pass_through(len(weight)), **fields)
-
-
-def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
-    """((top, left), (step down, step right)) of the pixels `taken`, int (rows, columns) of numbers counted along the rows of
-    a map; None if they are no rectangle, perhaps with pixels left out in even steps.
-
-    >>> rectangle(np.array([[6, 8], [16, 18]]), 4, 5)
-    ((1, 1), (2, 2))
-    """
-    if not taken.size:
-        return None
-    (top, left), (down, right) = (divmod(int(pixel), width) for pixel in (taken[0, 0], taken[-1, -1]))
-    steps = tuple(max(1, reach // max(1, count - 1)) for reach, count in zip((down - top, right - left), taken.shape))
-    map_ = np.arange(height * width).reshape(height, width)
-    same = np.array_equal(taken, map_[top::steps[0], left::steps[1]][:taken.shape[0], :taken.shape[1]])
-    return ((top, left), steps) if same else None
-
-
-def crop(name: str, source: Stored, shape: tuple, corner: tuple, steps: tuple) -> ir.Conv2d:
-    """The node that takes a rectangle of a map's pixels, `shape` (c, h, w): a convolution whose window has a one at the
-    place of its corner and zeros elsewhere."""
-    kernel = (size - (count - 1) * step for size, count, step in zip(source.shape[1:], shape[1:], steps))
-    weight = np.zeros((shape[0], 1, *kernel), np.int64)
-    weight[:, :, corner[0], corner[1]] = 1
-    return selection(name, source, weight, shape, stride=steps, groups=shape[0])
-
-
-def positive_part(name: str, source: Stored) -> ir.Requantize:
-    """The node that makes zeros of a tensor's negative integers and keeps the others, in as few bits as those need."""
-    return ir.Requantize(name=name, inputs=(source.name,), shape=source.shape, scale=source.scale,
-                         format=Unsigned(max(1, source.form.max.bit_length())),
-                         requantizer=ir.Requantizer.pass_through(source.shape[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +25,7 @@ class OpenLayer:
     """An engine layer that no quantizer has closed yet: y = gain*acc + residual_gain*r + offset, real, per channel.
 
     node : class of the graph's node to be. source : what acc sums over. fields : the node's, weights among them.
-    gain, offset, residual_gain : float64 (c,).
+    gain, offset, residual_gain : float64 (c,). low, high : what y is clipped to: 0 and infinity by a ReLU.
     """
 
     node: type
@@ -90,12 +36,41 @@ class OpenLayer:
     offset: np.ndarray
     residual: Stored | None = None
     residual_gain: np.ndarray | None = None
+    low: float = -np.inf
+    high: float = np.inf
 
     @classmethod
     def copy_of(cls, stored: Stored, name: str = "", **more) -> "OpenLayer":
         """A Requantize that has changed nothing yet."""
         channels = stored.shape[0]
         return cls(ir.Requantize, name, stored, {}, np.full(channels, stored.scale), np.zeros(channels), **more)
+
+    @classmethod
+    def average_of(cls, stored: Stored, name: str, kernel: tuple, stride: tuple, padding: tuple, **more) -> "OpenLayer":
+        """An average pool; zeros around the map count as pixels."""
+        channels = stored.shape[0]
+        return cls(ir.AvgPool2d, name, stored, dict(kernel=kernel, stride=stride, padding=padding),
+                   np.full(channels, stored.scale / (kernel[0] * kernel[1])), np.zeros(channels), **more)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether nothing but gain and offset has been applied."""
+        return self.low == -np.inf and self.high == np.inf
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a stored tensor, scaled and shifted, and nothing else."""
+        return self.node is ir.Requantize and self.residual is None and self.is_linear
+
+    def plus(self, other: "OpenLayer") -> "OpenLayer | None":
+        """The sum of two layers. One must be a stored tensor, scaled and shifted, which becomes the residual of the other: a
+        convolution, or a stored tensor too. None if the engine has no such sum."""
+        layer, added = (other, self) if self.is_copy and not other.is_copy else (self, other)
+        adds = layer.node in (ir.Requantize, ir.Conv2d) and layer.residual is None and layer.is_linear
+        if not (adds and added.is_copy):
+            return None
+        return replace(layer, node=ir.Add if layer.node is ir.Requantize else layer.node, residual=added.source,
+                       residual_gain=added.gain, offset=layer.offset + added.offset)
 
     def affine(self, factor: np.ndarray, shift: np.ndarray) -> "OpenLayer":
         """factor * y + shift, float64 (c,)."""

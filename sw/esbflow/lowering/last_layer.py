@@ -21,28 +21,28 @@ _MARGIN = 0.999
 """Of a format's largest level: what rounding m to 12 bits leaves of it."""
 
 
-def last_format(layer: OpenLayer, bits: int | None = None, rectified: bool = False, limit: float | None = None,
-                finest: int = FINEST) -> tuple:
+def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST) -> tuple:
     """(format, scale) of a network's last layer: its largest gain times the smallest power of two with which no channel
     saturates, whatever the input, and m and b fit.
 
     bits : 16 or 32; None takes 16 where they hold the finest step that m allows, else 32.
-    rectified, limit : whether a ReLU follows, and where that clips. The format is unsigned then; its largest level is the
-        limit, of as many bits as m and b have room for.
+        A layer that is clipped at zero has an unsigned format. Where it is clipped above too, that is the largest level, of
+        as many bits as m and b have room for.
     finest : log2 of the steps wanted in the largest gain; 0 where requantizers shift, which cannot make a sum larger.
 
-    >>> from esbflow.lowering.engine_layer import Stored
+    >>> from esbflow.lowering.nodes import Stored
     >>> layer = OpenLayer.copy_of(Stored("x", (1, 1, 1), Unsigned(8), 1.0))
     >>> [str(last_format(layer, bits)) for bits in (None, 16)]  # sums of 0..255: at most 2**7 steps each in 16 bits
     ['(Signed(bits=32), 0.0009765625)', '(Signed(bits=16), 0.0078125)']
     """
+    rectified = layer.low == 0
     steepest = max(float(np.abs(gain).max()) for gain in _gains(layer))
     shift = float(np.abs(layer.offset).max()) / (OFFSET_LIMIT * _MARGIN)
-    if rectified and limit is not None:
+    if rectified and layer.high < np.inf:
         least = max(steepest / ir.M_LIMIT, shift)
         forms = [Unsigned(fewer) for fewer in range(bits or WIDTHS[-1], 0, -1)]
-        form = next((form for form in forms if least * form.max <= limit), forms[-1])
-        return form, limit / form.max
+        form = next((form for form in forms if least * form.max <= layer.high), forms[-1])
+        return form, layer.high / form.max
     low, high = _ends(layer)
     reach = float(max(0.0, high.max(), 0.0 if rectified else -low.min()))
     for width in (bits,) if bits else WIDTHS:

@@ -5,7 +5,7 @@ integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]
 level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from torch import fx
 from esbflow.graph import ir
 from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
-from esbflow.graph.validate import validate, window_counts
-from esbflow.lowering.engine_layer import OpenLayer, Stored, crop, positive_part, powers_of_two, rectangle, selection
+from esbflow.graph.validate import validate
+from esbflow.lowering.builder import GraphBuilder
+from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
+from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, rectangle, repetition, selection
+from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.maps import map_shape, plane
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
@@ -33,22 +36,6 @@ from esbflow.quant.trace import clip_limit, kind_of, options, zeros_around
 
 FINEST = 2.0 ** -20
 """Scale of a tensor that cannot be anything but zero."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Open(OpenLayer):
-    """An open layer, and whether a ReLU follows; `limit` is where that clips."""
-
-    relu: bool = False
-    limit: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Padded:
-    """A stored tensor and (top, left, bottom, right) zeros around it."""
-
-    source: Stored
-    around: tuple
 
 
 def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = None) -> ir.Graph:
@@ -97,16 +84,15 @@ def export(model: fx.GraphModule, name: str = "network", shape: tuple | None = N
     return graph
 
 
-class _Exporter:
+class _Exporter(GraphBuilder):
     def __init__(self, model, name, recipe, shape):
+        super().__init__(name)
         self.model = model
         self.modules = dict(model.named_modules())
         self.recipe = recipe
-        self.graph = ir.Graph(name)
         self.shape = shape
         self.values = {}
         self.groups = ConcatGroups(model.graph, self.modules)
-        self.requantized = {}  # (tensor, group) -> tensor in the group's format
         self.names = names_of(model.graph)
         self.weighted = {}  # name of a layer with weights -> its module
         self.layers = {}  # tensor -> name of the layer with weights that stores it
@@ -122,30 +108,25 @@ class _Exporter:
         return renamed(self.graph, {node.name: name for node, name in self.names.items()}, self.layers)
 
     # -- closing a layer ------------------------------------------------------------------------------------
-    def _append(self, node: ir.Node) -> Stored:
-        self.graph.nodes.append(node)
-        return Stored(node.name, node.shape, node.format, node.scale)
-
-    def _close(self, layer: _Open, name: str, shape: tuple, form: Format, scale: float) -> Stored:
-        if layer.relu and form.min < 0:
+    def _close(self, layer: OpenLayer, name: str, shape: tuple, form: Format, scale: float) -> Stored:
+        if layer.low == 0 and form.min < 0:
             raise GraphError(f"{name}: a tensor after a ReLU needs an unsigned format, not {form}")
         if not _clips(layer, form, scale):
-            raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.limit:g}; use "
+            raise GraphError(f"{name}: its levels reach {form.max * scale:.4g} and its ReLU clips at {layer.high:g}; use "
                              "quantize(), which keeps the step small enough")
         if "weight" in layer.fields:  # a copy of what such a layer stores has its name, too
             self.graph.info.setdefault("modules", {})[name] = self.weighted[layer.name]
             self.layers[name] = layer.name
-        return self._append(layer.node(name=name, shape=shape, format=form, scale=float(scale),
-                                       **layer.closed(form, scale, f"layer {layer.name}")))
+        return self.append_closed(layer, name, shape, form, scale, f"layer {layer.name}")
 
     def _need_stored(self, value, node) -> Stored:
         if not isinstance(value, Stored):
             raise GraphError(f"{node.name}: its input is not quantized; use quantize() to put quantizers in")
         return value
 
-    def _open(self, value, node) -> _Open:
+    def _open(self, value, node) -> OpenLayer:
         """The layer that `value` belongs to, or a new Requantize of a stored tensor."""
-        return value if isinstance(value, _Open) else _Open.copy_of(value, node.name)
+        return value if isinstance(value, OpenLayer) else OpenLayer.copy_of(value, node.name)
 
     # -- one method a kind ----------------------------------------------------------------------------------
     def _input(self, node, module):
@@ -164,20 +145,19 @@ class _Exporter:
         return self._close(layer, _tensor_name(node), _shape(node), form, scale)
 
     def _image(self, node, module):
-        return self._append(ir.Input(name=INPUT, inputs=(), shape=self.shape, format=module.form, scale=module.real_scale(),
+        return self.append(ir.Input(name=INPUT, inputs=(), shape=self.shape, format=module.form, scale=module.real_scale(),
                                      table=self.recipe.input_table(self.shape[0])))
 
     def _pad(self, node, module, value):
         around = zeros_around(node, module)
         if len(_real_shape(node)) == 2 and around[::2] != (0, 0):
             raise GraphError(f"{node.name}: it pads the channels of a sequence, which has no integer form; pad its length")
-        return _Padded(self._need_stored(value, node), around)
+        return Padded(self._need_stored(value, node), around)
 
     def _unpadded(self, value, node, own) -> tuple:
         """(stored tensor, padding before its first row and column): the layer's own and that of a pad before it."""
-        around = value.around if isinstance(value, _Padded) else (0, 0, 0, 0)
-        source = self._need_stored(value.source if isinstance(value, _Padded) else value, node)
-        return source, tuple(a + b for a, b in zip(around, own))
+        value, around = unpadded(value)
+        return self._need_stored(value, node), tuple(a + b for a, b in zip(around, own))
 
     def _conv(self, node, module, value):
         source, padding = self._unpadded(value, node, plane(module.padding, 0))
@@ -187,7 +167,7 @@ class _Exporter:
         _check_windows(node, source, reach, stride, padding)
         if isinstance(module, SelectChannels):
             weight = module.weight.to(torch.int64).cpu().numpy()
-            return self._append(selection(node.name, source, weight, _shape(node), **fields))
+            return self.append(selection(node.name, source, weight, _shape(node), **fields))
         return self._layer(ir.Conv2d, node, module, source, fields)
 
     def _linear(self, node, module, value):
@@ -210,7 +190,7 @@ class _Exporter:
         fields = dict(fields, weight=integers.cpu().numpy(), weight_format=module.weight_quantizer.form,
                       weight_scale=scale)
         self.weighted[self.names[node]] = node.target
-        return _Open(cls, self.names[node], source, fields, scale * source.scale, bias)
+        return OpenLayer(cls, self.names[node], source, fields, scale * source.scale, bias)
 
     def _norm(self, node, module, value):
         layer = self._open(value, node)
@@ -228,27 +208,26 @@ class _Exporter:
         return replace(layer, gain=powers_of_two(layer.gain)) if powers else layer
 
     def _positive(self, node, module, value):
-        return self._append(positive_part(node.name, self._need_stored(value, node)))
+        return self.append(positive_part(node.name, self._need_stored(value, node)))
 
     def _relu(self, node, module, value):
-        return replace(self._open(value, node), relu=True, limit=clip_limit(node, module))
+        layer, limit = self._open(value, node), clip_limit(node, module)
+        return replace(layer, low=0.0, high=layer.high if limit is None else limit)
 
     def _add(self, node, module, *values):
         if len(values) == 1:
             values = values * 2
         if len(values) != 2:
             raise GraphError(f"{node.name}: only the sum of two tensors has an integer form")
-        # The operand that is a stored tensor, with a gain and an offset at most, is the residual.
-        layer, other = sorted((self._open(value, node) for value in values), key=lambda v: v.node is ir.Requantize)
-        if other.node is not ir.Requantize or layer.residual is not None or layer.relu or other.relu:
-            raise GraphError(f"{node.name}: an operand of the sum is not quantized; use quantize()")
-        if {part.source.shape for part in (layer, other) if part.node is ir.Requantize} != {_shape(node)}:
+        layers = [self._open(value, node) for value in values]
+        total = layers[0].plus(layers[1])
+        if total is None:
+            kinds = " and ".join(layer.node.__name__ for layer in layers)
+            raise GraphError(f"{node.name}: the engine adds a stored tensor to a stored tensor or to a convolution, which "
+                             f"{kinds} here are not; use quantize() to put quantizers in")
+        if {layer.source.shape for layer in layers if layer.is_copy} != {_shape(node)}:
             raise GraphError(f"{node.name}: a sum of tensors of different shapes has no integer form")
-        kind = ir.Add if layer.node is ir.Requantize else layer.node
-        if kind not in (ir.Conv2d, ir.Add):
-            raise GraphError(f"{node.name}: the engine adds to convolutions and stored tensors, not to {kind.__name__}; use "
-                             "quantize()")
-        return replace(layer, node=kind, residual=other.source, residual_gain=other.gain, offset=layer.offset + other.offset)
+        return total
 
     def _maxpool(self, node, module, value):
         kernel, stride, padding = max_window(node, module, _shape(node.all_input_nodes[0]), _shape(node))
@@ -256,9 +235,7 @@ class _Exporter:
         if any(before >= size for before, size in zip(padding, kernel)):
             raise GraphError(f"{node.name}: zeros before its map fill whole windows; pad by less than the kernel")
         _check_windows(node, source, kernel, stride, padding)
-        return self._append(ir.MaxPool2d(
-            name=node.name, inputs=(source.name,), shape=_shape(node), format=source.form, scale=source.scale,
-            kernel=kernel, stride=stride, padding=padding))
+        return self.append(maximum(node.name, source, _shape(node), kernel, stride, padding))
 
     def _avgpool(self, node, module, value):
         source, shape = self._need_stored(value, node), _shape(node)
@@ -267,10 +244,7 @@ class _Exporter:
             return self._open(self._repeated(source, node.name, stride), node)
         if kernel == stride == (1, 1):
             return self._open(source, node)
-        channels = source.shape[0]
-        gain = np.full(channels, source.scale / (kernel[0] * kernel[1]))
-        return _Open(ir.AvgPool2d, node.name, source, dict(kernel=kernel, stride=stride, padding=padding), gain,
-                     np.zeros(channels))
+        return OpenLayer.average_of(source, node.name, kernel, stride, padding)
 
     def _upsample(self, node, module, value):
         source, shape = self._need_stored(value, node), _shape(node)
@@ -280,26 +254,17 @@ class _Exporter:
         return self._repeated(source, node.name, tuple(b // a for a, b in zip(source.shape[1:], shape[1:])))
 
     def _repeated(self, source, name, factor):
-        channels, height, width = source.shape
-        return self._append(ir.Upsample(
-            name=f"{name}_repeated" if name in self.model.quantizers else name, inputs=(source.name,),
-            shape=(channels, height * factor[0], width * factor[1]), format=source.form, scale=source.scale, factor=factor))
+        return self.append(repetition(f"{name}_repeated" if name in self.model.quantizers else name, source, factor))
 
     def _concat(self, node, module, *values):
         if all(kind_of(user, self.modules) in ("concat", "size") for user in node.users):
             return None  # these join its parts
         stored = [self._need_stored(self.values[part], node) for part in self.groups.parts(node)]
+        if _shape(node) != (sum(part.shape[0] for part in stored), *stored[0].shape[1:]):
+            raise GraphError(f"{node.name}: only a concatenation of channels has an integer form; use dim=1")
         group = self.groups.of_concat[node]
-        for source in stored:
-            key = source.name, group
-            if (source.form, source.scale) == (group.form, group.scale):
-                self.requantized[key] = source
-            elif key not in self.requantized:
-                self.requantized[key] = self._close(_Open.copy_of(source, source.name), f"{node.name}_{source.name}",
-                                                    source.shape, group.form, group.scale)
-        return self._append(ir.Concat(
-            name=node.name, inputs=tuple(self.requantized[source.name, group].name for source in stored),
-            shape=_shape(node), format=group.form, scale=group.scale))
+        return self.concat(node.name, self.alike(stored, group.form, group.scale, lambda part: f"{node.name}_{part.name}",
+                                                 f"layer {node.name}"))
 
     def _pass(self, node, module, value):
         shape = value.shape if isinstance(value, Stored) else _shape(self._computed(node))
@@ -331,7 +296,7 @@ class _Exporter:
         if found is None:
             raise GraphError(f"{node.name}: what it takes of a map of shape {source.shape} has no integer form; only "
                              "rectangles of pixels have, of all channels")
-        return source if shape == source.shape else self._append(crop(node.name, source, shape, *found))
+        return source if shape == source.shape else self.append(crop(node.name, source, shape, *found))
 
     def _computed(self, node: fx.Node) -> fx.Node:
         """The node that computed what "pass" nodes have passed on since."""
@@ -348,7 +313,7 @@ class _Exporter:
                 raise GraphError("the network's output must be its last layer")
             return value
         finest = 0 if self.recipe.power_of_two else FINEST_OUTPUT
-        form, scale = last_format(value, self.recipe.output_bits, value.relu, value.limit, finest)
+        form, scale = last_format(value, self.recipe.output_bits, finest)
         last = self._computed(node.all_input_nodes[0])
         stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
         self.graph.info["output_error"] = rounding_error(value, self.graph.output)
@@ -361,11 +326,8 @@ def _tensor_name(node: fx.Node) -> str:
 
 def _check_windows(node, source, reach, stride, padding):
     """GraphError if a window of a convolution or max pool begins behind its map."""
-    for axis, windows in enumerate(_shape(node)[1:]):
-        least, _, most = window_counts(source.shape[axis + 1], reach[axis], stride[axis], padding[axis])
-        if not least <= windows <= most:
-            raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the "
-                             "kernel")
+    if not windows_fit(source.shape, _shape(node), reach, stride, padding):
+        raise GraphError(f"{node.name}: zeros behind its map add windows of nothing but zeros; pad by less than the kernel")
 
 
 def _shape(node: fx.Node) -> tuple:
@@ -376,9 +338,9 @@ def _real_shape(node: fx.Node) -> tuple:
     return tuple(node.meta["tensor_meta"].shape[1:])
 
 
-def _clips(layer: _Open, form: Format, scale: float) -> bool:
+def _clips(layer: OpenLayer, form: Format, scale: float) -> bool:
     """Whether a format's largest level does what the layer's ReLU6 does; true of a ReLU without a limit."""
-    return layer.limit is None or form.max * scale <= layer.limit * (1 + 1e-6)
+    return form.max * scale <= layer.high * (1 + 1e-6)
 
 
 def _numpy(parameter, default: float, channels: int) -> np.ndarray:

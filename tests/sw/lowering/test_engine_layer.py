@@ -3,7 +3,8 @@
 import numpy as np
 
 from esbflow.graph import ir
-from esbflow.lowering.engine_layer import OpenLayer, Stored
+from esbflow.lowering.engine_layer import OpenLayer
+from esbflow.lowering.nodes import Stored
 from esbflow.numbers import Signed, Unsigned
 
 SOURCE = Stored("x", (2, 1, 1), Unsigned(2), 0.5)

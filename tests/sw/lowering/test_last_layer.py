@@ -13,8 +13,9 @@ from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
-from esbflow.lowering.engine_layer import OpenLayer, Stored
+from esbflow.lowering.engine_layer import OpenLayer
 from esbflow.lowering.last_layer import last_format, rounding_error
+from esbflow.lowering.nodes import Stored
 from esbflow.numbers import Signed, Unsigned
 from esbflow.quant.export import export
 from esbflow.quant.recipe import Recipe
@@ -27,19 +28,20 @@ SHAPE = (3, 9, 8)
 
 
 # -- by hand ------------------------------------------------------------------------------------------------------
-def layer_of(weight, gain, offset, source=Unsigned(2), residual=None, residual_gain=None) -> OpenLayer:
-    """A linear layer of a row of weights a channel."""
+def layer_of(weight, gain, offset, source=Unsigned(2), residual=None, residual_gain=None, rectified=False, limit=None) -> OpenLayer:
+    """A linear layer of a row of weights a channel, perhaps clipped at zero and at a limit."""
     weight = np.array(weight)
     return OpenLayer(ir.Linear, "l", Stored("x", (weight.shape[1], 1, 1), source, 0.5),
                      dict(weight=weight, weight_format=Signed(8), weight_scale=np.ones(len(weight))), np.array(gain, float),
-                     np.array(offset, float), residual, residual_gain)
+                     np.array(offset, float), residual, residual_gain,
+                     0.0 if rectified else -np.inf, limit or np.inf)
 
 
 @pytest.mark.parametrize("bits, rectified, form, scale", [
     (None, False, "s16", 2**-11), (16, False, "s16", 2**-11), (32, False, "s32", 2**-11), (None, True, "u16", 2**-11)])
 def test_the_step_is_the_finest_that_m_allows(bits, rectified, form, scale):
     """Sums of 0..12 in steps of 2**-10 of the largest gain, 0.5: 12 * 1024 fits 16 bits."""
-    found = last_format(layer_of([(1, 3), (1, 0)], [0.5, 0.001], [0.25, -0.25]), bits, rectified)
+    found = last_format(layer_of([(1, 3), (1, 0)], [0.5, 0.001], [0.25, -0.25], rectified=rectified), bits)
     assert (str(found[0]), found[1]) == (form, scale)
 
 
@@ -66,7 +68,7 @@ def test_a_channel_without_weights_does_not_decide():
 def test_an_output_that_clips_has_its_limit_as_largest_level(gain, limit, form):
     """As many bits as the factor from acc to levels, gain / scale, has room for in m (2047); 0.5 * 16383 / 6 = 1365."""
     for bits in (None, 16):
-        found, scale = last_format(layer_of([(1, 3)], [gain], [0.0]), bits, True, limit)
+        found, scale = last_format(layer_of([(1, 3)], [gain], [0.0], rectified=True, limit=limit), bits)
         assert found == Unsigned(min(form.bits, bits or 32)) and scale == pytest.approx(limit / found.max)
 
 
@@ -77,8 +79,8 @@ def test_an_output_that_clips_has_its_limit_as_largest_level(gain, limit, form):
 @pytest.mark.parametrize("bits, rectified, limit", [(None, False, None), (16, False, None), (16, True, None), (None, True, 0.6)])
 def test_no_input_goes_beyond_the_error_bound_or_the_format(weight, gain, offset, residual, bits, rectified, limit):
     other = Stored("r", (2, 1, 1), residual, 0.25) if residual else None
-    layer = layer_of(weight, gain, offset, Signed(2), other, np.array([0.25, -0.07]) if residual else None)
-    form, scale = last_format(layer, bits, rectified, limit)
+    layer = layer_of(weight, gain, offset, Signed(2), other, np.array([0.25, -0.07]) if residual else None, rectified, limit)
+    form, scale = last_format(layer, bits)
     node = ir.Linear(name="l", shape=(2, 1, 1), format=form, scale=scale, **layer.closed(form, scale, "l"))
     bound, q, largest, away = rounding_error(layer, node), node.requantizer, np.zeros(2), np.zeros(2)
     for *x, r in itertools.product(*[Signed(2).levels] * 2, residual.levels if residual else [0]):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
-from esbflow.lowering.engine_layer import OpenLayer, Stored, requantizer
+from esbflow.lowering.engine_layer import OpenLayer, requantizer
+from esbflow.lowering.nodes import Stored
 from esbflow.lowering.thresholds import MOST_LEVELS, exact_thresholds
 from esbflow.numbers import ESB, Binary, Codebook, Format, Signed, Unsigned
 from tests.sw.graph_nodes import seeds

@@ -1,0 +1,60 @@
+"""What both front doors build graphs with: sums, copies in another format, windows that fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from esbflow.graph import ir
+from esbflow.lowering.builder import GraphBuilder
+from esbflow.lowering.engine_layer import OpenLayer
+from esbflow.lowering.nodes import Stored
+from esbflow.lowering.padding import NONE, Padded, unpadded, windows_fit
+from esbflow.numbers import Signed, Unsigned
+
+X, Y = Stored("x", (2, 4, 4), Unsigned(4), 0.5), Stored("y", (2, 4, 4), Signed(8), 0.25)
+
+
+def convolution(**more):
+    return OpenLayer(ir.Conv2d, "c", X, {}, np.array([1.0, 2.0]), np.array([0.5, 0.0]), **more)
+
+
+def test_the_stored_tensor_is_the_residual_whichever_comes_first():
+    scaled = OpenLayer.copy_of(Y, "y").affine(np.array([2.0, -1.0]), np.array([1.0, 0.0]))
+    for total in (convolution().plus(scaled), scaled.plus(convolution())):
+        assert total.node is ir.Conv2d and total.source is X and total.residual is Y
+        assert total.residual_gain.tolist() == [0.5, -0.25] and total.offset.tolist() == [1.5, 0.0]
+    both = OpenLayer.copy_of(X, "x").plus(scaled)
+    assert both.node is ir.Add and both.source is X and both.residual is Y
+
+
+@pytest.mark.parametrize("first, second", [
+    (convolution(), convolution()), (convolution(low=0.0), OpenLayer.copy_of(Y)),
+    (convolution(), OpenLayer.copy_of(Y, high=6.0)), (replace(convolution(), node=ir.Linear), OpenLayer.copy_of(Y)),
+    (convolution(residual=Y, residual_gain=np.ones(2)), OpenLayer.copy_of(Y))])
+def test_sums_that_the_engine_has_not(first, second):
+    assert first.plus(second) is None and second.plus(first) is None
+
+
+def test_a_tensor_is_requantized_once_for_all_that_ask_for_a_format():
+    builder = GraphBuilder("g")
+    for _ in range(2):
+        parts = builder.alike([X, Y, X], Signed(8), 0.25, lambda part: f"{part.name}_joined", "cat")
+        assert [part.name for part in parts] == ["x_joined", "y", "x_joined"]
+    assert [node.name for node in builder.graph.nodes] == ["x_joined"]
+    joined = builder.concat("cat", parts)
+    assert vars(joined) == dict(name="cat", shape=(6, 4, 4), form=Signed(8), scale=0.25)
+    assert builder.graph.output.inputs == ("x_joined", "y", "x_joined")
+
+
+@pytest.mark.parametrize("source, reach, stride, padding, fits, even", [
+    ((1, 5, 5), (3, 3), (2, 2), (1, 1), {2, 3}, {3}), ((1, 4, 4), (2, 2), (2, 2), (0, 0), {2}, {2}),
+    ((1, 6, 6), (3, 3), (1, 1), (1, 1), {5, 6, 7}, {6})])
+def test_windows_have_less_than_one_of_zeros_behind(source, reach, stride, padding, fits, even):
+    """3 from -1 on: maps of 5 hold two windows, and a third with one row of zeros behind it."""
+    for wanted, kind in ((fits, False), (even, True)):
+        assert {n for n in range(1, 10) if windows_fit(source, (1, n, n), reach, stride, padding, kind)} == wanted
+
+
+def test_zeros_come_off_and_what_has_none_stays():
+    assert unpadded(Padded(X, (1, 0, 2, 0))) == (X, (1, 0, 2, 0)) and unpadded(X) == (X, NONE)
