@@ -53,7 +53,7 @@ lint: setup
 docs: setup
 	$(BIN)/python -m esbhw.document
 
-# BOARD: zcu102, zcu104, ultra96, kv260, pynq-z2 (Vivado), ulx3s (pip alone). ARGUMENTS=--dry-run writes every file only.
+# BOARD: docs/hardware.md lists them; ulx3s needs pip packages alone. ARGUMENTS=--dry-run writes every file only.
 BOARD ?= zcu102
 ENGINE ?= $(if $(filter ulx3s,$(BOARD)),tiny4x4,base16x16)
 bitstream: setup

@@ -8,10 +8,12 @@ from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
+    from esbhw.boards import BOARDS  # facts only
+
     parser = commands.add_parser("bitstream", help="build a bitstream for a board",
                                  description="Writes what the board's tools need, runs them, and puts .bit, .hwh and .json "
                                              "of one name into OUT/BOARD/ENGINE.")
-    parser.add_argument("--board", required=True, metavar="NAME", help="zcu102, zcu104, ultra96, kv260, pynq-z2 or ulx3s")
+    parser.add_argument("--board", required=True, metavar="NAME", help=", ".join(BOARDS))
     add_engine(parser)
     parser.add_argument("--out", default="bitstreams", metavar="DIR", help="where results go (default bitstreams)")
     parser.add_argument("--work", metavar="DIR", help="where the tools work (default build/bitstream/BOARD/ENGINE)")

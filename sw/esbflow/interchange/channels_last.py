@@ -11,13 +11,12 @@ import numpy as np
 import onnx
 
 from esbflow.graph.errors import GraphError
+from esbflow.interchange.handlers import ELEMENTWISE
 from esbflow.interchange.layer_nodes import over_map, reduced_axes
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-ELEMENTWISE = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Quant", "IntQuant", "FloatQuant", "BipolarQuant",
-                "Trunc", "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "LeakyRelu", "PRelu")
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -50,7 +49,7 @@ def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
                 reached.add(node.output[0])
                 continue
             return len(before) == 4 and before[3] == 1 and after[1:] == (1, *before[1:3])
-        if node.op_type not in (*ELEMENTWISE, "Pad"):
+        if node.op_type not in {*ELEMENTWISE, "Pad"}:
             return False
         reached.add(node.output[0])
     return False

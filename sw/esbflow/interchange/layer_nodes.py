@@ -7,6 +7,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.layers import channels_of
+from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, within
 from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
@@ -213,6 +214,7 @@ def _with_constant(walk, node, value, constant, place: int):
     return _scaled(layer, factor, shift, where)
 
 
+@elementwise
 def arithmetic(walk, node, left, right):
     if isinstance(right, KNOWN):
         return _with_constant(walk, node, left, right, 0)
@@ -271,14 +273,17 @@ def _clip(walk, node, value, low: float, high: float):
     return replace(layer, name=layer.name or node.name, **dict(zip(("low", "high"), ends)))
 
 
+@elementwise
 def relu(walk, node, value):
     return _clip(walk, node, value, 0.0, np.inf)
 
 
+@elementwise
 def leaky_relu(walk, node, value):
     return _leaky(walk, node, value, np.full(shape_of(value)[0], attributes(node).get("alpha", 0.01)))
 
 
+@elementwise
 def prelu(walk, node, value, slope):
     if not isinstance(slope, KNOWN):
         raise GraphError(f"{title(node)}: its slope is computed at run time; the integer graph needs a constant")
@@ -305,6 +310,7 @@ def _leaky(walk, node, value, slope: np.ndarray):
                 (1 - slope) * source.scale, shape=source.shape)
 
 
+@elementwise
 def clip(walk, node, value, low=None, high=None):
     options, ends = attributes(node), []
     for end, name, default in ((low, "min", -np.inf), (high, "max", np.inf)):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.graph.errors import GraphError
-from esbflow.interchange.channels_last import ELEMENTWISE, TO_FIRST, TO_LAST, ChannelsLast, RowsLast
+from esbflow.interchange.channels_last import TO_FIRST, TO_LAST, ChannelsLast, RowsLast
+from esbflow.interchange.handlers import ELEMENTWISE
 from esbflow.interchange.onnx_file import fold, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
 from esbflow.lowering.nodes import crop, rectangle, selection

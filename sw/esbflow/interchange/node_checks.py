@@ -1,5 +1,5 @@
-"""Whether a node has the inputs and attributes that its operator takes: what onnx's checker lets through, and QONNX's nodes,
-which it does not know."""
+"""What is known of an operator's handler, and whether a node has the inputs and attributes that its operator takes: what
+onnx's checker lets through, and QONNX's nodes, which it does not know."""
 
 import inspect
 from collections.abc import Callable
@@ -9,6 +9,13 @@ from onnx import AttributeProto
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, title
+
+
+def elementwise(handler: Callable) -> Callable:
+    """Marks a handler of what is done to each value by itself: it does not ask for the order of axes or values."""
+    handler.elementwise = True
+    return handler
+
 
 _QONNX_TEXTS = ("rounding_mode",)
 """Attributes of QONNX's nodes that are texts; all others are integers."""

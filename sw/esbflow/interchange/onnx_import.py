@@ -16,6 +16,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.interchange import channels_last, moves
 from esbflow.interchange.channels_last import ChannelsLast, RowsLast
+from esbflow.interchange.handlers import HANDLERS
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
@@ -26,8 +27,6 @@ from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
 from esbflow.maps import map_shape
-
-HANDLERS = {**QUANTIZERS, **LAYERS, **SHAPES}
 
 DAMAGE = (ValueError, LookupError, ArithmeticError)
 """What handlers raise on a node that onnx's checker lets through, but that does not have what its operator needs. Other

@@ -4,6 +4,7 @@ import numpy as np
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange import quantization
+from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.quantization import ROUNDINGS, Quantization
 from esbflow.interchange.values import Codes, Constant, Image, Open, Quantized
@@ -40,6 +41,7 @@ def _rounding(node, options: dict) -> str:
 
 
 # -- QONNX ------------------------------------------------------------------------------------------------------
+@elementwise
 def quant(walk, node, value, scale, zero_point, bits):
     options, where = attributes(node), title(node)
     bits, scale = _whole(node, bits, "bit width"), _known(node, scale, "scale")
@@ -59,6 +61,7 @@ def _ends(bits: int, signed: int, narrow: int) -> tuple:
     return (-(1 << bits - 1) + narrow, (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1 - narrow)
 
 
+@elementwise
 def trunc(walk, node, value, scale, zero_point, bits, output_scale, output_bits=None):
     """Levels of `scale` to those of `output_scale`, a power of two as large: how Brevitas stores average pools. What is not
     a whole number of the former is rounded to one first, in a layer of its own where both steps differ."""
@@ -84,6 +87,7 @@ def trunc(walk, node, value, scale, zero_point, bits, output_scale, output_bits=
     return _apply(walk, node, layer, quantization.linear(*ends, coarse, where, rounding=rounding))
 
 
+@elementwise
 def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None):
     options, where = attributes(node), title(node)
     if not options.get("saturation", 1) or not options.get("has_subnormal", 0):
@@ -103,6 +107,7 @@ def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None
     return _apply(walk, node, value, rule)
 
 
+@elementwise
 def bipolar_quant(walk, node, value, scale):
     return _apply(walk, node, value, quantization.bipolar(_known(node, scale, "scale"), title(node)))
 
@@ -123,6 +128,7 @@ def _codes(node, kind: str) -> tuple:
     return CODE_RANGES[kind]
 
 
+@elementwise
 def quantize_linear(walk, node, value, scale, zero_point=None):
     options, where = attributes(node), title(node)
     scale = quantization.check_scale(_known(node, scale, "scale"), where)
@@ -147,6 +153,7 @@ def quantize_linear(walk, node, value, scale, zero_point=None):
     return Codes(_apply(walk, node, value, rule), scale.reshape(-1), zero)
 
 
+@elementwise
 def dequantize_linear(walk, node, value, scale, zero_point=None):
     options, where = attributes(node), title(node)
     scale = quantization.check_scale(_known(node, scale, "scale"), where)

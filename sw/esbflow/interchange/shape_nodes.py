@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from esbflow.graph.errors import GraphError
+from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
 from esbflow.lowering.nodes import Stored
@@ -28,6 +29,7 @@ def transpose(walk, node, value):
     return Quantized(value.levels.transpose(order), full.transpose(order), value.form)
 
 
+@elementwise
 def identity(walk, node, value, *others):
     """Identity, Dropout of a model in evaluation, Cast."""
     if node.op_type == "Cast" and isinstance(value, Image):
