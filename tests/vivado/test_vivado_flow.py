@@ -228,3 +228,8 @@ def test_tclint_finds_no_error():
         pytest.skip("tclint is not installed")
     result = subprocess.run([tclint, *map(str, sorted(vivado_flow.SOURCES.glob("*.tcl")))], capture_output=True, text=True, check=False)
     assert not re.search(r"syntax", result.stdout), result.stdout
+
+
+def test_the_page_lists_every_board():
+    page = (HERE.parents[1] / "docs" / "hardware.md").read_text()
+    assert [name for name in re.findall(r"^\| ([\w-]+) \|", page, re.MULTILINE) if name in BOARDS] == list(BOARDS)
