@@ -10,7 +10,7 @@ from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter, piece_layout, tr
 from sim.benches.testbench import Sink, Source, Testbench, pack, parameters
 
 TAG_BITS = 4
-TRANSFER, PIECE = transfer_layout(TAG_BITS), piece_layout(TAG_BITS)
+TRANSFER = transfer_layout(TAG_BITS)
 BASES = [0x1000 * (3 + 17 * i) for i in range(len(REGIONS))]
 SIZE = 3000
 
@@ -46,7 +46,7 @@ async def start(dut):
 
 
 def fields(payload: int) -> dict:
-    view = PIECE.from_bits(payload)
+    view = piece_layout(TAG_BITS, parameters()["max_burst"]).from_bits(payload)
     return {name: view[name] for name in ("address", "length", "local", "last", "tag")}
 
 

@@ -31,6 +31,9 @@ RANDOM = ("--x-assign", "unique", "--x-initial", "unique")
 COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-DVL_TIME_CONTEXT", "-pthread", "-w")
 FAST = ("-O2", "-ftree-slp-vectorize")
 """For what runs each cycle. -O1 and -O3 were measured, see docs/simulation.md."""
+LARGE = ("--output-split", "40000", "--output-split-cfuncs", "3000")
+"""For designs whose functions would be too long for the C++ compiler, which takes more than twice as long for twice the
+length; few files, since each takes seconds to read the headers. Verilator takes the last of equal options."""
 SLOW = ("-O0",)
 """For what runs once: Verilator names these files so, and they are more than half of the code."""
 
@@ -44,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False,
-          random: bool = False, harness: tuple = HARNESS) -> Path:
+          random: bool = False, harness: tuple = HARNESS, large: bool = False) -> Path:
     """The shared library of a design: from the cache, or built now (seconds to minutes, 2 jobs at most).
 
     Parameters
@@ -55,6 +58,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     cache_dir : where libraries are kept; None is cache_folder().
     trace : True builds one that can write waves (slower, kept apart).
     random : True builds one in which all that has no value yet is random, by Simulator's `seed`.
+    large : True compiles short functions: minutes where long ones take half an hour, for a slower simulation.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
     """
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{top}-{_key(text, top, trace, random, harness)}.so"
+    library = folder / f"{top}-{_key(text, top, trace, random, harness, large)}.so"
     if _is_whole(library):
         return library
     with _locked(library.with_suffix(".lock")):
@@ -72,7 +76,7 @@ def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = Non
             shutil.rmtree(work, ignore_errors=True)  # of a build that was killed: who holds the lock has no other beside it
             work.mkdir()
             try:
-                _build(text, top, work.resolve(), folder.resolve(), library, trace, random, harness)
+                _build(text, top, work.resolve(), folder.resolve(), library, trace, random, harness, large)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     return library
@@ -91,11 +95,11 @@ def _hash_file(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _key(text: str, top: str, trace: bool, random: bool, harness: tuple) -> str:
+def _key(text: str, top: str, trace: bool, random: bool, harness: tuple, large: bool) -> str:
     digest = hashlib.sha256()
     parts = [text, top, str(trace), *VERILATE, *(RANDOM if random else ZEROS), *COMPILE, *FAST, *SLOW,
              Path(toolchain.__file__).read_text(), toolchain.verilator()[2], *toolchain.compiler(),
-             *((HERE / name).read_text() for name in harness)]
+             *((HERE / name).read_text() for name in harness), *(LARGE if large else ())]
     for part in parts:
         digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()[:20]
@@ -126,7 +130,7 @@ def _names(path: Path, file) -> bool:
         return False
 
 
-def _build(text, top, work, folder, library, trace, random, harness):
+def _build(text, top, work, folder, library, trace, random, harness, large):
     progress = _Progress(top)
     progress("flatten")
     verilog = text if _is_verilog(text) else toolchain.flatten(text, top, keep_names=trace)
@@ -138,8 +142,8 @@ def _build(text, top, work, folder, library, trace, random, harness):
 
     progress("verilate")
     binary, root, _ = toolchain.verilator()
-    flags = [*VERILATE, *(RANDOM if random else ZEROS), "--top-module", top, "--Mdir", "generated",
-             *(["--trace-vcd"] if trace else [])]
+    flags = [*VERILATE, *(RANDOM if random else ZEROS), *(LARGE if large else ()), *(["--trace-vcd"] if trace else []),
+             "--top-module", top, "--Mdir", "generated"]
     toolchain.run_tool([binary, *flags, "design.v"], work, "Verilator", toolchain.verilator_environment(root))
 
     progress("compile")

@@ -11,16 +11,19 @@ from esbsim.simulator import IDEAL, MemoryTiming, Simulator
 from esbsim.waves import Waves, scopes
 
 TOP = "esb_engine"
+LARGE_LANES = 2048
+"""From so many lanes on, in all slices, an engine's time to build counts for more than its speed."""
 
 
 def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None) -> Path:
     """The shared library of a configuration's engine; built on the first call, minutes for the largest.
 
-    With `trace` it is made of engine.v as it is, so that waves have its hierarchy and its names. Without, it is made of one
-    flat module, which is faster.
+    With `trace` it is made of engine.v as it is, so that waves have its hierarchy and its names. So is a large engine's,
+    which builds in a fraction of the time. Others are made of one flat module, which is faster.
     """
-    if trace:
-        return build(_verilog(config), config.module_name, cache_dir, trace=True)
+    large = config.macs_per_cycle >= LARGE_LANES
+    if trace or large:
+        return build(_verilog(config), config.module_name, cache_dir, trace=trace, large=large)
     return build(_rtlil(config), TOP, cache_dir)
 
 

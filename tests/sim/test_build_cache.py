@@ -30,11 +30,11 @@ def test_a_second_build_comes_from_the_cache(rtlil):
     assert build(rtlil, TOP) == first and first.stat().st_mtime_ns == stamp
 
 
-def test_the_key_covers_text_top_tracing_and_random_values(rtlil):
-    keys = {build_module._key(text, top, trace, random, harness) for text in (rtlil, rtlil + "\n") for top in ("a", "b")
-            for trace in (False, True) for random in (False, True)
+def test_the_key_covers_text_top_tracing_random_values_and_size(rtlil):
+    keys = {build_module._key(text, top, trace, random, harness, large) for text in (rtlil, rtlil + "\n") for top in ("a", "b")
+            for trace in (False, True) for random in (False, True) for large in (False, True)
             for harness in (build_module.HARNESS, build_module.PINS)}
-    assert len(keys) == 32
+    assert len(keys) == 64
 
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
@@ -58,7 +58,7 @@ def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, damage):
     assert build("text", "top", tmp_path) == library and library.read_bytes() == whole
 
 
-def linked(text, top, work, folder, library, trace, random, harness):
+def linked(text, top, work, folder, library, trace, random, harness, large):
     """In place of the compilers: a library as the linker leaves it."""
     assert not list(work.iterdir()), "a build begins in an empty folder"
     (work / "half").write_text("")

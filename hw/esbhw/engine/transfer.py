@@ -23,10 +23,14 @@ def transfer_layout(tag_bits: int):
     })
 
 
-def piece_layout(tag_bits: int):
-    """One burst: `address` on the bus, `local` beat address in the buffer, `last` of its transfer."""
+def piece_layout(tag_bits: int, max_burst: int = 1):
+    """One burst: `address` on the bus, `local` beat address in the buffer, `last` of its transfer.
+
+    What several ports share is longer than a burst of one of them, up to `max_burst` beats.
+    """
     return StructLayout({
-        "address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "local": 16, "last": 1, "tag": tag_bits,
+        "address": AXI_ADDRESS_BITS, "length": max(LENGTH_BITS, max_burst.bit_length()), "local": 16, "last": 1,
+        "tag": tag_bits,
     })
 
 
@@ -53,7 +57,7 @@ class BurstSplitter(wiring.Component):
         super().__init__({
             "regions": In(REGION_LAYOUT),
             "i": In(stream.Signature(transfer_layout(tag_bits))),
-            "o": Out(stream.Signature(piece_layout(tag_bits))),
+            "o": Out(stream.Signature(piece_layout(tag_bits, max_burst))),
             "range_fault": Out(1), "field_fault": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
         })
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.engine_config import EngineConfig
 from esbflow.engines import engine
 from esbflow.files import write_whole
 from esbflow.graph import ir
@@ -30,7 +31,7 @@ HEAD = ("| network | engine | lanes | batch | cycles an image | use % | lost to,
 MORE = dict(weight_ports=4, channel_unit=32)
 """What the engines of the table have beside their named configuration, but for those of OTHERS."""
 _WIDE = dict(rows=32, cols=128, accumulator_depth=1024, requantize_lanes=32, queue_depth=32)
-OTHERS = {"table16x16-w4-slices16": dict(channel_unit=4), "table32x128-w4": {**MORE, **_WIDE}}
+OTHERS = {"zcu102-w4a4": {}, "table16x16-w4-slices16": dict(channel_unit=4), "table32x128-w4": {**MORE, **_WIDE}}
 BASES = {"table32x128-w4": "table64x64-w4"}
 """Engines that have no name elsewhere, and those that they differ from."""
 ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
@@ -118,9 +119,20 @@ def graph_of(name: str) -> ir.Graph:
     return random_network(name, RECIPE)[1] if name in NETWORKS else GRAPHS[name]()
 
 
+def config_of(name: str) -> EngineConfig:
+    """The configuration of a row's engine: the named one with MORE, or with what OTHERS says.
+
+    Raises
+    ------
+    ValueError
+        if there is no such engine, listing the known ones.
+    """
+    return replace(engine(BASES.get(name, name)), **OTHERS.get(name, MORE))
+
+
 def row(network: str, name: str, batch: int) -> str:
     """One line of the table."""
-    config = replace(engine(BASES.get(name, name)), **OTHERS.get(name, MORE))
+    config = config_of(name)
     plan = estimate(graph_of(network), config, batch)
     return (f"| {network} | `{name}` | {config.macs_per_cycle:,} | {batch} | {plan['cycles_per_image']:,.0f} | "
             f"{100 * plan['utilization']:.1f} | {largest(plan['lost'], plan['cycles_per_image'])} |")

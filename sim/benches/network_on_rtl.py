@@ -1,0 +1,99 @@
+"""A whole network on the compiled RTL of a large engine, against its graph and the cycle model.
+
+    python -m sim.benches.network_on_rtl [--network resnet18] [--engine table64x64-w4] [--batch 1] [--record FILE.json]
+
+Networks and engines are those of the table of large engines (esbflow.reports.lanes_table), weights and images random.
+A batch of 0 is one image for each slice. The exit status is 1 if a value or a cycle differs.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engine_config import EngineConfig
+from esbflow.files import write_json
+from esbflow.graph import ir
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_images
+from esbflow.reports.lanes_table import config_of, graph_of
+from esbflow.runtime.engine import Engine
+from esbsim.engine import engine_library
+from esbsim.simulator import MemoryTiming, Simulator
+from esbsim.transport import SimulatedTransport, memory
+
+LATENCY = 40
+ENGINES = ("table64x64-w4", "zcu102-w4a4")
+"""What `make bench` runs."""
+
+
+def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0, megabytes: int = 256) -> dict:
+    """Run `batch` random images (0: one for each slice) once, cold start to done, on ideal memory.
+
+    Returns
+    -------
+    dict
+        cycles of RTL and model, `layers_that_differ` (names of layers whose cycles are not the model's), `mismatches`
+        (output values that are not the graph's) of `values`, `utilization` of the lanes, seconds of wall time that the
+        library took (0 and some from the cache) and that the run took.
+    """
+    batch = batch or config.slices
+    program = compile_graph(graph, config, batch)
+    model = count_cycles(program, LATENCY)
+    began = time.monotonic()
+    library = engine_library(config)
+    built = time.monotonic()
+    simulator = Simulator(library, memory(megabytes), timing=MemoryTiming(latency=LATENCY))
+    engine = Engine(SimulatedTransport(simulator))
+    engine.load(program)
+    images = random_images(np.random.default_rng(seed), graph, batch)
+    start = time.monotonic()
+    result = engine.run(images)
+    seconds = time.monotonic() - start
+    simulator.close()
+    expected = execute(graph, images)
+    spent = [layer["cycles"] for layer in result.layers[0]]
+    macs = batch * sum(layer["macs"] for layer in program.meta["layers"])
+    return {
+        "network": graph.name, "engine": config.name, "config": config.to_dict(), "batch": batch, "latency": LATENCY,
+        "cycles": result.cycles, "model_cycles": model.total,
+        "layers_that_differ": [layer["name"] for layer, cycles, counted in
+                               zip(program.meta["layers"], spent, model.per_layer) if cycles != counted],
+        "values": int(expected.size), "mismatches": int((result.outputs != expected).sum()),
+        "utilization": macs / (config.macs_per_cycle * result.cycles),
+        "library_seconds": built - began, "run_seconds": seconds,
+    }
+
+
+def is_exact(row: dict) -> bool:
+    """Whether every value was the graph's and every cycle the model's."""
+    return row["cycles"] == row["model_cycles"] and not row["layers_that_differ"] and not row["mismatches"]
+
+
+def main(arguments: list | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="resnet18", help="as in the table of large engines (default resnet18)")
+    parser.add_argument("--engine", action="append", metavar="NAME",
+                        help=f"engine; may be given several times (default {' and '.join(ENGINES)})")
+    parser.add_argument("--batch", type=int, default=0, help="images in a run (default: one for each slice)")
+    parser.add_argument("--record", metavar="FILE.json", help="write the figures there too")
+    asked = parser.parse_args(arguments)
+    rows = []
+    for name in asked.engine or ENGINES:
+        print(f"{asked.network} on {name}", file=sys.stderr, flush=True)
+        rows.append(measure(graph_of(asked.network), config_of(name), asked.batch))
+        print(json.dumps(rows[-1]), flush=True)
+    if asked.record:
+        write_json(Path(asked.record), {"command": "python -m sim.benches.network_on_rtl", "machine": platform.machine(),
+                                        "python": platform.python_version(), "runs": rows})
+    return 0 if all(map(is_exact, rows)) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
