@@ -21,10 +21,11 @@ def row():
 def test_a_large_engine_is_made_of_engine_v_and_equals_graph_and_cycle_model(row):
     assert network_on_rtl.is_exact(row), row
     assert row["batch"] == SLICES.slices and row["values"] > 0 and 0 < row["utilization"] < 1
+    assert row["shared_cycles"] >= row["cycles"]
 
 
 def test_a_single_wrong_value_cycle_or_layer_is_a_difference(row):
-    for change in (dict(mismatches=1), dict(cycles=row["cycles"] + 1), dict(layers_that_differ=["conv"])):
+    for change in (dict(mismatches=1), dict(shared_mismatches=1), dict(cycles=row["cycles"] + 1), dict(layers_that_differ=["conv"])):
         assert not network_on_rtl.is_exact({**row, **change})
 
 
