@@ -14,7 +14,7 @@ from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import one_a_channel
 from esbflow.lowering.joined import common
 from esbflow.lowering.last_layer import last_format, rounding_error
-from esbflow.lowering.nodes import Stored, repetition
+from esbflow.lowering.nodes import Stored, choice, repetition, selection
 from esbflow.lowering.padding import Padded
 from esbflow.numbers import Format, Signed, Unsigned
 
@@ -130,6 +130,14 @@ class Builder(GraphBuilder):
         if isinstance(value, Open):
             return replace(value, after=(*value.after, (shape, make)))
         return self.append(make(self.unique(name), self.stored(value, where)))
+
+    def chosen(self, value, order, name: str, where: str):
+        """Channels of a tensor, in an order; -1 is one of zeros. A 1x1 convolution that keeps the integers."""
+        count, height, width = shape_of(value)
+        if list(order) == list(range(count)):
+            return value
+        weight, shape = choice(order, count), (len(order), height, width)
+        return self.moved(value, shape, lambda name, source: selection(name, source, weight, shape), name, where)
 
     def repeated(self, value, factor: tuple, name: str, where: str):
         """Every pixel `factor` (y, x) times."""

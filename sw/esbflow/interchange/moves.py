@@ -14,7 +14,8 @@ from esbflow.interchange.channels_last import TO_FIRST, TO_LAST, ChannelsLast, R
 from esbflow.interchange.handlers import ELEMENTWISE
 from esbflow.interchange.onnx_file import fold, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
-from esbflow.lowering.nodes import crop, rectangle, selection
+from esbflow.lowering.nodes import crop
+from esbflow.lowering.view import channels_of, pixels_of
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Expand", "Slice", "Split", "Gather")
 
@@ -116,38 +117,17 @@ def _expressed(walk, node, moved: Moved):
         as_first = as_last = indices
     else:
         return moved
-    chosen = _chosen(as_first, first)
+    chosen = channels_of(as_first[0], first.shape[1:])
     if chosen is not None:
         return _chosen_channels(walk, node, inner, *chosen)
     turned = as_last.transpose(TO_FIRST)
-    chosen = _chosen(turned, first)
+    chosen = channels_of(turned[0], first.shape[1:])
     if chosen is not None:
         return ChannelsLast(_chosen_channels(walk, node, inner, *chosen))
-    if (found := _cropped(as_first, first)) is not None:
+    if (found := pixels_of(as_first[0], first.shape[1:])) is not None:
         return _crop(walk, node, inner, as_first.shape[1:], found)
-    found = _cropped(turned, first)
+    found = pixels_of(turned[0], first.shape[1:])
     return moved if found is None else ChannelsLast(_crop(walk, node, inner, turned.shape[1:], found))
-
-
-def _chosen(indices: np.ndarray, first: np.ndarray) -> tuple | None:
-    """(channels, factors of repetition) if `indices` (1, c, h, w) are whole channels, pixels repeated; else None."""
-    (height, width), (rows, columns) = first.shape[2:], indices.shape[2:]
-    if not indices.size or rows % height or columns % width:
-        return None
-    factors = rows // height, columns // width
-    channels = indices[0, :, 0, 0] // (height * width)
-    expected = first[:, channels].repeat(factors[0], axis=2).repeat(factors[1], axis=3)
-    return (channels, factors) if np.array_equal(expected, indices) else None
-
-
-def _cropped(indices: np.ndarray, first: np.ndarray) -> tuple | None:
-    """What `rectangle` says of `indices` (1, c, h, w), if they are pixels of all channels alike."""
-    (_, channels, height, width) = first.shape
-    if indices.shape[1] != channels:
-        return None
-    offsets = np.arange(channels)[:, None, None] * height * width
-    alike = (indices[0] - offsets == indices[0, :1]).all()
-    return rectangle(indices[0, 0], height, width) if alike and (indices[0, 0] < height * width).all() else None
 
 
 def _crop(walk, node, value, shape: tuple, found: tuple):
@@ -160,9 +140,5 @@ def _chosen_channels(walk, node, value, channels: np.ndarray, factors: tuple):
     """A 1x1 convolution of zeros and ones that keeps the integers, and repeated pixels."""
     name, where = node.name or node.output[0], title(node)
     value = walk.builder.plain(value, where)
-    count, height, width = shape_of(value)
-    if channels.tolist() != list(range(count)):
-        weight = (channels[:, None] == np.arange(count)).astype(np.int64)[:, :, None, None]
-        shape = len(weight), height, width
-        value = walk.builder.moved(value, shape, lambda name, source: selection(name, source, weight, shape), name, where)
+    value = walk.builder.chosen(value, channels, name, where)
     return value if factors == (1, 1) else walk.builder.repeated(value, factors, name, where)

@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Open, Quantized, shape_of
-from esbflow.lowering.nodes import Stored, selection
+from esbflow.lowering.nodes import Stored
 from esbflow.lowering.padding import NONE, Padded, unpadded
 from esbflow.maps import plane
 
@@ -38,23 +38,15 @@ def pad(walk, node, value, pads=None, constant=None, axes=None):
     if not full.any():
         return value
     if rank in (3, 4) and full[:, 1].any() and not (full[:, 0].any() or full[:, 2:].any()) and full.min() >= 0:
-        return _channels_of_zeros(walk, node, value, *full[:, 1])
+        value, (before, behind) = walk.builder.plain(value, where), full[:, 1]
+        order = [-1] * before + list(range(shape_of(value)[0])) + [-1] * behind
+        return walk.builder.chosen(value, order, node.name or node.output[0], where)
     if rank not in (3, 4) or full[:, :2].any() or full.min() < 0:
         raise GraphError(f"{where}: padding {amounts.reshape(-1).tolist()} has no integer form; only zeros around height "
                          "and width have")
     inner, before = unpadded(value)
     around = (*plane(full[0, 2:], 0), *plane(full[1, 2:], 0))
     return Padded(inner, tuple(int(n) for n in np.add(before, around)))
-
-
-def _channels_of_zeros(walk, node, value, before: int, behind: int):
-    """A 1x1 convolution that keeps the integers, with rows of nothing but zeros."""
-    value = walk.builder.plain(value, title(node))
-    channels, height, width = shape_of(value)
-    weight = np.pad(np.eye(channels, dtype=np.int64), ((before, behind), (0, 0)))[:, :, None, None]
-    shape = len(weight), height, width
-    return walk.builder.moved(value, shape, lambda name, source: selection(name, source, weight, shape),
-                              node.name or node.output[0], title(node))
 
 
 def check_zeros_never_win(value, where: str) -> None:

@@ -23,28 +23,21 @@ class Stored:
         return max(-self.form.min, self.form.max)
 
 
+def choice(order, channels: int) -> np.ndarray:
+    """The weights of `selection`, int64 (out, channels, 1, 1): output o is channel order[o], or zeros where that is -1.
+
+    >>> choice([1, -1], 2)[:, :, 0, 0].tolist()
+    [[0, 1], [0, 0]]
+    """
+    return (np.asarray(order)[:, None] == np.arange(channels)).astype(np.int64)[:, :, None, None]
+
+
 def selection(name: str, source: Stored, weight: np.ndarray, shape: tuple, **fields) -> ir.Conv2d:
     """The node that makes channels of a tensor by 1x1 weights of zeros and ones, int64 (out, in, 1, 1): integers, format and
     scale stay what they are."""
     return ir.Conv2d(name=name, inputs=(source.name,), shape=shape, format=source.form, scale=source.scale, weight=weight,
                      weight_format=Signed(2), weight_scale=np.ones(len(weight)),
                      requantizer=ir.Requantizer.pass_through(len(weight)), **fields)
-
-
-def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
-    """((top, left), (step down, step right)) of the pixels `taken`, int (rows, columns) of numbers counted along the rows of
-    a map; None if they are no rectangle, perhaps with pixels left out in even steps.
-
-    >>> rectangle(np.array([[6, 8], [16, 18]]), 4, 5)
-    ((1, 1), (2, 2))
-    """
-    if not taken.size:
-        return None
-    (top, left), (down, right) = (divmod(int(pixel), width) for pixel in (taken[0, 0], taken[-1, -1]))
-    steps = tuple(max(1, reach // max(1, count - 1)) for reach, count in zip((down - top, right - left), taken.shape))
-    map_ = np.arange(height * width).reshape(height, width)
-    same = np.array_equal(taken, map_[top::steps[0], left::steps[1]][:taken.shape[0], :taken.shape[1]])
-    return ((top, left), steps) if same else None
 
 
 def crop(name: str, source: Stored, shape: tuple, corner: tuple, steps: tuple) -> ir.Conv2d:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph.errors import GraphError
+from esbflow.lowering.view import channels_of
 from esbflow.quant.layers import CONVOLUTIONS, SelectChannels
 from esbflow.quant.sized_trace import propagate_shapes
 from esbflow.quant.trace import crops, drops, is_size, kind_of, options, tensors
@@ -181,9 +182,8 @@ def _order(node: fx.Node, source: fx.Node, sizes: tuple, modules: dict) -> list 
     if (not isinstance(moved, torch.Tensor) or moved.dim() != indices.dim()
             or (len(moved), *moved.shape[2:]) != (_IMAGES, *size)):
         return None
-    order = moved.flatten(2)[0, :, 0] // pixels
-    same = len(order) > 0 and order.max() < channels and torch.equal(moved, indices[:, order])
-    return order.tolist() if same else None
+    order, _ = channels_of(moved.flatten(2)[0, :, :, None].numpy(), (channels, pixels, 1)) or (None, None)
+    return order.tolist() if order is not None and torch.equal(moved, indices[:, order]) else None
 
 
 def _computed(node: fx.Node, known: dict, modules: dict):

@@ -19,8 +19,9 @@ from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
-from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, rectangle, repetition, selection
+from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, repetition, selection
 from esbflow.lowering.padding import Padded, unpadded, windows_fit
+from esbflow.lowering.view import rectangle
 from esbflow.maps import map_shape, plane
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer

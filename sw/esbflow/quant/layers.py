@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esbflow.lowering.nodes import choice
 from esbflow.quant.base import Quantizer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -81,12 +82,8 @@ class SelectChannels(nn.Conv2d):
 
     def __init__(self, source: list, in_channels: int, stride: int = 1):
         super().__init__(in_channels, len(source), 1, stride=stride, bias=False)
-        weight = torch.zeros(len(source), in_channels, 1, 1)
-        for o, i in enumerate(source):
-            if i >= 0:
-                weight[o, i] = 1
         del self.weight
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", torch.from_numpy(choice(source, in_channels)).float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) if x.dim() == 4 else super().forward(x.unsqueeze(2)).squeeze(2)

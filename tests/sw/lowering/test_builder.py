@@ -8,8 +8,9 @@ import pytest
 from esbflow.graph import ir
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer
-from esbflow.lowering.nodes import Stored
+from esbflow.lowering.nodes import Stored, choice
 from esbflow.lowering.padding import NONE, Padded, unpadded, windows_fit
+from esbflow.lowering.view import channels_of, pixels_of
 from esbflow.numbers import Signed, Unsigned
 
 X, Y = Stored("x", (2, 4, 4), Unsigned(4), 0.5), Stored("y", (2, 4, 4), Signed(8), 0.25)
@@ -58,3 +59,29 @@ def test_windows_have_less_than_one_of_zeros_behind(source, reach, stride, paddi
 
 def test_zeros_come_off_and_what_has_none_stays():
     assert unpadded(Padded(X, (1, 0, 2, 0))) == (X, (1, 0, 2, 0)) and unpadded(X) == (X, NONE)
+
+
+MAP = np.arange(3 * 4 * 5).reshape(3, 4, 5)
+
+
+@pytest.mark.parametrize("moved, order, factors", [
+    (MAP[[2, 0, 0]], [2, 0, 0], (1, 1)), (MAP[1:].repeat(2, axis=1).repeat(3, axis=2), [1, 2], (2, 3)), (MAP, [0, 1, 2], (1, 1))])
+def test_whole_channels_are_found_whatever_moved_them(moved, order, factors):
+    found, times = channels_of(moved, MAP.shape)
+    assert found.tolist() == order and times == factors
+
+
+@pytest.mark.parametrize("moved", [MAP[:, ::-1], MAP[:, :2], MAP[:, :, :4], MAP[:0], np.roll(MAP, 1), MAP.reshape(3, 5, 4)])
+def test_what_are_no_whole_channels(moved):
+    assert channels_of(moved, MAP.shape) is None
+
+
+@pytest.mark.parametrize("moved, found", [
+    (MAP[:, 1:3, 2:], ((1, 2), (1, 1))), (MAP[:, ::3, 1::2], ((0, 1), (3, 2))), (MAP[:, ::-1], None), (MAP[:2, 1:], None),
+    (np.stack([MAP[0, :2], MAP[1, 1:3], MAP[2, :2]]), None)])
+def test_rectangles_of_all_channels_alike(moved, found):
+    assert pixels_of(moved, MAP.shape) == found
+
+
+def test_a_choice_of_channels_may_have_zeros():
+    assert (choice([2, -1, 0], 3)[:, :, 0, 0] @ [5, 6, 7]).tolist() == [7, 0, 5]

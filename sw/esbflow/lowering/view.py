@@ -1,0 +1,51 @@
+"""What the graph can make of a tensor by moving its values, read off an array of indices into it.
+
+A model may have any chain of splits, slices, views and transposes: a tensor of indices goes through it in place of values.
+"""
+
+import numpy as np
+
+
+def channels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
+    """(channels, (rows, columns)) if `indices` (c, h, w) into a tensor of `shape` (c, h, w) are whole channels, with each
+    pixel so many times; else None.
+
+    >>> channels_of(np.arange(8).reshape(2, 2, 2)[::-1], (2, 2, 2))
+    (array([1, 0]), (1, 1))
+    """
+    (channels, height, width), (rows, columns) = shape, indices.shape[1:]
+    if not indices.size or rows % height or columns % width:
+        return None
+    factors = rows // height, columns // width
+    order = indices[:, 0, 0] // (height * width)
+    if order.max() >= channels:
+        return None
+    map_ = np.arange(channels * height * width).reshape(shape)
+    expected = map_[order].repeat(factors[0], axis=1).repeat(factors[1], axis=2)
+    return (order, factors) if np.array_equal(expected, indices) else None
+
+
+def pixels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
+    """What `rectangle` says of `indices` (c, h, w) into a tensor of `shape`, if they are the same pixels of all channels."""
+    channels, height, width = shape
+    if len(indices) != channels:
+        return None
+    offsets = np.arange(channels)[:, None, None] * height * width
+    alike = (indices - offsets == indices[:1]).all() and (indices[0] < height * width).all()
+    return rectangle(indices[0], height, width) if alike else None
+
+
+def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
+    """((top, left), (step down, step right)) of the pixels `taken`, int (rows, columns) of numbers counted along the rows of
+    a map; None if they are no rectangle, perhaps with pixels left out in even steps.
+
+    >>> rectangle(np.array([[6, 8], [16, 18]]), 4, 5)
+    ((1, 1), (2, 2))
+    """
+    if not taken.size:
+        return None
+    (top, left), (down, right) = (divmod(int(pixel), width) for pixel in (taken[0, 0], taken[-1, -1]))
+    steps = tuple(max(1, reach // max(1, count - 1)) for reach, count in zip((down - top, right - left), taken.shape))
+    map_ = np.arange(height * width).reshape(height, width)
+    same = np.array_equal(taken, map_[top::steps[0], left::steps[1]][:taken.shape[0], :taken.shape[1]])
+    return ((top, left), steps) if same else None
