@@ -8,9 +8,6 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format
 
-SUM_BITS = 42
-"""Bits of the engine's exact sum acc*m + r*n + b with 28-bit accumulators; every executor here is exact beyond that."""
-
 
 @dataclass(frozen=True)
 class Bound:

@@ -19,7 +19,6 @@ from esbflow.quant.methods.registry import weight_quantizer
 from esbflow.quant.recipe import pairs
 
 RANGES = ("tensor", "bucket", "node")
-COMPONENTS = ("combination", "aggregation", "attention")
 SPLITS = (4, 8, 16)
 """Degrees at which the next bucket of nodes begins."""
 FULL = 32
