@@ -62,10 +62,9 @@ class RequantizerControl(wiring.Component):
             return value
 
         def to_lanes(value, stage, name):
-            """`value` of the cycle before in the cycle of `stage`. Lanes that shift have three levels of LUTs behind some of
-            these: a register with a reset cannot be the end of a shift register, which would be a fourth."""
-            register = Signal(value.shape(), name=f"{name}_{stage - 1 + self._early}",
-                              reset_less=self._config.requantizer != "shift")
+            """`value` of the cycle before in the cycle of `stage`. Lanes have up to three levels of LUTs behind these: a
+            register with a reset cannot be the end of a shift register, which would be a fourth."""
+            register = Signal(value.shape(), name=f"{name}_{stage - 1 + self._early}")
             m.d.sync += register.eq(value)
             return register
 

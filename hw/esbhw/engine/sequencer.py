@@ -133,10 +133,15 @@ class Sequencer(wiring.Component):
             m.d.sync += [entry.eq(entry + 1), entries.eq(entries >> facts.BOOK_ENTRY_BITS)]
             with m.If(entry == facts.BOOK_CYCLES - 1):
                 m.d.sync += [booking.eq(0), stepping.eq(1), entry.eq(0)]
+        # A register says that the step is the last: comparing is a step earlier.
+        last_step = Signal()
+        cycles = (config.tap_load_cycles, load_cycles)
+        ends = last_step | Mux(is_channel, *(count == 1 for count in cycles))
         with m.If(stepping):
-            m.d.sync += step.eq(step + 1)
-            with m.If(step == Mux(is_channel, config.tap_load_cycles - 1, load_cycles - 1)):
-                m.d.sync += [stepping.eq(0), step.eq(0), loaded.eq(is_channel | (not facts.load_tail(config))),
+            m.d.sync += [step.eq(step + 1), last_step.eq(step == Mux(is_channel, *(max(0, count - 2) for count in cycles)))]
+            with m.If(ends):
+                m.d.sync += [last_step.eq(0), stepping.eq(0), step.eq(0),
+                             loaded.eq(is_channel | (not facts.load_tail(config))),
                              waiting.eq(~is_channel & (facts.load_tail(config) > 0))]
                 m.d.comb += self.post_weights.eq(staged.post_weights)
         with m.If(waiting):
