@@ -125,9 +125,19 @@ def test_a_circle_without_a_register_is_named(found):
         found({"top": ({}, {"x": lut(2, 3, "1"), "y": lut(3, 2, "1")}, {2: "ping", 3: "pong"}, {})})
 
 
-@pytest.mark.parametrize("config", [ENGINES["tiny4x4"], ENGINES["small8x16-channel"],
-                                    replace(ENGINES["tiny4x4"], requantizer="shift")],
-                         ids=["tiny4x4", "small8x16-channel", "shifting tiny4x4"])
+TINY = ENGINES["tiny4x4"]
+SMALL = {
+    "tiny4x4": TINY, "small8x16-channel": ENGINES["small8x16-channel"],
+    "shifts, narrow digits, tables, 2 slices on 2 ports": replace(
+        TINY, array="table", weight_min=-2, weight_max=1, digit_bits=2, requantizer="shift", slices=2, activation_ports=2),
+    "tables, 4 weight ports, channel unit, 4 slices on 2 ports": replace(
+        TINY, rows=8, cols=16, array="table", table_groups=2, weight_path_beats=4, weight_ports=4, channel_unit=8, slices=4,
+        activation_ports=2),
+}
+"""Together all that an engine can have."""
+
+
+@pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(config):
     found = depths(synthesize_rtlil(rtlil(config, "xilinx"), TOP), TOP)
     beyond = [f"{block}: {depth.by_levels}; {depth.by_carry}" for block, depth in found.items() if not depth.passes]

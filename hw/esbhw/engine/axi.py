@@ -4,6 +4,9 @@ A port is not reset when a run ends in an error: AXI has no way to take a burst 
 `run` is low, completes those that the bus has seen, and says with `quiescent` when nothing is left.
 """
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
@@ -43,15 +46,18 @@ def burst_layout(tag_bits: int):
     return StructLayout({"address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "tag": tag_bits})
 
 
-def name_address(m: Module, ports: list, faulty: list, address: Signal) -> None:
-    """The address of the only port. Of several, a cycle later, that of the first with a fault, else of the first that owes
-    an answer."""
-    domain = m.d.comb if len(ports) == 1 else m.d.sync
-    domain += address.eq(ports[0].address)
-    for named in ([~port.quiescent for port in ports], faulty) if len(ports) > 1 else ():
-        for port, chosen in zip(reversed(ports), reversed(named)):
-            with m.If(chosen):
-                domain += address.eq(port.address)
+def name_address(m: Module, ports: list, owing: list, faulty: list, address: Signal) -> None:
+    """The address of the only port. Of several, two cycles later, that of the first with a fault, else of the first that is
+    owed an answer."""
+    if len(ports) == 1:
+        m.d.comb += address.eq(ports[0].address)
+        return
+    # Registers choose: the FaultEncoder takes addresses three cycles after a fault.
+    chosen = Signal(len(ports), name="chosen")
+    signs = [Mux(Cat(*faulty).any(), fault, owes) for fault, owes in zip(faulty, owing)]
+    gated = (port.address & chosen[k].replicate(AXI_ADDRESS_BITS) for k, port in enumerate(ports))
+    m.d.sync += [chosen.eq(Cat(sign & ~Cat(*signs[:k]).any() for k, sign in enumerate(signs))),
+                 address.eq(reduce(or_, gated))]
 
 
 class ReadPort(wiring.Component):
@@ -142,7 +148,7 @@ class WritePort(wiring.Component):
     fault : Out(1), an error response, until `run` falls
     hold : In(1), keeps `address`
     address : Out(40), of the burst whose response was awaited a cycle ago; after a fault, of that burst
-    quiescent : Out(1), nothing on the bus, no response awaited, and no beat left over after a run
+    idle : Out(1), nothing on the bus and no response awaited;  quiescent : Out(1), and no beat left over after a run
     beat_taken : Out(1), a beat went out
     """
 
@@ -157,7 +163,7 @@ class WritePort(wiring.Component):
             "bursts": In(stream.Signature(burst_layout(1 + (self._source_bits + 1 if sources > 1 else 0)))),
             "done_valid": Out(1), "done_tag": Out(1),
             "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
-            "quiescent": Out(1), "beat_taken": Out(1),
+            "idle": Out(1), "quiescent": Out(1), "beat_taken": Out(1),
         })
 
     def elaborate(self, platform):
@@ -188,6 +194,7 @@ class WritePort(wiring.Component):
             left = still_left
         idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
         m.d.comb += [
+            self.idle.eq(idle),
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
             # All FIFOs have a place where one has: who sends heeds `room`.
@@ -219,9 +226,13 @@ class WritePort(wiring.Component):
             axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[lengths.payload] if bits else data.o.payload),
             lengths.beat.eq(1), lengths.able.eq(axi.wready), lengths.ending.eq(axi.wready & lengths.last),
             self.beat_taken.eq(lengths.valid & axi.wready),
-            *(fifo.o.ready.eq(self.beat_taken & (lengths.payload == k) if bits else self.beat_taken)
-              for k, fifo in enumerate(fifos)),
         ]
+        for k, fifo in enumerate(fifos):
+            # Registers say whose burst it is, as a FIFO has two levels of LUTs behind its `ready`.
+            due = Signal(name=f"due_{k}") if bits else lengths.valid
+            m.d.comb += fifo.o.ready.eq(due & axi.wready)
+            if bits:
+                m.d.sync += due.eq(Mux(lengths.advance, lengths.next == k, due & ~lengths.ending))
 
         answered = Signal(kept)
         answer = axi.bvalid & responses.o.valid

@@ -15,6 +15,7 @@ from esbhw.engine.drain_walk import DrainWalk
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import transfer_layout
+from esbhw.engine.writer import idle_signs
 from esbhw.fabric.adder_rows import Term, add_row
 
 TRANSFERS = 16
@@ -44,7 +45,7 @@ class Drain(wiring.Component):
     counters : In, what a STAMP writes
     beats : Out(stream of 128 bits for each slice);  room : In(1)
     transfers : Out(stream of transfer_layout(1)), tag 1 asks for a stores token
-    writer_idle : In(1);  done : Out(1), the END instruction was reached and everything is written
+    writer_idle : In, as Writer;  done : Out(1), the END instruction was reached and everything is written
     {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
     issue : Out(1); field_fault : Out(1), for good
     """
@@ -66,7 +67,7 @@ class Drain(wiring.Component):
             "counters": In(32 * len(COUNTERS)),
             "beats": Out(stream.Signature(config.slices * AXI_BEAT_BITS)), "room": In(1),
             "transfers": Out(stream.Signature(transfer_layout(1))),
-            "writer_idle": In(1), "done": Out(1),
+            "writer_idle": In(idle_signs(config)), "done": Out(1),
             "accumulators_here": In(1), "take_accumulators": Out(1), "post_accumulators": Out(1),
             "constants_here": In(1), "take_constants": Out(1), "post_constants": Out(1),
             "residual_here": In(1), "take_residual": Out(1), "post_residual": Out(1),
@@ -139,7 +140,7 @@ class Drain(wiring.Component):
             flushed.eq(flushing & (flushed | (count == latency - 1))),
             ended.eq(ended | (flushed & flushing & ~now.opcode[0])),
             stamping.eq((stamps & orders_ready) | (stamping & ~stamp_ends)),
-            self.done.eq(ended & orders_empty & self.writer_idle),
+            self.done.eq(ended & orders_empty & self.writer_idle.all()),
         ]
         with m.If(flushing):
             m.d.sync += count.eq(count + 1)

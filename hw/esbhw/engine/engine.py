@@ -243,13 +243,15 @@ class Engine(Elaboratable):
                 sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
         ]
-        quiescent = fetch.port.quiescent & load.quiescent & weights.quiescent & writer.quiescent
-        if len(load.ports) + len(weights.ports) > 2:  # many to look at: known a cycle later, and after a run only
-            still = Signal()
-            m.d.sync += still.eq(quiescent & ~control.running)
-            quiescent = still
-        m.d.comb += control.quiescent.eq(quiescent)
-        self._report_faults(m, control, fetch, load, weights, sequencer, drain, units, slices)
+        # Ports may be many to look at: what they are doing is known a cycle later.
+        still = {}
+        for name, ports in zip(BUSES, ([fetch.port], load.ports, weights.ports, writer.ports)):
+            still[name] = Signal(len(ports), name=f"{name}_still")
+            m.d.sync += still[name].eq(Cat(port.quiescent for port in ports))
+        stopped = Signal()
+        m.d.sync += stopped.eq(~control.running)
+        m.d.comb += control.quiescent.eq(stopped & Cat(*still.values()).all())
+        self._report_faults(m, control, fetch, load, weights, sequencer, drain, still, units, slices)
 
         m.d.comb += self.irq.eq(control.interrupt)
         self._connect(m, self.s_axi, control.axi)
@@ -304,24 +306,17 @@ class Engine(Elaboratable):
 
     @staticmethod
     def _connect_tokens(m, load, weights, sequencer, accumulators, drain, writer, tokens):
-        # A LOAD's or WEIGHTS' destination says which pair of semaphores it uses.
-        to_residual, posted_residual = load.destination >= 2, load.post_destination >= 2
-        to_slots, posted_slots = weights.destination == 0, weights.post_destination == 0
+        # A loader has a pair of semaphores for each kind of buffers that it fills.
+        for loader, kinds in ((load, ("activations", "residual")), (weights, ("weights", "constants"))):
+            for kind, name in enumerate(kinds):
+                free, full = getattr(tokens, f"{name}_free"), getattr(tokens, f"{name}_full")
+                m.d.comb += [loader.free[kind].eq(free.available), free.take.eq(loader.take_free[kind]),
+                             full.post.eq(loader.post[kind])]
         m.d.comb += [
-            load.free.eq(Mux(to_residual, tokens.residual_free.available, tokens.activations_free.available)),
-            tokens.residual_free.take.eq(load.take_free & to_residual),
-            tokens.activations_free.take.eq(load.take_free & ~to_residual),
             load.stores_count.eq(tokens.stores.count),
             tokens.stores.take.eq(load.take_stores), tokens.stores.amount.eq(load.stores_amount),
             tokens.stores.post.eq(writer.post),
-            tokens.residual_full.post.eq(load.post & posted_residual),
-            tokens.activations_full.post.eq(load.post & ~posted_residual),
-            weights.free.eq(Mux(to_slots, tokens.weights_free.available, tokens.constants_free.available)),
             weights.stores_count.eq(0),
-            tokens.weights_free.take.eq(weights.take_free & to_slots),
-            tokens.constants_free.take.eq(weights.take_free & ~to_slots),
-            tokens.weights_full.post.eq(weights.post & posted_slots),
-            tokens.constants_full.post.eq(weights.post & ~posted_slots),
             sequencer.weights_here.eq(tokens.weights_full.available),
             tokens.weights_full.take.eq(sequencer.take_weights),
             tokens.weights_free.post.eq(sequencer.post_weights),
@@ -343,7 +338,7 @@ class Engine(Elaboratable):
         ]
 
     @staticmethod
-    def _report_faults(m, control, fetch, load, weights, sequencer, drain, units, slices):
+    def _report_faults(m, control, fetch, load, weights, sequencer, drain, still, units, slices):
         faults, writer, bark = units["faults"], units["writer"], units["watchdog"].bark
         conditions = {
             ("axi_read", "fetch"): fetch.port.fault, ("axi_read", "load"): load.axi_fault,
@@ -361,9 +356,7 @@ class Engine(Elaboratable):
             ("overflow", "compute"): Cat(part.accumulators.overflow for part in slices).any(),
             ("end", "fetch"): fetch.end_fault, ("aborted", "none"): control.abort,
             # A run that stands still is blamed on the bus that owes an answer, if one does.
-            ("watchdog", "store"): bark & ~writer.quiescent, ("watchdog", "load"): bark & ~load.quiescent,
-            ("watchdog", "weights"): bark & ~weights.quiescent, ("watchdog", "fetch"): bark & ~fetch.port.quiescent,
-            ("watchdog", "compute"): bark,
+            **{("watchdog", name): bark & ~still[name].all() for name in BUSES}, ("watchdog", "compute"): bark,
         }
         buses = {"fetch": fetch.port, "load": load, "weights": weights, "store": writer}
         splitters = {"fetch": fetch, "load": load, "weights": weights, "store": writer}

@@ -21,7 +21,7 @@ class Watchdog(wiring.Component):
     limit : In(32);  progress : In(signs), any of them;  bark : Out(1)
     """
 
-    CYCLES = 3  # progress, count, comparison
+    CYCLES = 4  # progress, any of its signs, count, comparison
 
     def __init__(self, signs: int):
         super().__init__({"limit": In(32), "progress": In(signs), "bark": Out(1)})
@@ -31,7 +31,8 @@ class Watchdog(wiring.Component):
         still = Signal(32)
         moved = Signal()
         set_ = Signal()
-        m.d.sync += [moved.eq(self.progress.any()), still.eq(still + 1), set_.eq(self.limit.any()),
+        signs = Signal(len(self.progress))
+        m.d.sync += [signs.eq(self.progress), moved.eq(signs.any()), still.eq(still + 1), set_.eq(self.limit.any()),
                      self.bark.eq(set_ & ~moved & (still >= self.limit))]
         with m.If(moved):
             m.d.sync += still.eq(0)

@@ -51,7 +51,7 @@ class Fifo(wiring.Component):
         m.d.sync += [
             self.o.valid.eq(self.behind | (self.o.valid & ~self.o.ready)),
             self.behind.eq(push | Mux(self.advance, several, self.behind)),
-            several.eq(Mux(push, Mux(self.advance, several, self.behind), Mux(self.advance, _three(m, count), several))),
+            several.eq(Mux(push, Mux(self.advance, several, self.behind), Mux(self.advance, above_two(m, count), several))),
         ]
         with m.If(push ^ self.advance):
             m.d.sync += count.eq(count + Cat(Const(1, 1), self.advance.replicate(len(count) - 1)))
@@ -78,7 +78,7 @@ class Fifo(wiring.Component):
         return m
 
 
-def _three(m, count) -> Value:
+def above_two(m, count) -> Value:
     """Whether a count that moves by one at most is above two: one LUT behind registers."""
     large = Signal()
     m.d.sync += large.eq(count[2:].any())
@@ -104,6 +104,7 @@ class BurstQueue(wiring.Component):
     ending : In(1), beat & able & last, from outside: so it is one LUT
     first, last : Out(1), of the beat that is due
     behind : Out(1), more bursts than this one are there
+    advance : Out(1), the next burst becomes this one;  next : Out(payload bits), its payload
     """
 
     def __init__(self, payload_bits: int, depth: int):
@@ -112,6 +113,7 @@ class BurstQueue(wiring.Component):
             "i": In(stream.Signature(StructLayout({"length": LENGTH_BITS, "payload": payload_bits}))),
             "payload": Out(payload_bits), "valid": Out(1), "behind": Out(1),
             "beat": In(1), "able": In(1), "ending": In(1), "first": Out(1), "last": Out(1),
+            "advance": Out(1), "next": Out(payload_bits),
         })
 
     def elaborate(self, platform):
@@ -127,6 +129,7 @@ class BurstQueue(wiring.Component):
             fifo.i.payload.eq(new), fifo.i.valid.eq(self.i.valid), self.i.ready.eq(fifo.i.ready),
             here.eq(fifo.o.payload), following.eq(fifo.next), fifo.o.ready.eq(self.ending),
             self.payload.eq(here.payload), self.valid.eq(fifo.o.valid), self.behind.eq(fifo.behind),
+            self.advance.eq(fifo.advance), self.next.eq(following.payload),
         ]
         number = Signal(LENGTH_BITS)  # of the beat after the one that is due, from 1 on
         with m.If(~self.valid | self.ending):  # for the burst that comes now or later

@@ -17,6 +17,8 @@ from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
 ARRIVED_BITS = 5
 """A port may be ahead of another by as many transfers as it has bursts in flight."""
+KINDS = 2
+"""Kinds of buffers that a loader fills, with tokens of their own."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class Loader(wiring.Component):
     Members
     -------
     i : In(stream of 256 bits)
-    free, stores_count : In, whether `destination` has a free token, and how many stores tokens there are
-    take_free, take_stores, stores_amount : Out
-    post : Out(1), with post_destination, in the cycle of the last write
+    free : In(2), is there a free token, of either kind;  stores_count : In, how many stores tokens there are
+    take_free : Out(2), of either kind;  take_stores, stores_amount : Out
+    post : Out(2), of either kind, in the cycle of the last write
+        Kinds: of LOAD activations and residuals, of WEIGHTS tiles and constants.
     write_valid : Out, of a part or slice each;  write_destination, write_address (rows of a beat a port), write_data : Out,
         those of port k in the k-th part
     stride : In, with several slices: see Spread
-    layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address, quiescent : of any of the ports
+    layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address : of any of the ports
     range_fault, field_fault, fault_address : as BurstSplitter
     """
 
@@ -65,52 +68,50 @@ class Loader(wiring.Component):
         self._slices = slices
         self._parts = ports if slices == 1 else 1
         self._group_bits = (slices // ports - 1).bit_length() if slices > 1 else 0
-        self._tag = StructLayout({"destination": 3, "local": 16, "last": 1, "post": 1, "group": self._group_bits})
+        # `ends`: with the burst's last beat a token of that kind is posted.
+        self._tag = StructLayout({"destination": 3, "local": 16, "ends": KINDS, "group": self._group_bits})
         self.ports = [ReadPort(tag_bits=self._tag.size) for _ in range(ports)]
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
-            "destination": Out(3),
-            "free": In(1), "take_free": Out(1),
+            "free": In(KINDS), "take_free": Out(KINDS),
             "stores_count": In(COUNT_BITS), "take_stores": Out(1), "stores_amount": Out(COUNT_BITS),
-            "post": Out(1), "post_destination": Out(3),
+            "post": Out(KINDS),
             "write_valid": Out(max(ports, slices)), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
             "write_data": Out(AXI_BEAT_BITS * ports),
             "range_fault": Out(1), "field_fault": Out(1), "axi_fault": Out(1), "axi_protocol": Out(1),
-            "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "quiescent": Out(1), "beat": Out(1),
+            "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "beat": Out(1),
             "address": Out(AXI_ADDRESS_BITS), "waiting": Out(1), **({"stride": In(STRIDE_BITS)} if slices > 1 else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         ports = self.ports
-        part_bits = (self._parts - 1).bit_length()
         tag_layout = StructLayout({"destination": 3, "post": 1})
-        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size)
+        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size,
+                                                         parts=self._parts)
         fields = Signal(instruction_layout(self._opcode))
         transfer = splitter.i.payload
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
         # splitter is idle again.
-        granted, accept = Signal(), Signal()
+        granted, accept, second = Signal(), Signal(), self._second(fields.destination)
         m.d.comb += [
             fields.eq(self.i.payload),
             splitter.regions.eq(self.regions),
             transfer.region.eq(fields.region), transfer.offset.eq(fields.offset),
-            # What the ports cannot share equally is as wrong as nothing at all.
-            transfer.beats.eq(Mux(Cat((fields.beats | fields.offset | fields.address | fields.stride)[:part_bits]).any(), 0,
-                                  fields.beats)), transfer.segments.eq(fields.segments),
-            transfer.stride.eq(fields.stride), transfer.address.eq(fields.address),
+            transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments), transfer.stride.eq(fields.stride),
+            transfer.address.eq(fields.address),
             transfer.tag.eq(Cat(fields.destination, fields.post_full)),
-            self.destination.eq(fields.destination),
             accept.eq(splitter.i.ready & granted),
             splitter.i.valid.eq(granted), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
             self.stores_amount.eq(fields.wait_stores),
         ]
-        m.d.sync += granted.eq(self.i.valid & ~accept & (~fields.wait_free | self.free)
+        m.d.sync += granted.eq(self.i.valid & ~accept & (~fields.wait_free | Mux(second, self.free[1], self.free[0]))
                                & (self.stores_count >= fields.wait_stores))
         with m.If(accept):
-            m.d.comb += [self.take_free.eq(fields.wait_free), self.take_stores.eq(fields.wait_stores != 0)]
+            m.d.comb += [self.take_free.eq(Cat(~second, second) & fields.wait_free.replicate(KINDS)),
+                         self.take_stores.eq(fields.wait_stores != 0)]
             m.d.sync += self.layer.eq(fields.layer)
 
         bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
@@ -121,10 +122,11 @@ class Loader(wiring.Component):
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
             self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
             self.fault_address.eq(splitter.fault_address),
-            self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
             self.beat.eq(Cat(port.beat_valid for port in ports).any()),
         ]
-        name_address(m, ports, [port.fault | port.protocol for port in ports], self.address)
+        name_address(m, ports, [~port.quiescent for port in ports], [port.fault | port.protocol for port in ports],
+                     self.address)
+        second = self._second(piece_tag.destination)
         arrived = []
         for k, port in enumerate(ports):
             tag = Signal(self._tag, name=f"tag_{k}")
@@ -132,8 +134,8 @@ class Loader(wiring.Component):
             address = Signal(16, name=f"address_{k}")
             following = Signal(16, name=f"following_{k}")  # address of the next beat of this burst
             m.d.comb += [
-                tag.destination.eq(piece_tag.destination), tag.local.eq(bursts.local), tag.last.eq(bursts.last),
-                tag.post.eq(piece_tag.post), tag.group.eq(bursts.group),
+                tag.destination.eq(piece_tag.destination), tag.local.eq(bursts.local), tag.group.eq(bursts.group),
+                tag.ends.eq(Cat(~second, second) & (bursts.last & piece_tag.post).replicate(KINDS)),
                 port.bursts.valid.eq(bursts.valid[k]), port.bursts.payload.address.eq(bursts.addresses[k]),
                 port.bursts.payload.length.eq(bursts.length), port.bursts.payload.tag.eq(tag),
                 beat.eq(port.beat_tag), address.eq(Mux(port.beat_first, beat.local, following)),
@@ -145,20 +147,27 @@ class Loader(wiring.Component):
             ]
             with m.If(port.beat_valid):
                 m.d.sync += following.eq(address + 1)
-            arrived.append((port.beat_valid & port.beat_last & beat.last & beat.post, beat.destination))
-        self._post(m, arrived)
+            arrived.append(beat.ends & (port.beat_valid & port.beat_last).replicate(KINDS))
+        for kind in range(KINDS):
+            signs = [ends[kind] for ends in arrived]
+            if self._slices > 1:
+                signs = [_delayed(m, sign, f"arrived_{kind}_{k}") for k, sign in enumerate(signs)]
+            joined(m, signs, self.post[kind], ARRIVED_BITS, f"kind_{kind}_")
         return m
+
+    def _second(self, destination) -> Value:
+        """Whether a destination is of the second kind of buffers."""
+        return destination >= 2 if self._opcode == "LOAD" else destination != 0
 
     def _share(self, m, splitter) -> "_Bursts":
         """An equal part of each burst for each port, all in the same cycle."""
         ports, piece = self.ports, splitter.o.payload
         part_bits = (len(ports) - 1).bit_length()
-        length = piece.length >> part_bits
-        m.d.comb += splitter.o.ready.eq(Cat(port.bursts.ready for port in ports).all())
+        length, ready = piece.length >> part_bits, Cat(port.bursts.ready for port in ports).all()
+        m.d.comb += splitter.allow.eq(ready) if len(ports) > 1 else splitter.o.ready.eq(ready)
         return _Bursts(
-            [splitter.o.valid & Cat(p.bursts.ready for p in ports if p is not port).all() for port in ports],
-            [piece.address + (k * length << 4) for k in range(len(ports))], length, piece.local >> part_bits, piece.last,
-            piece.tag, Const(0, 1))
+            [splitter.o.valid] * len(ports), [piece.address + (k * length << 4) for k in range(len(ports))], length,
+            piece.local >> part_bits, piece.last, piece.tag, Const(0, 1))
 
     def _spread(self, m, splitter, tag_bits: int) -> "_Bursts":
         """Each burst for each slice."""
@@ -171,27 +180,8 @@ class Loader(wiring.Component):
             [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))], spread.length, spread.local,
             spread.last, spread.tag, spread.group)
 
-    def _post(self, m, arrived) -> None:
-        """The token, once the transfer's last beat has come through each port: (has it now, its destination)."""
-        if self._slices > 1:
-            return self._post_of_slices(m, arrived)
-        ahead = joined(m, [now for now, _ in arrived], self.post, ARRIVED_BITS)
-        if len(arrived) == 1:
-            m.d.comb += self.post_destination.eq(arrived[0][1])
-        # Transfers come in the same order through each port: the token's is that of the last one.
-        for (now, destination), none_ahead in zip(arrived, ahead):
-            with m.If(now & none_ahead):
-                m.d.comb += self.post_destination.eq(destination)
 
-    def _post_of_slices(self, m, arrived) -> None:
-        """The same a cycle later, counted for each kind of buffer: no path goes through a choice of destinations."""
-        posts = []
-        for kind, name in enumerate(("activations", "residual")):
-            signs = []
-            for k, (now, destination) in enumerate(arrived):
-                sign = Signal(name=f"{name}_arrived_{k}")
-                m.d.sync += sign.eq(now & ((destination >= 2) == kind))
-                signs.append(sign)
-            posts.append(Signal(name=f"post_{name}"))
-            joined(m, signs, posts[-1], ARRIVED_BITS, name)
-        m.d.comb += [self.post.eq(posts[0] | posts[1]), self.post_destination.eq(posts[1] << 1)]
+def _delayed(m, value, name: str) -> Signal:
+    register = Signal(name=name)
+    m.d.sync += register.eq(value)
+    return register

@@ -1,8 +1,10 @@
 """Semaphores between the units: each has one unit that posts and one that takes."""
 
-from amaranth import Cat, Const, Module, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from esbhw.engine.fifo import above_two
 
 NAMES = (
     "weights_full", "weights_free", "activations_full", "activations_free", "residual_full", "residual_free",
@@ -19,19 +21,27 @@ def token_signature(name: str):
     return wiring.Signature({"post": In(1), "take": In(1), **(several if name in SEVERAL else {"available": Out(1)})})
 
 
-def joined(m, signs: list, post, bits: int, name: str = "") -> list:
+def joined(m, signs: list, post, bits: int, name: str = "") -> None:
     """Drives `post`: high once for each time that all of the signs have been high, now or earlier.
 
-    Returns for each sign whether it is ahead of none of the others; of a single one nothing. A sign may be up to
-    2**bits - 1 times ahead.
+    A sign may be up to 2**bits - 1 times ahead of another.
     """
     if len(signs) == 1:
         m.d.comb += post.eq(signs[0])
-        return []
-    counts = [Signal(bits, name=f"{name}ahead_{k}") for k in range(len(signs))]  # how often high, and not all the others
-    m.d.sync += [count.eq(count + now - post) for count, now in zip(counts, signs)]
-    m.d.comb += post.eq(Cat(now | (count != 0) for count, now in zip(counts, signs)).all())
-    return [count == 0 for count in counts]
+        return
+    here = []
+    for k, now in enumerate(signs):
+        # How often it was high and not all the others; and registers that say whether that is at least once, or twice.
+        count = Signal(bits, name=f"{name}ahead_{k}")
+        some, several = Signal(name=f"{name}some_{k}"), Signal(name=f"{name}several_{k}")
+        here.append(now | some)
+        with m.If(now ^ post):
+            m.d.sync += count.eq(count + Cat(Const(1, 1), (~now).replicate(bits - 1)))
+        m.d.sync += [
+            some.eq(Mux(post, Mux(now, some, several), now | some)),
+            several.eq(Mux(post, Mux(now, several, above_two(m, count)), Mux(now, some, several))),
+        ]
+    m.d.comb += post.eq(Cat(*here).all())
 
 
 class Tokens(wiring.Component):

@@ -38,6 +38,7 @@ class BurstSplitter(wiring.Component):
     """Cuts `segments` runs of `beats` beats, `stride` beats apart, into bursts.
 
     With `region` every transfer is in that one, whatever `i` says: no choice of six bases is built then.
+    With `parts` a burst is for as many takers, who all take it in its first cycle: it waits for `allow` before.
 
     The first burst of a transfer is on `o` SPLIT_CYCLES after the transfer was accepted, the next one as long after each;
     the next transfer is accepted in the cycle after its last burst was. Local addresses run on without a gap.
@@ -47,18 +48,21 @@ class BurstSplitter(wiring.Component):
     regions : In, base address (a multiple of 4 KB) and size of each memory region
     i : In(stream of transfer_layout);  o : Out(stream of piece_layout)
     range_fault : Out(1), high for good when a run would leave its region; fault_address : Out(40)
-    field_fault : Out(1), high for good on an empty transfer or an unknown region
+    field_fault : Out(1), high for good on an empty transfer, an unknown region, or what `parts` takers cannot share equally
+    allow : In(1), with parts > 1: all takers can take a burst, until they have one. `o.ready` is not looked at then
     """
 
-    def __init__(self, max_burst: int, tag_bits: int, region: int | None = None):
+    def __init__(self, max_burst: int, tag_bits: int, region: int | None = None, parts: int = 1):
         self._max_burst = max_burst
         self._tag_bits = tag_bits
         self._region = region
+        self._parts = parts
         super().__init__({
             "regions": In(REGION_LAYOUT),
             "i": In(stream.Signature(transfer_layout(tag_bits))),
             "o": Out(stream.Signature(piece_layout(tag_bits, max_burst))),
             "range_fault": Out(1), "field_fault": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
+            **({"allow": In(1)} if parts > 1 else {}),
         })
 
     def elaborate(self, platform):
@@ -75,11 +79,12 @@ class BurstSplitter(wiring.Component):
         segments = Signal(16)
         stride = Signal(OFFSET_BITS)
         first = Signal()
-        wrong = Signal(3)
+        wrong = Signal(3 if self._parts == 1 else 4)
         # One of these is high, or `o.valid`, or a fault.
         idle = Signal(init=1)
         measure = Signal()
         decide = Signal()
+        held = Signal()  # a burst waits for `allow`
 
         # -- a transfer comes
         m.d.comb += self.i.ready.eq(idle)
@@ -91,6 +96,9 @@ class BurstSplitter(wiring.Component):
                 first.eq(1), wrong.eq(Cat(new.beats == 0, new.segments == 0,
                                           new.region >= len(REGIONS) if self._region is None else 0)),
             ]
+            if self._parts > 1:
+                part_bits = (self._parts - 1).bit_length()
+                m.d.sync += wrong[-1].eq((new.beats | new.offset | new.address | new.stride)[:part_bits].any())
 
         # -- what the next burst depends on
         ends_within = Signal()  # the rest of the run is no longer than a burst may be
@@ -119,11 +127,16 @@ class BurstSplitter(wiring.Component):
                 self.field_fault.eq(wrong.any()), self.range_fault.eq(~wrong.any() & beyond), first.eq(0),
             ]
         m.d.comb += self.fault_address.eq(piece.address)
-        taken = self.o.valid & self.o.ready
+        offered = decide & ~wrong.any() & ~beyond
+        if self._parts == 1:
+            taken = self.o.valid & self.o.ready
+            m.d.sync += self.o.valid.eq(offered | (self.o.valid & ~self.o.ready))
+        else:
+            taken = self.o.valid
+            m.d.sync += [self.o.valid.eq((offered | held) & self.allow), held.eq((offered | held) & ~self.allow)]
         m.d.sync += [
             idle.eq((idle & ~self.i.valid) | (taken & piece.last)),
             measure.eq((idle & self.i.valid) | (taken & ~piece.last)), decide.eq(measure),
-            self.o.valid.eq((decide & ~wrong.any() & ~beyond) | (self.o.valid & ~self.o.ready)),
         ]
 
         # -- on to the next

@@ -12,6 +12,12 @@ from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter, transfer_layout
 
 AHEAD_BITS = 6
 """A port may be ahead of another by as many transfers as it has bursts whose answers are awaited."""
+SIGN_PORTS = 4
+"""Ports that a sign of the writer's `idle` looks at: as many as a LUT can, so that the drain has one left."""
+
+
+def idle_signs(config: EngineConfig) -> int:
+    return -(-config.activation_ports // SIGN_PORTS)
 
 
 class Writer(wiring.Component):
@@ -24,9 +30,9 @@ class Writer(wiring.Component):
     regions : In;  stride : In, with several slices: see Spread
     i : In(stream of transfer_layout(1)), tag 1 asks for a stores token
     beats : In(stream of 128 bits for each slice);  room : Out(1), as WritePort
-    idle : Out(1), nothing is left to write
+    idle : Out(idle_signs), all of them: nothing is left to write
     done_valid : Out(1), bursts were answered;  post : Out(1), a transfer with the tag is written in all slices
-    axi_fault, address, quiescent, beat_taken : of any of the ports, as WritePort
+    axi_fault, address, beat_taken : of any of the ports, as WritePort
     range_fault, field_fault, fault_address : as BurstSplitter
     """
 
@@ -36,9 +42,10 @@ class Writer(wiring.Component):
         self.ports = [WritePort(depth, config.slices_per_port) for _ in range(config.activation_ports)]
         super().__init__({
             "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(1))),
-            "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1), "idle": Out(1),
+            "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1),
+            "idle": Out(idle_signs(config)),
             "done_valid": Out(1), "post": Out(1),
-            "axi_fault": Out(1), "address": Out(AXI_ADDRESS_BITS), "quiescent": Out(1), "beat_taken": Out(1),
+            "axi_fault": Out(1), "address": Out(AXI_ADDRESS_BITS), "beat_taken": Out(1),
             "range_fault": Out(1), "field_fault": Out(1), "fault_address": Out(AXI_ADDRESS_BITS),
             **({"stride": In(STRIDE_BITS)} if config.slices > 1 else {}),
         })
@@ -72,8 +79,8 @@ class Writer(wiring.Component):
             splitter.regions.eq(self.regions), self.range_fault.eq(splitter.range_fault),
             self.field_fault.eq(splitter.field_fault), self.fault_address.eq(splitter.fault_address),
             self.beats.ready.eq(ports[0].beats.ready),
-            self.quiescent.eq(Cat(port.quiescent for port in ports).all()),
-            self.idle.eq(idle & self.quiescent),
+            self.idle.eq(Cat(Cat(*(port.idle for port in ports[k:k + SIGN_PORTS]), *([] if k else [idle])).all()
+                             for k in range(0, len(ports), SIGN_PORTS))),
             self.done_valid.eq(Cat(port.done_valid for port in ports).any()),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
             self.beat_taken.eq(Cat(port.beat_taken for port in ports).any()),
@@ -84,5 +91,5 @@ class Writer(wiring.Component):
             m.d.comb += self.room.eq(ports[0].room)
         else:
             m.d.sync += self.room.eq(Cat(port.room for port in ports).all())
-        name_address(m, ports, [port.fault for port in ports], self.address)
+        name_address(m, ports, [~port.idle for port in ports], [port.fault for port in ports], self.address)
         return m

@@ -80,10 +80,14 @@ class Cycles:
 
 
 class _ReadBus:
-    """A ReadPort, its splitter's output and ideal memory behind it."""
+    """A ReadPort, its splitter's output and ideal memory behind it.
 
-    def __init__(self, latency: int):
+    Of several ports that share bursts the splitter asks a cycle ahead whether all have a place.
+    """
+
+    def __init__(self, latency: int, ports: int = 1):
         self.latency = latency
+        self.place = FIFO_PLACE_CYCLES + (LOOK_CYCLES if ports > 1 else 0)
         self.last = -1  # bus cycle of the latest burst's last beat
         self.ends = deque(maxlen=OUTSTANDING_READS)
         self.beats = 0
@@ -92,7 +96,7 @@ class _ReadBus:
         """(cycle in which the port takes the burst, bus cycle of its first beat)."""
         taken = earliest
         if len(self.ends) == OUTSTANDING_READS:
-            taken = max(taken, self.ends[0] + FIFO_PLACE_CYCLES)
+            taken = max(taken, self.ends[0] + self.place)
         first = max(taken + 1 + self.latency, self.last + 1)
         self.last = first + length - 1
         self.ends.append(self.last)
@@ -131,7 +135,8 @@ class CycleModel:
         self.config = config
         self.words = words
         self.latency = latency
-        self.buses = {name: _ReadBus(latency) for name in ("program", "load", "weights")}
+        self.buses = {name: _ReadBus(latency, ports) for name, ports in (("program", 1), ("load", 1),
+                                                                         ("weights", config.weight_ports))}
         self.store = _WriteBus(latency)
         self.units = {name: Unit() for name in ("load", "weights", "compute", "store")}
         self.tokens = {}
