@@ -28,7 +28,7 @@ def readme_table(records: dict) -> str:
              f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, r in records.items():
         size = " | ".join(_size(r))
-        lines.append(f"| {name} | {size} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
+        lines.append(f"| {name}{_age(r)} | {size} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
                      f"{gops(r, STATED_MHZ):,.0f} | {density(r, STATED_MHZ):.2f} |")
     return "\n".join(lines)
 
@@ -60,6 +60,7 @@ _HEAD = f"""# Performance of the engines
 | {STATED_MHZ} and {PLANNING_MHZ} MHz | a stated and a planning clock; **no engine has been routed on UltraScale+** |
 | levels, carry bits | counted on the mapped netlist from register to register, across modules; no wire delays |
 | use of the lanes, cycles | simulation of the RTL, cycle-accurate |
+| *earlier RTL* | measured before the RTL changed last; figures and paths of today's may differ |
 
 Yosys maps to few levels: a wire is worth 1500 ps to its abc9.
 A LUT is what Yosys maps: LUT1 to LUT6, an inverter that it leaves, a LUT6_2 that the RTL instantiates; LUT RAM counts the
@@ -75,7 +76,7 @@ def _engine_table(records: dict) -> str:
     for name, r in records.items():
         paired = r["lut"] - r["pairs"]
         cells = [
-            name, *_size(r), f"{r['lanes']}",
+            f"{name}{_age(r)}", *_size(r), f"{r['lanes']}",
             f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
             f"{paired:,}", f"{r['lut_flat']:,}" if "lut_flat" in r else "", f"{r['ff']:,}", f"{r['carry8']:,.1f}",
             f"{r['bram36']:g}", f"{r['dsp']}", f"{gops(r, STATED_MHZ):,.0f}", f"{density(r, STATED_MHZ):.2f}",
@@ -108,6 +109,11 @@ def _options_table(records: dict) -> str:
             f"{100 * lut / DEVICE_LUT:.0f} | {ram:g} | "
             f"{dense:.2f} |")
     return "\n".join(lines)
+
+
+def _age(record: dict) -> str:
+    """A mark of what was measured before the RTL changed last: `earlier_rtl` in its record. Measuring again ends it."""
+    return " *earlier RTL*" if record.get("earlier_rtl") else ""
 
 
 def _size(record: dict) -> tuple:

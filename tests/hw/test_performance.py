@@ -58,6 +58,8 @@ def test_the_page_has_a_row_for_each_record_and_marks_what_is_over_the_bar(tmp_p
     assert "| array | 3 / 48 |" in page and "| fetch | 4 / 2 **over** |" in page
     assert "by simulation" not in page and "| mine | t 1 | `c` |" in page
     assert "| mine | table, 16 x 32 | -8..7 | 20,000 | 30,000 | 7.5 | 0 | 256 | 12.80 |" in performance_page.readme_table({"mine": RECORD})
+    older = performance_page.readme_table({"mine": RECORD | {"earlier_rtl": True}})
+    assert "| mine *earlier RTL* | table, 16 x 32 |" in older, "a record from before the RTL changed says so"
 
 
 def test_measuring_one_engine_leaves_the_records_of_the_others(tmp_path, monkeypatch):
