@@ -104,7 +104,8 @@ def main(arguments: list | None = None) -> int:
         rows.append(measure(graph_of(asked.network), config_of(name), asked.batch, shared=asked.shared))
         print(json.dumps(rows[-1]), flush=True)
     if asked.record:
-        write_json(Path(asked.record), {"command": "python -m sim.benches.network_on_rtl", "machine": platform.machine(),
+        command = ["python -m sim.benches.network_on_rtl", *(sys.argv[1:] if arguments is None else arguments)]
+        write_json(Path(asked.record), {"command": " ".join(command), "machine": platform.machine(),
                                         "python": platform.python_version(), "runs": rows})
     return 0 if all(map(is_exact, rows)) else 1
 
