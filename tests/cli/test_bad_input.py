@@ -288,6 +288,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     (["--rounding", "nearest"], "--rounding is for --post-training; give the number of images with it"),
     (["--ranges", "99.9"], "--ranges is for --post-training; give the number of images with it"),
     (["--equalize"], "--equalize is for --post-training; give the number of images with it"),
+    (["--tune", "3"], "--tune is for --post-training; give the number of images with it"),
     (["--post-training", "10", "--rounding", "up"], "rounding must be one of outputs, nearest, not 'up'"),
     (["--post-training", "10", "--ranges", "widest"], "ranges must be error or a percentile above 0 and up to 100, not 'widest'"),
     (["--post-training", "10", "--ranges", "101"], "ranges must be error or a percentile above 0 and up to 100, not 101.0"),

@@ -33,6 +33,8 @@ def add_parser(commands) -> None:
                         "error; the default) or a percentile of the magnitudes, such as 99.9")
     parser.add_argument("--equalize", action="store_true",
                         help="with --post-training: first share the ranges of channels between neighbouring layers")
+    parser.add_argument("--tune", type=positive, metavar="TIMES",
+                        help="with --post-training: then tune weights and scales on the images, so many times over")
     parser.add_argument("--float", dest="float_model", metavar="FILE",
                         help="the float.pt of an earlier run, in place of training in real numbers")
     parser.add_argument("--teacher-cache", metavar="FILE",
@@ -76,7 +78,8 @@ def _how(arguments):
     """What the options say of training nothing."""
     from esbflow.training.post_training import PostTraining
 
-    said = {name: getattr(arguments, name) for name in ("rounding", "ranges", "equalize") if getattr(arguments, name)}
+    names = ("rounding", "ranges", "equalize", "tune")
+    said = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     if said and not arguments.post_training:
         raise BadValue(f"--{next(iter(said))} is for --post-training; give the number of images with it")
     if said.get("ranges", "error") != "error":
@@ -111,7 +114,7 @@ def _write_record(arguments, metrics: dict) -> None:
 
     said = {name: getattr(arguments, name) for name in (
         "epochs", "batch", "rate", "sharpness", "weights", "activations", "first_weights", "last_weights", "scale_mode",
-        "power_of_two", "overrides", "post_training", "rounding", "ranges", "equalize", "images")}
+        "power_of_two", "overrides", "post_training", "rounding", "ranges", "equalize", "tune", "images")}
     said.update(said_of_machine(arguments.device, arguments.precision, arguments.compile))
     said["seed"] = arguments.seed or None
     said["float"] = arguments.float_model

@@ -81,13 +81,14 @@ def main(given=None) -> None:
     parser.add_argument("--rounding", default=PostTraining().rounding, choices=ROUNDINGS)
     parser.add_argument("--ranges", type=float, metavar="PERCENTILE", help="instead of scales of least error")
     parser.add_argument("--equalize", action="store_true")
+    parser.add_argument("--tune", type=int, default=0, metavar="TIMES", help="tune weights and scales on the images")
     parser.add_argument("--results", type=Path, metavar="FILE")
     given, began = parser.parse_args(given), time.monotonic()
     recipe = Recipe(weights=given.weights, activations=given.activations, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    how = PostTraining(given.rounding, given.ranges or "error", given.equalize)
+    how = PostTraining(given.rounding, given.ranges or "error", given.equalize, tune=given.tune)
     result = measure(given.network, given.checkpoint, given.pictures, given.test, recipe, how, given.folded_statistics)
     said = {name: getattr(given, name) for name in ("weights", "activations", "rounding", "ranges", "equalize",
-                                                    "folded_statistics")}
+                                                    "tune", "folded_statistics")}
     places = [*(path.name for path in (given.checkpoint, given.pictures)), *(f"--test '{text}'" for text in given.test)]
     command = record.command_line(f"python -m esbflow.training.fidelity {given.network} {' '.join(places)}", **said)
     result = {"network": given.network, "method": given.weights, "activations": given.activations, **result,

@@ -1,8 +1,8 @@
 """Quantization without training, from a few hundred unlabelled images: scales by search, weights rounded so that outputs
-stay, batch norms and biases corrected.
+stay, batch norms and biases corrected, and all of it tuned together by gradient if asked for.
 
 Sources: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, sections 4.1
-(equalize.py) and 4.2 (the empirical bias correction); Frantar et al., "GPTQ", ICLR 2023 (gptq.py).
+(equalize.py) and 4.2 (the empirical bias correction); Frantar et al., "GPTQ", ICLR 2023 (gptq.py); those of reconstruct.py.
 """
 
 import copy
@@ -20,6 +20,7 @@ from esbflow.training import gptq
 from esbflow.training.equalize import equalize
 from esbflow.training.lockstep import has_weights, in_parts, walk
 from esbflow.training.loop import calibrate, checked_images, normalise
+from esbflow.training.reconstruct import reconstruct
 
 ROUNDINGS = ("outputs", "nearest")
 
@@ -37,11 +38,12 @@ class PostTraining:
     equalize : first share ranges of channels between neighbouring layers (cross-layer equalization).
     batch_norms : move the statistics of batch norms by what quantization has moved them.
     biases : shift each layer without a batch norm behind it by what quantization has moved its mean output.
+    tune : times that the images then pass to tune weights, scales and norms together (reconstruct.py); 0 is without.
 
     Raises
     ------
     ValueError
-        for an unknown rounding or range, naming the known ones.
+        for an unknown rounding or range, naming the known ones, or a negative `tune`.
     """
 
     rounding: str = "outputs"
@@ -49,12 +51,15 @@ class PostTraining:
     equalize: bool = False
     batch_norms: bool = True
     biases: bool = True
+    tune: int = 0
 
     def __post_init__(self):
         if self.rounding not in ROUNDINGS:
             raise BadValue(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
         if self.ranges != "error" and (isinstance(self.ranges, str) or not 0 < self.ranges <= 100):
             raise BadValue(f"ranges must be error or a percentile above 0 and up to 100, not {self.ranges!r}")
+        if self.tune < 0:
+            raise BadValue(f"tune must be 0 or a number of passes over the images, not {self.tune}")
 
 
 def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, how: PostTraining = PostTraining(), report=None,
@@ -85,6 +90,9 @@ def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, how: PostTr
     calibrate(quantized, images, recipe.mean, recipe.std)
     say("round and correct layer by layer")
     correct(quantized, real, images, how)
+    if how.tune:
+        reconstruct(quantized, real, images, recipe.mean, recipe.std, how.tune,
+                    lambda done, error: say(f"tuned {done} of {how.tune} times: error {error:.4f}"))
     return quantized.eval()
 
 

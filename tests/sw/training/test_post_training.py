@@ -152,6 +152,7 @@ def test_a_percentile_of_magnitudes_is_the_largest_level():
     (dict(rounding="best"), "rounding must be one of outputs, nearest, not 'best'"),
     (dict(ranges="max"), "ranges must be error or a percentile above 0 and up to 100, not 'max'"),
     (dict(ranges=0), "ranges must be error or a percentile above 0 and up to 100, not 0"),
+    (dict(tune=-1), "tune must be 0 or a number of passes over the images, not -1"),
 ])
 def test_unknown_choices_are_refused(wrong, said):
     with pytest.raises(ValueError, match=f"^{said}$"):
@@ -187,3 +188,20 @@ def test_layers_that_only_calls_are_left_of_are_corrected_like_any_other(trained
         assert torch.equal(found(x), expected(x))
     graphs = [execute(export(model, "net", (1, 8, 8)), images[120:]) for model in (found, expected)]
     np.testing.assert_array_equal(*graphs)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE.__class__(**{**RECIPE.__dict__, "activations": "pact:3", "weights": "vecq:2"})])
+def test_tuning_brings_it_nearer_and_is_the_same_each_time(trained, recipe):
+    real, images = trained
+    said = []
+    plain, tuned, again = (post_train(real, recipe, images[:120], PostTraining(tune=tune), said.append) for tune in (0, 40, 40))
+    assert distance(tuned, real, images[120:]) < 0.7 * distance(plain, real, images[120:])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+               for a, b in zip(tuned.state_dict().values(), again.state_dict().values()))
+    assert torch.equal(tuned.bn1.running_mean, plain.bn1.running_mean) and not tuned.training
+    assert sum(text.startswith("tuned 40 of 40 times: error 0.") for text in said) == 2
+    outputs = execute(export(tuned, shape=(1, 8, 8)), images)
+    x = torch.from_numpy(images).float() / 255
+    with torch.no_grad():
+        same = outputs.reshape(len(images), -1).argmax(1) == tuned(x).numpy().argmax(1)
+    assert same.mean() > 0.97
