@@ -136,11 +136,12 @@ def has_mnist():
 
 
 @pytest.mark.skipif(not has_mnist(), reason="needs MNIST: set ESBFLOW_DATA to a folder that holds MNIST/raw")
-def test_lenet5_on_mnist_at_four_bits(tmp_path):
-    """The promise of the README: 10,000 images on the integer graph, at ESB(4,1) weights and 4-bit activations."""
-    metrics = train_network("lenet5-mnist", tmp_path, progress=False)
+def test_lenet5_learns_mnist_at_four_bits(tmp_path):
+    """One epoch on a sixth of the images, at ESB(4,1) weights and 4-bit activations. The whole recipe is `make demo`, and
+    what it reached is measured again with the zoo's model."""
+    metrics = train_network("lenet5-mnist", tmp_path, epochs=1, train_images=10_000, progress=False)
     assert metrics["images"] == 10_000
-    assert metrics["graph_top1"] >= 99.0
+    assert metrics["graph_top1"] >= 94.0
     assert metrics["graph_top1"] >= metrics["float_top1"] - 0.2
     assert abs(metrics["fake_quant_top1"] - metrics["graph_top1"]) <= 0.05 + 1e-9
     graph, model = load(tmp_path / "graph.npz"), load_model(tmp_path / "model.pt")
