@@ -15,7 +15,7 @@ from esbflow.networks.text_cnn import TextCNN
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.text_input import LARGEST, SentenceInput
 from esbflow.training.run_state import run_of
-from esbflow.training.trainer import Trainer, step_at
+from esbflow.training.trainer import Trainer, half_cosine, step_at
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Trainer(Trainer):
 
     def step(self, unit: int, index: int) -> None:
         part = (unit * self.epoch_steps + index) / sum(self.lengths)
-        step_at(self.optimizer, self.schedule.rate * 0.5 * (1 + math.cos(math.pi * part)))
+        step_at(self.optimizer, self.schedule.rate * half_cosine(part))
         if self.limit is not None:
             # The host has one byte a value: what it cannot hold must not train.
             with torch.no_grad():

@@ -22,7 +22,7 @@ from esbflow.quant.methods.alq import ALQQuantizer, from_groups
 from esbflow.training.distributed import average_gradients, plain
 from esbflow.training.loop import ImageTrainer, calibrate
 from esbflow.training.run_state import run_of
-from esbflow.training.trainer import step_at
+from esbflow.training.trainer import half_cosine, step_at
 
 BETAS = (0.9, 0.999)
 TINY = 1e-8
@@ -284,7 +284,7 @@ class _Trainer(ImageTrainer):
         average_gradients(self.model)
         schedule, (kind, around, epoch) = self.schedule, self.plan[unit]
         if kind == "shadow":
-            falling = 0.5 * (1 + math.cos(math.pi * (epoch + index / self.epoch_steps) / schedule.shadow_epochs))
+            falling = half_cosine(epoch + index / self.epoch_steps, schedule.shadow_epochs)
             for optimizer in (self.others, self.shadow):
                 step_at(optimizer, schedule.shadow_rate * falling)
             return

@@ -18,7 +18,7 @@ from esbflow.training.augment import augmented, augmented_pair
 from esbflow.training.losses import task_loss, teacher_loss
 from esbflow.training.run_state import run_of
 from esbflow.training.sharpness import SharpnessAware
-from esbflow.training.trainer import Trainer, step_at
+from esbflow.training.trainer import Trainer, half_cosine, step_at
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -88,7 +88,7 @@ class Schedule:
         [0.01, 0.0488, 0.088, 0.05, 0.0002]
         """
         rise = min(1.0, (done + 1) / (self.warmup * steps)) if self.warmup else 1.0
-        return rise * self.rate * 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
+        return rise * self.rate * half_cosine(done, self.epochs * steps)
 
 
 def normalise(images, mean, std) -> torch.Tensor:

@@ -3,6 +3,7 @@
 What differs between images, sentences, citation graphs, ALQ and product quantization are the hooks of `Trainer`.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,15 @@ class Trainer:
         loss.backward()
         self.step(unit, index)
         return float(loss.detach())
+
+
+def half_cosine(done: float, total: float = 1.0) -> float:
+    """What a learning rate is multiplied with after `done` of `total`: it falls from 1 to 0.
+
+    >>> [round(half_cosine(done, 4), 3) for done in (0, 2, 4)]
+    [1.0, 0.5, 0.0]
+    """
+    return 0.5 * (1 + math.cos(math.pi * done / total))
 
 
 def step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
