@@ -102,13 +102,11 @@ struct Simulation {
 
     // One clock cycle: settle with the slaves' new outputs, look at both sides, rising edge.
     void tick() {
-        const size_t count = ports.size();
-        memory.shared.tick();
-        // Who asks first for the shared budget goes round.
-        for (size_t i = 0, k = memory.shared.limited ? now % count : 0; i < count; i++) {
-            ports[k].offer(now);
-            if (++k == count) k = 0;
-        }
+#define X(index, name) ports[index].wvalid = top.m_axi_##name##_wvalid;
+        ESB_WRITE_PORTS(X)
+#undef X
+        for (Port& port : ports) port.offer(now);
+        serve(memory, ports);
         drive();
         top.ap_clk = 0;
         top.eval();
@@ -219,7 +217,10 @@ int esb_set_timing(Simulation* s, unsigned port, uint32_t read_latency, uint32_t
     return 0;
 }
 // `bytes` every `cycles` cycles for all ports together; 0: no limit.
-void esb_set_shared(Simulation* s, uint64_t bytes, uint64_t cycles) { s->memory.shared.set(bytes, cycles * BEAT_BYTES); }
+void esb_set_shared(Simulation* s, uint64_t bytes, uint64_t cycles) {
+    s->memory.shared.set(bytes, cycles * BEAT_BYTES);
+    s->memory.turn = 0;
+}
 
 void esb_add_fault(Simulation* s, int port, uint64_t low, uint64_t high, unsigned response) {
     s->memory.faults.push_back({port, low, high, uint8_t(response)});

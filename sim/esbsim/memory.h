@@ -6,6 +6,8 @@
 // Ideal memory (the defaults with a latency of L >= 1): READY is always high; a read burst's first beat is on offer
 // exactly L cycles after the cycle of its AR handshake, or one cycle after the previous burst's last beat if that is
 // later; beats follow one a cycle in order; B is on offer L cycles after the handshake of the burst's last W beat.
+//
+// Memory with a shared budget is ideal memory whose R and W beats of all ports go through one arbiter: see serve().
 #pragma once
 
 #include <cstdarg>
@@ -50,7 +52,6 @@ struct Budget {
     }
     bool enough() const { return !limited || credit >= cost; }
     void take() { if (limited) credit -= cost; }
-    void give_back() { if (limited) credit += cost; }
 };
 
 struct Fault {
@@ -64,6 +65,7 @@ struct Memory {
     uint8_t* data = nullptr;
     uint64_t size = 0, base = 0;
     Budget shared;
+    size_t turn = 0;  // channel that the arbiter looks at first: 2 * port for R, 2 * port + 1 for W
     std::vector<Fault> faults;
     uint64_t violations = 0;
     std::string violation;  // the first one
@@ -104,8 +106,9 @@ class Port {
   public:
     // -- driven by the model --
     bool arready = false, rvalid = false, rlast = false, awready = false, wready = false, bvalid = false;
+    bool read_asks = false, write_asks = false;  // for a beat of the shared budget
     uint8_t rdata[BEAT_BYTES] = {}, rresp = 0, bresp = 0;
-    // -- driven by the design --
+    // -- driven by the design; wvalid is known before offer(), as AXI lets no VALID depend on a READY of the same cycle --
     AddressPins ar, aw;
     bool rready = false, wvalid = false, wlast = false, bready = false;
     uint8_t wdata[BEAT_BYTES] = {};
@@ -124,7 +127,7 @@ class Port {
     const char* name() const { return name_; }
 
     void reset() {
-        arready = rvalid = rlast = awready = wready = bvalid = false;
+        arready = rvalid = rlast = awready = wready = bvalid = read_asks = write_asks = false;
         reads_.clear();
         writes_.clear();
         answers_.clear();
@@ -140,17 +143,32 @@ class Port {
         write_budget.tick();
         const bool room = !timing.outstanding || reads_.size() < timing.outstanding;
         arready = room && open(AR, now);
-        if (!rvalid && !reads_.empty() && reads_.front().ready_at <= now && open(R, now) && read_budget.enough() &&
-            memory_.shared.enough())
-            offer_read_beat();
+        read_asks = !rvalid && !reads_.empty() && reads_.front().ready_at <= now && open(R, now) && read_budget.enough();
 
         const bool write_room = !timing.outstanding || answers_.size() + writes_.size() < timing.outstanding;
         awready = write_room && open(AW, now);
         // With AWREADY low and no data owed, data could only overtake its address: make it wait.
-        wready = (expected_beats_ || awready) && open(W, now) && write_budget.enough() && memory_.shared.enough();
-        if (wready) memory_.shared.take();
+        const bool takes = (expected_beats_ || awready) && open(W, now) && write_budget.enough();
+        const bool limited = memory_.shared.limited;
+        write_asks = limited && takes && wvalid;
+        wready = !limited && takes;
+        if (!limited && read_asks) grant_read();
         if (!bvalid && !answers_.empty() && answers_.front().ready_at <= now && open(B, now)) offer_answer();
     }
+
+    // The arbiter gives this port's read, or its write, a beat.
+    void grant_read() {
+        const Burst& burst = reads_.front();
+        rvalid = true;
+        rresp = memory_.response(index_, burst.address);
+        // Data under an error response must not matter: make it conspicuous.
+        if (rresp == OKAY) memcpy(rdata, memory_.data + (burst.address - memory_.base), BEAT_BYTES);
+        else memset(rdata, 0xEE, BEAT_BYTES);
+        rlast = burst.beats == 1;
+        if (read_bursts == wrong_last_burst && (wrong_last_early ? burst.beats == burst.length : rlast)) rlast = !rlast;
+        read_budget.take();
+    }
+    void grant_write() { wready = true; }
 
     void commit(uint64_t now) {
         check_address(ar, last_ar_, "AR", now);
@@ -175,7 +193,6 @@ class Port {
             writes_.push_back({aw.address, aw.length + 1, aw.length + 1, 0});
             expected_beats_ += aw.length + 1;
         }
-        if (wready && !wvalid) memory_.shared.give_back();
         if (wvalid && wready) take_write_beat(now);
         if (bvalid && bready) bvalid = false;
         last_ar_ = ar;
@@ -211,19 +228,6 @@ class Port {
         return now < stall_from[channel] && !random.chance(timing.stall[channel]);
     }
     uint32_t jitter() { return timing.jitter ? random.next() % (timing.jitter + 1) : 0; }
-
-    void offer_read_beat() {
-        const Burst& burst = reads_.front();
-        rvalid = true;
-        rresp = memory_.response(index_, burst.address);
-        // Data under an error response must not matter: make it conspicuous.
-        if (rresp == OKAY) memcpy(rdata, memory_.data + (burst.address - memory_.base), BEAT_BYTES);
-        else memset(rdata, 0xEE, BEAT_BYTES);
-        rlast = burst.beats == 1;
-        if (read_bursts == wrong_last_burst && (wrong_last_early ? burst.beats == burst.length : rlast)) rlast = !rlast;
-        read_budget.take();
-        memory_.shared.take();
-    }
 
     void take_write_beat(uint64_t now) {
         if (writes_.empty()) return;  // a violation, recorded by check_write_data
@@ -305,3 +309,26 @@ class Port {
                             unsigned(wlast), left);
     }
 };
+
+// Shares the budget of one cycle among the channels that ask: an R that could put a beat on offer, a W with WVALID. Each gets
+// a beat at most. They are served in the order of their numbers, the one behind the channel that was served last first, for
+// as long as there is budget for a beat; so nobody waits for more than one beat of each of the others. A cycle in which
+// nobody asks begins the order anew, so that a run does not depend on the one before. What is not ready moves no byte and
+// is charged none.
+inline void serve(Memory& memory, std::vector<Port>& ports) {
+    if (!memory.shared.limited) return;
+    memory.shared.tick();
+    const size_t channels = 2 * ports.size(), first = memory.turn;
+    bool asked = false;
+    for (size_t i = 0, k = first; i < channels; i++, k = k + 1 == channels ? 0 : k + 1) {
+        Port& port = ports[k / 2];
+        if (!(k % 2 ? port.write_asks : port.read_asks)) continue;
+        asked = true;
+        if (!memory.shared.enough()) break;
+        memory.shared.take();
+        if (k % 2) port.grant_write();
+        else port.grant_read();
+        memory.turn = k + 1 == channels ? 0 : k + 1;
+    }
+    if (!asked) memory.turn = 0;
+}

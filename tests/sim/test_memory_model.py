@@ -86,11 +86,94 @@ def test_bandwidth_of_a_port_is_exact(probe, rate, gaps):
     assert abs((offered[-1] - offered[0]) * rate - (len(offered) - 1)) <= 1
 
 
+ALL = READ | WRITE | READ_PROGRAM
+
+
+def moved(times):
+    """The cycle of each beat, of all channels together."""
+    return sorted(times["rvalid"] + times["program_rvalid"] + times["w"])
+
+
+def granted(asks, channels, beats, budget):
+    """The documented rule: the cycles of each channel's beats. asks(channel, cycle, n): could it move its beat n?"""
+    credit, turn, cycle = 16 + budget, 0, 0
+    most = credit - Fraction(1, budget.denominator)
+    cycles = [[] for _ in range(channels)]
+    while sum(map(len, cycles)) < beats:
+        credit = min(credit + budget, most)
+        order = [(turn + k) % channels for k in range(channels)]
+        asking = [channel for channel in order if asks(channel, cycle, len(cycles[channel]))]
+        if not asking:
+            turn = 0
+        for channel in asking:
+            if credit < 16:
+                break
+            credit -= 16
+            cycles[channel].append(cycle)
+            turn = (channel + 1) % channels
+        cycle += 1
+    return cycles
+
+
 def test_ports_share_the_budget_fairly(probe):
     _, times = probe(MemoryTiming(latency=5), shared_bytes_per_cycle=16).transfer(READ | READ_PROGRAM, 0, 16, 6)
-    both = sorted(times["rvalid"] + times["program_rvalid"])
+    both = moved(times)
     assert np.diff(both).min() >= 1 and both[-1] - both[0] == 191  # 192 beats, one a cycle
     assert abs(times["rvalid"][-1] - times["program_rvalid"][-1]) <= 2
+
+
+@pytest.mark.parametrize("budget", [45.5, 40, 20, 16.5, 8.25, 3])
+def test_all_channels_together_move_the_whole_budget(probe, budget):
+    """Reads of two ports and writes of one, all of them asking: no byte of the budget is lost."""
+    _, times = probe(MemoryTiming(latency=5), shared_bytes_per_cycle=budget).transfer(ALL, 0, 16, 4)
+    every = [times["rvalid"], times["program_rvalid"], times["w"]]
+    first, last = max(beats[0] for beats in every), min(beats[-1] for beats in every)
+    for begin in range(first, last, 7):
+        for end in range(begin + 1, last + 1):
+            beats = sum(begin <= cycle < end for cycle in moved(times))
+            assert abs(beats - (end - begin) * budget / 16) < 1 + budget / 16, (begin, end)
+    counts = [sum(first <= cycle < last for cycle in beats) for beats in every]
+    assert max(counts) - min(counts) <= 1, counts
+
+
+@pytest.mark.parametrize("budget", [16, 45.5])
+@pytest.mark.parametrize("what, event", [(READ, "rvalid"), (WRITE, "w")])
+def test_one_channel_alone_moves_a_beat_in_every_cycle(probe, budget, what, event):
+    _, times = probe(MemoryTiming(latency=5), shared_bytes_per_cycle=budget).transfer(what, 0, 16, 8)
+    assert np.diff(times[event]).tolist() == [1] * 127
+
+
+@pytest.mark.parametrize("what, event", [(READ, "rvalid"), (WRITE, "w")])
+def test_reads_and_writes_are_charged_alike(probe, what, event):
+    _, times = probe(MemoryTiming(latency=5), shared_bytes_per_cycle=6).transfer(what, 0, 16, 4)
+    assert set(np.diff(times[event]).tolist()) == {2, 3} and times[event][-1] - times[event][0] == 168
+
+
+def test_a_port_that_has_nothing_to_write_is_charged_nothing(probe):
+    """The write channel is ready or not: what reads move beside it is the whole budget."""
+    driver = probe(MemoryTiming(latency=5), shared_bytes_per_cycle=24)
+    _, times = driver.transfer(READ | READ_PROGRAM, 0, 16, 6)
+    assert moved(times)[-1] - moved(times)[0] == 127  # 192 beats, three in two cycles
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_arbitration_is_the_documented_one_and_the_same_in_every_run(probe, seed):
+    budget = Fraction(int(np.random.default_rng(seed).integers(30, 190)), 4)
+    timing = MemoryTiming(latency=5 + seed)
+    driver = probe(timing, shared_bytes_per_cycle=budget)
+    runs = []
+    for pause in (0, 1, 2, 5):
+        driver.simulator.run(pause)
+        _, times = driver.transfer(ALL, 0, 4, 8)
+        runs.append([times[event] for event in ("program_rvalid", "rvalid", "w")])
+    assert all(run == runs[0] for run in runs)
+    def asks(channel, cycle, number):  # of program R and W, activations R and W: 8 bursts of 4, announced from cycle 0 on
+        if channel == 1 or number == 32:
+            return False
+        return cycle >= number // 4 + (1 if channel == 3 else timing.latency)
+
+    program, _, reads, writes = granted(asks, 4, 96, budget)
+    assert runs[0] == [program, reads, writes]
 
 
 def test_ports_are_independent_without_a_budget(probe):
