@@ -40,6 +40,8 @@ FETCH_BUFFERED = 32
 BEATS_PER_4K = 256
 OUTSTANDING_READS = 16
 OUTSTANDING_WRITES = 64
+TRANSFERS = 16
+"""Drain: stores (planes) ordered ahead of the writer."""
 
 # -- sequencer, buffers, accumulators -----------------------------------------------------------------------------
 ACTIVATION_LATENCY = 2
@@ -98,6 +100,16 @@ def activation_masters(config: EngineConfig) -> list:
     ['m_axi_activations', 'm_axi_activations1']
     """
     return [f"m_axi_activations{number or ''}" for number in range(config.activation_ports)]
+
+
+def write_beats(config: EngineConfig) -> int:
+    """WritePort: beats that its FIFO of each slice holds."""
+    return max(128, 4 * config.max_burst)
+
+
+def write_room(config: EngineConfig) -> int:
+    """WritePort: the drain stops while its FIFOs hold so many beats, or more."""
+    return write_beats(config) * 3 // 4
 
 
 def burst_lengths(offset: int, beats: int, longest: int):

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, EngineConfig
+from esbflow.engine_facts import TRANSFERS
 from esbflow.registers import COUNTERS, LOG_BEATS
 from esbflow.requantizer import ACCUMULATOR_CYCLES, LEVEL_BITS, RESIDUAL_BITS, Stages, drain_latency
 from esbhw.arithmetic.requantize import constants_layout
@@ -17,9 +18,6 @@ from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import transfer_layout
 from esbhw.engine.writer import idle_signs
 from esbhw.fabric.adder_rows import Term, add_row
-
-TRANSFERS = 16
-"""Stores (planes) ordered ahead of the writer."""
 
 
 class Drain(wiring.Component):

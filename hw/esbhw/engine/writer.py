@@ -5,6 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import write_beats
 from esbhw.engine.axi import WritePort, name_address
 from esbhw.engine.spread import STRIDE_BITS, Spread
 from esbhw.engine.tokens import joined
@@ -38,8 +39,7 @@ class Writer(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        depth = max(128, 4 * config.max_burst)
-        self.ports = [WritePort(depth, config.slices_per_port) for _ in range(config.activation_ports)]
+        self.ports = [WritePort(write_beats(config), config.slices_per_port) for _ in range(config.activation_ports)]
         super().__init__({
             "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(1))),
             "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1),

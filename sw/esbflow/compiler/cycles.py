@@ -1,4 +1,5 @@
-"""The cycle model: when every instruction of a program starts and ends on ideal memory, exactly.
+"""The cycle model: when every instruction of a program starts and ends, exactly; here on ideal memory, in ddr_cycles.py
+on memory whose ports share a budget.
 
 Units take their instructions in order, so one walk over the program computes all times: a token's k-th taker
 waits for its k-th post, which stands earlier in the program. The constants are the timings of the blocks in
@@ -7,9 +8,12 @@ engine_facts; tests hold the sum against the RTL, cycle for cycle.
 Ideal memory: ready is always high, the first beat of a read is on offer `latency` cycles after its address was taken
 or one cycle after the previous burst's last beat, then one beat a cycle; a write is answered `latency` cycles after
 its last beat. Cycle 0 is the first cycle after the doorbell.
+
+What a unit does with an instruction is a generator: it yields the name of what it needs and does not know yet. On ideal
+memory nothing is unknown that stands earlier in the program.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from esbflow.compiler.program import Program
@@ -139,10 +143,12 @@ class CycleModel:
                                                                          ("weights", config.weight_ports))}
         self.store = _WriteBus(latency)
         self.units = {name: Unit() for name in ("load", "weights", "compute", "store")}
-        self.tokens = {}
+        self.tokens = defaultdict(deque)
         self.dispatched = []
+        self.arrived = deque()  # instructions: the earliest cycle in which each could be dispatched
         self.stamps = []
         self.layers = {}
+        self.total = None
         self._staged_free = 0
         self._stream_free = 0
         self._compute = compute_latency(config)
@@ -150,24 +156,27 @@ class CycleModel:
         self._drain_begun = -1
         self._spread_free = {"load": 0, "store": 0}
 
-    # -- tokens -------------------------------------------------------------------------------------------
+    # -- what units tell each other ----------------------------------------------------------------------
     def _post(self, name: str, cycle: int) -> None:
-        self.tokens.setdefault(name, deque()).append(cycle + TOKEN_CYCLES)
+        self.tokens[name].append(cycle + TOKEN_CYCLES)
 
-    def _take(self, name: str, count: int = 1) -> int:
+    def _take(self, name: str, count: int = 1):
         """The cycle from which `count` tokens can be taken."""
-        queue = self.tokens.get(name, ())
-        if len(queue) < count:
-            raise BadValue(f"the program waits for {name} and nothing before it posts that")
+        queue = self.tokens[name]
+        while len(queue) < count:
+            yield name
         cycle = 0
         for _ in range(count):
             cycle = queue.popleft()
         return cycle
 
+    def _pop(self, unit: Unit, cycle: int) -> None:
+        """The unit takes an instruction off its queue."""
+        unit.popped.append(cycle)
+
     # -- fetch --------------------------------------------------------------------------------------------
-    def _fetched(self):
-        """For each instruction, the earliest cycle in which it could be dispatched."""
-        bus, promised = self.buses["program"], 0
+    def _fetch(self):
+        promised = 0
         left, offset = len(self.words), 0
         ready = REQUEST_CYCLES  # the splitter can accept
         burst_limit = min(FETCH_BURST, self.config.max_burst)
@@ -177,57 +186,87 @@ class CycleModel:
             for length in burst_lengths(offset, INSTRUCTION_BEATS * run, burst_limit):
                 promised += length // INSTRUCTION_BEATS
                 if promised > FETCH_BUFFERED:
+                    while len(self.dispatched) < promised - FETCH_BUFFERED:
+                        yield "dispatched"
                     earliest = max(earliest, self.dispatched[promised - FETCH_BUFFERED - 1] + FIFO_PLACE_CYCLES)
                 earliest += CREDIT_CYCLES
-                taken, first = bus.burst(earliest, length)
-                for k in range(length // INSTRUCTION_BEATS):
-                    yield first + INSTRUCTION_BEATS * k + 1 + BEAT_TO_WRITE + FIFO_LATENCY
-                earliest = taken + SPLIT_CYCLES
+                earliest = self._ask(earliest, length) + SPLIT_CYCLES
             ready = earliest - SPLIT_CYCLES + 1
             left -= run
             offset += INSTRUCTION_BEATS * run
 
+    def _ask(self, earliest: int, length: int) -> int:
+        """The cycle in which the program's port takes a burst."""
+        taken, first = self.buses["program"].burst(earliest, length)
+        self.arrived.extend(self._arrival(first + beat) for beat in range(1, length, INSTRUCTION_BEATS))
+        return taken
+
+    @staticmethod
+    def _arrival(cycle: int) -> int:
+        """When an instruction whose last beat was on the bus in `cycle` can be dispatched."""
+        return cycle + BEAT_TO_WRITE + FIFO_LATENCY
+
+    def _handlers(self) -> dict:
+        """Of each opcode the unit, and what it does with the instruction."""
+        return {LOAD: ("load", self._load), WEIGHTS: ("weights", self._weights), PASS: ("compute", self._pass),
+                CHANNEL: ("compute", self._pass), DRAIN: ("store", self._drain), STAMP: ("store", self._stamp),
+                END: ("store", self._end)}
+
     def run(self) -> Cycles:
-        unit_of = {LOAD: "load", WEIGHTS: "weights", PASS: "compute", CHANNEL: "compute", DRAIN: "store", STAMP: "store",
-                   END: "store"}
-        act = {LOAD: self._load, WEIGHTS: self._weights, PASS: self._pass, CHANNEL: self._pass, DRAIN: self._drain,
-               STAMP: self._stamp}
-        depth = self.config.queue_depth
+        handlers, depth = self._handlers(), self.config.queue_depth
         previous = -1
-        fetched = self._fetched()
-        total = None
+        fetch = self._fetch()
         for word in self.words:
-            opcode = word & 0xF
-            unit = self.units[unit_of[opcode]]
-            dispatch = max(next(fetched), previous + 1)
+            name, act = handlers[word & 0xF]
+            unit = self.units[name]
+            while not self.arrived:
+                next(fetch, None)  # it may be done with that
+            dispatch = max(self.arrived.popleft(), previous + 1)
             if len(unit.popped) >= depth:
                 dispatch = max(dispatch, unit.popped[-depth] + FIFO_PLACE_CYCLES)
             self.dispatched.append(dispatch)
             previous = dispatch
-            if opcode == END:
-                start = max(self._held(dispatch + FIFO_LATENCY) + 1 + LOOK_CYCLES, unit.free)
-                total = max(start + self._drain_latency + 3, self.store.last_b + 2) + 1 + CATCH_CYCLES
+            for missing in act(unit, decode(word)[1], dispatch + FIFO_LATENCY):
+                self._hang(missing)
+            if self.total is not None:
                 break
-            _, fields = decode(word)
-            unit.popped.append(act[opcode](unit, fields, dispatch + FIFO_LATENCY))
-        if total is None:
+        return self._result()
+
+    @staticmethod
+    def _hang(name: str):
+        raise BadValue(f"the program waits for {name} and nothing before it posts that")
+
+    def _result(self) -> Cycles:
+        if self.total is None:
             raise BadValue("the program has no END instruction")
-        return Cycles(total=total, stamps=self.stamps, layers=self.layers)
+        return Cycles(total=self.total, stamps=self.stamps, layers=self.layers)
 
     # -- loaders ------------------------------------------------------------------------------------------
-    def _transfer(self, unit: Unit, bus: _ReadBus, fields: dict, accept: int, ports: int = 1) -> int:
-        """Bus cycle of the transfer's last beat, of which each of the ports brings as many; `bus` is that of one of them."""
+    def _transfer(self, unit: Unit, fields: dict, accept: int, full: str):
+        """Reads what the instruction accepted in `accept` asks for, and posts the token `full` if it wants that."""
+        loads = unit is self.units["load"]
+        bus, ports = (self.buses["load"], 1) if loads else (self.buses["weights"], self.config.weight_ports)
         earliest = accept + SPLIT_CYCLES
+        for length in self._read_bursts(fields, ports):
+            def port(cycle, length=length // ports):
+                return bus.burst(cycle, length)[0]  # each of the ports brings as many: one stands for all
+            taken = self._burst(port, earliest, "load") if loads else port(earliest)
+            earliest = taken + SPLIT_CYCLES
+        unit.free = taken + 1
+        if fields["post_full"]:
+            self._post(full, bus.last + self._written_after(loads))
+        yield from ()
+
+    def _read_bursts(self, fields: dict, ports: int):
+        """Lengths of a transfer's bursts, each of all ports together."""
         offset = fields["offset"]
         for _ in range(fields["segments"]):
-            for length in burst_lengths(offset, fields["beats"], self.config.max_burst * ports):
-                def port(cycle, length=length // ports):
-                    return bus.burst(cycle, length)[0]
-                taken = self._burst(port, earliest, "load") if bus is self.buses["load"] else port(earliest)
-                earliest = taken + SPLIT_CYCLES
+            yield from burst_lengths(offset, fields["beats"], self.config.max_burst * ports)
             offset += fields["stride"]
-        unit.free = taken + 1
-        return bus.last
+
+    def _written_after(self, loads: bool) -> int:
+        """From the bus cycle of a transfer's last beat to its token."""
+        return BEAT_TO_WRITE + (JOIN_CYCLES if loads and self.config.slices > 1 else 0)
 
     def _burst(self, port, earliest: int, spread: str) -> int:
         """The cycle in which the splitter's burst is taken. `port` gives that in which the port takes it.
@@ -245,37 +284,34 @@ class CycleModel:
         self._spread_free[spread] = offered
         return taken
 
-    def _load(self, unit: Unit, fields: dict, ready: int) -> int:
+    def _load(self, unit: Unit, fields: dict, ready: int):
         kind = "residual" if fields["destination"] >= 2 else "activations"
         here = ready
         if fields["wait_free"]:
-            here = max(here, self._take(f"{kind}_free"))
+            here = max(here, (yield from self._take(f"{kind}_free")))
         if fields["wait_stores"]:
-            here = max(here, self._take("stores", fields["wait_stores"]))
+            here = max(here, (yield from self._take("stores", fields["wait_stores"])))
         accept = max(here + LOOK_CYCLES, unit.free)
-        last = self._transfer(unit, self.buses["load"], fields, accept)
-        if fields["post_full"]:
-            self._post(f"{kind}_full", last + BEAT_TO_WRITE + (JOIN_CYCLES if self.config.slices > 1 else 0))
-        return accept
+        self._pop(unit, accept)
+        yield from self._transfer(unit, fields, accept, f"{kind}_full")
 
-    def _weights(self, unit: Unit, fields: dict, ready: int) -> int:
+    def _weights(self, unit: Unit, fields: dict, ready: int):
         kind = "constants" if fields["destination"] else "weights"
         here = ready
         if fields["wait_free"]:
-            here = max(here, self._take(f"{kind}_free"))
+            here = max(here, (yield from self._take(f"{kind}_free")))
         accept = max(here + LOOK_CYCLES, unit.free)
-        last = self._transfer(unit, self.buses["weights"], fields, accept, self.config.weight_ports)
-        if fields["post_full"]:
-            self._post(f"{kind}_full", last + BEAT_TO_WRITE)
-        return accept
+        self._pop(unit, accept)
+        yield from self._transfer(unit, fields, accept, f"{kind}_full")
 
     # -- sequencer ----------------------------------------------------------------------------------------
-    def _pass(self, unit: Unit, fields: dict, ready: int) -> int:
+    def _pass(self, unit: Unit, fields: dict, ready: int):
         idle_from = self._stream_free
         accept = max(ready, self._staged_free)
         waited_instruction = accept
         if fields["wait_weights"]:
-            accept = max(accept, self._take("weights_full"))
+            accept = max(accept, (yield from self._take("weights_full")))
+        self._pop(unit, accept)
         load_cycles = tail = 0
         channel = fields["opcode"] == CHANNEL
         if channel and not fields["keep"]:
@@ -289,11 +325,11 @@ class CycleModel:
         take = max(here, self._stream_free)
         with_activations = take
         if fields["wait_activations"]:
-            here = max(here, self._take("activations_full"))
+            here = max(here, (yield from self._take("activations_full")))
             with_activations = max(take, here)
         with_bank = with_activations
         if fields["wait_accumulators"]:
-            here = max(here, self._take("accumulators_free"))
+            here = max(here, (yield from self._take("accumulators_free")))
             with_bank = max(with_bank, here)
         start = max(self._stream_free, here + LOOK_CYCLES)
         spent = self.layers.setdefault(fields["layer"], dict.fromkeys(
@@ -316,43 +352,44 @@ class CycleModel:
             self._post("activations_free", last_pixel)
         if fields["post_accumulators"]:
             self._post("accumulators_full", last_pixel + ACTIVATION_LATENCY + self._compute + ACCUMULATE_LATENCY)
-        return accept
 
     # -- drain --------------------------------------------------------------------------------------------
     def _held(self, ready: int) -> int:
         """The cycle in which the drain takes an instruction that is in its queue from `ready` on, to begin it later."""
         return max(ready, self._drain_begun + 1)
 
-    def _drain(self, unit: Unit, fields: dict, ready: int) -> int:
+    def _drain(self, unit: Unit, fields: dict, ready: int):
         config = self.config
         taken = self._held(ready)
-        tokens = [self._take("accumulators_full"), self._take("constants_full")]
-        if fields["residual"]:
-            tokens.append(self._take("residual_full"))
+        self._pop(unit, taken)
+        tokens = []
+        for name in ("accumulators", "constants", *(("residual",) if fields["residual"] else ())):
+            tokens.append((yield from self._take(f"{name}_full")))
         begin = self._drain_begun = max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free)
         taps = fields["kernel_y"] * fields["kernel_x"]
         chunks_per_beat = AXI_BEAT_BITS // (config.digit_bits * config.requantize_lanes)
-        beat_cycles = chunks_per_beat * taps
+        digits, planes = output_digits(fields["digits"]), fields["planes"]
         now = begin + 1
-        last_b = None
-        for digit in range(output_digits(fields["digits"])):
-            for plane in range(fields["planes"]):
-                ordered, starts = now + SETUP_CYCLES - 1, []
-                for _ in range(fields["segments"]):
-                    starts.append(now + SETUP_CYCLES)
-                    now += SETUP_CYCLES + fields["segment_beats"] * beat_cycles
+        for digit in range(digits):
+            for plane in range(planes):
                 offset = fields["offset"] + plane * fields["plane_stride"] + digit * fields["digit_stride"]
-                last_b = self._stores(ordered, offset, fields["segment_beats"], fields["segment_stride"], starts,
-                                      beat_cycles)
-        last_issue = now - 1
-        unit.free = last_issue + 1
-        self._post("accumulators_free", last_issue)
-        self._post("constants_free", last_issue)
-        if fields["residual"]:
-            self._post("residual_free", last_issue)
-        if fields["post_store"]:
+                post = fields["post_store"] and (digit, plane) == (digits - 1, planes - 1)
+                now = yield from self._plane(now, fields, offset, chunks_per_beat * taps, post)
+        unit.free = now
+        for name in ("accumulators", "constants", *(("residual",) if fields["residual"] else ())):
+            self._post(f"{name}_free", now - 1)
+
+    def _plane(self, now: int, fields: dict, offset: int, beat_cycles: int, post: bool):
+        """Issues a plane's groups, a beat every `beat_cycles`, and orders its stores; gives the cycle after the last one."""
+        ordered, starts = now + SETUP_CYCLES - 1, []
+        for _ in range(fields["segments"]):
+            starts.append(now + SETUP_CYCLES)
+            now += SETUP_CYCLES + fields["segment_beats"] * beat_cycles
+        last_b = self._stores(ordered, offset, fields["segment_beats"], fields["segment_stride"], starts, beat_cycles)
+        if post:
             self._post("stores", last_b + 1)
-        return taken
+        yield from ()
+        return now
 
     def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int) -> int:
         """One transfer of the writer: `starts` are the cycles in which each run's first group is issued."""
@@ -372,15 +409,26 @@ class CycleModel:
         """The cycle in which the splitter's burst is taken, whose beats are there from `here` on."""
         return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest, "store")
 
-    def _stamp(self, unit: Unit, fields: dict, ready: int) -> int:
+    def _stamp(self, unit: Unit, fields: dict, ready: int):
         taken = self._held(ready)
+        self._pop(unit, taken)
         begin = self._drain_begun = max(taken + 1 + LOOK_CYCLES, unit.free)
         ordered = begin + self._drain_latency + 1
         self.stamps.append(ordered - COUNT_CYCLES)
         # Its beats leave one a cycle from ordered + 2 on: as if a run had been issued so much earlier.
         self._stores(ordered, fields["offset"], LOG_BEATS, 0, [ordered + 2 - self._drain_latency], 1)
         unit.free = ordered + 2 + LOG_BEATS
-        return taken
+        yield from ()
+
+    def _end(self, unit: Unit, fields: dict, ready: int):
+        start = max(self._held(ready) + 1 + LOOK_CYCLES, unit.free)
+        answered = yield from self._answered()
+        self.total = max(start + self._drain_latency + 3, answered + 2) + 1 + CATCH_CYCLES
+
+    def _answered(self):
+        """The bus cycle of the last write's answer."""
+        yield from ()
+        return self.store.last_b
 
 
 def count_cycles(program: Program, latency: int = 40) -> Cycles:

@@ -1,0 +1,462 @@
+"""The cycle model on memory whose ports share a budget, as a DDR controller does: exact, too, as docs/simulation.md#memory
+states the rule.
+
+Units, tokens and queues are those of cycles.py. Memory is gone through cycle by cycle, and a unit that needs what memory
+has not done yet waits until it has. What the budget delays is known in time: whatever a unit does with something that
+memory did in a cycle reaches memory in a later one.
+"""
+
+import heapq
+from collections import deque
+from fractions import Fraction
+from functools import partial
+
+from esbflow.compiler.cycles import LOOK_CYCLES, SETUP_CYCLES, CycleModel, Cycles
+from esbflow.compiler.program import Program
+from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import (
+    COUNT_CYCLES,
+    FIFO_LATENCY,
+    FIFO_PLACE_CYCLES,
+    OUTSTANDING_READS,
+    OUTSTANDING_WRITES,
+    PORT_CYCLES,
+    SPLIT_CYCLES,
+    SPREAD_CYCLES,
+    TRANSFERS,
+    activation_masters,
+    burst_lengths,
+    weight_masters,
+    write_room,
+)
+from esbflow.instructions import decode
+from esbflow.registers import LOG_BEATS
+
+BEAT_BYTES = 16
+NEVER = 1 << 62
+
+
+class SharedMemory:
+    """What channels move, one cycle after the other. A channel is a port's R or its W.
+
+    In a cycle each channel that has a beat gets one, the channel behind the one served last first, for as long as there is
+    budget for a beat. The budget grows by so much each cycle; no more than part of a beat is left over.
+    """
+
+    def __init__(self, channels: int, bytes_per_cycle: Fraction):
+        self.now = 0  # cycle that comes next
+        self._gain, self._cost = bytes_per_cycle.numerator, BEAT_BYTES * bytes_per_cycle.denominator
+        self._credit = self._most = self._cost + self._gain - 1
+        self._turn = 0
+        self._orders = [tuple((turn + k) % channels for k in range(channels)) for turn in range(channels)]
+        self._due = [NEVER] * channels  # cycle from which a channel's next beat can move
+        self._left = [0] * channels  # beats of its burst
+        self._bursts = [deque() for _ in range(channels)]
+        self._notes = [None] * channels
+
+    def add(self, channel: int, due: int, beats: int, done, note=None) -> None:
+        """A burst behind those that the channel has: beats can move from cycle `due` on.
+
+        `done` is called with the cycle of its last beat, `note` with that of each beat.
+        """
+        self._bursts[channel].append((due, beats, done, note))
+        if self._due[channel] == NEVER:
+            self._next(channel, 0)
+
+    def _next(self, channel: int, earliest: int) -> None:
+        if not self._bursts[channel]:
+            self._due[channel] = NEVER
+            return
+        due, self._left[channel], _, self._notes[channel] = self._bursts[channel][0]
+        self._due[channel] = max(due, earliest)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no channel has a beat to move, now or later."""
+        return min(self._due) == NEVER
+
+    def run(self, until: int, called: list) -> None:
+        """Goes on until the cycle `until` is done, or one in which `done` or `note` has put something into `called`."""
+        due, left, notes = self._due, self._left, self._notes
+        gain, cost, most = self._gain, self._cost, self._most
+        now, credit, turn = self.now, self._credit, self._turn
+        while now <= until and not called:
+            credit = credit + gain if credit + gain < most else most
+            asked = False
+            for channel in self._orders[turn]:
+                if due[channel] > now:
+                    continue
+                asked = True
+                if credit < cost:
+                    break
+                credit -= cost
+                turn = channel + 1
+                if notes[channel] is not None:
+                    notes[channel](now)
+                left[channel] -= 1
+                if not left[channel]:
+                    done = self._bursts[channel].popleft()[2]
+                    self._next(channel, now + 1)
+                    done(now)
+            now += 1
+            if not asked:
+                turn = 0
+                then = min(min(due), until + 1)
+                credit = min(most, credit + (then - now) * gain)
+                now = then
+            elif turn == len(due):
+                turn = 0
+        self.now, self._credit, self._turn = now, credit, turn
+
+
+class _Join:
+    """Calls `then` with the latest of `count` cycles, once they are all known."""
+
+    def __init__(self, count: int, then):
+        self._count, self._then, self._latest = count, then, -1
+
+    def __call__(self, cycle: int) -> None:
+        self._count -= 1
+        self._latest = max(self._latest, cycle)
+        if not self._count:
+            self._then(self._latest)
+
+
+class _Port:
+    """A ReadPort or WritePort: `over` are the cycles in which its bursts were over, in order.
+
+    It has a place for a burst FIFO_PLACE_CYCLES after the one `places` before is over.
+    """
+
+    def __init__(self, channel: int, places: int):
+        self.channel, self.places = channel, places
+        self.taken = 0
+        self.over = []
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known when there is a place for one more burst."""
+        return len(self.over) > self.taken - self.places
+
+    @property
+    def place(self) -> int:
+        return self.over[self.taken - self.places] + FIFO_PLACE_CYCLES if self.taken >= self.places else 0
+
+
+class _WritePort(_Port):
+    def __init__(self, channel: int):
+        super().__init__(channel, OUTSTANDING_WRITES)
+        self.popped = []  # cycles in which a beat of its last source left
+        self.seen = 0  # of those, as many as the drain knows of
+
+
+class SharedCycleModel(CycleModel):
+    """As CycleModel, where all ports together move `bytes_per_cycle` at most."""
+
+    def __init__(self, config: EngineConfig, words: list, latency: int = 40, bytes_per_cycle: Fraction | float = 16):
+        super().__init__(config, words, latency)
+        channels = _channels(config)
+        self._memory = SharedMemory(len(channels), Fraction(bytes_per_cycle).limit_denominator(1000))
+        number = {name: k for k, name in enumerate(channels)}
+        self._program, self._odd = number["program"], False
+        self._readers = {
+            name: [_Port(number[master.removeprefix("m_axi_")], OUTSTANDING_READS) for master in masters]
+            for name, masters in (("load", activation_masters(config)), ("weights", weight_masters(config)))}
+        self._writers = [_WritePort(k) for name, k in number.items() if name.endswith(" write")]
+        self._waiting = {}
+        self._ready = []
+        self._timers = []
+        self._inboxes = {name: deque() for name in self.units}
+        self._orders = deque()
+        self._accepted = []  # cycles in which the writer took an order
+        self._ordered = 0
+        self._open_orders = 0
+        self._last_answer = -1
+        self._pushed = []  # cycles in which a beat came to the writer
+        self._counted = 0  # of those, what the drain has counted
+
+    # -- who runs when ------------------------------------------------------------------------------------
+    def run(self) -> Cycles:
+        self._ready = [self._fetch(), self._dispatch(), self._write(), *map(self._work, self.units)]
+        while self.total is None:
+            while self._ready:
+                steps = self._ready.pop()
+                wanted = next(steps, None)
+                if isinstance(wanted, str):
+                    self._waiting.setdefault(wanted, []).append(steps)
+                elif wanted is not None:
+                    heapq.heappush(self._timers, (wanted, id(steps), steps))
+            if self.total is not None:
+                break
+            if not self._timers and self._memory.quiet:
+                self._stop()
+                break
+            self._memory.run(self._timers[0][0] if self._timers else NEVER, self._ready)
+            while self._timers and self._timers[0][0] < self._memory.now:
+                self._ready.append(heapq.heappop(self._timers)[2])
+        return self._result()
+
+    def _stop(self) -> None:
+        """Nothing will happen any more."""
+        for name in self.tokens:
+            if name in self._waiting:
+                self._hang(name)
+
+    def _tell(self, name: str) -> None:
+        """Something about `name` is known now."""
+        self._ready += self._waiting.pop(name, ())
+
+    def _post(self, name: str, cycle: int) -> None:
+        super()._post(name, cycle)
+        self._tell(name)
+
+    def _pop(self, unit, cycle: int) -> None:
+        super()._pop(unit, cycle)
+        self._tell("popped")
+
+    def _dispatch(self):
+        handlers, depth = self._handlers(), self.config.queue_depth
+        sent = dict.fromkeys(self.units, 0)
+        previous = -1
+        for word in self.words:
+            name, act = handlers[word & 0xF]
+            unit = self.units[name]
+            while not self.arrived:
+                yield "arrived"
+            dispatch = max(self.arrived.popleft(), previous + 1)
+            if sent[name] >= depth:
+                while len(unit.popped) <= sent[name] - depth:
+                    yield "popped"
+                dispatch = max(dispatch, unit.popped[sent[name] - depth] + FIFO_PLACE_CYCLES)
+            sent[name] += 1
+            self.dispatched.append(dispatch)
+            previous = dispatch
+            self._inboxes[name].append((act, decode(word)[1], dispatch + FIFO_LATENCY))
+            self._tell(name)
+            self._tell("dispatched")
+
+    def _work(self, name: str):
+        unit, inbox = self.units[name], self._inboxes[name]
+        while True:
+            while not inbox:
+                yield name
+            act, fields, ready = inbox.popleft()
+            yield from act(unit, fields, ready)
+
+    # -- reads --------------------------------------------------------------------------------------------
+    def _ask(self, earliest: int, length: int) -> int:
+        # The fetch has no more bursts in flight than the port has places for.
+        self._memory.add(self._program, earliest + 1 + self.latency, length, _nothing, self._program_beat)
+        return earliest
+
+    def _program_beat(self, cycle: int) -> None:
+        self._odd = not self._odd
+        if not self._odd:
+            self.arrived.append(self._arrival(cycle))
+            self._tell("arrived")
+
+    def _transfer(self, unit, fields: dict, accept: int, full: str):
+        loads = unit is self.units["load"]
+        name = "load" if loads else "weights"
+        ports = self._readers[name]
+        share = 1 if loads else len(ports)
+        lengths = list(self._read_bursts(fields, share))
+        arrived = partial(self._arrived, full, self._written_after(loads)) if fields["post_full"] else _nothing
+        earliest = accept + SPLIT_CYCLES
+        for number, length in enumerate(lengths):
+            last = _Join(len(ports), arrived) if number == len(lengths) - 1 else None
+            if loads:
+                taken = yield from self._to_slices(ports, earliest, length, "load", last)
+            else:
+                while not all(port.known for port in ports):
+                    yield f"{name} over"
+                look = LOOK_CYCLES if len(ports) > 1 else 0
+                taken = max(earliest, *(port.place + look for port in ports))
+                for port in ports:
+                    self._read(port, taken, length // share, name, last)
+            earliest = taken + SPLIT_CYCLES
+        unit.free = taken + 1
+
+    def _arrived(self, full: str, later: int, cycle: int) -> None:
+        self._post(full, cycle + later)
+
+    def _read(self, port: _Port, taken: int, length: int, name: str, last) -> None:
+        port.taken += 1
+        self._memory.add(port.channel, taken + 1 + self.latency, length, partial(self._read_over, port, name, last))
+
+    def _read_over(self, port: _Port, name: str, last, cycle: int) -> None:
+        port.over.append(cycle)
+        self._tell(f"{name} over")
+        if last is not None:
+            last(cycle)
+
+    def _to_slices(self, ports: list, earliest: int, length: int, name: str, last, here: int = 0):
+        """The cycle in which the splitter's burst is taken, for each slice through its port; see Spread.
+
+        The beats of a write are there in `here`.
+        """
+        slices = self.config.slices
+        taken = offered = earliest
+        if slices > 1:
+            taken = max(earliest, self._spread_free[name])
+            offered = taken + SPREAD_CYCLES
+        groups = self.config.slices_per_port
+        for group in range(groups):
+            final, latest, left = group == groups - 1, 0, list(ports)
+            while left:
+                # None waits for another: memory goes on meanwhile.
+                for port in [port for port in left if port.known]:
+                    left.remove(port)
+                    if name == "load":
+                        own = max(offered, port.place)
+                        self._read(port, own, length, name, last if final else None)
+                    else:
+                        own = max(max(offered, here) + LOOK_CYCLES if not group else offered, port.place)
+                        self._put(port, own, length, last if final else None, final)
+                    latest = max(latest, own)
+                if left:
+                    yield f"{name} over"
+            if slices == 1:
+                return latest
+            offered = latest + PORT_CYCLES
+        self._spread_free[name] = offered
+        return taken
+
+    # -- writes -------------------------------------------------------------------------------------------
+    def _put(self, port: _WritePort, taken: int, length: int, last, final: bool) -> None:
+        port.taken += 1
+        self._memory.add(port.channel, taken + FIFO_LATENCY, length, partial(self._put_over, port, last),
+                         port.popped.append if final else None)
+
+    def _put_over(self, port: _WritePort, last, cycle: int) -> None:
+        answer = max(cycle + self.latency, port.over[-1] + 1 if port.over else 0)
+        port.over.append(answer)
+        self._tell("store over")
+        if last is not None:
+            last(answer)
+
+    def _write(self):
+        """The writer: takes orders, and bursts of them to the ports when their beats are there."""
+        promised = free = 0
+        while True:
+            while not self._orders:
+                yield "ordered"
+            ordered, offset, beats, segments, stride, post = self._orders.popleft()
+            accept = max(ordered + FIFO_LATENCY, free)
+            self._accepted.append(accept)
+            self._tell("accepted")
+            earliest = accept + SPLIT_CYCLES
+            for segment in range(segments):
+                lengths = list(burst_lengths(offset + segment * stride, beats, self.config.max_burst))
+                for number, length in enumerate(lengths):
+                    promised += length
+                    while len(self._pushed) < promised:
+                        yield "pushed"
+                    ends = segment == segments - 1 and number == len(lengths) - 1
+                    last = _Join(len(self._writers), partial(self._written, post)) if ends else None
+                    taken = yield from self._to_slices(self._writers, earliest, length, "store", last,
+                                                       self._pushed[promised - 1] + 1)
+                    earliest = taken + SPLIT_CYCLES
+            free = taken + 1
+
+    def _written(self, post: bool, cycle: int) -> None:
+        """All slices have their answers of a transfer."""
+        self._open_orders -= 1
+        self._last_answer = max(self._last_answer, cycle)
+        if post:
+            self._post("stores", cycle + 1)
+        self._tell("answered")
+
+    def _answered(self):
+        while self._open_orders:
+            yield "answered"
+        return self._last_answer
+
+    # -- drain --------------------------------------------------------------------------------------------
+    def _order(self, earliest: int, *transfer):
+        """The cycle in which there is a place for an order, from `earliest` on."""
+        if self._ordered >= TRANSFERS:
+            while len(self._accepted) <= self._ordered - TRANSFERS:
+                yield "accepted"
+            earliest = max(earliest, self._accepted[self._ordered - TRANSFERS] + FIFO_PLACE_CYCLES)
+        self._ordered += 1
+        self._open_orders += 1
+        self._orders.append((earliest, *transfer))
+        self._tell("ordered")
+        return earliest
+
+    def _plane(self, now: int, fields: dict, offset: int, beat_cycles: int, post: bool):
+        beats, segments = fields["segment_beats"], fields["segments"]
+        ordered = yield from self._order(now + SETUP_CYCLES - 1, offset, beats, segments, fields["segment_stride"], post)
+        now = ordered + 1
+        for segment in range(segments):
+            now = yield from self._issue(now + (SETUP_CYCLES if segment else 0), beats, beat_cycles, self._drain_latency)
+        return now
+
+    def _issue(self, now: int, beats: int, beat_cycles: int, latency: int):
+        """Issues groups from `now` on, while the writer has room; gives the cycle after the last one.
+
+        A beat comes to the writer `latency` cycles after the last of its groups.
+        """
+        pushed, most = self._pushed, write_room(self.config)
+        while beats:
+            # So many come without a question, whatever leaves meanwhile.
+            free = min(beats, most - len(pushed) + min(port.seen for port in self._writers))
+            if free > 0:
+                pushed += range(now + beat_cycles - 1 + latency, now + free * beat_cycles + latency, beat_cycles)
+                now += free * beat_cycles
+                beats -= free
+            else:
+                for _ in range(beat_cycles):
+                    now = (yield from self._room(now)) + 1
+                pushed.append(now - 1 + latency)
+                beats -= 1
+            self._tell("pushed")
+        return now
+
+    def _room(self, now: int):
+        """The first cycle from `now` on in which the writer has room."""
+        # The sign is a register: it counts what came until two cycles ago, and what left until three; of several ports
+        # there is one more register.
+        late = 2 + (len(self._writers) > 1)
+        pushed, most = self._pushed, write_room(self.config)
+        if all(len(pushed) - port.seen < most for port in self._writers):
+            return now
+        while True:
+            if self._memory.now <= now - late - 1:
+                yield now - late - 1
+            while self._counted < len(pushed) and pushed[self._counted] <= now - late:
+                self._counted += 1
+            for port in self._writers:
+                while port.seen < len(port.popped) and port.popped[port.seen] <= now - late - 1:
+                    port.seen += 1
+            if all(self._counted - port.seen < most for port in self._writers):
+                return now
+            now += 1
+
+    def _stamp(self, unit, fields: dict, ready: int):
+        taken = self._held(ready)
+        self._pop(unit, taken)
+        begin = self._drain_begun = max(taken + 1 + LOOK_CYCLES, unit.free)
+        ordered = yield from self._order(begin + self._drain_latency + 1, fields["offset"], LOG_BEATS, 1, 0, False)
+        self.stamps.append(ordered - COUNT_CYCLES)
+        now = yield from self._issue(ordered + 1, LOG_BEATS, 1, 1)
+        unit.free = (yield from self._room(now)) + 1
+
+
+def count_shared_cycles(program: Program, latency: int = 40, bytes_per_cycle: Fraction | float = 45.5) -> Cycles:
+    """Cycles of one run of `program` on memory whose ports together move `bytes_per_cycle` at most."""
+    return SharedCycleModel(program.config, program.words, latency, bytes_per_cycle).run()
+
+
+def _nothing(cycle: int) -> None:
+    pass
+
+
+def _channels(config: EngineConfig) -> list:
+    """Channels in the order of the arbiter."""
+    first = ["program", "weights", "activations"]
+    names = [name.removeprefix("m_axi_") for name in (*weight_masters(config), *activation_masters(config))]
+    others = sorted(set(names) - set(first))
+    return [channel for name in (*first, *others)
+            for channel in ((name, f"{name} write") if name.startswith("activations") else (name,))]
