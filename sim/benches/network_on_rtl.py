@@ -3,9 +3,8 @@
     python -m sim.benches.network_on_rtl [--network resnet18] [--engine table64x64-w4] [--record FILE.json]
 
 Networks and engines are those of the table of large engines (esbflow.reports.lanes_table), weights and images random.
-A batch of 0 is one image for each slice. Each batch runs on ideal memory, where every cycle must be the model's, and then on
-memory whose ports share so many bytes a cycle, which the cycle model does not know. The exit status is 1 if a value or a
-cycle differs.
+A batch of 0 is one image for each slice. Each batch runs on ideal memory, and then on memory whose ports share so many bytes
+a cycle; on both every cycle must be the model's. The exit status is 1 if a value or a cycle differs.
 """
 
 import argparse
@@ -18,22 +17,23 @@ from pathlib import Path
 
 import numpy as np
 
-from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.cycles import Cycles, count_cycles
+from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.program import Program
+from esbflow.compiler.shared_memory import DDR_BYTES
 from esbflow.engine_config import EngineConfig
 from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images
 from esbflow.reports.lanes_table import config_of, graph_of
-from esbflow.runtime.engine import Engine
+from esbflow.runtime.engine import Engine, Result
 from esbsim.engine import engine_library
 from esbsim.simulator import MemoryTiming, Simulator
 from esbsim.transport import SimulatedTransport, memory
 
 LATENCY = 40
-DDR_BYTES = 45.5
-"""What the DDR of a ZCU102 gives a cycle of 300 MHz, reads and writes together."""
 ENGINES = ("table64x64-w4", "zcu102-w4a4")
 """What `make bench` runs."""
 
@@ -47,12 +47,11 @@ def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0
     dict
         cycles of RTL and model, `layers_that_differ` (names of layers whose cycles are not the model's), `mismatches`
         (output values that are not the graph's) of `values`, `utilization` of the lanes, seconds of wall time that the
-        library took (0 and some from the cache) and that the run took; of the second run `shared_cycles` and
-        `shared_mismatches`, and `shared_bytes_per_cycle`.
+        library took (0 and some from the cache) and that the run took; of the second run the same with `shared_` before
+        their names, and `shared_bytes_per_cycle`.
     """
     batch = batch or config.slices
     program = compile_graph(graph, config, batch)
-    model = count_cycles(program, LATENCY)
     began = time.monotonic()
     library = engine_library(config)
     built = time.monotonic()
@@ -67,25 +66,34 @@ def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0
     again = engine.run(images)
     simulator.close()
     expected = execute(graph, images)
-    spent = [layer["cycles"] for layer in result.layers[0]]
-    macs = batch * sum(layer["macs"] for layer in program.meta["layers"])
     return {
         "network": graph.name, "engine": config.name, "config": config.to_dict(), "batch": batch, "latency": LATENCY,
-        "cycles": result.cycles, "model_cycles": model.total,
-        "layers_that_differ": [layer["name"] for layer, cycles, counted in
-                               zip(program.meta["layers"], spent, model.per_layer) if cycles != counted],
-        "values": int(expected.size), "mismatches": int((result.outputs != expected).sum()),
-        "utilization": macs / (config.macs_per_cycle * result.cycles),
-        "shared_bytes_per_cycle": shared, "shared_cycles": again.cycles,
-        "shared_mismatches": int((again.outputs != expected).sum()),
+        "values": int(expected.size), **_compared(program, result, count_cycles(program, LATENCY), expected),
+        "shared_bytes_per_cycle": shared,
+        **{f"shared_{name}": value for name, value in
+           _compared(program, again, count_shared_cycles(program, LATENCY, shared), expected).items()},
         "library_seconds": built - began, "run_seconds": seconds,
+    }
+
+
+def _compared(program: Program, result: Result, model: Cycles, expected: np.ndarray) -> dict:
+    """A run beside graph and model."""
+    layers = program.meta["layers"]
+    spent = [layer["cycles"] for layer in result.layers[0]]
+    macs = program.meta["batch"] * sum(layer["macs"] for layer in layers)
+    return {
+        "cycles": result.cycles, "model_cycles": model.total,
+        "layers_that_differ": [layer["name"] for layer, cycles, counted in zip(layers, spent, model.per_layer)
+                               if cycles != counted],
+        "mismatches": int((result.outputs != expected).sum()),
+        "utilization": macs / (program.config.macs_per_cycle * result.cycles),
     }
 
 
 def is_exact(row: dict) -> bool:
     """Whether every value was the graph's and every cycle the model's."""
-    return (row["cycles"] == row["model_cycles"]
-            and not any(row[name] for name in ("layers_that_differ", "mismatches", "shared_mismatches")))
+    return all(row[f"{memory}cycles"] == row[f"{memory}model_cycles"]
+               and not row[f"{memory}layers_that_differ"] and not row[f"{memory}mismatches"] for memory in ("", "shared_"))
 
 
 def main(arguments: list | None = None) -> int:

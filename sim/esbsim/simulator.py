@@ -213,9 +213,9 @@ class Simulator:
 
     def set_shared_bandwidth(self, bytes_per_cycle: float | Fraction | None):
         """Limits what all ports together move; None lifts the limit."""
-        if bytes_per_cycle is not None and bytes_per_cycle <= 0:
-            raise BadValue(f"bytes_per_cycle must be above 0 or None, not {bytes_per_cycle!r}")
         rate = Fraction(bytes_per_cycle or 0).limit_denominator(1000)
+        if bytes_per_cycle is not None and rate <= 0:
+            raise BadValue(f"bytes_per_cycle must be at least 1/1000 or None, not {bytes_per_cycle!r}")
         self._call("esb_set_shared", rate.numerator, rate.denominator)
 
     def set_fault(self, low: int, high: int, response: str = "slverr", port: str | None = None):

@@ -13,6 +13,7 @@ import esbflow as esbflow_package
 from esbflow.area import area
 from esbflow.cli import main, parser
 from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import ENGINES, engine
 from esbflow.graph.execute import execute
@@ -125,6 +126,25 @@ def test_longer_latency_takes_longer(esbflow, model):
     short, long = (esbflow("estimate", model, "--engine", "tiny4x4", "--latency", cycles)
                    for cycles in (10, 100))
     assert short["cycles_per_image"] < long["cycles_per_image"]
+
+
+def test_estimate_names_what_a_bandwidth_costs(esbflow, model, graph):
+    plain, bound = (esbflow("estimate", model, "--engine", "tiny4x4", *more) for more in ((), ("--bandwidth", 1.5)))
+    total = count_shared_cycles(compile_graph(graph, CONFIG), 40, 1.5).total
+    assert (plain["memory_bytes_per_cycle"], bound["memory_bytes_per_cycle"]) == (None, 1.5)
+    assert bound["cycles_per_image"] == total > plain["cycles_per_image"]
+    assert not plain["lost"]["bandwidth"] and bound["lost"]["bandwidth"] > 0
+    for layer, before in zip(bound["layers"], plain["layers"]):
+        assert layer["lost"]["bandwidth"] == layer["cycles"] - before["cycles"]
+        busy = layer["macs"] / CONFIG.macs_per_cycle
+        assert busy + sum(layer["lost"].values()) == pytest.approx(layer["cycles"])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much"])
+def test_a_bandwidth_that_moves_nothing_is_refused(model, capsys, text):
+    with pytest.raises(SystemExit) as stopped:
+        main(["estimate", str(model), f"--bandwidth={text}"])
+    assert stopped.value.code == 2 and f"not {text}" in capsys.readouterr().err.replace("'", "")
 
 
 def test_rtl_writes_verilog_and_manifest(esbflow, tmp_path):

@@ -68,6 +68,7 @@ def bench():
         simulator.clear_faults()
         for port in simulator.ports:
             simulator.set_timing(port, _ideal())
+        simulator.set_shared_bandwidth(None)
         simulator.reset()
         return simulator, Engine(SimulatedTransport(simulator))
 

@@ -4,11 +4,13 @@
 """
 
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
@@ -99,3 +101,27 @@ def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency)
     result = engine.run(images[:program.meta["batch"]])
     assert result.cycles == count_cycles(program, latency).total
     assert np.array_equal(result.outputs, execute(graph, images[:program.meta["batch"]]))
+
+
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (
+    ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2)) for k in range(FACTOR * count)])
+def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, number):
+    random = np.random.default_rng((seed, 4000 + number))
+    graph, program, images = compiled(random, engine_of(engine_name), **GRAPHS[engine_name][1])
+    simulator, engine = bench(engine_name)
+    latency = int(random.choice([1, 7, 40, 100]))
+    for port in simulator.ports:
+        simulator.set_timing(port, MemoryTiming(latency=latency))
+    engine.load(program)
+    outputs = execute(graph, images)
+    # With digits of 2 bits and a byte a cycle stores wait in all the places that they have.
+    few = (1,) if engine_name == "narrow8x16" else (45.5, 20, 8.25)
+    for budget in (*few, Fraction(int(random.integers(10, 400)), int(random.integers(3, 12)))):
+        where = f"seed {seed}, number {number}: {budget} bytes a cycle, latency {latency}"
+        simulator.set_shared_bandwidth(budget)
+        result = engine.run(images)
+        expected = count_shared_cycles(program, latency, budget)
+        assert result.cycles == result.runs * expected.total, where
+        for layers in result.layers:
+            assert stamps(layers) == expected.stamps, where
+        assert np.array_equal(result.outputs, outputs), where

@@ -25,7 +25,8 @@ def test_a_large_engine_is_made_of_engine_v_and_equals_graph_and_cycle_model(row
 
 
 def test_a_single_wrong_value_cycle_or_layer_is_a_difference(row):
-    for change in (dict(mismatches=1), dict(shared_mismatches=1), dict(cycles=row["cycles"] + 1), dict(layers_that_differ=["conv"])):
+    for change in (dict(mismatches=1), dict(shared_mismatches=1), dict(cycles=row["cycles"] + 1), dict(layers_that_differ=["conv"]),
+                   dict(shared_cycles=row["shared_cycles"] + 1), dict(shared_layers_that_differ=["conv"])):
         assert not network_on_rtl.is_exact({**row, **change})
 
 

@@ -26,6 +26,17 @@ def positive(text: str) -> int:
     return value
 
 
+def above_zero(text: str) -> float:
+    """An argparse type: a number of at least 0.001, as exact as that."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+    if not 0.001 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0.001 and finite, not {text}")
+    return value
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
                         help=f"a named configuration, or the path of an engine.json (default {DEFAULT_ENGINE})")

@@ -1,16 +1,29 @@
 """esbflow estimate: cycles, resources and rates without running anything."""
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, positive, print_table, resources_of, show
+from esbflow.commands.common import (
+    JSON_HELP,
+    above_zero,
+    add_engine,
+    engine_of,
+    load_graph,
+    positive,
+    print_table,
+    resources_of,
+    show,
+)
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("estimate", help="cycles per layer, LUT/FF/BRAM, GOPS, frames/s",
-                                 description="Cycles are exact for ideal memory; resources come from a model "
-                                             "fitted to open synthesis; the clock is the configuration's statement.")
+                                 description="Cycles are exact for ideal memory, or for memory of a stated bandwidth; "
+                                             "resources come from a model fitted to open synthesis; the clock is the "
+                                             "configuration's statement.")
     parser.add_argument("model", help="an integer graph, graph.npz")
     add_engine(parser)
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--latency", type=positive, default=40, help="of memory, in cycles (default 40)")
+    parser.add_argument("--bandwidth", type=above_zero, metavar="BYTES",
+                        help="what all ports of memory together move a cycle (default: a beat each; 45.5 is a ZCU102's DDR)")
     parser.add_argument("--synthesis", action="store_true", help="resources by synthesis, which takes minutes once")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
@@ -23,7 +36,8 @@ def run(arguments) -> None:
     config = engine_of(arguments)
     graph = load_graph(arguments.model)
     resources = resources_of(config, arguments.json) if arguments.synthesis else area(config)
-    show(arguments, estimate(graph, config, arguments.batch, arguments.latency, resources), print_estimate)
+    show(arguments, estimate(graph, config, arguments.batch, arguments.latency, resources, bandwidth=arguments.bandwidth),
+         print_estimate)
 
 
 def print_estimate(content: dict) -> None:

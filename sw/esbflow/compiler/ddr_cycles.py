@@ -1,9 +1,8 @@
-"""The cycle model on memory whose ports share a budget, as a DDR controller does: exact, too, as docs/simulation.md#memory
-states the rule.
+"""The cycle model on memory whose ports share a budget, as a DDR controller's do: exact, too.
 
-Units, tokens and queues are those of cycles.py. Memory is gone through cycle by cycle, and a unit that needs what memory
-has not done yet waits until it has. What the budget delays is known in time: whatever a unit does with something that
-memory did in a cycle reaches memory in a later one.
+Units, tokens and queues are those of cycles.py. Memory is gone through cycle by cycle (shared_memory.py), and a unit that
+needs what memory has not done yet waits until it has. Units are ahead of memory: whatever one does because of what memory
+did in a cycle reaches memory in a later cycle.
 """
 
 import heapq
@@ -13,13 +12,13 @@ from functools import partial
 
 from esbflow.compiler.cycles import LOOK_CYCLES, SETUP_CYCLES, CycleModel, Cycles
 from esbflow.compiler.program import Program
+from esbflow.compiler.shared_memory import DDR_BYTES, NEVER, Join, Port, SharedMemory, WritePort, channels
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import (
     COUNT_CYCLES,
     FIFO_LATENCY,
     FIFO_PLACE_CYCLES,
     OUTSTANDING_READS,
-    OUTSTANDING_WRITES,
     PORT_CYCLES,
     SPLIT_CYCLES,
     SPREAD_CYCLES,
@@ -32,137 +31,20 @@ from esbflow.engine_facts import (
 from esbflow.instructions import decode
 from esbflow.registers import LOG_BEATS
 
-BEAT_BYTES = 16
-NEVER = 1 << 62
-
-
-class SharedMemory:
-    """What channels move, one cycle after the other. A channel is a port's R or its W.
-
-    In a cycle each channel that has a beat gets one, the channel behind the one served last first, for as long as there is
-    budget for a beat. The budget grows by so much each cycle; no more than part of a beat is left over.
-    """
-
-    def __init__(self, channels: int, bytes_per_cycle: Fraction):
-        self.now = 0  # cycle that comes next
-        self._gain, self._cost = bytes_per_cycle.numerator, BEAT_BYTES * bytes_per_cycle.denominator
-        self._credit = self._most = self._cost + self._gain - 1
-        self._turn = 0
-        self._orders = [tuple((turn + k) % channels for k in range(channels)) for turn in range(channels)]
-        self._due = [NEVER] * channels  # cycle from which a channel's next beat can move
-        self._left = [0] * channels  # beats of its burst
-        self._bursts = [deque() for _ in range(channels)]
-        self._notes = [None] * channels
-
-    def add(self, channel: int, due: int, beats: int, done, note=None) -> None:
-        """A burst behind those that the channel has: beats can move from cycle `due` on.
-
-        `done` is called with the cycle of its last beat, `note` with that of each beat.
-        """
-        self._bursts[channel].append((due, beats, done, note))
-        if self._due[channel] == NEVER:
-            self._next(channel, 0)
-
-    def _next(self, channel: int, earliest: int) -> None:
-        if not self._bursts[channel]:
-            self._due[channel] = NEVER
-            return
-        due, self._left[channel], _, self._notes[channel] = self._bursts[channel][0]
-        self._due[channel] = max(due, earliest)
-
-    @property
-    def quiet(self) -> bool:
-        """Whether no channel has a beat to move, now or later."""
-        return min(self._due) == NEVER
-
-    def run(self, until: int, called: list) -> None:
-        """Goes on until the cycle `until` is done, or one in which `done` or `note` has put something into `called`."""
-        due, left, notes = self._due, self._left, self._notes
-        gain, cost, most = self._gain, self._cost, self._most
-        now, credit, turn = self.now, self._credit, self._turn
-        while now <= until and not called:
-            credit = credit + gain if credit + gain < most else most
-            asked = False
-            for channel in self._orders[turn]:
-                if due[channel] > now:
-                    continue
-                asked = True
-                if credit < cost:
-                    break
-                credit -= cost
-                turn = channel + 1
-                if notes[channel] is not None:
-                    notes[channel](now)
-                left[channel] -= 1
-                if not left[channel]:
-                    done = self._bursts[channel].popleft()[2]
-                    self._next(channel, now + 1)
-                    done(now)
-            now += 1
-            if not asked:
-                turn = 0
-                then = min(min(due), until + 1)
-                credit = min(most, credit + (then - now) * gain)
-                now = then
-            elif turn == len(due):
-                turn = 0
-        self.now, self._credit, self._turn = now, credit, turn
-
-
-class _Join:
-    """Calls `then` with the latest of `count` cycles, once they are all known."""
-
-    def __init__(self, count: int, then):
-        self._count, self._then, self._latest = count, then, -1
-
-    def __call__(self, cycle: int) -> None:
-        self._count -= 1
-        self._latest = max(self._latest, cycle)
-        if not self._count:
-            self._then(self._latest)
-
-
-class _Port:
-    """A ReadPort or WritePort: `over` are the cycles in which its bursts were over, in order.
-
-    It has a place for a burst FIFO_PLACE_CYCLES after the one `places` before is over.
-    """
-
-    def __init__(self, channel: int, places: int):
-        self.channel, self.places = channel, places
-        self.taken = 0
-        self.over = []
-
-    @property
-    def known(self) -> bool:
-        """Whether it is known when there is a place for one more burst."""
-        return len(self.over) > self.taken - self.places
-
-    @property
-    def place(self) -> int:
-        return self.over[self.taken - self.places] + FIFO_PLACE_CYCLES if self.taken >= self.places else 0
-
-
-class _WritePort(_Port):
-    def __init__(self, channel: int):
-        super().__init__(channel, OUTSTANDING_WRITES)
-        self.popped = []  # cycles in which a beat of its last source left
-        self.seen = 0  # of those, as many as the drain knows of
-
 
 class SharedCycleModel(CycleModel):
     """As CycleModel, where all ports together move `bytes_per_cycle` at most."""
 
-    def __init__(self, config: EngineConfig, words: list, latency: int = 40, bytes_per_cycle: Fraction | float = 16):
+    def __init__(self, config: EngineConfig, words: list, latency: int = 40, bytes_per_cycle: Fraction | float = DDR_BYTES):
         super().__init__(config, words, latency)
-        channels = _channels(config)
-        self._memory = SharedMemory(len(channels), Fraction(bytes_per_cycle).limit_denominator(1000))
-        number = {name: k for k, name in enumerate(channels)}
+        names = channels(config)
+        self._memory = SharedMemory(len(names), bytes_per_cycle)
+        number = {name: k for k, name in enumerate(names)}
         self._program, self._odd = number["program"], False
         self._readers = {
-            name: [_Port(number[master.removeprefix("m_axi_")], OUTSTANDING_READS) for master in masters]
+            name: [Port(number[master.removeprefix("m_axi_")], OUTSTANDING_READS) for master in masters]
             for name, masters in (("load", activation_masters(config)), ("weights", weight_masters(config)))}
-        self._writers = [_WritePort(k) for name, k in number.items() if name.endswith(" write")]
+        self._writers = [WritePort(k) for name, k in number.items() if name.endswith(" write")]
         self._waiting = {}
         self._ready = []
         self._timers = []
@@ -264,7 +146,7 @@ class SharedCycleModel(CycleModel):
         arrived = partial(self._arrived, full, self._written_after(loads)) if fields["post_full"] else _nothing
         earliest = accept + SPLIT_CYCLES
         for number, length in enumerate(lengths):
-            last = _Join(len(ports), arrived) if number == len(lengths) - 1 else None
+            last = Join(len(ports), arrived) if number == len(lengths) - 1 else None
             if loads:
                 taken = yield from self._to_slices(ports, earliest, length, "load", last)
             else:
@@ -280,11 +162,11 @@ class SharedCycleModel(CycleModel):
     def _arrived(self, full: str, later: int, cycle: int) -> None:
         self._post(full, cycle + later)
 
-    def _read(self, port: _Port, taken: int, length: int, name: str, last) -> None:
+    def _read(self, port: Port, taken: int, length: int, name: str, last) -> None:
         port.taken += 1
         self._memory.add(port.channel, taken + 1 + self.latency, length, partial(self._read_over, port, name, last))
 
-    def _read_over(self, port: _Port, name: str, last, cycle: int) -> None:
+    def _read_over(self, port: Port, name: str, last, cycle: int) -> None:
         port.over.append(cycle)
         self._tell(f"{name} over")
         if last is not None:
@@ -323,12 +205,12 @@ class SharedCycleModel(CycleModel):
         return taken
 
     # -- writes -------------------------------------------------------------------------------------------
-    def _put(self, port: _WritePort, taken: int, length: int, last, final: bool) -> None:
+    def _put(self, port: WritePort, taken: int, length: int, last, final: bool) -> None:
         port.taken += 1
         self._memory.add(port.channel, taken + FIFO_LATENCY, length, partial(self._put_over, port, last),
                          port.popped.append if final else None)
 
-    def _put_over(self, port: _WritePort, last, cycle: int) -> None:
+    def _put_over(self, port: WritePort, last, cycle: int) -> None:
         answer = max(cycle + self.latency, port.over[-1] + 1 if port.over else 0)
         port.over.append(answer)
         self._tell("store over")
@@ -353,7 +235,7 @@ class SharedCycleModel(CycleModel):
                     while len(self._pushed) < promised:
                         yield "pushed"
                     ends = segment == segments - 1 and number == len(lengths) - 1
-                    last = _Join(len(self._writers), partial(self._written, post)) if ends else None
+                    last = Join(len(self._writers), partial(self._written, post)) if ends else None
                     taken = yield from self._to_slices(self._writers, earliest, length, "store", last,
                                                        self._pushed[promised - 1] + 1)
                     earliest = taken + SPLIT_CYCLES
@@ -444,19 +326,10 @@ class SharedCycleModel(CycleModel):
         unit.free = (yield from self._room(now)) + 1
 
 
-def count_shared_cycles(program: Program, latency: int = 40, bytes_per_cycle: Fraction | float = 45.5) -> Cycles:
-    """Cycles of one run of `program` on memory whose ports together move `bytes_per_cycle` at most."""
-    return SharedCycleModel(program.config, program.words, latency, bytes_per_cycle).run()
-
-
 def _nothing(cycle: int) -> None:
     pass
 
 
-def _channels(config: EngineConfig) -> list:
-    """Channels in the order of the arbiter."""
-    first = ["program", "weights", "activations"]
-    names = [name.removeprefix("m_axi_") for name in (*weight_masters(config), *activation_masters(config))]
-    others = sorted(set(names) - set(first))
-    return [channel for name in (*first, *others)
-            for channel in ((name, f"{name} write") if name.startswith("activations") else (name,))]
+def count_shared_cycles(program: Program, latency: int = 40, bytes_per_cycle: Fraction | float = DDR_BYTES) -> Cycles:
+    """Cycles of one run of `program` on memory whose ports together move `bytes_per_cycle` at most."""
+    return SharedCycleModel(program.config, program.words, latency, bytes_per_cycle).run()

@@ -14,10 +14,11 @@ REASONS = {
     "activations": "activations on their way from memory, or not yet stored by the layer before",
     "accumulators": "the drain: requantizer lanes, pooling windows, stores",
     "instruction": "instruction fetch",
+    "bandwidth": "more than on memory whose ports move a beat in each cycle, each for itself",
     "rest": "start, the last drain and its stores, the log",
 }
-"""Reason -> what it means. `edge` of a network is a matter of the array's shape; `weights`, `activations` and
-`instruction` one of memory."""
+"""Reason -> what it means. `edge` of a network is a matter of the array's shape; `weights`, `activations`,
+`instruction` and `bandwidth` of memory."""
 
 
 def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, batch: int) -> dict:
