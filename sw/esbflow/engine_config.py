@@ -34,7 +34,8 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 """Of a residual of 8 bits, shifted left by at most 10: n is at most 2**10."""
 
 
-LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits")
+LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits",
+                 "function_table")
 """Fields that came after programs had been compiled; at their defaults they are not in the hash."""
 
 
@@ -71,6 +72,8 @@ class EngineConfig:
     channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
         depthwise convolutions, pools, and whatever else keeps each channel to itself.
     requantizer : "multiply" takes any m and n; "shift" takes signed powers of two, for half the LUTs of a lane.
+    function_table : whether a table of 256 entries, loaded for each layer that needs one, stands behind the requantizer: any
+        function of a level of 8 bits.
     slices : arrays that run in lockstep on the same weights, each with images of its own; a power of two, 1..16.
     activation_ports : 128-bit masters that load and store activations; a power of two, at most `slices` and 8. Slices that
         share a port come one after the other.
@@ -114,6 +117,7 @@ class EngineConfig:
     slices: int = 1
     activation_ports: int = 1
     digit_bits: int = 4
+    function_table: bool = False
 
     def __post_init__(self):
         if not isinstance(self.name, str):

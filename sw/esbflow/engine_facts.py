@@ -63,6 +63,12 @@ BOOKS = 2
 BOOK_CYCLES = CODES
 """A codebook is written one entry a cycle, before its tile is loaded."""
 BOOK_ENTRY_BITS = 5
+TABLE_DESTINATION = 4
+"""WEIGHTS: the function table."""
+LEVEL_ENTRIES = 256
+"""Entries of the function table, of 8 bits each."""
+LEVEL_ROWS = 64
+"""Rows of the function table; a row is written at once, by every weight port its part."""
 TAP_SIDE = 3
 """Rows and columns of the channel unit's window."""
 TAPS = TAP_SIDE * TAP_SIDE

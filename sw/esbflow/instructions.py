@@ -21,7 +21,7 @@ _HEADER = (("opcode", 4), ("layer", 12))
 
 # A load copies `segments` runs of `beats` beats, `stride` beats apart in memory, into consecutive beats
 # of a buffer. Destinations of LOAD: 0 and 1 the halves of the activation buffer; 2 + 2*bank + plane the residual
-# buffer, plane 0 the low and 1 the high digit. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants.
+# buffer, plane 0 the low and 1 the high digit. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants, 4 the function table.
 _TRANSFER = _HEADER + (
     ("region", 3), ("offset", 28), ("beats", 16), ("segments", 12), ("stride", 28),
     ("destination", 3), ("address", 16), ("wait_free", 1), ("post_full", 1), ("wait_stores", 10),
@@ -58,13 +58,16 @@ FIELDS = {
         ("segments", 10), ("segment_beats", 16), ("segment_stride", 16),
         ("bank", 1), ("constants", 1), ("bits", 6), ("signed", 1), ("esb", 1), ("significand", 3), ("octaves", 3),
         ("residual", 1), ("residual_bank", 1), ("residual_digits", 2), ("residual_signed", 1),
-        ("post_store", 1),
+        ("post_store", 1), ("table", 1),
     ),
     # Writes one log record (registers.LOG_BEATS) at `offset`.
     "STAMP": _HEADER + (("region", 3), ("offset", 28)),
     # Ends the run once every write has been answered.
     "END": _HEADER,
 }
+
+OPTIONAL = {("DRAIN", "table"): "function_table"}
+"""Fields that only engines with an option of EngineConfig have, each the last of its instruction."""
 
 for _name, _fields in FIELDS.items():
     assert sum(width for _, width in _fields) <= INSTRUCTION_BITS, _name

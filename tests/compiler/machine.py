@@ -7,7 +7,10 @@ allow a race gives wrong integers under some order, and one that can lock up doe
 import numpy as np
 
 from esbflow.engine_facts import (
+    LEVEL_ENTRIES,
+    LEVEL_ROWS,
     RESIDUAL_PLANE,
+    TABLE_DESTINATION,
     TAPS,
     array_offset,
     burst_lengths,
@@ -48,6 +51,7 @@ class Machine:
         self.residuals = np.full((2 * residual_planes(config), config.residual_beats * 16), 0x5A, np.uint8)
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
         self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
+        self.table = np.full(LEVEL_ROWS * config.weight_ports * 16, 0x5A, np.uint8)
         self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
         self.tile, self.weights, self.books, self.taps = None, None, [None, None], None
         self.tokens, self.highest = {}, {}
@@ -153,7 +157,8 @@ class Machine:
         self._transfer({**f, "address": address}, self.residuals[bank * residual_planes(self.config) + 2 * higher + plane])
 
     def _weights(self, f):
-        target = self.slots if f["destination"] == 0 else self.constants[f["destination"] - 1]
+        targets = {0: self.slots, 1: self.constants[0], 2: self.constants[1], TABLE_DESTINATION: self.table}
+        target = targets[f["destination"]]
         self._transfer(f, target)
         ports = self.config.weight_ports
         at = f["address"]
@@ -294,6 +299,10 @@ class Machine:
                 xx = np.clip(x * f["stride_x"] - f["pad_x"] + kx, 0, cols - 1)
                 taken = levels[yy, xx]
                 pooled = taken if pooled is None else np.maximum(pooled, taken)
+        if f["table"]:
+            assert config.function_table and pooled.min() >= -128 and pooled.max() < 256 and f["digits"] * config.digit_bits <= 8
+            entries = self.table.reshape(-1, 16)[:, :4 // config.weight_ports].reshape(LEVEL_ENTRIES)
+            pooled = entries[pooled & 255].astype(np.int64)
         memory = self.memory[REGIONS[f["region"]]]
         for plane in range(f["planes"]):
             block = pooled[..., plane * config.rows:(plane + 1) * config.rows]

@@ -11,7 +11,7 @@ import numpy as np
 
 from esbflow.compiler.digits import WeightDigit, split_weights
 from esbflow.compiler.lower import Layer, Pool, identity, storage_bits
-from esbflow.compiler.weights import LayerWeights, Sums, WeightPass, WeightsRegion, check_shifts
+from esbflow.compiler.weights import LayerWeights, Sums, WeightPass, WeightsRegion, check_requantizer, check_shifts
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import TAP_SIDE, TAPS, channel_offset, channel_range
 from esbflow.graph.ir import Requantizer
@@ -94,7 +94,7 @@ def _copy(layer: Layer, name: str) -> Layer:
     return replace(
         layer, name=name, op="Concat", target=name, residual=None, residual_format=None, conv_shape=layer.in_shape,
         out_shape=layer.in_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
-        pool=Pool(), repeat=(1, 1), requantizer=Requantizer.pass_through(channels), out_format=layer.in_format,
+        pool=Pool(), repeat=(1, 1), requantizer=Requantizer.pass_through(channels), out_format=layer.in_format, lookup=None,
         stacked=False, maximum=False, macs=0)
 
 
@@ -107,6 +107,7 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
     CompileError
         as `weights.pack_layer`.
     """
+    check_requantizer(config, layer)
     channels, _, ky, kx = layer.weight.shape
     width, across = config.channel_unit, columns(layer).taps
     digits = _digits(config, layer)
@@ -137,7 +138,7 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
         order = {taps: k for k, taps in enumerate(dict.fromkeys((p.part, p.offset) for p in passes))}
         groups.append(sorted(passes, key=lambda p: order[p.part, p.offset]))
         constants.append(sums.store(config, region, layer, first, residual))
-    return LayerWeights(groups, constants)
+    return LayerWeights(groups, constants, region.table_of(layer))
 
 
 def _digits(config: EngineConfig, layer: Layer) -> list:

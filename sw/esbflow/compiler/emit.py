@@ -15,7 +15,7 @@ from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import BOOKS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE
+from esbflow.engine_facts import BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -71,6 +71,8 @@ class _Part:
 class _State:
     words: list = field(default_factory=list)
     drains: int = 0  # gives bank and constants bank
+    drained: int = 0  # of their tokens that constants are free, so many were taken
+    table: int | None = None  # beat offset of the function table's content
     passes_begun: int = 0
     residuals: int = 0
     residual_loads: int = 0
@@ -398,13 +400,30 @@ def _slot(config: EngineConfig, state: _State, plan: PlannedLayer, weight_pass: 
     return slot, fresh, not plan.resident or not state.uses[weight_pass.offset]
 
 
+def _waits(state: _State, drains: int) -> int:
+    """1 if a load must wait until so many drains are over, which takes the token of the last of them."""
+    waits = state.drained < drains
+    assert drains - state.drained <= 1
+    state.drained += waits
+    return int(waits)
+
+
 def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) -> None:
     plan, layer, target = chunk.plan, chunk.plan.layer, chunk.plan.target
     number = state.drains
     words = config.words_per_beat
+    loads_table = layer.lookup is not None and state.table != plan.weights.table
     state.words.append(encode(
         "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=plan.weights.constants[group],
-        beats=config.cols, segments=1, destination=1 + (number & 1), address=0, wait_free=int(number >= 2), post_full=1))
+        beats=config.cols, segments=1, destination=1 + (number & 1), address=0, wait_free=_waits(state, number - 1),
+        post_full=int(not loads_table)))
+    if loads_table:
+        # The token of the constants stands for the table too. It is free once the drain before this one is over.
+        state.words.append(encode(
+            "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=plan.weights.table,
+            beats=LEVEL_ROWS * config.weight_ports, segments=1, destination=TABLE_DESTINATION, address=0,
+            wait_free=_waits(state, number), post_full=1))
+        state.table = plan.weights.table
 
     out_rows = chunk.row.out1 - chunk.row.out0
     out_cols = -(-(chunk.col.out1 - chunk.col.out0) // words) * words
@@ -442,6 +461,6 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         digits=target.digits % MOST_DIGITS, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
-        segment_stride=target.row_beats, bank=number & 1, constants=number & 1, **rounding_fields(layer.out_format),
-        **residual, post_store=int(posts)))
+        segment_stride=target.row_beats, bank=number & 1, constants=number & 1, **rounding_fields(layer.rounded_format),
+        **residual, post_store=int(posts), table=int(layer.lookup is not None)))
     state.drains += 1

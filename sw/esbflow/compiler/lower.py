@@ -3,7 +3,9 @@
 Pools that stand alone, additions and requantizations are diagonal convolutions; a linear layer is a convolution as
 large as its map, over which the images of a batch lie one below the other; a max pool that alone follows a
 convolution happens on the convolution's way out. (Not behind a residual: its tile would begin at a column that no
-beat begins with.) A concatenation costs nothing: the layer that reads it reads its parts. Only as the graph's output, or
+beat begins with.) A lookup is the function table behind the requantizer of the layer that makes its
+input, and a max pool behind it joins them where the table rises with its input: then the largest entry is that of the
+largest level. A concatenation costs nothing: the layer that reads it reads its parts. Only as the graph's output, or
 where it is added, it is a diagonal convolution that copies them. Repeating pixels is a diagonal convolution that takes
 each column several times, and whose drain stores each row several times.
 """
@@ -56,11 +58,18 @@ class Layer:
     macs: int  # useful multiply-accumulates for one image
     maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
     phases: int = 1  # see packing.py: so many accumulators next to each other have weights of their own, one after the other
+    lookup: ir.Lookup | None = None  # behind rounding, and behind the pool
+    levels: Format | None = None  # what a lookup's requantizer rounds to
     row_step: int = 1  # rows of the stored map from one row that is loaded to the next; in_shape counts the loaded ones
 
     @property
     def kernel(self) -> tuple:
         return self.weight.shape[2:]
+
+    @property
+    def rounded_format(self) -> Format:
+        """What the requantizer rounds to: the output's format, or the levels that the function table is asked for."""
+        return self.out_format if self.lookup is None else self.levels
 
 
 def skip_rows(layer: Layer, row_beats: int) -> Layer:
@@ -138,24 +147,39 @@ def lower(graph: ir.Graph) -> list:
         if node.name in fused or node.name in joined:
             continue
         layer = _lower_node(nodes, joined, node)
-        following = consumers[node.name]
-        if (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and len(following) == 1
-                and isinstance(following[0], ir.MaxPool2d) and node is not graph.output
-                and not layer.stacked and layer.residual is None):
-            pool = following[0]
-            _check_pool(pool)
-            layer = replace(layer, target=pool.name, out_shape=pool.shape,
-                            pool=Pool(pool.kernel, pool.stride, pool.padding))
-            fused.add(pool.name)
+        while layer.target != graph.output.name and len(consumers[layer.target]) == 1:
+            following = consumers[layer.target][0]
+            if isinstance(following, ir.MaxPool2d) and _takes_pool(node, layer):
+                _check_pool(following)
+                layer = replace(layer, target=following.name, out_shape=following.shape,
+                                pool=Pool(following.kernel, following.stride, following.padding))
+            elif isinstance(following, ir.Lookup) and layer.lookup is None:
+                layer = _looked_up(layer, following, layer.out_format)
+            else:
+                break
+            fused.add(following.name)
         is_output = layer.target == graph.output.name
         _check_format(layer.name, layer.in_format, False)
         _check_format(layer.name, layer.out_format, is_output)
+        _check_format(layer.name, layer.rounded_format, is_output and layer.lookup is None)
         if layer.residual_format is not None:
             _check_format(layer.name, layer.residual_format, False)
         layers.append(layer)
     if not layers:
         raise CompileError(f"graph {graph.name} has no layer after its input")
     return layers
+
+
+def _takes_pool(node: ir.Node, layer: Layer) -> bool:
+    """Whether a max pool that alone reads the layer of `node` can be on its way out."""
+    return (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and layer.pool == Pool()
+            and not layer.stacked and layer.residual is None
+            and (layer.lookup is None or layer.lookup.rises(layer.levels)))
+
+
+def _looked_up(layer: Layer, node: ir.Lookup, levels: Format) -> Layer:
+    """The layer with the function table of `node` behind its requantizer, which rounds to `levels`."""
+    return replace(layer, target=node.name, out_format=node.format, lookup=node, levels=levels)
 
 
 def _check_pool(node: ir.MaxPool2d) -> None:
@@ -210,6 +234,11 @@ def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
         common.update(weight=identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels))
         if isinstance(node, ir.Upsample):
             common.update(repeat=tuple(node.factor), conv_shape=(channels, source.shape[1], node.shape[2]))
+    elif isinstance(node, ir.Lookup):
+        # Levels come as the integers that they are, whatever format they are of.
+        levels = (Signed if source.format.signed else Unsigned)(8)
+        common.update(weight=identity(channels), groups=channels, requantizer=ir.Requantizer.pass_through(channels),
+                      lookup=node, levels=levels)
     elif isinstance(node, ir.Requantize):
         common.update(weight=identity(channels), groups=channels, requantizer=node.requantizer)
     else:

@@ -35,7 +35,7 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
         return layer
     constants, weight = layer.requantizer, layer.weight
     m, n, s, b = (np.array(values, dtype=np.int64) for values in (constants.m, constants.n, constants.s, constants.b))
-    low, high = (layer.out_format.round_shift(total, s) for total in _ends(layer, weight, m, n, b))
+    low, high = (layer.rounded_format.round_shift(total, s) for total in _ends(layer, weight, m, n, b))
     fixed = low == high
     m, n, s, b = np.where(fixed, 0, m), np.where(fixed, 0, n), np.where(fixed, 0, s), np.where(fixed, low, b)
     if layer.op in ("AvgPool2d", "Requantize"):
@@ -50,7 +50,7 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
                 f"layer {layer.name}: engine {config.name} requantizes by shifts and {name} of channel {channel} is "
                 f"{given[channel]}, no power of two; train with power-of-two scales (Recipe(power_of_two=True)), or use an "
                 "engine with requantizer = multiply")
-    esb = isinstance(layer.out_format, ESB)
+    esb = isinstance(layer.rounded_format, ESB)
     # What m, n and 2**s may be divided by. A doubled level of ESB keeps its bit below the point.
     by = np.where(esb, np.maximum(s - 1, 0), s)
     by = np.minimum(by, np.where(m == 0, by, _exponents(m)))

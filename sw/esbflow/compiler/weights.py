@@ -11,6 +11,7 @@ from esbflow.compiler.lower import Layer
 from esbflow.engine_config import AXI_BEAT_BITS, TABLE_INPUTS, EngineConfig
 from esbflow.engine_facts import (
     BOOK_ENTRY_BITS,
+    LEVEL_ROWS,
     TAP_ENTRY_BITS,
     array_offset,
     book_entry,
@@ -40,10 +41,12 @@ class WeightPass:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """`groups[g]`: the passes of output group g; `constants[g]`: the beat offset of its constants."""
+    """`groups[g]`: the passes of output group g; `constants[g]`: the beat offset of its constants. `table`: that of the
+    function table, if the layer has one."""
 
     groups: list
     constants: list
+    table: int | None = None
 
     @property
     def tiles(self) -> int:
@@ -61,7 +64,7 @@ class WeightsRegion:
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self._parts, self._beats, self._taps = [], 0, {}
+        self._parts, self._beats, self._taps, self._tables = [], 0, {}, {}
 
     def _append(self, data: np.ndarray) -> int:
         """A port brings an equal part of every burst, one after the other in memory: beats k, k + ports, ... to port k."""
@@ -102,6 +105,21 @@ class WeightsRegion:
             self._taps[content] = self._append(np.frombuffer(content, dtype=np.uint8))
         return self._taps[content]
 
+    def table_of(self, layer: Layer) -> int | None:
+        """Store a layer's function table, if it has one; equal ones once. Returns its beat offset.
+
+        Row r has entries 4r to 4r + 3, a byte each. Every weight port brings its part of a row in the lowest bits of a beat.
+        """
+        if layer.lookup is None:
+            return None
+        parts = (layer.lookup.table & 255).astype(np.uint8).reshape(LEVEL_ROWS * self._config.weight_ports, -1)
+        content = parts.tobytes()
+        if content not in self._tables:
+            beats = np.zeros((len(parts), BEAT_BYTES), dtype=np.uint8)
+            beats[:, :parts.shape[1]] = parts
+            self._tables[content] = self._append(beats)
+        return self._tables[content]
+
     def constants(self, values: dict) -> int:
         """Store one beat for each channel; `values` as esbflow.requantizer.fold gives them, none of them negative."""
         words, low = [0] * self._config.cols, 0
@@ -127,7 +145,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
         if an accumulator, the corrected b, or the shift of the highest digits does not fit the engine, or the engine was
         built without what the layer's requantizer needs.
     """
-    _check_requantizer(config, layer)
+    check_requantizer(config, layer)
     rows, cols = config.rows, config.cols
     per_group, out_channels = layer.weight.shape[1], layer.weight.shape[0] // layer.phases
     digits = split_weights(layer.weight, f"layer {layer.name}", layer.groups > 1 or layer.phases > 1, config.weight_min,
@@ -165,7 +183,21 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
                 sums[phase].add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
         groups.append(passes)
         constants.append(Sums.of_phases(sums).store(config, region, layer, first, residual))
-    return LayerWeights(groups, constants)
+    return LayerWeights(groups, constants, region.table_of(layer))
+
+
+def check_requantizer(config: EngineConfig, layer: Layer) -> None:
+    """Refuse a layer that needs a part of the requantizer that the engine was built without."""
+    if layer.residual is not None and not config.residual:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without a residual operand (residual = "
+                           "false); use an engine with one, or a network without additions")
+    if layer.lookup is not None and not config.function_table:
+        raise CompileError(f"layer {layer.name}: its result is looked up in a function table ({layer.lookup.name}) and engine "
+                           f"{config.name} is built without one (function_table = false); use an engine with one, or a "
+                           "network whose only activation is the ReLU")
+    if isinstance(layer.rounded_format, ESB) and not config.esb_output:
+        raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "
+                           f"and the layer gives {layer.rounded_format}; use an engine with it, or u4, s4, u8 or s8")
 
 
 def check_shifts(config: EngineConfig, layer: Layer, digits: list, in_digits: int) -> None:
@@ -206,7 +238,7 @@ class Sums:
             values[name][:len(own)] = own
         # Channels that are not there get constants too, so that zeros are stored for them.
         return region.constants(fold(config, values["m"], values["n"], values["s"],
-                                     values["b"] - values["m"] * self._too_much, layer.out_format, residual))
+                                     values["b"] - values["m"] * self._too_much, layer.rounded_format, residual))
 
 
 def _codebook(config: EngineConfig, book: np.ndarray) -> int:
@@ -280,15 +312,6 @@ def _block(outputs, channel0, count, per_group, out_per_group):
     used = (channels[None, :] >= low[:, None]) & (channels[None, :] < high[:, None])
     which_out, which_row = np.nonzero(used)
     return outs[which_out], channels[which_row] - starts[which_out], which_row
-
-
-def _check_requantizer(config, layer):
-    if layer.residual is not None and not config.residual:
-        raise CompileError(f"layer {layer.name}: engine {config.name} is built without a residual operand (residual = "
-                           "false); use an engine with one, or a network without additions")
-    if isinstance(layer.out_format, ESB) and not config.esb_output:
-        raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "
-                           f"and the layer gives {layer.out_format}; use an engine with it, or u4, s4, u8 or s8")
 
 
 def _check_accumulator(config, layer, worst: int) -> None:

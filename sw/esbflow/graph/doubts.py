@@ -54,6 +54,10 @@ def doubts(graph: ir.Graph) -> list:
 def _levels(node: ir.Node, ranges: dict) -> tuple:
     """(lowest, highest) level that each channel of a node can store when its inputs have such ranges."""
     q = getattr(node, "requantizer", None)
+    if isinstance(node, ir.Lookup):
+        low, high = ranges[node.inputs[0]]
+        entries = node.table[np.arange(low, high + 1) & ir.LOOKUP_ENTRIES - 1]
+        return entries.min(keepdims=True), entries.max(keepdims=True)
     if q is None:
         return tuple(np.array(ends) for ends in zip(*(ranges[name] for name in node.inputs)))
     low, high = ranges[node.inputs[0]]

@@ -127,6 +127,10 @@ def _avg_pool(node, images, x):
     return requantize(node, _windows(padded, node.kernel, node.stride, (1, 1), node.shape[1:]).sum(axis=(2, 3)))
 
 
+def _lookup(node, images, x):
+    return node.table[x & ir.LOOKUP_ENTRIES - 1]
+
+
 def _upsample(node, images, x):
     return x.repeat(node.factor[0], axis=2).repeat(node.factor[1], axis=3)
 
@@ -136,5 +140,5 @@ EXECUTORS = {
     ir.Add: lambda node, images, x, r: requantize(node, x, r),
     ir.Requantize: lambda node, images, x: requantize(node, x),
     ir.Concat: lambda node, images, *xs: np.concatenate(xs, axis=1),
-    ir.Upsample: _upsample,
+    ir.Upsample: _upsample, ir.Lookup: _lookup,
 }

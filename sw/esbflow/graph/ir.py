@@ -150,8 +150,27 @@ class Upsample(Node):
     factor: tuple = (2, 2)
 
 
+LOOKUP_ENTRIES = 256
+"""Of a Lookup's table: one for each integer of 8 bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Node):
+    """table[x & 255]: any function of one integer of up to 8 bits, the same for all channels. An entry that no level of the
+    input asks for is a level of the format like the others.
+
+    A negative x finds its entry in the upper half of the table, as a two's complement.
+    """
+
+    table: np.ndarray = None  # int64 (256,), levels of `format`
+
+    def rises(self, form: Format) -> bool:
+        """Whether no larger level of `form` becomes a smaller entry, so that maxima before and after it are the same."""
+        return not (np.diff(self.table[form.levels & LOOKUP_ENTRIES - 1]) < 0).any()
+
+
 OPERATORS = {cls.__name__: cls for cls in (
-    Input, Conv2d, Linear, MaxPool2d, AvgPool2d, Add, Requantize, Concat, Upsample)}
+    Input, Conv2d, Linear, MaxPool2d, AvgPool2d, Add, Requantize, Concat, Upsample, Lookup)}
 
 
 @dataclass(eq=False)

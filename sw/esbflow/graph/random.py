@@ -12,6 +12,9 @@ from esbflow.numbers import ESB, Binary, Signed, Unsigned
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
 CHANNEL_KINDS = ("depthwise", "depthwise", "max", "average", "conv", "residual", "add", "requantize", "concat", "upsample")
 """Mostly layers that keep each channel to itself."""
+LOOKUP_KINDS = ("conv", "conv", "lookup", "lookup", "lookup", "max", "max", "average", "residual", "add", "requantize", "concat",
+                "upsample", "linear")
+"""Many functions of single values, and pools before and behind them."""
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),
                Unsigned(3), Signed(5), Binary())
@@ -55,7 +58,7 @@ def random_graph(random: np.random.Generator, layers: int | None = None, channel
         node = _node(random, graph, str(random.choice(kinds)), channels)
         if node is None:
             continue
-        if not isinstance(node, (ir.MaxPool2d, ir.Concat, ir.Upsample)):
+        if not isinstance(node, (ir.MaxPool2d, ir.Concat, ir.Upsample, ir.Lookup)):
             form = (OUTPUTS if last else ACTIVATIONS)[random.integers(len(OUTPUTS if last else ACTIVATIONS))]
             node = _with_requantizer(random, graph, node, form, probe, powers)
         graph.nodes.append(node)
@@ -90,6 +93,12 @@ def _node(random, graph, kind, channels):
         factor = tuple(int(f) for f in random.integers(1, 4, 2))
         shape = (c, h * factor[0], w * factor[1])
         return ir.Upsample(name, (source.name,), shape, source.format, 1.0, factor=factor) if max(shape[1:]) < 64 else None
+    if kind == "lookup":
+        form = ACTIVATIONS[random.integers(len(ACTIVATIONS))]
+        table = random.choice(form.levels, ir.LOOKUP_ENTRIES)
+        if random.random() < 0.4:  # rises with the levels of its input, from the least on
+            table = np.roll(np.sort(table), 128 if source.format.signed else 0)
+        return ir.Lookup(name, (source.name,), source.shape, form, 1.0, table=table)
     if kind == "add":
         others = [node.name for node in graph.nodes if node.shape == source.shape]
         return ir.Add(name, (source.name, str(random.choice(others))), source.shape, Signed(32), 1.0)

@@ -45,7 +45,7 @@ def validate(graph: ir.Graph) -> ir.Graph:
 def _check_requantizer(node, where):
     q = getattr(node, "requantizer", None)
     if q is None:
-        if not isinstance(node, (ir.Input, ir.MaxPool2d, ir.Concat, ir.Upsample)):
+        if not isinstance(node, (ir.Input, ir.MaxPool2d, ir.Concat, ir.Upsample, ir.Lookup)):
             raise GraphError(f"{where}: it has no requantizer")
         return
     limits = {"m": (-(1 << 11), (1 << 11) - 1), "n": (-(1 << 11), (1 << 11) - 1), "b": (-(1 << 39), (1 << 39) - 1),
@@ -145,5 +145,24 @@ def _upsample(node, where, *inputs):
     return [(c, h * node.factor[0], w * node.factor[1])]
 
 
+def _lookup(node, where, *inputs):
+    _count(where, inputs, 1, 1)
+    if node.table.shape != (ir.LOOKUP_ENTRIES,):
+        raise GraphError(f"{where}: its table must have shape ({ir.LOOKUP_ENTRIES},), not {node.table.shape}")
+    for name, form in (("input", inputs[0].format), ("result", node.format)):
+        if not _is_byte(form):
+            raise GraphError(f"{where}: its {name} must have at most 8 bits, not the format {form}")
+    if not node.format.contains(node.table).all():
+        raise GraphError(f"{where}: its table holds values that are not levels of {node.format}")
+    return [tuple(inputs[0].shape)]
+
+
+def _is_byte(form: Format) -> bool:
+    """Whether 8 bits hold all levels of a format, as a two's complement if it has signs."""
+    low, high = (-128, 127) if form.signed else (0, 255)
+    return low <= form.min and form.max <= high
+
+
 _SHAPES = {ir.Input: _input, ir.Conv2d: _conv, ir.Linear: _linear, ir.MaxPool2d: _pool, ir.AvgPool2d: _pool,
-           ir.Add: _same, ir.Requantize: _same, ir.Concat: _concat, ir.Upsample: _upsample}
+           ir.Add: _same, ir.Requantize: _same, ir.Concat: _concat, ir.Upsample: _upsample,
+           ir.Lookup: _lookup}
