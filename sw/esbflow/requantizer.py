@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esbflow.engine_config import EngineConfig
+from esbflow.engine_config import DIGIT_BITS, EngineConfig
+from esbflow.engine_facts import LEVEL_ENTRIES
 from esbflow.numbers import ESB, Format
 
 FACTOR_BITS = 12
@@ -80,8 +81,13 @@ class Stages:
         return (self.rounded if self.config.esb_output else self.fine) + 1
 
     @property
-    def count(self) -> int:
+    def lookup(self) -> int:
+        """The function table's, of engines that have one."""
         return self.output + 1
+
+    @property
+    def count(self) -> int:
+        return (self.lookup if self.config.function_table else self.output) + 1
 
 
 def drain_latency(config: EngineConfig) -> int:
@@ -92,6 +98,26 @@ def drain_latency(config: EngineConfig) -> int:
     """
     stages = Stages(config)
     return ACCUMULATOR_CYCLES - stages.product + 2 + stages.count + 1
+
+
+def table_write_delay(config: EngineConfig) -> int:
+    """Cycles from a beat of a function table to its place in the lanes.
+
+    A drain gives its tokens back with its last issue, and values of that look their levels up `drain_latency` - 2 cycles
+    later. A table's first beat comes 9 cycles behind such a token or more, and the last one 6 cycles at least before the
+    first issue of a drain that wants it. So the table must be written between drain_latency - 11 and drain_latency + 3
+    cycles after its beats.
+    """
+    return drain_latency(config) - 4
+
+
+def level_bits(config: EngineConfig) -> int:
+    """Bits of a level that a lane gives at once: a digit, or all that a function table is asked for.
+
+    >>> level_bits(EngineConfig("plain", rows=4, cols=4)), level_bits(EngineConfig("table", 4, 4, function_table=True))
+    (4, 8)
+    """
+    return (LEVEL_ENTRIES - 1).bit_length() if config.function_table else DIGIT_BITS
 
 
 def residual_sum_bits() -> int:

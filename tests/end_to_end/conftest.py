@@ -47,7 +47,14 @@ SLICES = EngineConfig("slices4x4", rows=4, cols=4, accumulator_depth=64, activat
 SHARED = replace(TABLE_WITH_PORTS, name="shared8x8", cols=8, weight_path_beats=2, weight_ports=2, channel_unit=4, slices=4,
                  activation_ports=2)
 """Slices of which two share a port, with everything that a small engine can have."""
-OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED)}
+LOOKUPS = replace(TABLE_WITH_PORTS, name="lookup8x16", weight_path_beats=2, weight_ports=2, function_table=True)
+"""A function table whose rows come through two ports."""
+NARROW_LOOKUPS = EngineConfig(
+    "lookup4x4", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64, weight_slots=4, max_burst=16,
+    requantizer="shift", esb_output=False, residual=False, digit_bits=2, weight_min=-2, weight_max=1, slices=2,
+    requantize_lanes=2, function_table=True)
+"""A function table behind the shortest lanes, for digits of two bits, in two slices."""
+OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS)}
 
 
 def engine_of(name: str) -> EngineConfig:

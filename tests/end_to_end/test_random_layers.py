@@ -14,7 +14,7 @@ from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
-from esbflow.graph.random import CHANNEL_KINDS, KINDS, random_graph, random_images
+from esbflow.graph.random import CHANNEL_KINDS, KINDS, LOOKUP_KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
 from tests.compiler.programs import packed
 from tests.end_to_end.conftest import engine_of
@@ -25,6 +25,8 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "small8x16-channel": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "ports8x16": (16, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True)),
+          "lookup8x16": (24, dict(channels=24, size=14, kinds=LOOKUP_KINDS)),
+          "lookup4x4": (12, dict(channels=10, size=8, kinds=LOOKUP_KINDS, powers=True)),
           "slices4x4": (8, dict(channels=10, size=10)),
           "shared8x8": (10, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
           "narrow8x16": (12, dict(channels=24, size=12)),

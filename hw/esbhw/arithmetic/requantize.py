@@ -13,9 +13,10 @@ from esbflow.requantizer import (
     ROWS_A_STAGE,
     Stages,
     constant_fields,
+    level_bits,
     multiplicand_bits,
 )
-from esbhw.arithmetic.requantizer_control import CONTROLS, OCTAVES, WINDOW_BITS
+from esbhw.arithmetic.requantizer_control import OCTAVES, WINDOW_BITS, controls_layout
 from esbhw.fabric.adder_rows import Term, add_row, plain
 from esbhw.fabric.comparator import greater
 from esbhw.fabric.multiplier_rows import digit_row, digits
@@ -42,8 +43,8 @@ class RequantizeLane(wiring.Component):
     -------
     enable : In(stages), bit i is high in the cycle in which the registers of stage i take a value
     acc : In, in the cycle of stage `product`;  residual : In(8, two's complement), constants : In, in cycle 0
-    first : In(1), of a window, in the cycle of stage `held`;  controls : In(CONTROLS)
-    digit : Out(4), bits 4*d.. of the level for digit d
+    first : In(1), of a window, in the cycle of stage `held`;  controls : In(controls_layout)
+    digit : Out(4), bits 4*d.. of the level for digit d; in front of a function table Out(8)
     """
 
     ACC_SIGNED = False
@@ -52,11 +53,12 @@ class RequantizeLane(wiring.Component):
         self._config = config
         self._stages = Stages(config)
         self._acc_signed = self.ACC_SIGNED if acc_signed is None else acc_signed
+        self._bits = level_bits(config)
         super().__init__({
             "enable": In(self._stages.count),
             "acc": In(config.accumulator_width), "residual": In(RESIDUAL_BITS), "constants": In(constants_layout(config)),
-            "first": In(1), "controls": In(CONTROLS),
-            "digit": Out(DIGIT_BITS),
+            "first": In(1), "controls": In(controls_layout(config)),
+            "digit": Out(self._bits),
         })
 
     def elaborate(self, platform):
@@ -69,7 +71,7 @@ class RequantizeLane(wiring.Component):
             self._round(window, negative, over)
         else:
             bottom = self._choice(over, negative)
-            self._output([(window[i + 1], *bottom(i)) for i in range(DIGIT_BITS)])
+            self._output([(window[i + 1], *bottom(i)) for i in range(self._bits)])
         return m
 
     def _register(self, value, stage: int, name: str) -> Signal:
@@ -189,7 +191,7 @@ class RequantizeLane(wiring.Component):
         stage = stages.coarse
         sign = held[-1]
         extended = Cat(held, sign.replicate(64 - width))
-        needed = (WINDOW_BITS if self._config.esb_output else DIGIT_BITS + 1) + 15
+        needed = (WINDOW_BITS if self._config.esb_output else self._bits + 1) + 15
         doubled = Cat(Const(0, 1), extended, sign.replicate(16))
         coarse = self._register(Cat(_choose(start[4:6], [doubled[j + 16 * k] for k in range(4)]) for j in range(needed)),
                                 stage, "coarse")
@@ -245,8 +247,10 @@ class RequantizeLane(wiring.Component):
 
         level = Cat(*(rounded[i + 1] & ~octave[i] if i < OCTAVES else rounded[i + 1] for i in range(8)))
         chosen = Mux(controls.high, Mux(controls.sign, rounded[-1].replicate(DIGIT_BITS), level[4:]), level[:4])
+        if self._bits > DIGIT_BITS:
+            chosen = Cat(chosen, level[DIGIT_BITS:self._bits])
         bottom = self._choice(beyond, negative)
-        self._output([(chosen[i], *bottom(i)) for i in range(DIGIT_BITS)])
+        self._output([(chosen[i], *bottom(i)) for i in range(self._bits)])
 
     def _choice(self, over, negative):
         """The bits that stand for a level beyond the format's ends, or below zero in an unsigned one."""

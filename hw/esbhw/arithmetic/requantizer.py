@@ -1,11 +1,12 @@
 """The requantizer: lanes side by side, and what they share."""
 
-from amaranth import Module
+from amaranth import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import RESIDUAL_BITS
+from esbflow.requantizer import RESIDUAL_BITS, Stages
+from esbhw.arithmetic.function_table import FunctionTable, table_write_layout
 from esbhw.arithmetic.requantize import RequantizeLane, constants_layout
 from esbhw.arithmetic.requantizer_control import FORMAT, RequantizerControl
 from esbhw.target import share
@@ -25,6 +26,8 @@ class Requantizer(wiring.Component):
     valid, first, last : In, of a window;  format : In(FORMAT);  digit : In(3), which digit is wanted
     constants : In(lanes * constants), residual : In(lanes * 8): with valid
     acc : In(lanes * accumulator_width), Stages.product cycles later
+    table, upper : In(1), with the format: look levels up, and which half of their entries is wanted (the digit is 0);
+        table_write : In(table_write_layout). Only with a function table
     done : Out(1);  digits : Out(lanes * 4)
     """
 
@@ -37,6 +40,8 @@ class Requantizer(wiring.Component):
             "constants": In(self._lanes * constants_layout(config).size), "residual": In(self._lanes * RESIDUAL_BITS),
             "acc": In(self._lanes * config.accumulator_width),
             "done": Out(1), "digits": Out(self._lanes * DIGIT_BITS),
+            **({"table": In(1), "upper": In(1), "table_write": In(table_write_layout(config))}
+               if config.function_table else {}),
         })
 
     def elaborate(self, platform):
@@ -47,6 +52,14 @@ class Requantizer(wiring.Component):
             control.valid.eq(self.valid), control.first.eq(self.first), control.last.eq(self.last),
             control.format.eq(self.format), control.digit.eq(self.digit), self.done.eq(control.done),
         ]
+        if config.function_table:
+            lookup = Stages(config).lookup
+            # `early` and the stages before, as the format's fields; they end at many lanes, and so not in a shift register.
+            controls = Cat(self.table, self.upper)
+            for i in range(self._early + lookup):
+                register = Signal(2, name=f"table_{i}", reset_less=i + 1 < self._early + lookup)
+                m.d.sync += register.eq(controls)
+                controls = register
         for number in range(self._lanes):
             lane = share(m, platform, f"lane_{number}", "requantize_lane", RequantizeLane, config, self._acc_signed)
             m.d.comb += [
@@ -54,6 +67,14 @@ class Requantizer(wiring.Component):
                 lane.constants.eq(self.constants.word_select(number, constants_layout(config).size)),
                 lane.residual.eq(self.residual.word_select(number, RESIDUAL_BITS)),
                 lane.acc.eq(self.acc.word_select(number, config.accumulator_width)),
-                self.digits.word_select(number, DIGIT_BITS).eq(lane.digit),
             ]
+            digit = lane.digit
+            if config.function_table:
+                table = share(m, platform, f"table_{number}", "function_table", FunctionTable, config)
+                m.d.comb += [
+                    table.enable.eq(control.enable[lookup]), table.level.eq(lane.digit), table.on.eq(controls[0]),
+                    table.upper.eq(controls[1]), table.write.eq(self.table_write),
+                ]
+                digit = table.digit
+            m.d.comb += self.digits.word_select(number, DIGIT_BITS).eq(digit)
         return m

@@ -6,7 +6,7 @@ from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
-from esbflow.requantizer import LEVEL_BITS, Stages
+from esbflow.requantizer import LEVEL_BITS, Stages, level_bits
 
 FORMAT = StructLayout({"bits": 6, "signed": 1, "esb": 1, "significand": 3, "octaves": 3})
 """The output format of a drain: linear with `bits` bits, or ESB with `significand` fraction bits and levels
@@ -17,16 +17,20 @@ WINDOW_BITS = 9
 OCTAVES = 6
 """ESB formats of levels below 256 have 0, 2 or 6 octaves above the first."""
 
-CONTROLS = StructLayout({
-    # At stage `total`: levels have `edge` bits below the sign; `digit` of them is wanted, 0 of ESB.
-    "edge": 6, "digit": 3,
-    # At stage `magnitude`: the format is ESB, and the bits that are all set only where the level rounds beyond the top.
-    "esb": 1, "full": WINDOW_BITS,
-    # At stage `octave`: bit i-1 says that there is an octave i. At stage `rounded`: there is something to round.
-    "significand": 3, "octaves": OCTAVES, "rounds": 1,
-    # At stage `output`: the upper digit or a sign is wanted; the digit of the largest and of the smallest level.
-    "high": 1, "sign": 1, "signed": 1, "top": DIGIT_BITS, "bottom": DIGIT_BITS,
-})
+
+def controls_layout(config: EngineConfig) -> StructLayout:
+    """What a stage needs of a value's format."""
+    bits = level_bits(config)
+    return StructLayout({
+        # At stage `total`: levels have `edge` bits below the sign; `digit` of them is wanted, 0 of ESB.
+        "edge": 6, "digit": 3,
+        # At stage `magnitude`: the format is ESB, and the bits that are all set only where the level rounds beyond the top.
+        "esb": 1, "full": WINDOW_BITS,
+        # At stage `octave`: bit i-1 says that there is an octave i. At stage `rounded`: there is something to round.
+        "significand": 3, "octaves": OCTAVES, "rounds": 1,
+        # At stage `output`: the upper digit or a sign is wanted; these bits of the largest and of the smallest level.
+        "high": 1, "sign": 1, "signed": 1, "top": bits, "bottom": bits,
+    })
 
 
 class RequantizerControl(wiring.Component):
@@ -39,7 +43,7 @@ class RequantizerControl(wiring.Component):
     Members
     -------
     valid, first, last (of a window) : In, with the value, in cycle 0;  format, digit : In, `early` cycles before
-    enable : Out(stages);  held : Out(1), `first` in the cycle of stage `held`;  controls : Out(CONTROLS)
+    enable : Out(stages);  held : Out(1), `first` in the cycle of stage `held`;  controls : Out(controls_layout)
     done : Out(1), a digit of a window leaves the lanes in this cycle
     """
 
@@ -47,7 +51,7 @@ class RequantizerControl(wiring.Component):
         self._config, self._stages, self._early = config, Stages(config), early
         super().__init__({
             "valid": In(1), "first": In(1), "last": In(1), "format": In(FORMAT), "digit": In(3),
-            "enable": Out(self._stages.count), "held": Out(1), "controls": Out(CONTROLS), "done": Out(1),
+            "enable": Out(self._stages.count), "held": Out(1), "controls": Out(controls_layout(config)), "done": Out(1),
         })
 
     def elaborate(self, platform):
@@ -120,7 +124,7 @@ class RequantizerControl(wiring.Component):
         return m
 
     def _ends(self, m, at, until, late) -> None:
-        """The digit of the largest and smallest level, two cycles before it is needed."""
+        """The wanted bits of the largest and smallest level, two cycles before they are needed."""
         controls, esb_output = self.controls, self._config.esb_output
         edge, digit, is_signed = at[:6], at[6:9], at[9]
         esb, octaves = (at[10], at[14:17]) if esb_output else (0, 0)
@@ -131,7 +135,7 @@ class RequantizerControl(wiring.Component):
         rest = until(Cat(is_signed, esb, digit), late + 1, "rest", late)
         is_signed, esb, digit = rest[0], rest[1] if esb_output else 0, rest[-3:]
         top, bottom = [], []
-        for i in range(DIGIT_BITS):
+        for i in range(level_bits(self._config)):
             top.append((inside > i) & (~esb | (quantum <= i)) if esb_output else inside > i)
             outside = (inside <= i) | (esb & (quantum == i) if esb_output else 0)
             bottom.append(is_signed & outside)

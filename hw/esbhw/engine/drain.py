@@ -8,7 +8,16 @@ from esbflow import instructions
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS, EngineConfig
 from esbflow.engine_facts import TRANSFERS
 from esbflow.registers import COUNTERS, LOG_BEATS
-from esbflow.requantizer import ACCUMULATOR_CYCLES, LEVEL_BITS, RESIDUAL_BITS, Stages, drain_latency
+from esbflow.requantizer import (
+    ACCUMULATOR_CYCLES,
+    LEVEL_BITS,
+    RESIDUAL_BITS,
+    Stages,
+    drain_latency,
+    level_bits,
+    table_write_delay,
+)
+from esbhw.arithmetic.function_table import table_write_layout
 from esbhw.arithmetic.requantize import constants_layout
 from esbhw.arithmetic.requantizer import Requantizer
 from esbhw.arithmetic.requantizer_control import FORMAT
@@ -45,6 +54,7 @@ class Drain(wiring.Component):
     transfers : Out(stream of transfer_layout(1)), tag 1 asks for a stores token
     writer_idle : In, as Writer;  done : Out(1), the END instruction was reached and everything is written
     {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
+    table_write : In(table_write_layout), a function table's rows as they come; only where there is one
     issue : Out(1); field_fault : Out(1), for good
     """
 
@@ -70,6 +80,7 @@ class Drain(wiring.Component):
             "constants_here": In(1), "take_constants": Out(1), "post_constants": Out(1),
             "residual_here": In(1), "take_residual": Out(1), "post_residual": Out(1),
             "issue": Out(1), "layer": Out(12), "field_fault": Out(1), "waiting": Out(1),
+            **({"table_write": In(table_write_layout(config))} if config.function_table else {}),
         })
 
     def elaborate(self, platform):
@@ -78,7 +89,7 @@ class Drain(wiring.Component):
         latency = drain_latency(config)
         walk = m.submodules.walk = DrainWalk(config)
         head, head_valid, head_drains, head_legal = self._prefetch(m)
-        now = Signal(instruction_layout("DRAIN"))
+        now = Signal(instruction_layout("DRAIN", config))
         m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
 
         setup = Signal()
@@ -164,10 +175,10 @@ class Drain(wiring.Component):
     def _prefetch(self, m) -> tuple:
         """The next instruction in a register, and what is wrong with it: a 0 in the last result."""
         config = self._config
-        head = Signal(instruction_layout("DRAIN"))
+        head = Signal(instruction_layout("DRAIN", config))
         valid = Signal()
         drains = Signal()
-        f = Signal(instruction_layout("DRAIN"))
+        f = Signal(instruction_layout("DRAIN", config))
         m.d.comb += [f.eq(self.i.payload), self.i.ready.eq(~valid)]
         single = Cat(f.kernel_y, f.kernel_x, f.stride_y, f.stride_x, f.pad_y, f.pad_x) == 0x001111
         checks = [f.acc_rows != 0, f.acc_cols != 0, f.out_rows != 0, f.out_cols != 0, f.kernel_y != 0, f.kernel_x != 0,
@@ -177,6 +188,8 @@ class Drain(wiring.Component):
                   ~f.residual | single if config.residual else ~f.residual]
         if not config.esb_output:
             checks.append(~f.esb)
+        if config.function_table:
+            checks.append(~f.table | (Cat(f.digits, f.digits == 0) <= level_bits(config) // config.digit_bits))
         legal = Signal(len(checks))
         with m.If(~valid):
             m.d.sync += [head.eq(f), valid.eq(self.i.valid), drains.eq(f.opcode == instructions.DRAIN),
@@ -252,7 +265,13 @@ class Drain(wiring.Component):
             valid = register
         taps = delay(Cat(walk.first, walk.last), early + 2, "taps")
         narrow = config.digit_bits < DIGIT_BITS
-        m.d.comb += [unit.format.eq(form), unit.digit.eq(walk.digit[1:] if narrow else walk.digit), unit.valid.eq(valid),
+        digit = walk.digit[1:] if narrow else walk.digit
+        if config.function_table:
+            m.d.comb += [
+                unit.table.eq(now.table), unit.upper.eq(digit[0]),
+                unit.table_write.eq(delay(self.table_write.as_value(), table_write_delay(config), "table_write"))]
+            digit = Mux(now.table, 0, digit)  # lanes give all of a level
+        m.d.comb += [unit.format.eq(form), unit.digit.eq(digit), unit.valid.eq(valid),
                      unit.first.eq(taps[0]), unit.last.eq(taps[1])]
 
         slices = range(config.slices)

@@ -34,7 +34,7 @@ class DrainWalk(wiring.Component):
         self._config = config
         self._digit_bits = 3 if config.digit_bits == DIGIT_BITS else 4
         super().__init__({
-            "now": In(instruction_layout("DRAIN").size), "start": In(1), "step": In(1),
+            "now": In(instruction_layout("DRAIN", config).size), "start": In(1), "step": In(1),
             "first": Out(1), "last": Out(1), "digit": Out(self._digit_bits),
             "tile_group": Out(range(max(2, config.cols // config.requantize_lanes))),
             "end_of_run": Out(1), "end_of_plane": Out(1), "end_of_digit": Out(1), "end": Out(1),
@@ -45,7 +45,7 @@ class DrainWalk(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, step, start = self._config, self.step, self.start
-        now = Signal(instruction_layout("DRAIN"))
+        now = Signal(instruction_layout("DRAIN", config))
         m.d.comb += now.eq(self.now)
 
         def loop(name, width, limit, advance):

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import Flow
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
-from esbflow.engine_facts import activation_masters, weight_masters
+from esbflow.engine_facts import TABLE_DESTINATION, activation_masters, weight_masters
 from esbflow.registers import COUNTERS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
@@ -138,7 +138,7 @@ class Engine(Elaboratable):
             "slots": WeightSlots(config), "array": make_array(config), "constants": ConstantBanks(config),
             "watchdog": Watchdog(WATCHED), "writer": writer,
             "faults": FaultEncoder(FAULTS, len(ADDRESSES), len(LAYERS)),
-            **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth)
+            **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth, config)
                for unit, opcode in QUEUED_OPCODES.items()},
         }
         slices = [_Slice(config) for _ in range(config.slices)]
@@ -169,11 +169,16 @@ class Engine(Elaboratable):
         for number, part in enumerate(slices):
             self._connect_loads(m, part, load, number)
         ways = range(config.weight_ports)
+        to_constants = weights.write_valid
+        if config.function_table:
+            to_table = Cat(weights.write_destination.word_select(k, 3) == TABLE_DESTINATION for k in ways)
+            to_constants = to_constants & ~to_table
+            self._connect_table(m, weights, drain, to_table)
         to_slots = Cat(weights.write_destination.word_select(k, 3) == 0 for k in ways)
         m.d.comb += [
             slots.write_valid.eq(weights.write_valid & to_slots),
             slots.write_address.eq(weights.write_address), slots.write_data.eq(weights.write_data),
-            constants.write_valid.eq(weights.write_valid & ~to_slots),
+            constants.write_valid.eq(to_constants & ~to_slots),
             constants.write_bank.eq(Cat(weights.write_destination[3 * k + 1] for k in ways)),
             constants.write_address.eq(weights.write_address), constants.write_data.eq(weights.write_data),
         ]
@@ -303,6 +308,16 @@ class Engine(Elaboratable):
             unit.load_index.eq(sequencer.load_index), unit.load_taps.eq(slots.read_data),
             part.accumulators.sums.eq(unit.sums), part.accumulators.ahead.eq(stages[-2]),
         ]
+
+    @staticmethod
+    def _connect_table(m, weights, drain, to_table) -> None:
+        """Rows of a function table go to the drain, each weight port's part by itself."""
+        for k in range(len(to_table)):
+            part = drain.table_write[k]
+            m.d.comb += [
+                part.valid.eq(weights.write_valid[k] & to_table[k]), part.row.eq(weights.write_address.word_select(k, 16)),
+                part.entries.eq(weights.write_data.word_select(k, AXI_BEAT_BITS)),
+            ]
 
     @staticmethod
     def _connect_tokens(m, load, weights, sequencer, accumulators, drain, writer, tokens):

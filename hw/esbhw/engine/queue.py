@@ -5,19 +5,21 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
+from esbflow.engine_config import EngineConfig
+from esbhw.engine.fields import places
 from esbhw.engine.fifo import Fifo
 
 
 class InstructionQueue(wiring.Component):
-    """A Fifo of `depth` instructions: `i` waits while it is full.
+    """A Fifo of `depth` instructions: `i` waits while it is full. `config` says which fields the engine has; None: all.
 
     Members
     -------
     i : In(stream of 256 bits);  o : Out(stream of 256 bits)
     """
 
-    def __init__(self, opcode: str, depth: int):
-        self._bits = max(low + width for low, width in instructions.layout(opcode).values())
+    def __init__(self, opcode: str, depth: int, config: EngineConfig | None = None):
+        self._bits = max(low + width for low, width in places(opcode, config).values())
         self._depth = depth
         word = stream.Signature(instructions.INSTRUCTION_BITS)
         super().__init__({"i": In(word), "o": Out(word)})
