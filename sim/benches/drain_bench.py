@@ -7,11 +7,12 @@ import numpy as np
 
 from esbflow.compiler.lower import rounding_fields, storage_bits
 from esbflow.engine_config import AXI_BEAT_BITS, DIGIT_BITS
-from esbflow.engine_facts import MOST_DIGITS
+from esbflow.engine_facts import LEVEL_ENTRIES, LEVEL_ROWS, MOST_DIGITS
 from esbflow.instructions import encode
 from esbflow.numbers import Format
 from esbflow.registers import COUNTERS, LOG_BEATS
 from esbflow.requantizer import drain_latency, fold
+from esbhw.arithmetic.function_table import ENTRY_BITS, ROW_ENTRIES, table_write_layout
 from esbhw.arithmetic.requantize import constants_layout
 from esbhw.engine.drain import Drain
 from esbhw.engine.transfer import transfer_layout
@@ -24,7 +25,7 @@ class Tile:
     """Random content of an accumulator bank, its constants and residual, and the DRAIN that takes it out."""
 
     def __init__(self, size, rng, form: str, kernel=(1, 1), stride=(1, 1), pad=(0, 0), residual=0, rows=3, cols=5,
-                 out=None, per_row=False, bank=0, **more):
+                 out=None, per_row=False, bank=0, entry_bits=0, **more):
         self.size, self.format, self.kernel, self.stride, self.pad = size, Format.parse(form), kernel, stride, pad
         self.rows, self.cols = rows, cols
         words = size.words_per_beat
@@ -32,7 +33,8 @@ class Tile:
         out_rows, out_cols = out or (rows, cols)
         self.out = (out_rows, -(-out_cols // words) * words)
         self.planes = size.planes_per_tile
-        self.digits = max(1, storage_bits(self.format) // size.digit_bits)
+        self.table = [rng.randrange(1 << entry_bits) for _ in range(LEVEL_ENTRIES)] if entry_bits else None
+        self.digits = max(1, (entry_bits or storage_bits(self.format)) // size.digit_bits)
         self.acc = np.array([[rng.randrange(6000) for _ in range(size.cols)] for _ in range(rows * cols)])
         self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
                            "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
@@ -65,7 +67,7 @@ class Tile:
             segments=out_rows if per_row else 1, segment_beats=run if per_row else run * out_rows,
             segment_stride=run + 3, bank=bank, constants=1 - bank, residual=int(residual > 0), residual_bank=bank,
             residual_digits=self.residual % 4, residual_signed=self.residual_signed, post_store=1, layer=3,
-            **rounding_fields(self.format), **more)
+            table=int(entry_bits > 0), **rounding_fields(self.format), **more)
 
     def _residual_value(self, plane: int, y: int, x: int, channel: int) -> int:
         word = (plane * self.rows + y) * self.pitch + x
@@ -99,6 +101,8 @@ class Tile:
                                    clamp(col * self.stride[1] - self.pad[1] + kx, self.cols))
                                   for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
                         levels = [max(self._level(plane, y, x, c, col) for y, x in window) for c in range(self.size.rows)]
+                        if self.table:
+                            levels = [self.table[level % LEVEL_ENTRIES] for level in levels]
                         words.append(join([level >> self.size.digit_bits * digit for level in levels], self.size.digit_bits))
         stream = join(words, self.size.word_bits)
         count = len(words) * self.size.word_bits // AXI_BEAT_BITS
@@ -174,6 +178,15 @@ class Bench(Testbench):
             self.driven[name] = word
             self.set(**{name: word})
 
+    async def write_table(self, entries: list) -> int:
+        """A row a cycle, from the next one on; returns the last one."""
+        for row in range(LEVEL_ROWS):
+            content = join(entries[ROW_ENTRIES * row:ROW_ENTRIES * (row + 1)], ENTRY_BITS)
+            self.set(table_write=table_write_layout(self.size).const([{"valid": 1, "row": row, "entries": content}]).as_bits())
+            await self.tick()
+        self.set(table_write=0)
+        return self.cycle
+
     async def run(self, tiles: list, within: int = 24_000) -> None:
         beats = len(self.beats) + sum(len(tile.beats()) for tile in tiles)
         for tile in tiles:
@@ -200,6 +213,22 @@ CASES = {
     "wide pooling": {"form": "s16", "kernel": (2, 2), "stride": (1, 2), "out": (2, 2), "rows": 3, "cols": 4},
     "binary-like": {"form": "u1", "rows": 1, "cols": 8},
 }
+LOOKUPS = {
+    "signed to one digit": {"form": "s8", "entry_bits": 4, "residual": 1},
+    "signed to two": {"form": "s8", "entry_bits": 8},
+    "unsigned, rows apart": {"form": "u8", "entry_bits": 8, "per_row": True},
+    "few levels": {"form": "s3", "entry_bits": 8},
+    "esb": {"form": "esb4.1", "entry_bits": 4},
+    "behind pooling": {"form": "s8", "entry_bits": 8, "kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "out": (3, 5), "rows": 5,
+                       "cols": 9},
+}
+"""Into the function table."""
+
+
+def _fitting(size, fields: dict) -> dict:
+    """A case without what the engine has not."""
+    form = fields["form"] if size.esb_output else fields["form"].replace("uesb4.2", "u5").replace("esb4.1", "s5")
+    return {**fields, "form": form, **({} if size.residual else {"residual": 0})}
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -207,16 +236,53 @@ CASES = {
 async def a_tile_comes_out_as_the_formats_say(dut, case, room):
     tb = Bench(dut)
     await tb.begin(room)
-    fields = dict(CASES[case])
-    if not tb.size.residual:
-        fields["residual"] = 0
-    if not tb.size.esb_output:
-        fields["form"] = fields["form"].replace("uesb4.2", "u5").replace("esb4.1", "s5")
-    tile = Tile(tb.size, random.Random(case), **fields)
+    tile = Tile(tb.size, random.Random(case), **_fitting(tb.size, CASES[case]))
     await tb.run([tile])
     assert tb.beats == tile.beats()
     assert tb.sink.payloads == tile.orders()
     assert len(tb.issues) == tile.issues and not tb.get("field_fault")
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(case=list(LOOKUPS))
+async def levels_are_looked_up_in_the_function_table(dut, case):
+    tb = Bench(dut)
+    await tb.begin()
+    if not tb.size.function_table:
+        return
+    tile = Tile(tb.size, random.Random(case), **_fitting(tb.size, LOOKUPS[case]))
+    await tb.write_table(tile.table)
+    await tb.run([tile])
+    assert tb.beats == tile.beats() and not tb.get("field_fault")
+    plain = Tile(tb.size, random.Random(case), "s16")
+    tb.beats.clear()
+    await tb.run([plain])
+    assert tb.beats == plain.beats(), "without a table levels stay as they are"
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_table_may_be_written_as_early_and_as_late_as_tokens_allow(dut):
+    """Its first row 9 cycles behind the last issue of one drain, its last row 6 cycles before the first of the next one."""
+    tb = Bench(dut)
+    await tb.begin()
+    if not tb.size.function_table:
+        return
+    rng = random.Random(13)
+    old, new = (Tile(tb.size, rng, "s8", entry_bits=8, bank=bank) for bank in range(2))
+    await tb.write_table(old.table)
+    running = cocotb.start_soon(tb.run([old, new]))
+    await tb.until("take_constants")
+    tb.set(constants_here=0)
+    await tb.until("post_constants")
+    posted = tb.cycle
+    await tb.tick(8)
+    last = await tb.write_table(new.table)
+    assert last == posted + 8 + LEVEL_ROWS
+    await tb.tick()
+    tb.set(constants_here=1)
+    await running
+    assert tb.issues[old.issues - 1] == posted and tb.issues[old.issues] == last + 6
+    assert tb.beats == old.beats() + new.beats()
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -247,7 +313,7 @@ async def a_drain_has_its_documented_cycles(dut, per_row):
         del tb.beat_cycles[:len(completed)]
         begun = end + 1  # the next instruction is at hand, and begins after the last group
     full = tb.size.residual and tb.size.esb_output and tb.size.requantizer == "multiply"
-    assert drain_latency(tb.size) == (19 if full else 16) and Drain.SETUP_CYCLES == 2
+    assert drain_latency(tb.size) == (19 if full else 16) + tb.size.function_table and Drain.SETUP_CYCLES == 2
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -362,7 +428,8 @@ async def fields_outside_the_engine_s_limits_stop_it(dut):
                   {"kernel_x": 0}, {"planes": 0}, {"planes": size.planes_per_tile + 1},
                   *([{"digits": 0}, {"digits": 9}] if size.digit_bits == DIGIT_BITS else []),
                   {"bits": 0}, {"bits": 33}, {"segment_beats": 0}, *WITHOUT_WINDOW,
-                  *([] if size.residual else [{"residual": 1}]), *([] if size.esb_output else [{"esb": 1}])):
+                  *([] if size.residual else [{"residual": 1}]), *([] if size.esb_output else [{"esb": 1}]),
+                  *([{"table": 1, "digits": 16 // size.digit_bits}] if size.function_table else [])):
         tb = Bench(dut)
         await tb.begin()
         fields = {**Tile(size, random.Random(11), "u4").fields, **wrong}
