@@ -78,6 +78,7 @@ _DRAIN = {
     "residual_digits": "digits of the residual, 1 or 2; with 2-bit digits 0 means 4",
         "residual_signed": "the residual's top digit is signed",
     "post_store": "give a store token when the last burst is answered",
+    "table": "look the level up in the function table, of at most 8 bits; only where there is one",
 }
 
 MEANINGS = {"PASS": _PASS, "CHANNEL": _CHANNEL, "DRAIN": _DRAIN}

@@ -180,9 +180,10 @@ class Bench(Testbench):
 
     async def write_table(self, entries: list) -> int:
         """A row a cycle, from the next one on; returns the last one."""
+        layout = table_write_layout(self.size)
         for row in range(LEVEL_ROWS):
             content = join(entries[ROW_ENTRIES * row:ROW_ENTRIES * (row + 1)], ENTRY_BITS)
-            self.set(table_write=table_write_layout(self.size).const([{"valid": 1, "row": row, "entries": content}]).as_bits())
+            self.set(table_write=layout.const([{"valid": 1, "row": row, "entries": content}]).as_bits())
             await self.tick()
         self.set(table_write=0)
         return self.cycle
@@ -219,8 +220,8 @@ LOOKUPS = {
     "unsigned, rows apart": {"form": "u8", "entry_bits": 8, "per_row": True},
     "few levels": {"form": "s3", "entry_bits": 8},
     "esb": {"form": "esb4.1", "entry_bits": 4},
-    "behind pooling": {"form": "s8", "entry_bits": 8, "kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "out": (3, 5), "rows": 5,
-                       "cols": 9},
+    "behind pooling": {"form": "s8", "entry_bits": 8, "kernel": (3, 3), "stride": (2, 2), "pad": (1, 1), "out": (3, 5),
+                       "rows": 5, "cols": 9},
 }
 """Into the function table."""
 

@@ -48,6 +48,8 @@ def area(config: EngineConfig) -> Area:
         fitted = model["blocks"].get(block, {})
         blocks[block] = {resource: round(sum(fitted.get(name, {}).get(resource, 0.0) * value
                                              for name, value in values.items())) for resource in RESOURCES}
+    if config.function_table:
+        blocks["function table"] = _function_table(config)
     total = {resource: sum(block[resource] for block in blocks.values()) for resource in RESOURCES}
     return Area(total["lut"], total["ff"], block_rams(config), 0, blocks, model["error"])
 
@@ -207,6 +209,15 @@ def _drain(config: EngineConfig) -> dict:
         "ESB lanes": lanes * config.esb_output, "chosen bits": lanes * config.accumulator_width * (groups - 1),
         "lanes by groups": lanes * config.lane_groups, "residual": int(config.residual), "ESB": int(config.esb_output),
     }
+
+
+def _function_table(config: EngineConfig) -> dict:
+    """Resources of all lanes' tables, counted and not fitted: RAM64M8, which hold 7 bits in 8 LUTs, the choice of an entry's
+    half, and the other half of a level, which lanes for ESB have anyhow."""
+    ports, level = config.weight_ports, 0 if config.esb_output else 18
+    memories_ = 8 * ports * -(-8 * facts.LEVEL_ENTRIES // facts.LEVEL_ROWS // ports // 7)
+    lanes = config.requantize_lanes * config.slices
+    return {"lut": lanes * (memories_ + 18 + level), "ff": lanes * (8 + level)}
 
 
 def _buffers(config: EngineConfig) -> dict:

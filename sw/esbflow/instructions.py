@@ -21,7 +21,8 @@ _HEADER = (("opcode", 4), ("layer", 12))
 
 # A load copies `segments` runs of `beats` beats, `stride` beats apart in memory, into consecutive beats
 # of a buffer. Destinations of LOAD: 0 and 1 the halves of the activation buffer; 2 + 2*bank + plane the residual
-# buffer, plane 0 the low and 1 the high digit. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants, 4 the function table.
+# buffer, plane 0 the low and 1 the high digit. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants, 4 the function
+# table.
 _TRANSFER = _HEADER + (
     ("region", 3), ("offset", 28), ("beats", 16), ("segments", 12), ("stride", 28),
     ("destination", 3), ("address", 16), ("wait_free", 1), ("post_full", 1), ("wait_stores", 10),

@@ -17,8 +17,9 @@ ROW_ENTRIES = LEVEL_ENTRIES // LEVEL_ROWS
 
 def table_write_layout(config: EngineConfig) -> ArrayLayout:
     """A row's part on each weight port."""
+    ports = config.weight_ports
     return ArrayLayout(StructLayout({
-        "valid": 1, "row": range(LEVEL_ROWS), "entries": ENTRY_BITS * ROW_ENTRIES // config.weight_ports}), config.weight_ports)
+        "valid": 1, "row": range(LEVEL_ROWS), "entries": ENTRY_BITS * ROW_ENTRIES // ports}), ports)
 
 
 class FunctionTable(wiring.Component):
@@ -54,13 +55,11 @@ class FunctionTable(wiring.Component):
                 read.addr.eq(self.level[choice:]),
             ]
             words += [read.data[i:i + ENTRY_BITS] for i in range(0, len(part.entries), ENTRY_BITS)]
-        entry = Signal(ENTRY_BITS)
-        m.d.comb += entry.eq(Mux(self.level[1], Mux(self.level[0], words[3], words[2]),
-                                 Mux(self.level[0], words[1], words[0])))
+        halves = [Mux(self.upper, word[DIGIT_BITS:], word[:DIGIT_BITS]) for word in words]
+        entry = Mux(self.level[1], Mux(self.level[0], halves[3], halves[2]), Mux(self.level[0], halves[1], halves[0]))
         digit = Signal(DIGIT_BITS, reset_less=True)
         with m.If(self.enable):
-            m.d.sync += digit.eq(Mux(self.on, Mux(self.upper, entry[DIGIT_BITS:], entry[:DIGIT_BITS]),
-                                     self.level[:DIGIT_BITS]))
+            m.d.sync += digit.eq(Mux(self.on, entry, self.level[:DIGIT_BITS]))
         m.d.comb += self.digit.eq(digit)
         return m
 

@@ -192,8 +192,8 @@ def check_requantizer(config: EngineConfig, layer: Layer) -> None:
         raise CompileError(f"layer {layer.name}: engine {config.name} is built without a residual operand (residual = "
                            "false); use an engine with one, or a network without additions")
     if layer.lookup is not None and not config.function_table:
-        raise CompileError(f"layer {layer.name}: its result is looked up in a function table ({layer.lookup.name}) and engine "
-                           f"{config.name} is built without one (function_table = false); use an engine with one, or a "
+        raise CompileError(f"layer {layer.name}: its result is looked up in a function table ({layer.lookup.name}) and "
+                           f"engine {config.name} is built without one (function_table = false); use an engine with one, or a "
                            "network whose only activation is the ReLU")
     if isinstance(layer.rounded_format, ESB) and not config.esb_output:
         raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "

@@ -12,8 +12,8 @@ from esbflow.numbers import ESB, Binary, Signed, Unsigned
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
 CHANNEL_KINDS = ("depthwise", "depthwise", "max", "average", "conv", "residual", "add", "requantize", "concat", "upsample")
 """Mostly layers that keep each channel to itself."""
-LOOKUP_KINDS = ("conv", "conv", "lookup", "lookup", "lookup", "max", "max", "average", "residual", "add", "requantize", "concat",
-                "upsample", "linear")
+LOOKUP_KINDS = ("conv", "conv", "lookup", "lookup", "lookup", "max", "max", "average", "residual", "add", "requantize",
+                "concat", "upsample", "linear")
 """Many functions of single values, and pools before and behind them."""
 WEIGHTS = ("esb4.1", "s4", "s8", "half", "ternary", "s6", "zero", "esb3.0")
 ACTIVATIONS = (Unsigned(4), Signed(4), Unsigned(8), Signed(8), Unsigned(2), ESB(4, 1), ESB(4, 2, signed=False),

@@ -28,6 +28,8 @@ class IntegerModule(nn.Module):
         for i, node in enumerate(graph.nodes):
             if getattr(node, "weight", None) is not None:
                 self.register_buffer(f"weight_{i}", torch.tensor(node.weight, dtype=torch.float64))
+            if isinstance(node, ir.Lookup):
+                self.register_buffer(f"table_{i}", torch.tensor(node.table, dtype=torch.float64))
             constants = getattr(node, "requantizer", None)
             if constants is not None:
                 for name in "mnbs":
@@ -70,6 +72,8 @@ class IntegerModule(nn.Module):
             return torch.cat(inputs, dim=1)
         if isinstance(node, ir.Upsample):
             return x.repeat_interleave(node.factor[0], 2).repeat_interleave(node.factor[1], 3)
+        if isinstance(node, ir.Lookup):
+            return getattr(self, f"table_{i}")[x.to(torch.int64) & ir.LOOKUP_ENTRIES - 1]
         return self._requantize(i, node, *inputs)  # Add, Requantize
 
 

@@ -10,7 +10,7 @@ from esbflow.graph.doubts import GraphWarning, doubts, unmoved
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.graph.file import load, save
-from esbflow.graph.random import random_graph, random_images
+from esbflow.graph.random import KINDS, LOOKUP_KINDS, random_graph, random_images
 from esbflow.networks.digits import DigitsNet
 from esbflow.quant.export import export
 from esbflow.quant.quantize import quantize
@@ -95,7 +95,7 @@ def test_images_of_another_range_are_said_when_they_are_run():
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_called_dead_is_dead(seed):
     random = np.random.default_rng(seed)
-    graph = random_graph(random)
+    graph = random_graph(random, kinds=LOOKUP_KINDS if seed % 2 else KINDS)
     values = execute(graph, random_images(random, graph, 4), keep=True)
     for sentence in doubts(graph):
         name = sentence.split(":")[0]

@@ -141,6 +141,15 @@ def test_upsample_and_concat_equal_torch():
     assert torch.equal(result, torch.cat([codes, codes], dim=1))
 
 
+def test_a_lookup_finds_negative_levels_in_the_upper_half_of_its_table():
+    images = np.random.default_rng(4).integers(0, 256, (2, 2, 5, 5), dtype=np.uint8)
+    table = np.round(40 * np.tanh(np.arange(256).astype(np.int8) / 50)).astype(np.int64)
+    codes, result = output_of(ir.Lookup("act", ("input",), (2, 5, 5), Signed(8), 1.0, table=table), images)
+    assert torch.equal(result, torch.round(40 * torch.tanh(codes / 50)))
+    assert ir.Lookup("act", ("input",), (2, 5, 5), Signed(8), 1.0, table=table).rises(Signed(8))
+    assert not ir.Lookup("act", ("input",), (2, 5, 5), Signed(8), 1.0, table=table).rises(Unsigned(8))
+
+
 def test_convolution_beyond_53_bits_stays_exact():
     x = np.full((1, 2, 1, 1), 2**31 - 1)
     weight = np.array([2**30, 2**30 - 1]).reshape(1, 2, 1, 1)

@@ -10,9 +10,9 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.graph.file import VERSION, load, save
-from esbflow.graph.random import random_graph, random_images
+from esbflow.graph.random import KINDS, LOOKUP_KINDS, random_graph, random_images
 from esbflow.graph.validate import validate
-from esbflow.numbers import ESB, Codebook, Signed
+from esbflow.numbers import ESB, Codebook, Signed, Unsigned
 from tests.sw.graph_nodes import constants, conv_node, input_node
 
 
@@ -77,7 +77,19 @@ DAMAGE = {
     "add": (lambda: ir.Graph("g", [*small_graph().nodes, ir.Add("sum", ("conv", "pool"), (4, 6, 6), Signed(8), 1.0,
                                                                requantizer=constants(4))]),
             r"layer sum: its inputs have different shapes"),
+    "short lookup": (lambda: with_lookup("conv", np.zeros(255)), r"layer act: its table must have shape \(256,\), not \(255,\)"),
+    "lookup levels": (lambda: with_lookup("conv", np.full(256, 16)),
+                      r"layer act: its table holds values that are not levels of u4"),
+    "wide lookup": (lambda: with_lookup("fc", np.zeros(256)), r"layer act: its input must have at most 8 bits, not the format s16"),
+    "wide entries": (lambda: with_lookup("conv", np.zeros(256), form=Signed(9)),
+                     r"layer act: its result must have at most 8 bits, not the format s9"),
 }
+
+
+def with_lookup(source, table, form=Unsigned(4)):
+    graph = small_graph()
+    graph.nodes.append(ir.Lookup("act", (source,), graph[source].shape, form, 1.0, table=table.astype(np.int64)))
+    return graph
 
 
 def test_the_graph_that_is_damaged_below_is_well_formed():
@@ -112,7 +124,7 @@ def assert_same_graph(one, two):
 @pytest.mark.parametrize("seed", range(50))
 def test_a_saved_graph_reads_back_the_same(seed, tmp_path):
     random = np.random.default_rng(seed)
-    graph = random_graph(random, channels=12, size=8)
+    graph = random_graph(random, channels=12, size=8, kinds=(*KINDS, *LOOKUP_KINDS))
     graph.info.update(recipe="{}", top1=99.25, seed=seed)
     loaded = load(save(graph, tmp_path / "a folder" / "graph.npz"))
     assert_same_graph(graph, loaded)
