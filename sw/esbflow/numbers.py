@@ -12,6 +12,7 @@ beyond the ends is clamped. NumPy only; also used on a board.
 import functools
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class Format:
     signed : whether a level is negative.
     levels : sorted int64 array of all levels.
     """
+
+    if TYPE_CHECKING:  # fields or properties of the kinds
+        @property
+        def bits(self) -> int: ...
+        def _encode(self, values: np.ndarray) -> np.ndarray: ...
+        def _decode(self, codes: np.ndarray) -> np.ndarray: ...
 
     @property
     def levels(self) -> np.ndarray:
@@ -412,6 +419,7 @@ def _levels(format: Format) -> np.ndarray:
     elif isinstance(format, Binary):
         levels = np.array([-1, 1], dtype=np.int64)
     else:
+        assert isinstance(format, Codebook)
         levels = np.array(format.values, dtype=np.int64)
     levels.flags.writeable = False  # one array is shared by all users
     return levels

@@ -11,6 +11,7 @@ of its own makes 2*bit - 1 of it.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def store_bipolar(graph: ir.Graph) -> ir.Graph:
     return replace(graph, nodes=[part for node in graph.nodes for part in _stored(graph, node)])
 
 
-def _stored(graph: ir.Graph, node: ir.Node) -> tuple:
+def _stored(graph: ir.Graph, node: Any) -> tuple:
     if not isinstance(node.format, Binary):
         return (node,)
     constants = getattr(node, "requantizer", None)

@@ -93,7 +93,7 @@ class _ReadBus:
         self.latency = latency
         self.place = FIFO_PLACE_CYCLES + (LOOK_CYCLES if ports > 1 else 0)
         self.last = -1  # bus cycle of the latest burst's last beat
-        self.ends = deque(maxlen=OUTSTANDING_READS)
+        self.ends: deque[int] = deque(maxlen=OUTSTANDING_READS)
         self.beats = 0
 
     def burst(self, earliest: int, length: int) -> tuple:
@@ -116,7 +116,7 @@ class _WriteBus:
         self.free = 0  # splitter
         self.last_w = -1
         self.last_b = -1
-        self.answers = deque(maxlen=OUTSTANDING_WRITES)
+        self.answers: deque[int] = deque(maxlen=OUTSTANDING_WRITES)
 
     def burst(self, earliest: int, length: int) -> int:
         """Cycle in which the port takes the burst, which was there with its beats in `earliest`.
@@ -143,11 +143,11 @@ class CycleModel:
                                                                          ("weights", config.weight_ports))}
         self.store = _WriteBus(latency)
         self.units = {name: Unit() for name in ("load", "weights", "compute", "store")}
-        self.tokens = defaultdict(deque)
-        self.dispatched = []
-        self.arrived = deque()  # instructions: the earliest cycle in which each could be dispatched
-        self.stamps = []
-        self.layers = {}
+        self.tokens: dict[str, deque] = defaultdict(deque)
+        self.dispatched: list[int] = []
+        self.arrived: deque[int] = deque()  # instructions: the earliest cycle in which each could be dispatched
+        self.stamps: list[int] = []
+        self.layers: dict = {}
         self.total = None
         self._staged_free = 0
         self._stream_free = 0

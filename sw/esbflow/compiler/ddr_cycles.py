@@ -45,16 +45,16 @@ class SharedCycleModel(CycleModel):
             name: [Port(number[master.removeprefix("m_axi_")], OUTSTANDING_READS) for master in masters]
             for name, masters in (("load", activation_masters(config)), ("weights", weight_masters(config)))}
         self._writers = [WritePort(k) for name, k in number.items() if name.endswith(" write")]
-        self._waiting = {}
-        self._ready = []
-        self._timers = []
-        self._inboxes = {name: deque() for name in self.units}
-        self._orders = deque()
-        self._accepted = []  # cycles in which the writer took an order
+        self._waiting: dict = {}
+        self._ready: list = []
+        self._timers: list = []
+        self._inboxes: dict[str, deque] = {name: deque() for name in self.units}
+        self._orders: deque = deque()
+        self._accepted: list[int] = []  # cycles in which the writer took an order
         self._ordered = 0
         self._open_orders = 0
         self._last_answer = -1
-        self._pushed = []  # cycles in which a beat came to the writer
+        self._pushed: list[int] = []  # cycles in which a beat came to the writer
         self._counted = 0  # of those, what the drain has counted
 
     # -- who runs when ------------------------------------------------------------------------------------

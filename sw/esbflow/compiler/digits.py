@@ -90,7 +90,8 @@ def split_weights(weight: np.ndarray, name: str = "weights", with_zero: bool = F
     lowest = _lowest(low, high, radix)
     top = (low, high) if high - low < CODES else (max(low, -radix // 2), min(high, radix // 2 - 1))
     most = most_digits(low, high, radix_bits)
-    digits, rest = [], weight
+    digits: list[WeightDigit] = []
+    rest = weight
     while not (digits and top[0] <= rest.min() and rest.max() <= top[1]):
         if len(digits) == most - 1:
             raise CompileError(f"{name}: weights {distinct[0]}..{distinct[-1]} need more than {most} digits of an "

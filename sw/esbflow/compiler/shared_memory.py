@@ -4,6 +4,7 @@ Ports take bursts as those of the gateware do (engine/axi.py).
 """
 
 from collections import deque
+from collections.abc import Callable
 from fractions import Fraction
 
 from esbflow.engine_config import EngineConfig
@@ -50,8 +51,8 @@ class SharedMemory:
         self._orders = [tuple((turn + k) % channels for k in range(channels)) for turn in range(channels)]
         self._due = [NEVER] * channels  # cycle from which a channel's next beat can move
         self._left = [0] * channels  # beats of its burst
-        self._bursts = [deque() for _ in range(channels)]
-        self._notes = [None] * channels
+        self._bursts: list[deque] = [deque() for _ in range(channels)]
+        self._notes: list[Callable | None] = [None] * channels
 
     def add(self, channel: int, due: int, beats: int, done, note=None) -> None:
         """A burst behind those that the channel has: beats can move from cycle `due` on.
@@ -90,8 +91,9 @@ class SharedMemory:
                     break
                 credit -= cost
                 turn = channel + 1
-                if notes[channel] is not None:
-                    notes[channel](now)
+                note = notes[channel]
+                if note is not None:
+                    note(now)
                 left[channel] -= 1
                 if not left[channel]:
                     done = self._bursts[channel].popleft()[2]
@@ -130,7 +132,7 @@ class Port:
     def __init__(self, channel: int, places: int):
         self.channel, self.places = channel, places
         self.taken = 0
-        self.over = []
+        self.over: list[int] = []
 
     @property
     def known(self) -> bool:
@@ -145,7 +147,7 @@ class Port:
 class WritePort(Port):
     def __init__(self, channel: int):
         super().__init__(channel, OUTSTANDING_WRITES)
-        self.popped = []  # cycles in which a beat of its last source left
+        self.popped: list[int] = []  # cycles in which a beat of its last source left
         self.seen = 0  # of those, as many as the drain knows of
 
 

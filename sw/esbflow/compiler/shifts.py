@@ -81,8 +81,8 @@ def shift_requantizer(config: EngineConfig, layer: Layer) -> Layer:
 def _ends(layer: Layer, weight: np.ndarray, m, n, b) -> np.ndarray:
     """int64 (2, channels): the smallest and the largest acc*m + r*n + b."""
     sums = np.sort(np.array(sum_range(*factors({"weight": weight}, len(weight)), layer.in_format)) * m, axis=0)
-    if layer.residual is not None:
-        form = layer.residual_format
+    form = layer.residual_format
+    if form is not None:
         sums = sums + np.sort(np.array([[form.min], [form.max]]) * n, axis=0)
     return sums + b
 

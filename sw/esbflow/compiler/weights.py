@@ -64,7 +64,10 @@ class WeightsRegion:
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self._parts, self._beats, self._taps, self._tables = [], 0, {}, {}
+        self._parts: list[np.ndarray] = []
+        self._beats = 0
+        self._taps: dict = {}
+        self._tables: dict = {}
 
     def _append(self, data: np.ndarray) -> int:
         """A port brings an equal part of every burst, one after the other in memory: beats k, k + ports, ... to port k."""
@@ -167,7 +170,7 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
         # By input group: what is loaded first is used first.
         for phase, place in sorted(((phase, place) for phase, own in enumerate(found) for place in own),
                                    key=lambda entry: (entry[1].group, entry[0])):
-            digit, codebook, padding_code = digits[place.digit], *books[place.digit]
+            digit, (codebook, padding_code) = digits[place.digit], books[place.digit]
             tile = np.full((cols, rows), padding_code, dtype=np.uint8)
             if not place.spare:
                 channel_out, channel_in, row_at = place.block
@@ -273,7 +276,8 @@ def _tiles(live, outputs, in_groups, per_group, out_per_group) -> list:
 
     live : for each digit where the weights have one that is not zero, bool (out, per_group, kernel_y, kernel_x).
     """
-    found, spare = [], []
+    found: list[_Place] = []
+    spare: list[_Place] = []
     for ig, (channel0, count) in enumerate(in_groups):
         block = _block(outputs, channel0, count, per_group, out_per_group)
         if block is None:

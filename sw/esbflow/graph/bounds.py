@@ -38,7 +38,7 @@ def accumulator_range(graph: ir.Graph, node: ir.Node) -> tuple:
     return sum_range(*factors(vars(node), node.shape[0]), graph[node.inputs[0]].format)
 
 
-def factors(fields: dict, channels: int) -> tuple:
+def factors(fields: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """(positive, negative) int64 (channels,): the sums of the integers of either sign that an accumulator multiplies by,
     from a node's `weight`, or the `kernel` of an average pool; one without either adds a single value."""
     if "weight" in fields:

@@ -1,5 +1,7 @@
 """The reference executor: what every other part must equal, value for value. NumPy only."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from esbflow.graph import ir
@@ -42,14 +44,14 @@ def _unfolded_bytes(graph: ir.Graph, node: ir.Node) -> int:
 
 
 def _run(graph: ir.Graph, images: np.ndarray) -> dict:
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
         values[node.name] = EXECUTORS[type(node)](node, images, *inputs)
     return values
 
 
-def requantize(node: ir.Node, acc: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+def requantize(node, acc: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
     """level nearest to (acc*m + r*n + b) / 2**s, per channel on axis 1; rounded once, ties toward plus infinity."""
     q = node.requantizer
     m, n, b, s = (np.asarray(v, dtype=np.int64).reshape(1, -1, 1, 1) for v in (q.m, q.n, q.b, q.s))
@@ -87,13 +89,13 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, group
         out = ((height + 2 * padding[0] - reach[0]) // stride[0] + 1, (width + 2 * padding[1] - reach[1]) // stride[1] + 1)
     behind = ir.zeros_behind((height, width), out, reach, stride, padding)
     kind = exact_type(weight, x)
-    padded = np.pad(x.astype(kind), ((0, 0), (0, 0), (padding[0], behind[0]), (padding[1], behind[1])))
+    padded: np.ndarray = np.pad(x.astype(kind), ((0, 0), (0, 0), (padding[0], behind[0]), (padding[1], behind[1])))
     windows = _windows(padded, (ky, kx), stride, dilation, out)
     result = np.empty((n, out_channels, *out), dtype=np.int64)
     per_out = out_channels // groups
     for g in range(groups):
         columns = windows[:, g * per_group:(g + 1) * per_group].reshape(n, per_group * ky * kx, out[0] * out[1])
-        rows = weight[g * per_out:(g + 1) * per_out].reshape(per_out, -1).astype(kind)
+        rows: np.ndarray = weight[g * per_out:(g + 1) * per_out].reshape(per_out, -1).astype(kind)
         result[:, g * per_out:(g + 1) * per_out] = (rows @ columns).reshape(n, per_out, *out)
     return result
 
@@ -135,7 +137,7 @@ def _upsample(node, images, x):
     return x.repeat(node.factor[0], axis=2).repeat(node.factor[1], axis=3)
 
 
-EXECUTORS = {
+EXECUTORS: dict[type, Callable] = {
     ir.Input: _input, ir.Conv2d: _conv, ir.Linear: _linear, ir.MaxPool2d: _max_pool, ir.AvgPool2d: _avg_pool,
     ir.Add: lambda node, images, x, r: requantize(node, x, r),
     ir.Requantize: lambda node, images, x: requantize(node, x),

@@ -35,7 +35,7 @@ def save(graph: ir.Graph, path) -> Path:
     path = Path(path)
     arrays, nodes = {}, []
     for i, node in enumerate(graph.nodes):
-        entry = {"operator": type(node).__name__}
+        entry: dict = {"operator": type(node).__name__}
         for field in dataclasses.fields(node):
             value = getattr(node, field.name)
             if isinstance(value, np.ndarray):
@@ -80,7 +80,7 @@ def load(path) -> ir.Graph:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:  # type: ignore[arg-type]
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(arrays["meta"].tobytes().decode())
     except FileNotFoundError:

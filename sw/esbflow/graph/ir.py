@@ -6,6 +6,7 @@ comes first when it is executed. Weights are plain integers: the exporter has sn
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ M_BITS, N_BITS, B_BITS, S_MAX = 12, 12, 40, 40
 """Widths of the requantizer's constants (signed) and the largest shift."""
 M_LIMIT, B_LIMIT = (1 << M_BITS - 1) - 1, (1 << B_BITS - 1) - 1
 """The largest m (and n) and the largest b."""
+LATER: Any = None
+"""What a builder sets later; `validate` refuses a graph in which it is still missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Node:
 class Input(Node):
     """uint8 image (c, h, w) -> table[c][value], a code of 8 bits or fewer where code 0 is real zero."""
 
-    table: np.ndarray = None  # int64 (c, 256)
+    table: np.ndarray = LATER  # int64 (c, 256)
 
 
 def zeros_behind(sizes, windows, reach, stride, padding) -> tuple:
@@ -72,14 +75,14 @@ class Conv2d(Node):
         often as many as before, but one more where a stride of two does not fit (`behind` counts them).
     """
 
-    weight: np.ndarray = None  # int64 (out, in/groups, kernel_y, kernel_x)
-    weight_format: Format = None
-    weight_scale: np.ndarray = None  # float64 (out,), kept for reports
+    weight: np.ndarray = LATER  # int64 (out, in/groups, kernel_y, kernel_x)
+    weight_format: Format = LATER
+    weight_scale: np.ndarray = LATER  # float64 (out,), kept for reports
     stride: tuple = (1, 1)
     padding: tuple = (0, 0)
     dilation: tuple = (1, 1)
     groups: int = 1
-    requantizer: Requantizer = None
+    requantizer: Requantizer = LATER
 
     def behind(self, source: tuple) -> tuple:
         """Rows and columns of zeros behind an input of shape (c, h, w) that windows reach."""
@@ -91,10 +94,10 @@ class Conv2d(Node):
 class Linear(Node):
     """acc = weight @ flatten(inputs[0]), flattened as (c, h, w); the result has shape (out, 1, 1)."""
 
-    weight: np.ndarray = None  # int64 (out, c*h*w)
-    weight_format: Format = None
-    weight_scale: np.ndarray = None
-    requantizer: Requantizer = None
+    weight: np.ndarray = LATER  # int64 (out, c*h*w)
+    weight_format: Format = LATER
+    weight_scale: np.ndarray = LATER
+    requantizer: Requantizer = LATER
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,21 +124,21 @@ class AvgPool2d(Node):
     kernel: tuple = (2, 2)
     stride: tuple = (2, 2)
     padding: tuple = (0, 0)
-    requantizer: Requantizer = None
+    requantizer: Requantizer = LATER
 
 
 @dataclass(frozen=True, eq=False)
 class Add(Node):
     """acc = inputs[0], r = inputs[1]."""
 
-    requantizer: Requantizer = None
+    requantizer: Requantizer = LATER
 
 
 @dataclass(frozen=True, eq=False)
 class Requantize(Node):
     """acc = inputs[0]: change of format or scale, ReLU, or a batch norm that nothing could absorb."""
 
-    requantizer: Requantizer = None
+    requantizer: Requantizer = LATER
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ class Lookup(Node):
     A negative x finds its entry in the upper half of the table, as a two's complement.
     """
 
-    table: np.ndarray = None  # int64 (256,), levels of `format`
+    table: np.ndarray = LATER  # int64 (256,), levels of `format`
 
     def rises(self, form: Format) -> bool:
         """Whether no larger level of `form` becomes a smaller entry, so that maxima before and after it are the same."""

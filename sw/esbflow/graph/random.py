@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.validate import validate, window_counts
-from esbflow.numbers import ESB, Binary, Signed, Unsigned
+from esbflow.numbers import ESB, Binary, Format, Signed, Unsigned
 
 KINDS = ("conv", "conv", "conv", "residual", "linear", "max", "average", "add", "requantize", "concat", "upsample")
 CHANNEL_KINDS = ("depthwise", "depthwise", "max", "average", "conv", "residual", "add", "requantize", "concat", "upsample")
@@ -48,7 +48,7 @@ def random_graph(random: np.random.Generator, layers: int | None = None, channel
     their factors are powers of two with a sign, and an n can be 0.
     """
     c, h, w = (int(random.integers(1, limit + 1)) for limit in (channels, size, size))
-    form = (Signed(8), Signed(8), Unsigned(4), Binary())[random.integers(4)]
+    form: Format = (Signed(8), Signed(8), Unsigned(4), Binary())[random.integers(4)]
     table = random.choice(form.levels, (c, 256))
     graph = ir.Graph("random", [ir.Input("input", (), (c, h, w), form, 1.0, table=table)])
     probe = random.integers(0, 256, (2, c, h, w), dtype=np.uint8)

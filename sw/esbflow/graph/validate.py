@@ -19,7 +19,7 @@ def validate(graph: ir.Graph) -> ir.Graph:
     """
     if not graph.nodes or not isinstance(graph.nodes[0], ir.Input):
         raise GraphError(f"graph {graph.name}: its first node must be an Input")
-    known = {}
+    known: dict[str, ir.Node] = {}
     for node in graph.nodes:
         where = f"layer {node.name}"
         if node.name in known:

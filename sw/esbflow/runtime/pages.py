@@ -42,7 +42,7 @@ class Pages:
 
     def release(self, start: int, size: int) -> None:
         """Take back what `allocate` gave."""
-        merged = []
+        merged: list[tuple] = []
         for begin, length in sorted([*self._free, (start, whole_pages(size))]):
             if merged and sum(merged[-1]) == begin:
                 merged[-1] = (merged[-1][0], merged[-1][1] + length)

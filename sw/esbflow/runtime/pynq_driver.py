@@ -5,6 +5,7 @@ An engine of your own is bound by `bind`. The same on a board and on the simulat
 
 import os
 import threading
+from typing import Any
 
 import numpy as np
 import pynq
@@ -19,7 +20,7 @@ from esbflow.runtime.errors import EngineMissing, EngineReplaced
 from esbflow.runtime.pynq_interrupt import Line
 from esbflow.runtime.turn import Turn
 
-_TURNS = {}
+_TURNS: dict = {}
 _MAKING = threading.Lock()
 
 
@@ -130,7 +131,8 @@ def bind(config: EngineConfig) -> None:
     PYNQ looks drivers up by vendor, library, name and version, and an engine's name is part of its core's.
     """
     if config.name not in ENGINES:
-        type(EsbEngineDriver)(EsbEngineDriver.__name__, (EsbEngineDriver,), {"bindto": [vlnv(config)]})  # PYNQ registers it
+        metaclass: Any = type(EsbEngineDriver)
+        metaclass(EsbEngineDriver.__name__, (EsbEngineDriver,), {"bindto": [vlnv(config)]})  # PYNQ registers it
 
 
 def open_engine(bit, device=None) -> EsbEngineDriver:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from typing import Any
 
 import pynq
 
@@ -25,7 +26,7 @@ class Line:
 
     def __init__(self, ip, thread: int):
         self._ip, self._thread = ip, thread
-        self._interrupt = getattr(ip, "irq", None)
+        self._interrupt: Any = getattr(ip, "irq", None)
         self._loop, self._missed = None, 0
 
     def wait(self, seconds: float, read) -> bool:

@@ -11,6 +11,7 @@ import base64
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Replay:
 
     def __init__(self, path: str | Path):
         self._entries, self._at = load(path), 0
-        self._mark = (None, None)  # of the run: in the recording, and now
+        self._mark: tuple[Any, Any] = (None, None)  # of the run: in the recording, and now
 
     def next(self, op: str, **expected) -> dict:
         """The next access, which must be `op` with these values."""

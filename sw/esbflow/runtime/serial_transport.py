@@ -49,7 +49,7 @@ class SerialPort:
         import termios
         import tty
 
-        self._file = None
+        self._file = -1
         speed = getattr(termios, f"B{baud}", None)
         if speed is None:
             raise LinkError(f"this system's serial ports have no rate of {baud} bits a second")
@@ -83,9 +83,9 @@ class SerialPort:
         return got
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file >= 0:
             os.close(self._file)
-            self._file = None
+            self._file = -1
 
 
 class SerialTransport:
@@ -170,7 +170,7 @@ class SerialBuffer:
     def __init__(self, transport: SerialTransport, address: int, size: int):
         self._transport, self.address, self._size = transport, address, size
         self.array = np.zeros(-(-size // WORD) * WORD, dtype=np.uint8)
-        self._there = None  # what the FPGA holds, as far as the host knows
+        self._there: np.ndarray | None = None  # what the FPGA holds, as far as the host knows
 
     def flush(self) -> None:
         for start, stop in _changed(self.array, self._there):
@@ -194,7 +194,7 @@ def _changed(new: np.ndarray, old) -> list:
     if old is None:
         return [(0, new.size)]
     words = np.flatnonzero((new != old).reshape(-1, WORD).any(axis=1)) * WORD
-    pieces = []
+    pieces: list[tuple] = []
     for start in words.tolist():
         if pieces and start - pieces[-1][1] < 64:
             pieces[-1] = (pieces[-1][0], start + WORD)

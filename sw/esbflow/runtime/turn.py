@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 import threading
+from types import FrameType
 
 from esbflow.runtime.errors import EngineInUse
 
@@ -17,12 +18,12 @@ class Turn:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.frame = None  # of the call whose turn it is
+        self.frame: FrameType | None = None  # of the call whose turn it is
         self._process = os.getpid()
 
     def check(self) -> None:
         self.check_process()
-        frame = sys._getframe()
+        frame: FrameType | None = sys._getframe()
         while frame is not None:
             if frame is self.frame:
                 raise EngineInUse("this thread's run is still under way; a progress callback cannot load, unload or run")
