@@ -27,7 +27,7 @@ def test_rtl_runs_the_network(bench, name, concats):
     assert "Concat" not in {layer["op"] for layer in program.meta["layers"]}, "read in parts"
     _, engine = bench("base16x16")
     engine.load(program)
-    result = engine.run(images)
-    expected = execute(graph, images)
+    result = engine.run(images[:1])
+    expected = execute(graph, images[:1])
     assert np.array_equal(result.outputs, expected) and len(np.unique(expected)) > 10
-    assert result.cycles == 2 * count_cycles(program).total
+    assert result.cycles == count_cycles(program).total
