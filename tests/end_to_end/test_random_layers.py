@@ -33,6 +33,10 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "narrow-table8x16": (12, dict(channels=24, size=12, kinds=CHANNEL_KINDS))}
 
 
+BUDGETS = {"narrow8x16": (1,), "shared8x8": (45.5, 8.25, 2.5, 1)}
+"""Bytes a cycle so few that stores wait for a place among the orders, and that drains wait for room in the writer."""
+
+
 def compiled(random, config, **bounds):
     """A random graph that fits the engine, its program, its images."""
     while True:
@@ -116,9 +120,7 @@ def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, 
         simulator.set_timing(port, MemoryTiming(latency=latency))
     engine.load(program)
     outputs = execute(graph, images)
-    # With digits of 2 bits and a byte a cycle stores wait in all the places that they have.
-    few = (1,) if engine_name == "narrow8x16" else (45.5, 20, 8.25)
-    for budget in (*few, Fraction(int(random.integers(10, 400)), int(random.integers(3, 12)))):
+    for budget in (*BUDGETS.get(engine_name, (45.5, 20, 8.25)), Fraction(int(random.integers(10, 400)), int(random.integers(3, 12)))):
         where = f"seed {seed}, number {number}: {budget} bytes a cycle, latency {latency}"
         simulator.set_shared_bandwidth(budget)
         result = engine.run(images)
