@@ -208,3 +208,25 @@ class RandomModel(nn.Module):
             parts = range(len(self.shapes) - len(loose), len(self.shapes))
             self._add("concat", Call(lambda *tensors: torch.cat(tensors, 1)),
                       (sum(self.shapes[part][0] for part in parts), 1, 1), *parts)
+
+
+class Swish(nn.Module):
+    """With a slope that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.beta * x)
+
+
+class WithFunctions(RandomModel):
+    """Functions of single values among the rest, as modules and in several steps."""
+
+    KINDS = (*RandomModel.KINDS, *["function"] * 5)
+
+    def _function(self, source, c, h, w):
+        act = self._one_of(nn.SiLU(), nn.Hardswish(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), Call(lambda x: x * torch.sigmoid(x)),
+                           Call(lambda x: x * F.relu6(x + 3) / 6), Swish())
+        self._add("function", act, (c, h, w), source)

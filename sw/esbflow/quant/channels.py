@@ -24,7 +24,7 @@ _FUNCTIONS = (operator.getitem, *(getattr(torch, name) for name in _NAMES if has
               F.channel_shuffle)
 _METHODS = (*_NAMES, "split_with_sizes", "view", "contiguous", "unsqueeze", "squeeze")
 _MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten)
-_KEEP = ("norm", "relu", "upsample", "pad", "crop", "add")
+_KEEP = ("norm", "relu", "lookup", "upsample", "pad", "crop", "add")
 """Kinds of nodes with as many channels as what they read."""
 
 _IMAGES = 11  # of the example

@@ -5,7 +5,8 @@ integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]
 level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
+from esbflow.lowering.lookup import check_finite as finite
+from esbflow.lowering.lookup import entries, last_table, lookup
 from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, repetition, selection
 from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.lowering.view import rectangle
@@ -28,6 +31,7 @@ from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
+from esbflow.quant.elementwise import function_of
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
 from esbflow.quant.pooling import average_window, max_window
@@ -120,6 +124,12 @@ class _Exporter(GraphBuilder):
             self.layers[name] = layer.name
         return self.append_closed(layer, name, shape, form, scale, f"layer {layer.name}")
 
+    def _looked_up(self, value, node: fx.Node, quantizer) -> Stored:
+        """The table of a function, and of the quantizer behind it."""
+        real = value.of_levels(quantizer.step.device)
+        table = quantizer.integers(real)[0].cpu().numpy()
+        return self.append(lookup(_tensor_name(node), value.source, table, quantizer.form, quantizer.real_scale()))
+
     def _need_stored(self, value, node) -> Stored:
         if not isinstance(value, Stored):
             raise GraphError(f"{node.name}: its input is not quantized; use quantize() to put quantizers in")
@@ -138,6 +148,8 @@ class _Exporter(GraphBuilder):
             return self._image(node, module)
         if not isinstance(module, ActivationQuantizer):
             raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
+        if isinstance(value, Function):
+            return self._looked_up(value, node, module)
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
         if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
             scale = min(scale, float(np.abs(layer.gain).max()) or FINEST)
@@ -214,6 +226,9 @@ class _Exporter(GraphBuilder):
     def _relu(self, node, module, value):
         layer, limit = self._open(value, node), clip_limit(node, module)
         return replace(layer, low=0.0, high=layer.high if limit is None else limit)
+
+    def _lookup(self, node, module, value):
+        return Function(self._need_stored(value, node), function_of(node, module), node.name)
 
     def _add(self, node, module, *values):
         if len(values) == 1:
@@ -309,6 +324,8 @@ class _Exporter(GraphBuilder):
         if len(values) != 1:
             raise GraphError(f"the network has {len(values)} outputs; the integer graph has one")
         value = values[0]
+        if isinstance(value, Function):
+            return self._last_function(value, node)
         if isinstance(value, Stored):
             if value.name != self.graph.nodes[-1].name:
                 raise GraphError("the network's output must be its last layer")
@@ -319,6 +336,38 @@ class _Exporter(GraphBuilder):
         stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
         self.graph.info["output_error"] = rounding_error(value, self.graph.output)
         return stored
+
+    def _last_function(self, value, node: fx.Node) -> Stored:
+        last = self._computed(node.all_input_nodes[0])
+        real = value.of_levels(next(self.model.buffers()).device).double().cpu().numpy()
+        table, form, scale, self.graph.info["output_error"] = last_table(real)
+        return self.append(lookup(_tensor_name(last), value.source, table, form, scale))
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function of single values, of a stored tensor; a quantizer makes its table.
+
+    function : of a float32 tensor.  name : for messages.
+    """
+
+    source: Stored
+    function: Callable
+    name: str
+
+    @torch.no_grad()
+    def of_levels(self, device) -> torch.Tensor:
+        """float32 (256,): its value for each entry of a table. Entries of no level have that of the level next to them.
+
+        Raises
+        ------
+        GraphError
+            if a value is no number.
+        """
+        levels = torch.tensor(entries(self.source.form), dtype=torch.float32, device=device)
+        real = self.function(levels * torch.tensor(self.source.scale, dtype=torch.float32, device=device))
+        finite(real.cpu().numpy(), self.source, self.name)
+        return real
 
 
 def _tensor_name(node: fx.Node) -> str:

@@ -11,13 +11,17 @@ from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
 from esbflow.quant.base import Quantizer
+from esbflow.quant.elementwise import can_be_negative, function_of
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.limit import limit_step
 from esbflow.quant.names import names_of
 from esbflow.quant.recipe import Recipe
 from esbflow.quant.trace import clip_limit, drops, kind_of, tensors, zeros_around
 
-_WITHIN = {"sums": ("norm", "add", "relu"), "added": ("relu",), "relu": ()}
+LEVELS = {False: "u8", True: "s8"}
+"""The format of what a function of single values reads, by whether it can be negative: all that its table is asked for."""
+
+_WITHIN = {"sums": ("norm", "add", "relu"), "added": ("relu",), "relu": (), "looked up": ()}
 """What the layer of an open tensor can still compute, by the tensor's state."""
 
 
@@ -25,11 +29,13 @@ _WITHIN = {"sums": ("norm", "add", "relu"), "added": ("relu",), "relu": ()}
 class Open:
     """What an engine layer has computed so far.
 
-    state : "sums" of products or of pixels, "added" when a residual has come in, "relu" at the end.
+    state : "sums" of products or of pixels, "added" when a residual has come in, "relu" at the end. "looked up" is what a
+        function of single values has made of a stored tensor.
     takes_residual : whether the layer can still add another tensor: convolutions, norms of stored tensors.
     copied : whether it is a stored tensor with a gain and an offset so far, which a sum can read as a residual too.
     pooled : by average, which keeps the range and the sign of what it reads.
     limit : where its ReLU clips, or None.
+    positive : whether a function gives no value below zero.
     layer : the name of the layer with weights, or None.
     """
 
@@ -38,6 +44,7 @@ class Open:
     copied: bool = False
     pooled: bool = False
     limit: float | None = None
+    positive: bool = False
     layer: str | None = None
 
 
@@ -57,7 +64,7 @@ class QuantizerInsertion:
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
                    "pad": self._pad, "upsample": self._moved, "crop": self._moved, "positive": self._moved,
-                   "pass": self._pass, "host": self._pass}
+                   "pass": self._pass, "host": self._pass, "lookup": self._lookup}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -104,10 +111,18 @@ class QuantizerInsertion:
 
     def _relu(self, node: fx.Node) -> None:
         source = tensors(node)[0]
-        if self._state(source) == "relu":
+        if self._state(source) in ("relu", "looked up"):
             self._store(source)
         before = self.open.pop(source, None)
         self.open[node] = Open("relu", limit=clip_limit(node, self._module(node)), layer=before and before.layer)
+
+    def _lookup(self, node: fx.Node) -> None:
+        source = tensors(node)[0]
+        layer = self.open.get(source)
+        if layer is not None:
+            self._store(source, LEVELS[self._can_be_negative(source, layer)])
+        positive = not can_be_negative(function_of(node, self._module(node)))
+        self.open[node] = Open("looked up", positive=positive)
 
     def _moved(self, node: fx.Node) -> None:
         """Reads stored tensors only."""
@@ -142,9 +157,9 @@ class QuantizerInsertion:
                                  "would take them for the largest; put a ReLU before it, or use the pool's own padding")
 
     # -- closing a layer -----------------------------------------------------------------------------------------------
-    def _store(self, node: fx.Node) -> None:
+    def _store(self, node: fx.Node, form: str | None = None) -> None:
         """Put a quantizer behind an open tensor, and a second one behind that where what multiplies reads fewer bits than
-        what adds."""
+        what adds. `form` is what the recipe does not say."""
         layer = self.open.pop(node, None)
         if layer is None:
             return
@@ -153,7 +168,7 @@ class QuantizerInsertion:
         self.stored.append(names)
         wide = self.recipe.residual_activations and layer.state == "relu" and any(map(self._adds, node.users))
         multipliers = [user for user in node.users if self._multiplies(user)] if wide else []
-        quantizer = self.recipe.activation_quantizer(self._format(node, layer, wide), names)
+        quantizer = self.recipe.activation_quantizer(form or self._format(node, layer, wide), names)
         stored = self._insert(node, node.name, limit_step(quantizer, layer.limit))
         if multipliers:
             self.stored.append((f"{names[0]}_low", f"{node.name}_low"))
@@ -164,9 +179,9 @@ class QuantizerInsertion:
         recipe = self.recipe
         if wide:
             return recipe.residual_activations
-        if layer.state == "relu":
+        if layer.state == "relu" or layer.positive:
             return recipe.activations
-        return recipe.pooled_activations if layer.pooled and not self._signed(node) else recipe.signed_activations
+        return recipe.signed_activations if self._can_be_negative(node, layer) else recipe.pooled_activations
 
     def _insert(self, node: fx.Node, name: str, quantizer: Quantizer, readers: list | None = None) -> fx.Node:
         """The node of a quantizer behind `node`, which `readers` (all, if None) read in its place."""
@@ -187,6 +202,9 @@ class QuantizerInsertion:
     def _state(self, node: fx.Node) -> str | None:
         """Of an open tensor; None of a stored one."""
         return self.open[node].state if node in self.open else None
+
+    def _can_be_negative(self, node: fx.Node, layer: Open) -> bool:
+        return not (layer.state == "relu" or layer.positive or layer.pooled and not self._signed(node))
 
     def _multiplies(self, user: fx.Node) -> bool:
         kind = self._kind(user)

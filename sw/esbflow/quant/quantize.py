@@ -11,6 +11,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.channels import replace_channel_moves
 from esbflow.quant.constants import replace_constants
+from esbflow.quant.elementwise import replace_functions
 from esbflow.quant.functional import replace_functional_layers
 from esbflow.quant.in_place import replace_in_place
 from esbflow.quant.insert import QuantizerInsertion
@@ -78,6 +79,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     _remove_identities(traced)
     replace_in_place(traced)
     traced.graph.eliminate_dead_code()
+    replace_functions(traced)
     replace_functional_layers(traced)
     replace_sums(traced)
     replace_constants(traced)

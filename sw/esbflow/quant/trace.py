@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from esbflow.graph.errors import GraphError
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import Quantizer
+from esbflow.quant.elementwise import Elementwise, is_function
 from esbflow.quant.layers import CONVOLUTIONS, PositivePart, SelectChannels
 from esbflow.quant.proxy import Proxy
 from esbflow.quant.sized_trace import sized
@@ -40,10 +41,8 @@ STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 _MAX_POOLS = ("max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d")
 """Functions that torch makes anew for each call."""
 _LAYERS = tuple(cls for types, kind in MODULES for cls in types if kind != "quantizer")
-_ACTIVATION = "use ReLU, ReLU6 or LeakyReLU, or run it on the host after the network"
 _FIXES = {
-    **dict.fromkeys(("gelu", "silu", "elu", "selu", "celu", "rrelu", "mish", "softplus", "hardswish",
-                     "hardsigmoid", "sigmoid", "tanh"), _ACTIVATION),
+    "rrelu": "use LeakyReLU, which is what it is in evaluation",
     **dict.fromkeys(("convtranspose2d", "conv_transpose2d"), "use nn.Upsample(mode='nearest') and a Conv2d"),
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
@@ -66,8 +65,8 @@ class _Tracer(fx.Tracer):
         return Proxy(node, self)
 
     def is_leaf_module(self, module, name):
-        return (isinstance(module, (Affine, PositivePart, Quantizer, SelectChannels)) or type(module).__name__ in STOCHASTIC
-                or super().is_leaf_module(module, name) or _computes_as_torch(module))
+        return (isinstance(module, (Affine, Elementwise, PositivePart, Quantizer, SelectChannels))
+                or type(module).__name__ in STOCHASTIC or super().is_leaf_module(module, name) or _computes_as_torch(module))
 
 
 def _computes_as_torch(module: nn.Module) -> bool:
@@ -101,8 +100,8 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, crop, positive, pass, quantizer, size, output, and host: behind the last layer, what rises with its values
-    or moves them.
+    concat, pad, crop, positive, pass, quantizer, lookup (a function of single values), size, output, and host: behind the
+    last layer, what rises with its values or moves them.
 
     Raises
     ------
@@ -133,6 +132,8 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     else:
         name = str(target)
         kind = METHODS.get(name) if node.op == "call_method" else None
+    if (kind is None or kind == "host" and not _ends(node, modules)) and is_function(node, modules):
+        return "lookup"
     if kind is None or kind == "host" and not _ends(node, modules):
         raise GraphError(f"{node.name}: operator {name} has no integer form; {_FIXES.get(name.lower(), _GENERAL_FIX)}")
     return kind
