@@ -6,11 +6,12 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
+from esbflow.interchange.functions import FUNCTIONS, function, of_levels
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, within
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.interchange.values import Constant, Function, Image, Joined, Open, Quantized, shape_of
 from esbflow.lowering.nodes import Stored, maximum, positive_part
 from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.maps import plane
@@ -199,7 +200,7 @@ def _with_constant(walk, node, value, constant, place: int):
     rank = len(walk.model.shape(node.input[place], where))
     array, kind = np.asarray(constant.value), node.op_type
     if kind == "Div" and place == 1:
-        raise GraphError(f"{where}: division by an activation has no integer form")
+        return of_levels(walk, node, (constant, value))
     numbers = channels_of(array, rank, shape_of(value), where)
     if isinstance(value, Image):
         operand = numbers.astype(np.float32)[:, None]
@@ -216,13 +217,15 @@ def _with_constant(walk, node, value, constant, place: int):
 
 @elementwise
 def arithmetic(walk, node, left, right):
+    if any(isinstance(value, Function) for value in (left, right)):
+        return of_levels(walk, node, (left, right))
     if isinstance(right, KNOWN):
         return _with_constant(walk, node, left, right, 0)
     if isinstance(left, KNOWN):
         return _with_constant(walk, node, right, left, 1)
     where = title(node)
     if node.op_type not in ("Add", "Sub"):
-        raise GraphError(f"{where}: the product or ratio of two activations has no integer form; only sums have")
+        return function(walk, node, left, right)
     layers = [walk.builder.open(value, where) for value in (left, right)]
     if node.op_type == "Sub":
         layers[1] = _scaled(layers[1], -np.ones(len(layers[1].gain)), np.zeros(len(layers[1].gain)), where)
@@ -264,6 +267,8 @@ def _clip(walk, node, value, low: float, high: float):
         return Joined(tuple(_clip(walk, node, part, low, high) for part in value.parts))
     if isinstance(value, Padded) and low <= 0 <= high:
         return within(value, lambda inner: _clip(walk, node, inner, low, high))
+    if isinstance(value, Function):
+        return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
     if isinstance(value, Image):
         return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
     if isinstance(value, Stored) and value.form.min * value.scale >= low and value.form.max * value.scale <= high:
@@ -303,6 +308,9 @@ def _leaky(walk, node, value, slope: np.ndarray):
     if isinstance(value, Image):
         below = value.values * slope.astype(np.float32)[:, None]
         return replace(value, values=np.where(value.values < 0, below, value.values))
+    if isinstance(value, Function) and np.ptp(slope) == 0:
+        below = value.values * np.float32(slope[0])
+        return replace(value, values=np.where(value.values < 0, below, value.values))
     source = walk.builder.stored(value, where)
     name = walk.builder.unique(f"{node.name or node.output[0]}_positive")
     positive = walk.builder.append(positive_part(name, source))
@@ -324,4 +332,4 @@ LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "Av
           "GlobalAveragePool": global_pool, "ReduceMean": global_pool, "GlobalMaxPool": global_pool,
           "ReduceMax": global_pool, "Add": arithmetic, "Sub": arithmetic,
           "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip,
-          "LeakyRelu": leaky_relu, "PRelu": prelu}
+          "LeakyRelu": leaky_relu, "PRelu": prelu, **FUNCTIONS}

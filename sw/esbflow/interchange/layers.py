@@ -9,11 +9,12 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import Quantization, limited
-from esbflow.interchange.values import Image, Joined, Open, shape_of
+from esbflow.interchange.values import Function, Image, Joined, Open, Table, shape_of
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import one_a_channel
 from esbflow.lowering.joined import common
 from esbflow.lowering.last_layer import last_format, rounding_error
+from esbflow.lowering.lookup import check_finite, last_table, lookup
 from esbflow.lowering.nodes import Stored, choice, repetition, selection
 from esbflow.lowering.padding import Padded
 from esbflow.numbers import Format, Signed, Unsigned
@@ -25,6 +26,7 @@ class Builder(GraphBuilder):
     def __init__(self, name: str):
         super().__init__(name)
         self.notes = []
+        self.tables = {}  # name of a stored tensor -> Table, if it is a function of another
 
     def unique(self, name: str) -> str:
         """A name for a node, from that of a node or tensor of the model: /block/conv1/Conv becomes block_conv1."""
@@ -108,12 +110,22 @@ class Builder(GraphBuilder):
         if isinstance(value, Joined):
             parts = tuple(self.quantize(part, rule, f"{name}_{i}", where) for i, part in enumerate(value.parts))
             return self.join(Joined(parts), where, name)
+        if isinstance(value, Function):
+            return self.look_up(value, rule, name, where)
         if isinstance(value, Stored) and value.scale == rule.step and _holds(rule.form, value.form):
             return value
         layer = self.open(value, where)
         offset = layer.offset - (0.5 * rule.step if rule.rounding == "floor" else 0.0)  # floor(x) = round(x - 1/2)
         form = limited(rule.form, layer.low / rule.step, layer.high / rule.step, where)
         return self.close(replace(layer, offset=offset), name, form, rule.step, where)
+
+    def look_up(self, value: Function, rule: Quantization, name: str, where: str) -> Stored:
+        """The table of a function."""
+        check_finite(value.values, value.source, where)
+        table = rule.levels(value.values)
+        stored = self.append(lookup(self.unique(name), value.source, table, rule.form, rule.step))
+        self.tables[stored.name] = Table(value.source, table)
+        return stored
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
         """Append the layer's node, and those after it, with an output of `form` and real `scale`."""
@@ -166,6 +178,10 @@ class Builder(GraphBuilder):
         value = self.plain(value, where)
         if isinstance(value, Stored):
             return value
+        if isinstance(value, Function):
+            check_finite(value.values, value.source, where)
+            table, form, scale, self.graph.info["output_error"] = last_table(value.values.astype(np.float64))
+            return self.append(lookup(self.unique(name), value.source, table, form, scale))
         if not isinstance(value, Open):
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
         rectified = value.low == 0 < value.high

@@ -39,8 +39,6 @@ FIXES = {
     "Softmax": "leave it to the host: cut it off, the largest value stays the largest",
     "LogSoftmax": "leave it to the host: cut it off, the largest value stays the largest",
     "ArgMax": "leave it to the host: cut it off",
-    "Sigmoid": "use ReLU", "HardSigmoid": "use ReLU", "HardSwish": "use ReLU", "Elu": "use ReLU",
-    "Gelu": "use ReLU", "Tanh": "use ReLU, or quantize to one bit",
     "ConvTranspose": "use Resize and Conv",
     "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
     "MultiThreshold": "import the QONNX model as it was before FINN's conversion",
@@ -108,12 +106,12 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
 
 
 def _before_softmax(model: Model) -> tuple:
-    """(the model without a Softmax or Sigmoid of its last tensor, and quantizers behind it; a note on that or None)."""
+    """(the model without a Softmax, Sigmoid or Tanh of its last tensor and quantizers behind it; a note on that or None)."""
     makers = {output: node for node in model.nodes for output in node.output}
     node = makers.get(model.output)
     while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Quant", "Identity"):
         node = makers.get(node.input[0])
-    if node is None or node.op_type not in ("Softmax", "LogSoftmax", "Sigmoid"):
+    if node is None or node.op_type not in ("Softmax", "LogSoftmax", "Sigmoid", "Tanh"):
         return model, None
     before = model.nodes[:next(place for place, other in enumerate(model.nodes) if other is node)]
     return (replace(model, nodes=before, output=node.input[0]),

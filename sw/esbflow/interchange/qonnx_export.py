@@ -184,6 +184,21 @@ class _Exporter:
     def _Concat(self, node):
         self.writer.add("Concat", [self._image_of(name) for name in node.inputs], node.name, node.shape, node.name, axis=1)
 
+    def _Lookup(self, node):
+        source = self.graph[node.inputs[0]]
+        writer, name, shape = self.writer, node.name, node.shape
+        first = -ir.LOOKUP_ENTRIES // 2 if source.format.signed else 0
+        writer.constant(f"{name}_step", self._scale(source.name))
+        # Half a step is added, since Cast rounds toward zero.
+        writer.constant(f"{name}_first", 0.5 - first)
+        writer.constant(f"{name}_table", np.roll(node.table, first) * self._scale(name))
+        writer.add("Div", [self._image_of(source.name), f"{name}_step"], f"{name}_levels", shape)
+        writer.add("Add", [f"{name}_levels", f"{name}_first"], f"{name}_shifted", shape)
+        writer.add("Cast", [f"{name}_shifted"], f"{name}_places", shape, to=onnx.TensorProto.INT64)
+        writer.kinds[f"{name}_places"] = onnx.TensorProto.INT64
+        tensor = writer.add("Gather", [f"{name}_table", f"{name}_places"], f"{name}_real", shape, name, axis=0)
+        writer.quantizer(tensor, name, shape, node.format, self._scale(name), "ROUND", f"layer {name}")
+
     def _Upsample(self, node):
         self.writer.constant(f"{node.name}_region", np.zeros(0))
         self.writer.constant(f"{node.name}_factors", [1, 1, *node.factor])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from esbflow.graph.errors import GraphError
+from esbflow.interchange.functions import is_function, looked_up, whole
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
@@ -35,11 +36,13 @@ def identity(walk, node, value, *others):
     if node.op_type == "Cast" and isinstance(value, Image):
         target = attributes(node)["to"]
         return value if target == 1 else replace(value, values=np.trunc(value.values).astype(np.float32))
-    return value
+    return whole(walk, node, value) if node.op_type == "Cast" and is_function(value) else value
 
 
 def gather(walk, node, data, indices):
-    """A table of values looked up by pixels; nothing else has an integer form."""
+    """A table of values looked up by pixels, or by a function of a stored tensor; nothing else has an integer form."""
+    if is_function(indices) and isinstance(data, Constant) and data.value.ndim == 1:
+        return looked_up(walk, node, data.value, indices)
     if not isinstance(indices, Image) or not isinstance(data, Constant) or data.value.ndim != 1:
         raise GraphError(f"{title(node)}: only a look-up of the input's pixels in a constant table has an integer form")
     places = indices.values.astype(np.int64)

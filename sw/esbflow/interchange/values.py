@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from esbflow.lowering.engine_layer import OpenLayer
+from esbflow.lowering.lookup import entries
+from esbflow.lowering.nodes import Stored
 from esbflow.lowering.padding import Padded
 from esbflow.numbers import Format
 
@@ -61,6 +63,31 @@ class Open(OpenLayer):
         """Whether every value that it can have is a whole number of steps."""
         factors = np.concatenate([self.gain, self.offset, *(() if self.residual is None else (self.residual_gain,))]) / step
         return self.is_linear and bool(np.abs(factors - np.rint(factors)).max() < 1e-4)
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function of single values, of a stored tensor: float32 (256,), a real value for each integer of 8 bits, as the table
+    of a Lookup has them."""
+
+    source: Stored
+    values: np.ndarray
+
+    @classmethod
+    def identity(cls, source: Stored) -> "Function":
+        return cls(source, (entries(source.form) * source.scale).astype(np.float32))
+
+    @property
+    def shape(self) -> tuple:
+        return self.source.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Of a stored tensor that is a Lookup: what it looks up, and the table, int64 (256,)."""
+
+    source: Stored
+    table: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
