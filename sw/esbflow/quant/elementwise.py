@@ -5,10 +5,15 @@ from the value at its own place, becomes one module, if a product or a function 
 """
 
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from esbflow.lowering.lookup import check_finite, entries
+from esbflow.lowering.nodes import Stored
 
 FUNCTION_MODULES = (nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.GELU, nn.ELU, nn.SELU,
                     nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Threshold)
@@ -44,6 +49,32 @@ class Elementwise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.graph(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function of single values, of a stored tensor; a quantizer makes its table.
+
+    function : of a float32 tensor.  name : for messages.
+    """
+
+    source: Stored
+    function: Callable
+    name: str
+
+    @torch.no_grad()
+    def of_levels(self, device) -> torch.Tensor:
+        """float32 (256,): its value for each entry of a table. Entries of no level have that of the level next to them.
+
+        Raises
+        ------
+        GraphError
+            if a value is no number.
+        """
+        levels = torch.tensor(entries(self.source.form), dtype=torch.float32, device=device)
+        real = self.function(levels * torch.tensor(self.source.scale, dtype=torch.float32, device=device))
+        check_finite(real.cpu().numpy(), self.source, self.name)
+        return real
 
 
 def is_function(node: fx.Node, modules: dict) -> bool:

@@ -5,8 +5,7 @@ integers and real coefficients, y = gain[c]*acc + residual_gain[c]*r + offset[c]
 level = round(y / scale), with y / scale written as (acc*m + r*n + b) / 2**s.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
-from esbflow.lowering.lookup import check_finite as finite
-from esbflow.lowering.lookup import entries, last_table, lookup
+from esbflow.lowering.lookup import last_table, lookup
 from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, repetition, selection
 from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.lowering.view import rectangle
@@ -31,7 +29,7 @@ from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
 from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
-from esbflow.quant.elementwise import function_of
+from esbflow.quant.elementwise import Function, function_of
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
 from esbflow.quant.pooling import average_window, max_window
@@ -342,32 +340,6 @@ class _Exporter(GraphBuilder):
         real = value.of_levels(next(self.model.buffers()).device).double().cpu().numpy()
         table, form, scale, self.graph.info["output_error"] = last_table(real)
         return self.append(lookup(_tensor_name(last), value.source, table, form, scale))
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """A function of single values, of a stored tensor; a quantizer makes its table.
-
-    function : of a float32 tensor.  name : for messages.
-    """
-
-    source: Stored
-    function: Callable
-    name: str
-
-    @torch.no_grad()
-    def of_levels(self, device) -> torch.Tensor:
-        """float32 (256,): its value for each entry of a table. Entries of no level have that of the level next to them.
-
-        Raises
-        ------
-        GraphError
-            if a value is no number.
-        """
-        levels = torch.tensor(entries(self.source.form), dtype=torch.float32, device=device)
-        real = self.function(levels * torch.tensor(self.source.scale, dtype=torch.float32, device=device))
-        finite(real.cpu().numpy(), self.source, self.name)
-        return real
 
 
 def _tensor_name(node: fx.Node) -> str:
