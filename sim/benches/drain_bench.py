@@ -77,7 +77,7 @@ class Tile:
             value -= 1 << bits
         return value
 
-    def _level(self, plane: int, y: int, x: int, channel: int, col: int) -> int:
+    def level(self, plane: int, y: int, x: int, channel: int, col: int) -> int:
         at = plane * self.size.rows + channel
         k = self.constants[at]
         r = self._residual_value(plane, y, col, channel) if self.residual else 0
@@ -100,7 +100,7 @@ class Tile:
                         window = [(clamp(row * self.stride[0] - self.pad[0] + ky, self.rows),
                                    clamp(col * self.stride[1] - self.pad[1] + kx, self.cols))
                                   for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
-                        levels = [max(self._level(plane, y, x, c, col) for y, x in window) for c in range(self.size.rows)]
+                        levels = [max(self.level(plane, y, x, c, col) for y, x in window) for c in range(self.size.rows)]
                         if self.table:
                             levels = [self.table[level % LEVEL_ENTRIES] for level in levels]
                         words.append(join([level >> self.size.digit_bits * digit for level in levels], self.size.digit_bits))
@@ -178,10 +178,10 @@ class Bench(Testbench):
             self.driven[name] = word
             self.set(**{name: word})
 
-    async def write_table(self, entries: list) -> int:
-        """A row a cycle, from the next one on; returns the last one."""
+    async def write_table(self, entries: list, first: int = 0, last: int = LEVEL_ROWS - 1) -> int:
+        """A row a cycle, from the next one on, `first` and `last` at the ends; returns the last cycle."""
         layout = table_write_layout(self.size)
-        for row in range(LEVEL_ROWS):
+        for row in sorted(range(LEVEL_ROWS), key=lambda row: (row == last) - (row == first)):
             content = join(entries[ROW_ENTRIES * row:ROW_ENTRIES * (row + 1)], ENTRY_BITS)
             self.set(table_write=layout.const([{"valid": 1, "row": row, "entries": content}]).as_bits())
             await self.tick()
@@ -277,7 +277,9 @@ async def a_table_may_be_written_as_early_and_as_late_as_tokens_allow(dut):
     await tb.until("post_constants")
     posted = tb.cycle
     await tb.tick(8)
-    last = await tb.write_table(new.table)
+    # The ends of the table are what the old tile's last value and the new one's first value are looked up in.
+    ends = [old.level(old.planes - 1, old.rows - 1, old.cols - 1, 0, old.out[1] - 1), new.level(0, 0, 0, 0, 0)]
+    last = await tb.write_table(new.table, *(level % LEVEL_ENTRIES // ROW_ENTRIES for level in ends))
     assert last == posted + 8 + LEVEL_ROWS
     await tb.tick()
     tb.set(constants_here=1)
