@@ -35,7 +35,7 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 
 
 LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits",
-                 "function_table")
+                 "function_table", "stripes")
 """Fields that came after programs had been compiled; at their defaults they are not in the hash."""
 
 
@@ -77,6 +77,7 @@ class EngineConfig:
     slices : arrays that run in lockstep on the same weights, each with images of its own; a power of two, 1..16.
     activation_ports : 128-bit masters that load and store activations; a power of two, at most `slices` and 8. Slices that
         share a port come one after the other.
+    stripes : whether slices can work on stripes of one image, too: each on the rows that follow those of the slice before.
 
     Raises
     ------
@@ -118,6 +119,7 @@ class EngineConfig:
     activation_ports: int = 1
     digit_bits: int = 4
     function_table: bool = False
+    stripes: bool = False
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -150,6 +152,8 @@ class EngineConfig:
             raise BadValue(f"{self.slices_per_port} slices with {self.requantize_lanes} requantize_lanes each give more "
                              f"than one port stores; use more activation_ports, or at most "
                              f"{max(1, SHARED_LANES // self.slices_per_port)} requantize_lanes")
+        if self.stripes and self.slices == 1:
+            raise BadValue("stripes of an image are for several slices; use slices of 2 or more, or stripes = false")
         _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)

@@ -67,18 +67,25 @@ FIELDS = {
     "END": _HEADER,
 }
 
-OPTIONAL = {("DRAIN", "table"): "function_table"}
-"""Fields that only engines with an option of EngineConfig have, each the last of its instruction."""
+# What only engines with `EngineConfig.stripes` look at, in the highest bits. `apart`: pages of 4 KB from a slice's data to
+# the next slice's, beside SLICE_BYTES. `stripe`: rows of the map from a slice's pixels to the next slice's.
+STRIPE_FIELDS = {**dict.fromkeys(("LOAD", "DRAIN", "STAMP"), (("apart", 16),)),
+                 **dict.fromkeys(("PASS", "CHANNEL"), (("stripe", 10),))}
+
+OPTIONAL = {("DRAIN", "table"): "function_table",
+            **{(opcode, name): "stripes" for opcode, fields in STRIPE_FIELDS.items() for name, _ in fields}}
+"""Fields that only engines with an option of EngineConfig have, each behind those that all engines have."""
 
 for _name, _fields in FIELDS.items():
-    assert sum(width for _, width in _fields) <= INSTRUCTION_BITS, _name
+    assert sum(width for _, width in (*_fields, *STRIPE_FIELDS.get(_name, ()))) <= INSTRUCTION_BITS, _name
+
 
 def is_signed(opcode: str, name: str) -> bool:
     return opcode in ("PASS", "CHANNEL") and name in ("y", "x", "address")
 
 
 def layout(opcode: str) -> dict:
-    """{field: (lowest bit, width)} of an instruction.
+    """{field: (lowest bit, width)} of an instruction, OPTIONAL ones as well.
 
     >>> layout("END")
     {'opcode': (0, 4), 'layer': (4, 12)}
@@ -87,6 +94,10 @@ def layout(opcode: str) -> dict:
     for name, width in FIELDS[opcode]:
         places[name] = (low, width)
         low += width
+    low = INSTRUCTION_BITS
+    for name, width in reversed(STRIPE_FIELDS.get(opcode, ())):
+        low -= width
+        places[name] = (low, width)
     return places
 
 

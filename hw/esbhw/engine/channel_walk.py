@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow import engine_facts as facts
 from esbflow import instructions
 from esbhw.engine.fields import instruction_layout
+from esbhw.engine.stripe_rows import BOUND_BITS, inside
 
 MORE_ROWS = facts.TAP_SIDE - 1
 
@@ -22,19 +23,23 @@ class ChannelWalk(wiring.Component):
     accept : In(1), the pass `head` is staged in the next cycle
     take : In(1), the pass that is staged begins in the next cycle;  now : In(256), the pass that is under way
     step : In(1);  last_col : In(1), with the last column of a row
-    column_inside, row_inside : In(1), the column, and the row of its first word, are on the map
+    column_inside, row_inside : In(1), the column, and the row of its first word, are on the map; the row for each slice that
+        has a stripe of its own
+    low, high : In, with several such slices: as StripeRows
     channel : Out(1), the pass under way is a CHANNEL
     emit : Out(1);  signed : Out(1), of the first word
-    address, inside, signs : Out, of the other words: 20, 1 and 1 bits each
+    address, inside, signs : Out, of the other words: 20, 1 and 1 bits each; the latter for one slice after the other
     """
 
-    def __init__(self):
+    def __init__(self, slices: int = 1):
+        self._slices = slices
         super().__init__({
             "accept": In(1), "head": In(instructions.INSTRUCTION_BITS),
             "take": In(1), "now": In(instructions.INSTRUCTION_BITS), "step": In(1), "last_col": In(1),
-            "column_inside": In(1), "row_inside": In(1),
-            "channel": Out(1), "emit": Out(1), "signed": Out(1),
-            "address": Out(20 * MORE_ROWS), "inside": Out(MORE_ROWS), "signs": Out(MORE_ROWS),
+            "column_inside": In(1), "row_inside": In(slices),
+            "channel": Out(1), "emit": Out(1), "signed": Out(slices),
+            "address": Out(20 * MORE_ROWS), "inside": Out(MORE_ROWS * slices), "signs": Out(MORE_ROWS * slices),
+            **({"low": In(BOUND_BITS * slices), "high": In(BOUND_BITS * slices)} if slices > 1 else {}),
         })
 
     def elaborate(self, platform):
@@ -58,10 +63,13 @@ class ChannelWalk(wiring.Component):
         self._outputs(m, staged, kept)
         m.d.comb += self.channel.eq(kept["channel"])
 
-        def sign(inside):
-            return kept["plain"] | (kept["if_inside"] & inside)
+        def each(bit):
+            return bit if self._slices == 1 else bit.replicate(self._slices)
 
-        m.d.comb += self.signed.eq(sign(self.column_inside & self.row_inside))
+        def sign(inside):
+            return each(kept["plain"]) | (each(kept["if_inside"]) & inside)
+
+        m.d.comb += self.signed.eq(sign(each(self.column_inside) & self.row_inside))
         for k in range(MORE_ROWS):
             y = Signal(signed(13), name=f"y_{k}")
             address, row_address = (Signal(signed(20), name=f"{name}_{k}") for name in ("address", "row_address"))
@@ -73,10 +81,16 @@ class ChannelWalk(wiring.Component):
             m.d.sync += address.eq(Mux(self.take, start, Mux(self.last_col, row_end, address + now.stride_x)))
             with m.If(self.take | self.last_col):
                 m.d.sync += [y.eq(Mux(self.take, start_y, y + now.stride_y)), row_address.eq(Mux(self.take, start, row_end))]
-            inside = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
-            m.d.comb += [
-                self.address.word_select(k, 20).eq(address), self.inside[k].eq(inside), self.signs[k].eq(sign(inside)),
-            ]
+            m.d.comb += self.address.word_select(k, 20).eq(address)
+            if self._slices == 1:
+                here = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
+                m.d.comb += [self.inside[k].eq(here), self.signs[k].eq(sign(here))]
+            else:
+                here = inside(self.low, self.high, y) & each(self.column_inside & kept[f"row_{k}"])
+                signs = sign(here)
+                for number in range(self._slices):
+                    m.d.comb += [self.inside[number * MORE_ROWS + k].eq(here[number]),
+                                 self.signs[number * MORE_ROWS + k].eq(signs[number])]
         return m
 
     def _outputs(self, m, staged, kept) -> None:

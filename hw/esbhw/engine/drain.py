@@ -25,7 +25,7 @@ from esbhw.engine.drain_walk import DrainWalk
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import transfer_layout
-from esbhw.engine.writer import idle_signs
+from esbhw.engine.writer import idle_signs, store_tag_bits
 from esbhw.fabric.adder_rows import Term, add_row
 
 
@@ -51,7 +51,7 @@ class Drain(wiring.Component):
     residual_bank, residual_address, residual_low, residual_high : the residual's read port
     counters : In, what a STAMP writes
     beats : Out(stream of 128 bits for each slice);  room : In(1)
-    transfers : Out(stream of transfer_layout(1)), tag 1 asks for a stores token
+    transfers : Out(stream of transfer_layout(store_tag_bits)), see Writer
     writer_idle : In, as Writer;  done : Out(1), the END instruction was reached and everything is written
     {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
     table_write : In(table_write_layout), a function table's rows as they come; only where there is one
@@ -74,7 +74,7 @@ class Drain(wiring.Component):
             "residual_high": In(config.slices * config.rows * DIGIT_BITS),
             "counters": In(32 * len(COUNTERS)),
             "beats": Out(stream.Signature(config.slices * AXI_BEAT_BITS)), "room": In(1),
-            "transfers": Out(stream.Signature(transfer_layout(1))),
+            "transfers": Out(stream.Signature(transfer_layout(store_tag_bits(config)))),
             "writer_idle": In(idle_signs(config)), "done": Out(1),
             "accumulators_here": In(1), "take_accumulators": Out(1), "post_accumulators": Out(1),
             "constants_here": In(1), "take_constants": Out(1), "post_constants": Out(1),
@@ -220,6 +220,8 @@ class Drain(wiring.Component):
             "segments": Mux(stamping, 1, now.segments), "stride": now.segment_stride,
             "tag": ~stamping & now.post_store & walk.last_plane & walk.last_digit,
         }
+        if self._config.stripes:
+            values["tag"] = Cat(values["tag"], now.apart)
         sizes = [widths.get(name, len(getattr(self.transfers.payload, name))) for name in stored]
         m.submodules.orders = orders = Fifo(sum(sizes), TRANSFERS)
         m.d.comb += [

@@ -209,7 +209,7 @@ class Engine(Elaboratable):
                 part.accumulators.control.eq(Mux(control.running, travelling.as_value(), 0)),
                 part.accumulators.dots.eq(dots.word_select(number, len(part.accumulators.dots))),
             ]
-            self._connect_reads(m, part, sequencer, stages, slots)
+            self._connect_reads(m, part, number, sequencer, stages, slots)
 
         # -- data: accumulators -> drain -> memory -------------------------------------------------------------
         for part in slices:
@@ -285,20 +285,24 @@ class Engine(Elaboratable):
             residual.write_plane.eq(destination[0]), residual.write_address.eq(address), residual.write_data.eq(data),
         ]
 
-    def _connect_reads(self, m, part, sequencer, stages, slots) -> None:
+    def _connect_reads(self, m, part, number, sequencer, stages, slots) -> None:
         """From a slice's activation buffers on; `stages` are the controls on their way to the accumulators."""
         buffer, *more = part.activation_buffers
+        signs = [sequencer.inside, sequencer.signed]
+        if self.config.stripes:  # what lies on the map differs from stripe to stripe
+            signs = [sign[number] for sign in signs]
         m.d.comb += [
             buffer.read_half.eq(sequencer.read_half), buffer.read_address.eq(sequencer.read_address),
-            buffer.inside.eq(sequencer.inside), buffer.signed.eq(sequencer.signed),
+            buffer.inside.eq(signs[0]), buffer.signed.eq(signs[1]),
         ]
         if not self.config.channel_unit:
             return
+        first = len(more) * number * self.config.stripes
         for k, copy in enumerate(more):
             m.d.comb += [
                 copy.read_half.eq(sequencer.read_half),
                 copy.read_address.eq(sequencer.more_address.word_select(k, len(copy.read_address))),
-                copy.inside.eq(sequencer.more_inside[k]), copy.signed.eq(sequencer.more_signed[k]),
+                copy.inside.eq(sequencer.more_inside[first + k]), copy.signed.eq(sequencer.more_signed[first + k]),
             ]
         unit = part.channel_unit
         m.d.comb += [

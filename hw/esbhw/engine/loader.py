@@ -11,7 +11,7 @@ from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
 from esbhw.engine.axi import ReadPort, name_address
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.spread import STRIDE_BITS, Spread
+from esbhw.engine.spread import APART_BITS, STRIDE_BITS, Spread
 from esbhw.engine.tokens import COUNT_BITS, joined
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
@@ -66,6 +66,7 @@ class Loader(wiring.Component):
         self._config = config
         self._opcode = opcode
         self._slices = slices
+        self._stripes = slices > 1 and config.stripes
         self._parts = ports if slices == 1 else 1
         self._group_bits = (slices // ports - 1).bit_length() if slices > 1 else 0
         # `ends`: with the burst's last beat a token of that kind is posted.
@@ -88,9 +89,10 @@ class Loader(wiring.Component):
         m = Module()
         ports = self.ports
         tag_layout = StructLayout({"destination": 3, "post": 1})
-        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size,
+        apart_bits = APART_BITS * self._stripes
+        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits,
                                                          parts=self._parts)
-        fields = Signal(instruction_layout(self._opcode))
+        fields = Signal(instruction_layout(self._opcode, self._config))
         transfer = splitter.i.payload
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
         # splitter is idle again.
@@ -101,7 +103,7 @@ class Loader(wiring.Component):
             transfer.region.eq(fields.region), transfer.offset.eq(fields.offset),
             transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments), transfer.stride.eq(fields.stride),
             transfer.address.eq(fields.address),
-            transfer.tag.eq(Cat(fields.destination, fields.post_full)),
+            transfer.tag.eq(Cat(fields.destination, fields.post_full, *([fields.apart] if self._stripes else []))),
             accept.eq(splitter.i.ready & granted),
             splitter.i.valid.eq(granted), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
@@ -172,7 +174,7 @@ class Loader(wiring.Component):
     def _spread(self, m, splitter, tag_bits: int) -> "_Bursts":
         """Each burst for each slice."""
         ports = self.ports
-        m.submodules.spread = spread = Spread(self._slices, len(ports), tag_bits)
+        m.submodules.spread = spread = Spread(self._slices, len(ports), tag_bits, self._stripes)
         wiring.connect(m, splitter.o, spread.i)
         m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
         return _Bursts(

@@ -11,6 +11,7 @@ from esbflow.engine_config import CODE_BITS, EngineConfig
 from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
+from esbhw.engine.stripe_rows import StripeRows, inside
 
 
 class Sequencer(wiring.Component):
@@ -37,6 +38,7 @@ class Sequencer(wiring.Component):
     take_weights, post_weights, take_activations, post_activations, take_accumulators : Out(1)
     with a channel unit: channel_load_en, channel_swap : Out, as load_en and swap
     more_address, more_inside, more_signed : Out, the other words of the column
+        With stripes, inside and signed, and those of the other words, are of each slice.
     issue, stalls : Out, for the counters
     field_fault : Out(1), for good;  layer, fault_layer : Out(12)
     """
@@ -44,12 +46,13 @@ class Sequencer(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = config
         slots = config.weight_slots * config.tile_rows
+        ways = config.slices if config.stripes else 1
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "slot_address": Out(range(slots)),
             "load_en": Out(1), "load_index": Out(range(max(2, config.tile_rows))), "book": Out(1),
             "book_en": Out(1), "book_address": Out(CODE_BITS + 1), "book_data": Out(facts.weight_bits(config)),
-            "read_half": Out(1), "read_address": Out(20), "inside": Out(1), "signed": Out(1),
+            "read_half": Out(1), "read_address": Out(20), "inside": Out(ways), "signed": Out(ways),
             "swap": Out(1), "control": Out(control_layout(config)),
             "weights_here": In(1), "take_weights": Out(1), "post_weights": Out(1),
             "activations_here": In(1), "take_activations": Out(1), "post_activations": Out(1),
@@ -59,13 +62,13 @@ class Sequencer(wiring.Component):
             "stall_accumulators": Out(1), "stall_hazard": Out(1), "preloading": Out(1),
             "field_fault": Out(1), "layer": Out(12), "fault_layer": Out(12),
             **({"channel_load_en": Out(1), "channel_swap": Out(1), "more_address": Out(20 * MORE_ROWS),
-                "more_inside": Out(MORE_ROWS), "more_signed": Out(MORE_ROWS)} if config.channel_unit else {}),
+                "more_inside": Out(MORE_ROWS * ways), "more_signed": Out(MORE_ROWS * ways)} if config.channel_unit else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        layout = instruction_layout("PASS")
+        layout = instruction_layout("PASS", config)
         load_cycles = config.tile_load_cycles
 
         # -- preload ---------------------------------------------------------------------------------
@@ -174,11 +177,20 @@ class Sequencer(wiring.Component):
         last_col = _last(m, "col", take, running, staged.cols, one_col, now.cols)
         last_row = _last(m, "row", take, running & last_col, staged.rows, one_row, now.rows)
         last_pixel = last_col & last_row
-        column_inside, row_inside = (x >= 0) & (x < now.in_cols), (y >= 0) & (y < now.in_rows)
-        m.d.comb += [self.inside.eq(column_inside & row_inside), self.signed.eq(now.signed)]
+        column_inside, stripes = (x >= 0) & (x < now.in_cols), None
+        if config.stripes:
+            m.submodules.stripe_rows = stripes = StripeRows(config.slices)
+            m.d.comb += [stripes.accept.eq(self.i.valid & self.i.ready), stripes.take.eq(take),
+                         stripes.stripe.eq(head.stripe), stripes.rows.eq(staged.in_rows)]
+            row_inside = inside(stripes.low, stripes.high, y)
+            m.d.comb += [self.inside.eq(column_inside.replicate(config.slices) & row_inside),
+                         self.signed.eq(now.signed.replicate(config.slices))]
+        else:
+            row_inside = (y >= 0) & (y < now.in_rows)
+            m.d.comb += [self.inside.eq(column_inside & row_inside), self.signed.eq(now.signed)]
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, head, now, take, running, last_col, column_inside, row_inside)
+            emit = self._walk_channel(m, head, now, take, running, last_col, column_inside, row_inside, stripes)
         free = idle | bubble | (last_pixel & third)
         activations_here = ~staged.wait_activations | self.activations_here
         bank_free = ~staged.wait_accumulators | self.bank_free
@@ -236,9 +248,11 @@ class Sequencer(wiring.Component):
         fields = View(instruction_layout("CHANNEL"), head.as_value())
         return (fields.tap_rows != 0) & (fields.tap_cols != 0) & (fields.part < self._config.channel_blocks)
 
-    def _walk_channel(self, m, head, now, take, running, last_col, column_inside, row_inside):
+    def _walk_channel(self, m, head, now, take, running, last_col, column_inside, row_inside, stripes):
         """Connects the walk of the other words; gives whether the column brings an output."""
-        m.submodules.channel_walk = walk = ChannelWalk()
+        m.submodules.channel_walk = walk = ChannelWalk(self._config.slices if stripes else 1)
+        if stripes:
+            m.d.comb += [walk.low.eq(stripes.low), walk.high.eq(stripes.high)]
         fields = View(instruction_layout("CHANNEL"), now.as_value())
         m.d.comb += [
             walk.accept.eq(self.i.valid & self.i.ready), walk.head.eq(head), walk.take.eq(take), walk.now.eq(now),

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import write_beats
 from esbhw.engine.axi import WritePort, name_address
-from esbhw.engine.spread import STRIDE_BITS, Spread
+from esbhw.engine.spread import APART_BITS, STRIDE_BITS, Spread
 from esbhw.engine.tokens import joined
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter, transfer_layout
 
@@ -21,6 +21,11 @@ def idle_signs(config: EngineConfig) -> int:
     return -(-config.activation_ports // SIGN_PORTS)
 
 
+def store_tag_bits(config: EngineConfig) -> int:
+    """Of a store: whether it asks for a token and, with stripes, how many pages of its own its slices lie apart."""
+    return 1 + APART_BITS * config.stripes
+
+
 class Writer(wiring.Component):
     """Carries out the drain's transfers, through as many WritePorts as the engine has for activations.
 
@@ -29,7 +34,7 @@ class Writer(wiring.Component):
     Members
     -------
     regions : In;  stride : In, with several slices: see Spread
-    i : In(stream of transfer_layout(1)), tag 1 asks for a stores token
+    i : In(stream of transfer_layout(store_tag_bits)), tag 1 asks for a stores token; with stripes, pages apart above it
     beats : In(stream of 128 bits for each slice);  room : Out(1), as WritePort
     idle : Out(idle_signs), all of them: nothing is left to write
     done_valid : Out(1), bursts were answered;  post : Out(1), a transfer with the tag is written in all slices
@@ -41,7 +46,7 @@ class Writer(wiring.Component):
         self._config = config
         self.ports = [WritePort(write_beats(config), config.slices_per_port) for _ in range(config.activation_ports)]
         super().__init__({
-            "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(1))),
+            "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(store_tag_bits(config)))),
             "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1),
             "idle": Out(idle_signs(config)),
             "done_valid": Out(1), "post": Out(1),
@@ -53,11 +58,11 @@ class Writer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, ports = self._config, self.ports
-        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, tag_bits=1)
+        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, tag_bits=store_tag_bits(config))
         wiring.connect(m, wiring.flipped(self.i), splitter.i)
         piece = splitter.o.payload
         if config.slices > 1:
-            m.submodules.spread = spread = Spread(config.slices, len(ports), tag_bits=1)
+            m.submodules.spread = spread = Spread(config.slices, len(ports), 1, config.stripes)
             wiring.connect(m, splitter.o, spread.i)
             m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
             valid, length, idle = list(spread.valid), spread.length, splitter.i.ready & spread.idle

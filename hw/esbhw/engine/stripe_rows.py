@@ -1,0 +1,72 @@
+"""Which rows lie on the map, for each slice: slices that work on stripes of one image do not begin with the same row."""
+
+from amaranth import Cat, Module, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from esbflow import instructions
+
+ROW_BITS = dict(instructions.STRIPE_FIELDS["PASS"])["stripe"]
+BOUND_BITS = ROW_BITS + 5
+"""Of the map's ends as the last of 16 slices sees them, with a sign."""
+
+
+class StripeRows(wiring.Component):
+    """Row y of slice 0 is row y + s * stripe of slice s. That is on the map from `low` to before `high` of the slice.
+
+    Both are worked out while a pass is staged: multiples of `stripe` in the cycle in which it is accepted, bounds in the next.
+    A pass begins two cycles after it was accepted, at the earliest.
+
+    Members
+    -------
+    accept : In(1), the pass with `stripe` is staged in the next cycle;  rows : In, of the map of the pass that is staged
+    take : In(1), the pass that is staged begins in the next cycle
+    low, high : Out(slices * BOUND_BITS), of the pass under way
+    """
+
+    def __init__(self, slices: int):
+        self._slices = slices
+        super().__init__({
+            "accept": In(1), "stripe": In(ROW_BITS), "take": In(1), "rows": In(ROW_BITS),
+            "low": Out(slices * BOUND_BITS), "high": Out(slices * BOUND_BITS),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        for k in range(self._slices):
+            low, high = (Signal(signed(BOUND_BITS), name=f"{name}_{k}") for name in ("low", "high"))
+            if k:
+                behind, coming_low, coming_high = (Signal(signed(BOUND_BITS), name=f"{name}_{k}")
+                                                   for name in ("behind", "coming_low", "coming_high"))
+                with m.If(self.accept):
+                    m.d.sync += behind.eq(sum(sign * (self.stripe << place) for sign, place in _terms(k)))
+                m.d.sync += [coming_low.eq(-behind), coming_high.eq(self.rows - behind)]
+                with m.If(self.take):
+                    m.d.sync += [low.eq(coming_low), high.eq(coming_high)]
+            else:
+                with m.If(self.take):
+                    m.d.sync += high.eq(self.rows)
+            m.d.comb += [self.low.word_select(k, BOUND_BITS).eq(low), self.high.word_select(k, BOUND_BITS).eq(high)]
+        return m
+
+
+def inside(low, high, y) -> Cat:
+    """Whether row y is on the map, a bit for each slice; `low` and `high` as of StripeRows."""
+    bounds = [[part[first:first + BOUND_BITS].as_signed() for part in (low, high)] for first in range(0, len(low), BOUND_BITS)]
+    return Cat((y >= begin) & (y < end) for begin, end in bounds)
+
+
+def _terms(factor: int) -> list:
+    """(sign, power of two) of at most three terms whose sum is a factor up to 15.
+
+    >>> [_terms(factor) for factor in (5, 7, 11)]
+    [[(1, 0), (1, 2)], [(-1, 0), (1, 3)], [(-1, 0), (-1, 2), (1, 4)]]
+    """
+    terms, place = [], 0
+    while factor:
+        if factor & 1:
+            sign = -1 if factor & 3 == 3 else 1
+            terms.append((sign, place))
+            factor -= sign
+        factor, place = factor >> 1, place + 1
+    return terms
