@@ -38,10 +38,13 @@ class Stuck(Exception):
 
 
 class Machine:
-    """Memory, buffers and tokens of one slice of an engine that runs one program; `run` gives its output."""
+    """Memory, buffers and tokens of one slice of an engine that runs one program; `run` gives its output.
 
-    def __init__(self, program):
-        self.program, self.config = program, program.config
+    number : of the slice, where slices work on stripes of one image.
+    """
+
+    def __init__(self, program, number=0):
+        self.program, self.config, self.number = program, program.config, number
         sizes = {name: size for name, size in program.meta["regions"].items()}
         # What no one wrote is not zero.
         self.memory = {name: np.full(sizes.get(name, 0), 0xA5, np.uint8) for name in REGIONS}
@@ -54,28 +57,42 @@ class Machine:
         self.table = np.full(LEVEL_ROWS * config.weight_ports * 16, 0x5A, np.uint8)
         self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
         self.tile, self.weights, self.books, self.taps = None, None, [None, None], None
-        self.tokens, self.highest = {}, {}
+        self.tokens, self.highest, self.others = {}, {}, []
 
     def run(self, images, order=None):
         """Outputs (batch, c, h, w). `order`: a random generator that chooses who goes next; None is program order.
 
-        Slices do the same with images of their own, so here one machine does it after the other.
+        Slices do the same with images of their own, so here one machine does it after the other. With stripes of one image
+        slices share the memory, and all carry out an instruction before the next one.
         """
+        if self.program.meta["stripes"]:
+            return self._run_stripes(images, order)
         slices, rounds = self.config.slices, self.config.rounds(self.program.meta["batch"])
         filled = np.concatenate([images, np.zeros((slices * rounds - len(images), *images.shape[1:]), images.dtype)])
         machines = [self, *(Machine(self.program) for _ in range(slices - 1))]
         return np.concatenate([machine._run(own, order) for machine, own in zip(machines, np.split(filled, slices))])[:len(images)]
 
+    def _run_stripes(self, images, order):
+        batch = self.program.meta["batch"]
+        filled = np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), images.dtype)])
+        self.others = [Machine(self.program, number) for number in range(1, self.config.slices)]
+        for other in self.others:
+            other.memory = self.memory
+        return self._run(filled, order)[:len(images)]
+
     def _run(self, images, order):
         meta = self.program.meta
         codes = layout.fold_windows(layout.encode_images(images, self.program.table), meta["input"])
-        packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"], self.config.digit_bits)
+        packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"], self.config.digit_bits,
+                             layout.space_of(meta["input"]))
+        _fill_rows(packed, meta["input"], len(images), self.config.rows)
         assert packed.size == meta["regions"]["input"]
         self.memory["input"][:] = packed
         self._execute(order)
         output = meta["output"]
         return layout.unpack(self.memory["output"], tuple(output["shape"]), len(images), self.config.rows,
-                             output["digits"], output["pitch"], output["signed"], self.config.digit_bits)
+                             output["digits"], output["pitch"], output["signed"], self.config.digit_bits,
+                             layout.space_of(output))
 
     def _execute(self, order):
         instructions = [decode(word) for word in self.program.words]
@@ -133,18 +150,23 @@ class Machine:
     def _step(self, opcode, fields):
         for name, count in self._waits(opcode, fields):
             self.tokens[name] = self.tokens.get(name, 0) - count
-        getattr(self, f"_{opcode.lower()}")(fields)
+        for slice_ in (self, *self.others):
+            getattr(slice_, f"_{opcode.lower()}")(fields)
         for name, count in self._posts(opcode, fields):
             self.tokens[name] = self.tokens.get(name, 0) + count
             self.highest[name] = max(self.highest.get(name, 0), self.tokens[name])
             assert self.tokens[name] <= SEMAPHORE_LIMIT
             assert name != "weights_free" or self.tokens[name] <= self.config.weight_slots, "a slot was given back twice"
 
+    def _apart(self, f):
+        """Beats that the slice's data lie behind the first one's."""
+        return 256 * f.get("apart", 0) * self.number
+
     # -- instructions -------------------------------------------------------------------------------------------
     def _transfer(self, f, target):
         source, size, at = self.memory[REGIONS[f["region"]]], 16 * f["beats"], 16 * f["address"]
         for segment in range(f["segments"]):
-            start = 16 * (f["offset"] + segment * f["stride"])
+            start = 16 * (f["offset"] + segment * f["stride"] + self._apart(f))
             assert start + size <= source.size and at + size <= target.size
             target[at:at + size] = source[start:start + size]
             at += size
@@ -187,7 +209,7 @@ class Machine:
                 self.books[f["book"]] = [_entry(config, f["codebook"] >> (5 * i) & 31) for i in range(16)]
             self.weights = np.array(self.books[f["book"]])[self.tile]
         r, c = np.mgrid[:f["rows"], :f["cols"]]
-        y, x = f["y"] + r * f["stride_y"], f["x"] + c * f["stride_x"]
+        y, x = f["y"] + self.number * f["stripe"] + r * f["stride_y"], f["x"] + c * f["stride_x"]
         inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
         address = np.where(inside, f["address"] + r * f["row_step"] + c * f["stride_x"], 0)
         digits = np.where(inside[..., None], self._words(self.activations[f["half"]], address), 0)
@@ -216,7 +238,7 @@ class Machine:
         total, largest = 0, None
         for row in range(f["tap_rows"]):
             for age in range(f["tap_cols"]):
-                y = f["y"] + r * f["stride_y"] + row * f["tap_step_y"]
+                y = f["y"] + self.number * f["stripe"] + r * f["stride_y"] + row * f["tap_step_y"]
                 x = f["x"] + (column - age) * f["stride_x"]
                 inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
                 address = f["address"] + r * f["row_step"] + row * f["tap_step"] + (column - age) * f["stride_x"]
@@ -310,14 +332,15 @@ class Machine:
                 digits = (block >> (config.digit_bits * digit) & config.largest_digit).astype(np.uint8)
                 data = layout.pack_digits(digits, config.digit_bits).reshape(f["segments"], -1)
                 assert data.shape[1] == 16 * f["segment_beats"]
-                base = f["offset"] + plane * f["plane_stride"] + digit * f["digit_stride"]
+                base = f["offset"] + plane * f["plane_stride"] + digit * f["digit_stride"] + self._apart(f)
                 for segment, content in enumerate(data):
                     start = 16 * (base + segment * f["segment_stride"])
                     assert start + content.size <= memory.size
                     memory[start:start + content.size] = content
 
     def _stamp(self, f):
-        assert 16 * f["offset"] < self.memory["log"].size
+        assert 16 * f["offset"] < self.memory["log"].size and (f["apart"] * 4096 >= self.memory["log"].size
+                                                                if self.program.meta["stripes"] else not f["apart"])
 
     def _end(self, f):
         pass
@@ -337,3 +360,10 @@ def _kind(opcode, fields):
     if opcode == "LOAD":
         return "residual" if fields["destination"] >= 2 else "activations"
     return "constants" if fields["destination"] else "weights"
+
+
+def _fill_rows(packed, meta, images, rows):
+    """Write something into the rows of the input's memory that are not the map's."""
+    planes = -(-meta["channels"] // rows) * meta["digits"]
+    grid = packed.reshape(planes * images, meta["rows"], -1)
+    grid[:, :meta["first_row"]] = grid[:, meta["first_row"] + meta["height"]:] = 0xA5

@@ -42,10 +42,10 @@ SHIFTING = EngineConfig(
     channel_unit=8)
 """Requantizers that shift, behind array and channel unit."""
 SLICES = EngineConfig("slices4x4", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64,
-                      weight_slots=4, max_burst=16, slices=2, activation_ports=2)
+                      weight_slots=4, max_burst=16, slices=2, activation_ports=2, stripes=True)
 """Slices with ports of their own."""
 SHARED = replace(TABLE_WITH_PORTS, name="shared8x8", cols=8, weight_path_beats=2, weight_ports=2, channel_unit=4, slices=4,
-                 activation_ports=2)
+                 activation_ports=2, stripes=True)
 """Slices of which two share a port, with everything that a small engine can have."""
 LOOKUPS = replace(TABLE_WITH_PORTS, name="lookup8x16", weight_path_beats=2, weight_ports=2, function_table=True)
 """A function table whose rows come through two ports."""

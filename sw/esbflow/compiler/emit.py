@@ -15,7 +15,7 @@ from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
+from esbflow.engine_facts import BEATS_PER_4K, BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -86,8 +86,11 @@ class _State:
     last_book: int = 0
 
 
-def emit(config: EngineConfig, plans: list) -> list:
-    """The program as 256-bit integers, one STAMP after each layer and END at last."""
+def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
+    """The program as 256-bit integers, one STAMP after each layer and END at last.
+
+    log_pages : from one slice's log to the next one's, beside SLICE_BYTES.
+    """
     state = _State()
     work = [chunk for plan in plans for chunk in _chunks(plan)]
     parts_of = [list(_parts(config, chunk, i)) for i, chunk in enumerate(work)]
@@ -113,7 +116,8 @@ def emit(config: EngineConfig, plans: list) -> list:
         _emit_passes(config, state, parts_of[i], partial(load_until, i + 2))
         if i + 1 == len(work) or work[i + 1].plan is not chunk.plan:
             log = LOG_BEATS * chunk.plan.number
-            state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log))
+            state.words.append(encode("STAMP", layer=chunk.plan.number, region=REGION["log"], offset=log,
+                                      apart=log_pages))
             state.slots.clear()
             state.uses.clear()
     state.words.append(encode("END", layer=work[-1].plan.number))
@@ -161,14 +165,15 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     """Store tokens that this part's loads need, or None while what it reads is not yet ordered to be stored."""
     chunk, plan = part.chunk, part.chunk.plan
     if part.planes:
-        step = plan.layer.row_step
-        wanted = [(*plan.source.find(plane), chunk.row.in0 * step, (chunk.row.in1 - 1) * step + 1) for plane in part.planes]
-        names = plan.layer.sources
+        step, (above, taken, _) = plan.layer.row_step, _steps(plan.layer)
+        wanted = [(*plan.source.find(plane), chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above)
+                  for plane in part.planes]
+        names, apart = plan.layer.sources, taken * step
     else:
         first = chunk.residual_group * config.planes_per_tile
         wanted = [(0, group, chunk.row.conv0, chunk.row.conv1)
                   for group in range(first, min(plan.residual.groups, first + config.planes_per_tile))]
-        names = (plan.layer.residual,)
+        names, apart = (plan.layer.residual,), _steps(plan.layer)[2]
     layouts = plan.source.parts if part.planes else plan.residual.parts
     needed = 0
     for number, group, row0, row1 in wanted:
@@ -186,7 +191,8 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
         else:
             spans = [(chunk.image, row0, row1)]
         for image, low, high in spans:
-            tokens = _tokens(stores, image, low, high, group // config.planes_per_tile)
+            rows = _rows(config, low, high, apart, layout.height)
+            tokens = _tokens(config, stores, image, rows, group // config.planes_per_tile)
             if tokens is None:
                 return None
             needed = max(needed, tokens)
@@ -206,14 +212,31 @@ class _Stores:
         self.done = 0
 
 
-def _tokens(stores: _Stores, image: int, row0: int, row1: int, group: int):
-    if stores.plan.layer.stacked:
+def _steps(layer: Layer) -> tuple:
+    """(rows that windows begin above row 0 of what is loaded, rows that are loaded from one slice's to the next's, rows that are
+    made from one slice's to the next's)"""
+    stripe = layer.stripe
+    return (stripe.above, stripe.taken, stripe.made) if stripe else (0, 0, 0)
+
+
+def _rows(config: EngineConfig, first: int, end: int, apart: int, height: int) -> int:
+    """Rows first..end-1 of each slice, where they lie on the map of `height` rows: bit r is row r."""
+    rows = 0
+    for k in range(config.slices if apart else 1):
+        low, high = max(0, first + k * apart), min(height, end + k * apart)
+        if low < high:
+            rows |= (1 << high) - (1 << low)
+    return rows
+
+
+def _tokens(config: EngineConfig, stores: _Stores, image: int, rows: int, group: int):
+    layer, height = stores.plan.layer, stores.plan.target.height
+    if layer.stacked:
         # One tall map: image i is row i.
-        height = stores.plan.target.height
-        image, row0, row1 = 0, image * height + row0, image * height + row1
-    latest = 0
+        image, rows, height = 0, rows << image * height, height * stores.plan.target.images
+    latest, made = 0, _steps(layer)[2]
     for k, span in enumerate(stores.plan.tiling.rows):
-        if span.out0 < row1 and span.out1 > row0:
+        if rows & _rows(config, span.out0, span.out1, made, height):
             entry = stores.rows.get((image, k, group))
             if entry is None or entry[0] < stores.expected or entry[1] is None:
                 return None
@@ -228,9 +251,10 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     if not part.planes:
         return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
-    transfers = list(_runs(config, plan.source, part.planes, chunk.image, chunk.row.in0, chunk.row.in1,
+    above, taken, _ = _steps(plan.layer)
+    transfers = list(_runs(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
                            window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole,
-                           part.address, plan.layer.row_step))
+                           part.address, plan.layer.row_step, taken))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
             "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
@@ -248,7 +272,8 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     window = (chunk.col.conv0, -(-(chunk.col.conv1 - chunk.col.conv0) // words) * words)
     for digit in range(residual.digits):
         planes = [group * residual.digits + digit for group in groups]
-        transfers = list(_runs(config, residual, planes, chunk.image, chunk.row.conv0, chunk.row.conv1, window, whole))
+        transfers = list(_runs(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window, whole,
+                               apart=_steps(plan.layer)[2]))
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
@@ -259,25 +284,37 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     state.residual_loads += 1
 
 
-def _runs(config, tensor, planes, image, row0, row1, window, whole, address=0, step=1):
+def _runs(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0):
     """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on.
 
     Rows are counted, and brought, in steps of `step` rows of the tensor.
+
+    span : (first, end, rows above the map that row 0 is);  apart : from one slice's rows to the next's
     """
+    row0, row1, above = span
     first_col, window_size = window
     rows = row1 - row0
     row_beats = window_size // config.words_per_beat * config.beats_per_word
-    if whole and step == 1:
-        for region, offset, count, apart in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
-            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=apart,
-                       address=address)
+    row0 = row0 * step - above
+    if whole and step == 1 and tensor.contiguous:
+        pages = _pages(apart * row_beats)
+        for region, offset, count, stride in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
+            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=stride,
+                       address=address, apart=pages)
             address += count * rows * row_beats
     else:
         for plane in planes:
-            region, offset = tensor.beat(plane, image, row0 * step, first_col)
-            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=step * tensor.row_beats,
-                       address=address)
+            region, offset = tensor.beat(plane, image, row0, first_col)
+            stride = step * tensor.row_stride(plane)
+            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=stride, address=address,
+                       apart=_pages(apart * stride))
             address += rows * row_beats
+
+
+def _pages(beats: int) -> int:
+    """What a field `apart` says of whole pages."""
+    assert beats % BEATS_PER_4K == 0, "stripes that are no whole pages apart"
+    return beats // BEATS_PER_4K
 
 
 def _equally_spaced(places):
@@ -365,14 +402,18 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
         inputs = col.in1 - col.in0
         return dict(rows=inputs, cols=layer.repeat[1], in_rows=inputs, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
                     address=place + col.in0 - first_col, row_step=1)
+    above, taken, _ = _steps(layer)
     y = row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0] - layer.padding[0] - row.in0
     x = col.conv0 // layer.phases * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
     cols, step = (col.conv1 - col.conv0) // layer.phases, layer.stride[1]
     if isinstance(weight_pass, ChannelPass):
         step, cols = columns(layer).step, columns(layer).count(cols, weight_pass.tap_cols)
-    return dict(rows=row.conv1 - row.conv0, cols=cols, in_rows=row.in1 - row.in0,
-                in_cols=min(chunk.plan.source.width, first_col + window) - first_col, stride_y=layer.stride[0],
-                stride_x=step, y=y, x=x, address=place + y * window + x, row_step=layer.stride[0] * window)
+    own = dict(y=y, in_rows=row.in1 - row.in0)
+    if layer.stripe is not None:  # rows count from the whole map's first one
+        own = dict(y=y + row.in0 - above, in_rows=layer.stripe.height, stripe=taken)
+    return dict(rows=row.conv1 - row.conv0, cols=cols, in_cols=min(chunk.plan.source.width, first_col + window) - first_col,
+                stride_y=layer.stride[0], stride_x=step, x=x, address=place + y * window + x,
+                row_step=layer.stride[0] * window, **own)
 
 
 def _book(state: _State, codebook: int) -> tuple:
@@ -428,7 +469,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     out_rows = chunk.row.out1 - chunk.row.out0
     out_cols = -(-(chunk.col.out1 - chunk.col.out0) // words) * words
     row_beats = out_cols // words * config.beats_per_word
-    whole = len(plan.tiling.cols) == 1
+    whole = len(plan.tiling.cols) == 1 and target.contiguous
     first_group = group * config.planes_per_tile
     pool = layer.pool
     stores = state.stores.setdefault(layer.target, _Stores(plan))
@@ -461,6 +502,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         digits=target.digits % MOST_DIGITS, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
-        segment_stride=target.row_beats, bank=number & 1, constants=number & 1, **rounding_fields(layer.rounded_format),
-        **residual, post_store=int(posts), table=int(layer.lookup is not None)))
+        segment_stride=target.row_stride, apart=_pages(_steps(layer)[2] * target.row_stride), bank=number & 1,
+        constants=number & 1, **rounding_fields(layer.rounded_format), **residual, post_store=int(posts),
+        table=int(layer.lookup is not None)))
     state.drains += 1

@@ -9,7 +9,10 @@ from esbflow.numbers import Format
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A tensor in `region`, from beat `offset`; a row of `width` words takes `pitch` words, whole beats."""
+    """A tensor in `region`, from beat `offset`; a row of `width` words takes `pitch` words, whole beats.
+
+    Of an image `rows` rows lie in memory, the first of the map behind `first_row` others. They begin `row_stride` beats apart.
+    """
 
     region: str
     offset: int
@@ -24,11 +27,19 @@ class TensorLayout:
     row_beats: int
     words_per_beat: int
     beats_per_word: int
+    first_row: int
+    rows: int
+    row_stride: int
 
     @property
     def plane_beats(self) -> int:
         """Beats from one (channel group, digit) plane to the next."""
-        return self.images * self.height * self.row_beats
+        return self.images * self.rows * self.row_stride
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether there is nothing between one row and the next."""
+        return self.row_stride == self.row_beats
 
     @property
     def beats(self) -> int:
@@ -39,9 +50,10 @@ class TensorLayout:
         return self.beats * AXI_BEAT_BITS // 8
 
     def beat(self, plane: int, image: int, row: int, column: int) -> int:
-        """Beat offset in the region of a pixel that begins a beat."""
-        assert column % self.words_per_beat == 0
-        inside = (image * self.height + row) * self.row_beats + column // self.words_per_beat * self.beats_per_word
+        """Beat offset in the region of a pixel that begins a beat; the map's first row is row 0."""
+        place = image * self.rows + self.first_row + row
+        assert column % self.words_per_beat == 0 and 0 <= place < self.images * self.rows
+        inside = place * self.row_stride + column // self.words_per_beat * self.beats_per_word
         return self.offset + plane * self.plane_beats + inside
 
 
@@ -79,13 +91,19 @@ class Source:
     def row_beats(self) -> int:
         return self.parts[0].row_beats
 
+    @property
+    def contiguous(self) -> bool:
+        return all(part.contiguous for part in self.parts)
+
     def beat(self, plane: int, image: int, row: int, column: int) -> tuple:
         """(region, beat offset in it) of a pixel that begins a beat."""
-        for part in self.parts:
-            if plane < part.groups * part.digits:
-                return part.region, part.beat(plane, image, row, column)
-            plane -= part.groups * part.digits
-        raise IndexError(plane)
+        number, _ = self.find(plane)
+        part = self.parts[number]
+        return part.region, part.beat(plane - sum(p.groups * p.digits for p in self.parts[:number]), image, row, column)
+
+    def row_stride(self, plane: int) -> int:
+        """Beats from one row of a plane to the next."""
+        return self.parts[self.find(plane)[0]].row_stride
 
     def find(self, plane: int) -> tuple:
         """(number of the part, channel group in it) of a plane."""
@@ -111,7 +129,7 @@ def channel_groups(source_channels: tuple, rows: int) -> list:
 
 def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format, images: int,
                   offset: int = 0) -> TensorLayout:
-    """The layout of a (c, h, w) tensor of `images` images.
+    """The layout of a (c, h, w) tensor of `images` images, without gaps.
 
     >>> from esbflow.engines import ENGINES
     >>> from esbflow.numbers import Unsigned
@@ -127,7 +145,8 @@ def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format,
         groups=-(-channels // config.rows), digits=max(1, storage_bits(form) // config.digit_bits),
         signed=bool(form.min < 0 or form.signed),
         pitch=pitch, row_beats=pitch // words * config.beats_per_word,
-        words_per_beat=words, beats_per_word=config.beats_per_word)
+        words_per_beat=words, beats_per_word=config.beats_per_word, first_row=0, rows=height,
+        row_stride=pitch // words * config.beats_per_word)
 
 
 def place(layers: list, layouts: dict) -> dict:

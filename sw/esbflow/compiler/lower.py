@@ -30,6 +30,21 @@ class Pool:
     padding: tuple = (0, 0)
 
 
+@dataclass(frozen=True)
+class Stripe:
+    """How the slices' parts of a layer follow each other, where each makes a stripe of its output.
+
+    made : rows of the output from one slice's to the next's, which is as many as a slice makes
+    taken : rows of the map that is loaded from one slice's to the next's;  above : rows that windows begin above the map
+    height : rows of the map that is loaded
+    """
+
+    made: int
+    taken: int
+    above: int
+    height: int
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One convolution and its drain. Shapes are (c, h, w); `conv_shape` is before the pool, `out_shape` after it."""
@@ -61,6 +76,7 @@ class Layer:
     lookup: ir.Lookup | None = None  # behind rounding, and behind the pool
     levels: Format | None = None  # what a lookup's requantizer rounds to
     row_step: int = 1  # rows of the stored map from one row that is loaded to the next; in_shape counts the loaded ones
+    stripe: Stripe | None = None  # see stripes.py; shapes are then those of one slice's rows
 
     @property
     def kernel(self) -> tuple:
@@ -77,11 +93,16 @@ def skip_rows(layer: Layer, row_beats: int) -> Layer:
 
     row_beats : of a stored row. Each row is a burst of its own, which takes SPLIT_CYCLES or more.
     """
-    step, height = layer.stride[0], layer.conv_shape[1]
+    step, height, stripe = layer.stride[0], layer.conv_shape[1], layer.stripe
     if layer.kernel[0] > 1 or layer.stacked or layer.padding[0] or step == 1 or step * row_beats < SPLIT_CYCLES:
         return layer
+    if stripe is not None:
+        if stripe.above:
+            return layer
+        stripe = replace(stripe, taken=stripe.taken // step, height=-(-stripe.height // step))
     read = min(height, -(-layer.in_shape[1] // step))
-    return replace(layer, in_shape=(layer.in_shape[0], read, layer.in_shape[2]), stride=(1, layer.stride[1]), row_step=step)
+    return replace(layer, in_shape=(layer.in_shape[0], read, layer.in_shape[2]), stride=(1, layer.stride[1]), row_step=step,
+                   stripe=stripe)
 
 
 def storage_bits(form: Format) -> int:

@@ -26,6 +26,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.layout import Source, tensor_layout
 from esbflow.compiler.lower import Layer, Pool, skip_rows
+from esbflow.compiler.stripes import cut
 from esbflow.compiler.tile import heights, tile_with_cost
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
@@ -145,11 +146,12 @@ def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None) -
     return None
 
 
-def choose(config: EngineConfig, layers: list, first: Layer | None, output: str, batch: int) -> dict:
+def choose(config: EngineConfig, layers: list, first: Layer | None, output: str, batch: int,
+           stripes: bool | None = False) -> dict:
     """{tensor: pixels in a word} of those maps that are better packed, by estimate.
 
     layers : as they come to tiling, none of them packed.  first : layer 0 before its input was folded, if it was.
-    output : the graph's output, which is never packed.
+    output : the graph's output, which is never packed.  stripes : slices work on stripes of one image.
 
     Maps that must be alike, as a residual and what it is added to, go together. It starts with none packed, and changes one
     group of maps at a time, as long as the sum of all layers' estimates falls.
@@ -169,7 +171,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, output: str,
                 layer = _fold_wide(config, first, given)[1] if given > 1 else layer
             else:
                 layer = pack_pixels(layer, taken, given)
-            return _estimate(config, layer, batch)
+            return _estimate(config, cut(layer, config.slices) if stripes else layer, batch)
         except CompileError:
             return math.inf
 

@@ -12,27 +12,30 @@ from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.large_pools import split_large_pools
-from esbflow.compiler.layout import Source, place, tensor_layout
+from esbflow.compiler.layout import Source, TensorLayout, place, tensor_layout
 from esbflow.compiler.lower import Layer, lower, skip_rows
 from esbflow.compiler.packing import choose, pack_layers, worthwhile
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
+from esbflow.compiler.stripes import cut, spaces, unstacked
 from esbflow.compiler.tile import heights, tile
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import BEATS_PER_4K
 from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
 from esbflow.registers import LOG_BEATS
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
+PAGE_BYTES = BEATS_PER_4K * BEAT_BYTES
 BATCH_LIMIT = 256
 
 
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True,
-                  packing: dict | None = None) -> Program:
+                  packing: dict | None = None, stripes: bool | None = None) -> Program:
     """Compile for runs of `batch` images. An engine of several slices shares them out: each slice has as many, and the
-    program is that of one slice.
+    program is that of one slice. Or, on an engine with stripes, all slices work on stripes of one image after the other.
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
@@ -41,6 +44,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     (integers to codes and taps), tile, emit (instructions).
 
     packing : {tensor: pixels in a word}; by default what takes the fewest cycles, and nothing without `fold`.
+    stripes : whether slices work on stripes of one image; by default what takes fewer cycles.
 
     Raises
     ------
@@ -49,22 +53,37 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     """
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
-    images = config.rounds(batch)
+    if stripes and not config.stripes:
+        raise CompileError(f"engine {config.name} is built without stripes of an image (stripes = false); use an engine with "
+                           "them, or a batch of images")
+    if stripes is None and config.stripes:
+        return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way) for way in (False, True)))
+    images = batch if stripes else config.rounds(batch)
     graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         first = layers[0]
         fold_choice, layers[0] = fold_input(first, config.rows, config.cols, digit_bits=config.digit_bits)
-    layers = place_on_unit(config, split_pools(config, layers, images))
+    layers = place_on_unit(config, split_pools(config, layers, images, stripes))
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
     if packing is None and fold:
-        packing = choose(config, layers, first, graph.output.name, images)
+        packing = choose(config, layers, first, graph.output.name, images, stripes)
         if packing:
-            return _fastest(partial(_compile, graph, config, batch, layers, first, fold_choice), layers, packing)
-    return _compile(graph, config, batch, layers, first, fold_choice, packing or {})
+            return _fastest(partial(_compile, graph, config, batch, bool(stripes), layers, first, fold_choice), layers, packing)
+    return _compile(graph, config, batch, bool(stripes), layers, first, fold_choice, packing or {})
+
+
+def _faster(whole, striped) -> Program:
+    """The program that takes fewer cycles; that of whole images if stripes do not fit the engine."""
+    program = whole()
+    try:
+        other = striped()
+    except CompileError:
+        return program
+    return min(program, other, key=lambda candidate: count_cycles(candidate).total)
 
 
 def _fastest(build, layers: list, packing: dict) -> Program:
@@ -87,10 +106,10 @@ def _fastest(build, layers: list, packing: dict) -> Program:
     return best[1]
 
 
-def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first: Layer | None, fold_choice: Fold | None,
-             packing: dict) -> Program:
+def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, layers: list, first: Layer | None,
+             fold_choice: Fold | None, packing: dict) -> Program:
     """The program of layers that are ready to be packed, as compile_graph has them."""
-    images = config.rounds(batch)
+    images = batch if stripes else config.rounds(batch)
     if packing:
         fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
     if len(layers) > LAYER_LIMIT:
@@ -101,6 +120,14 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
     for layer in layers:
         region = "output" if layer.target == graph.output.name else "workspace"
         layouts[layer.target] = tensor_layout(config, region, layer.out_shape, layer.out_format, images)
+    whole = layers
+    if stripes:
+        layers = [cut(layer, config.slices) for layer in layers]
+        rows = {name: layout.height for name, layout in layouts.items()}
+        found = spaces(config, layers, rows, {name: layout.row_beats for name, layout in layouts.items()})
+        layouts = {name: replace(layout, first_row=found[name].first, rows=found[name].rows, row_stride=found[name].pitch)
+                   for name, layout in layouts.items()}
+        layers = [unstacked(layer, found, rows, images) for layer in layers]
     for tensor, offset in place(layers, layouts).items():
         layouts[tensor] = replace(layouts[tensor], offset=offset)
 
@@ -123,39 +150,47 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, layers: list, first
             number=number, layer=layer, source=source,
             residual=Source((added,)) if added else None, target=target, tiling=tiling,
             weights=weights, resident=resident))
+    log_bytes = len(layers) * LOG_BEATS * BEAT_BYTES
+    log_pages = -(-log_bytes // PAGE_BYTES)
     try:
-        words = emit(config, plans)
+        words = emit(config, plans, log_pages if stripes else 0)
     except BadValue as error:
         raise CompileError(f"graph {graph.name} does not fit the instructions of engine {config.name}: {error}") from None
     workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
                      if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES
     source, target = layouts[graph.input.name], layouts[graph.output.name]
     meta = {
-        "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch,
+        "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch, "stripes": stripes,
         "engine": config.to_dict(), "engine_hash": f"{config.hash:016x}",
         "input": {
             "shape": list(graph.input.shape), "digits": source.digits, "channels": source.channels,
-            "height": source.height, "width": source.width, "pitch": source.pitch,
+            "height": source.height, "width": source.width, **_rows(config, source),
             "fold": fold_choice.to_meta() if fold_choice else None,
         },
         "output": {
             "shape": list(graph.output.shape), "digits": target.digits, "signed": target.signed,
-            "pitch": target.pitch, "scale": float(graph.output.scale),
+            **_rows(config, target), "scale": float(graph.output.scale),
         },
         "regions": {
             "workspace": workspace, "input": source.bytes, "output": target.bytes,
-            "log": len(layers) * LOG_BEATS * BEAT_BYTES,
+            "log": log_bytes,
         },
         "layers": [{
             "name": plan.layer.name, "op": plan.layer.op, "macs": plan.layer.macs,
             "passes": sum(len(group) for group in plan.weights.groups),
             "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
-            "out_shape": list(graph[plan.layer.target].shape if plan.layer.target in packing else plan.layer.out_shape),
-            "stacked": plan.layer.stacked,
+            "out_shape": list(graph[plan.layer.target].shape if plan.layer.target in packing else original.out_shape),
+            "stacked": plan.layer.stacked, "striped": plan.layer.stripe is not None,
             "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2] // plan.layer.phases,
             "unit": uses_unit(config, plan.layer),
             "digits": plan.source.digits * plan.weights.digits,
-        } for plan in plans],
+        } for plan, original in zip(plans, whole, strict=True)],
     }
     return Program(meta=meta, instructions=instruction_array(words), weights=region.bytes(),
                    table=np.asarray(graph.input.table, dtype=np.int64))
+
+
+def _rows(config: EngineConfig, layout: TensorLayout) -> dict:
+    """Where rows lie, as meta has it: words from one to the next, rows of an image and the map's first of them."""
+    return {"pitch": layout.row_stride // config.beats_per_word * config.words_per_beat, "rows": layout.rows,
+            "first_row": layout.first_row}

@@ -14,14 +14,21 @@ from esbflow.compiler.digits import split_weights
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import Source, tensor_layout
 from esbflow.compiler.lower import Layer, Pool, identity
+from esbflow.compiler.stripes import pool_fits
 from esbflow.compiler.tile import tile
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
 
-def split_pools(config: EngineConfig, layers: list, batch: int) -> list:
-    """The layers, and behind those whose pool costs less apart, a layer for the pool."""
-    return [part for layer in layers for part in (_apart(layer) if _is_cheaper_apart(config, layer, batch) else (layer,))]
+def split_pools(config: EngineConfig, layers: list, batch: int, stripes: bool | None = False) -> list:
+    """The layers, and behind those whose pool costs less apart, a layer for the pool.
+
+    stripes : slices work on stripes of one image: then a pool that has to know where the map begins or ends is apart, too.
+    """
+    def is_apart(layer):
+        return (stripes and layer.op != "MaxPool2d" and not pool_fits(layer)) or _is_cheaper_apart(config, layer, batch)
+
+    return [part for layer in layers for part in (_apart(layer) if is_apart(layer) else (layer,))]
 
 
 def _is_cheaper_apart(config, layer, batch) -> bool:

@@ -86,7 +86,7 @@ def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: T
         return 0, _repeated(config, layer, source, target, planes)
     conv_height, in_height = heights
     conv_width, in_width = layer.conv_shape[2], layer.in_shape[2]
-    out_height = target.height * (target.images if layer.stacked else 1)
+    out_height = layer.out_shape[1] * (target.images if layer.stacked else 1)
     words, best = config.words_per_beat, None
     width = target.width
     # Tiles begin with a beat of the target and with a whole step of the passes.

@@ -21,9 +21,10 @@ from esbflow.runtime.errors import (
     ProgramError,
     RuntimeFault,
 )
-from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
+from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack
+from esbflow.runtime.pages import whole_pages
 from esbflow.runtime.program_file import LoadedProgram, load_program
-from esbflow.runtime.slices import sliced_regions, stride_of
+from esbflow.runtime.slices import images_of_slices, sliced_regions, stride_of
 from esbflow.runtime.transport import Transport
 from esbflow.runtime.turn import Turn, in_turn
 
@@ -154,8 +155,10 @@ class Engine:
         sizes = dict(program.meta["regions"], program=program.instructions.nbytes, weights=program.weights.nbytes)
         wanted = sizes
         sizes = {region: max(BEAT_BYTES, -(-size // BEAT_BYTES) * BEAT_BYTES) for region, size in sizes.items()}
-        stride = 0
-        if config.slices > 1:
+        stride, striped = 0, program.meta.get("stripes", False)
+        if striped:  # only of the log each slice has a part, a page or more behind the other
+            sizes["log"] = config.slices * whole_pages(sizes["log"])
+        elif config.slices > 1:
             stride = stride_of(sizes)
             buffer = self._allocate(config.slices * stride, "regions of the slices")
             self._buffers.update(sliced_regions(buffer, sizes, config.slices))
@@ -170,7 +173,7 @@ class Engine:
             self._settings[f"{region.upper()}_LO"] = address & 0xFFFFFFFF
             self._settings[f"{region.upper()}_HI"] = address >> 32
             self._settings[f"{region.upper()}_BYTES"] = -(-wanted[region] // BEAT_BYTES) * BEAT_BYTES
-        if stride:
+        if config.slices > 1:
             self._settings["SLICE_BYTES"] = stride
         self._program = program
 
@@ -248,12 +251,12 @@ class Engine:
     def _run(self, images, progress, deadline_cycles) -> Result:
         program = self._program
         batch, outputs, layers, cycles = program.meta["batch"], [], [], 0
-        config = program.config
+        places, own_images = self._places()
         for start in range(0, len(images), batch):
             part = images[start:start + batch]
-            filled = np.zeros((config.slices * config.rounds(batch), *part.shape[1:]), dtype=np.uint8)
+            filled = np.zeros((places * own_images, *part.shape[1:]), dtype=np.uint8)
             filled[:len(part)] = part
-            self._put("input", [self._packed(own) for own in np.split(filled, config.slices)])
+            self._put("input", [self._packed(own) for own in np.split(filled, places)])
             self._start()
             cycles += self._finish(deadline_cycles)
             outputs.append(self._outputs()[:len(part)])
@@ -261,6 +264,11 @@ class Engine:
             if progress:
                 progress(start + len(part))
         return Result(np.concatenate(outputs), layers, cycles, len(layers), program.meta["output"]["scale"])
+
+    def _places(self) -> tuple:
+        """As `images_of_slices`, of the program."""
+        meta = self._program.meta
+        return images_of_slices(self._program.config.slices, meta["batch"], meta.get("stripes", False))
 
     def _checked(self, images) -> np.ndarray:
         shape = tuple(self._program.meta["input"]["shape"])
@@ -275,7 +283,7 @@ class Engine:
     def _packed(self, images: np.ndarray) -> np.ndarray:
         program, config, meta = self._program, self._program.config, self._program.meta["input"]
         codes = fold_windows(encode_images(images, program.table), meta)
-        return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits)
+        return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))
 
     def _outputs(self) -> np.ndarray:
         program, meta = self._program, self._program.meta["output"]
@@ -283,9 +291,8 @@ class Engine:
         buffer.invalidate()
         size = program.meta["regions"]["output"]
         return np.concatenate([
-            unpack(np.asarray(array[:size]), tuple(meta["shape"]), config.rounds(program.meta["batch"]), config.rows,
-                   meta["digits"], meta["pitch"], meta["signed"],
-                   config.digit_bits) for array in _arrays(buffer)])
+            unpack(np.asarray(array[:size]), tuple(meta["shape"]), self._places()[1], config.rows, meta["digits"],
+                   meta["pitch"], meta["signed"], config.digit_bits, space_of(meta)) for array in _arrays(buffer)])
 
     def _layer_counters(self) -> list:
         """Per layer: the counters' increments since the layer before, from the log."""

@@ -31,19 +31,22 @@ def fold_windows(codes: np.ndarray, meta: dict) -> np.ndarray:
     return np.stack(views, axis=2).reshape(n, c * len(views), out_height, out_width)
 
 
-def pack(values: np.ndarray, rows: int, digits: int, pitch: int, digit_bits: int = 4) -> np.ndarray:
+def pack(values: np.ndarray, rows: int, digits: int, pitch: int, digit_bits: int = 4, space: tuple | None = None) -> np.ndarray:
     """Integers (n, c, h, w) -> bytes of the region, in digits of 2 or 4 bits. Channels and columns that fill up are zero.
+
+    space : (rows that an image has in memory, the map's first of them); by default the map's rows alone. Others are zero.
 
     >>> pack(np.array([1, -2]).reshape(1, 2, 1, 1), rows=4, digits=1, pitch=8)[:2]
     array([225,   0], dtype=uint8)
     """
     n, c, height, width = values.shape
-    groups = -(-c // rows)
-    digit_planes = np.zeros((groups, digits, n, height, pitch, rows), dtype=np.uint8)
+    groups, (in_memory, first) = -(-c // rows), space or (height, 0)
+    digit_planes = np.zeros((groups, digits, n, in_memory, pitch, rows), dtype=np.uint8)
+    own = digit_planes[:, :, :, first:first + height]
     for g in range(groups):
         block = np.moveaxis(values[:, g * rows:(g + 1) * rows], 1, -1)
         for d in range(digits):
-            digit_planes[g, d, :, :, :width, :block.shape[-1]] = (block >> (digit_bits * d)) & ((1 << digit_bits) - 1)
+            own[g, d, :, :, :width, :block.shape[-1]] = (block >> (digit_bits * d)) & ((1 << digit_bits) - 1)
     return pack_digits(digit_planes, digit_bits).reshape(-1)
 
 
@@ -62,12 +65,22 @@ def unpack_digits(data: np.ndarray, digit_bits: int) -> np.ndarray:
     return np.stack(digits, axis=-1).reshape(*data.shape[:-1], -1).astype(np.int64)
 
 
+def space_of(meta: dict) -> tuple | None:
+    """What `pack` and `unpack` call so, of a program's input or output; files from before stripes do not have it.
+
+    >>> space_of({"pitch": 8, "rows": 12, "first_row": 1})
+    (12, 1)
+    """
+    return (meta["rows"], meta["first_row"]) if "rows" in meta else None
+
+
 def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, pitch: int, signed: bool,
-           digit_bits: int = 4) -> np.ndarray:
+           digit_bits: int = 4, space: tuple | None = None) -> np.ndarray:
     """Bytes of a region -> integers int64 (images, c, h, w); the inverse of `pack`."""
     channels, height, width = shape
     groups = -(-channels // rows)
-    words = data.reshape(groups, digits, images, height, pitch, rows * digit_bits // 8)[:, :, :, :, :width]
+    in_memory, first = space or (height, 0)
+    words = data.reshape(groups, digits, images, in_memory, pitch, rows * digit_bits // 8)[:, :, :, first:first + height, :width]
     found = unpack_digits(words, digit_bits)
     values = sum(found[:, d] << (digit_bits * d) for d in range(digits))
     if signed:
