@@ -24,6 +24,7 @@ _MEANINGS = {
     "destination": "buffer to fill, see above", "address": "first beat of the buffer",
     "wait_free": "take a token that says the destination is free", "post_full": "give a token with the last beat",
     "wait_stores": "take this many store tokens first",
+    "apart": "pages of 4 KB from a slice's data to the next slice's, added to SLICE_BYTES; engines with stripes only",
 }
 
 _PASS = {
@@ -45,6 +46,8 @@ _PASS = {
         ("accumulators", "the bank is full, once its last sum is stored"))},
     "acc_first": "accumulator of output pixel (0, 0)",
     "acc_gap": "accumulators left out between one output pixel and the next",
+    "stripe": "map rows from a slice's pixels to the next slice's, so that each slice sees the map's ends where they are; "
+              "`in_rows` and `y` are then those of the whole map and of slice 0; engines with stripes only",
 }
 
 _CHANNEL = {name: meaning for name, meaning in _PASS.items() if "book" not in name} | {

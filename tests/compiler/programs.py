@@ -60,6 +60,11 @@ NARROW_KINDS = ("conv", "conv", "conv", "max", "residual", "requantize", "linear
 """What reads or makes maps with several pixels in a word, and some that cannot."""
 
 
+def way(random, config):
+    """Whether slices work on stripes of one image: yes, no, or what the compiler finds faster."""
+    return random.choice((True, True, False, None)) if config.stripes else None
+
+
 def packed(random, config):
     """A random graph of few channels, a packing of its maps, and the program that has it; slower than without, mostly."""
     while True:
@@ -71,7 +76,7 @@ def packed(random, config):
         batch, fold = int(random.integers(1, 4)), bool(random.integers(2))
         while any(count > 1 for count in pixels.values()):
             try:
-                return graph, pixels, compile_graph(graph, config, batch, fold, pixels)
+                return graph, pixels, compile_graph(graph, config, batch, fold, pixels, way(random, config))
             except CompileError:
                 del pixels[random.choice(sorted(pixels))]
 

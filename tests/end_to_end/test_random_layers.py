@@ -16,7 +16,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, KINDS, LOOKUP_KINDS, random_graph, random_images
 from esbsim.simulator import MemoryTiming
-from tests.compiler.programs import packed
+from tests.compiler.programs import packed, way
 from tests.end_to_end.conftest import engine_of
 
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
@@ -27,8 +27,8 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "shift8x16": (16, dict(channels=24, size=14, kinds=(*KINDS, "residual", "add"), powers=True)),
           "lookup8x16": (24, dict(channels=24, size=14, kinds=LOOKUP_KINDS)),
           "lookup4x4": (12, dict(channels=10, size=8, kinds=LOOKUP_KINDS, powers=True)),
-          "slices4x4": (8, dict(channels=10, size=10)),
-          "shared8x8": (10, dict(channels=24, size=14, kinds=CHANNEL_KINDS)),
+          "slices4x4": (12, dict(channels=10, size=10)),
+          "shared8x8": (16, dict(channels=24, size=16, kinds=CHANNEL_KINDS)),
           "narrow8x16": (12, dict(channels=24, size=12)),
           "narrow-table8x16": (12, dict(channels=24, size=12, kinds=CHANNEL_KINDS))}
 
@@ -42,7 +42,8 @@ def compiled(random, config, **bounds):
     while True:
         graph = random_graph(random, **bounds)
         try:
-            program = compile_graph(graph, config, batch=int(random.integers(1, 3 * config.slices + 1)), fold=bool(random.integers(2)))
+            program = compile_graph(graph, config, batch=int(random.integers(1, 3 * config.slices + 1)),
+                                    fold=bool(random.integers(2)), stripes=way(random, config))
         except CompileError:
             continue
         return graph, program, random_images(random, graph, program.meta["batch"] + 1)

@@ -1,4 +1,4 @@
-"""Engines of several slices on RTL: batches of any size, and faults that name the slice's memory."""
+"""Engines of several slices on RTL: batches of any size, stripes of one image, and faults that name the slice's memory."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_batch_of_any_size_gives_the_graph_and_takes_as_long_as_its_rounds(rig
     config, _, engine, graph = rig
     cycles = {}
     for batch in range(1, 2 * config.slices + 1):
-        program = compile_graph(graph, config, batch)
+        program = compile_graph(graph, config, batch, stripes=False)
         images = random_images(np.random.default_rng(batch), graph, batch)
         engine.load(program)
         result = engine.run(images)
@@ -36,9 +36,30 @@ def test_a_batch_of_any_size_gives_the_graph_and_takes_as_long_as_its_rounds(rig
     assert max(cycles[2]) < 2 * max(cycles[1])
 
 
+def test_stripes_and_whole_images_take_turns_on_one_engine(rig):
+    config, simulator, engine, graph = rig
+    images = random_images(np.random.default_rng(2), graph, 3)
+    for batch, stripes in ((1, True), (config.slices, False), (2, True)):
+        program = compile_graph(graph, config, batch, stripes=stripes)
+        assert any(layer["stripe"] for layer in program.meta["layers"]) == stripes
+        engine.load(program)
+        result = engine.run(images)
+        assert np.array_equal(result.outputs, execute(graph, images))
+        assert result.cycles == result.runs * count_cycles(program).total
+    # Each slice has a log of its own, a page behind the other; only the first one's counts.
+    for number in range(config.slices):
+        low = engine._buffers["log"].address + 4096 * number
+        simulator.set_fault(low, low + 64)
+        with pytest.raises(EngineFault) as caught:
+            engine.run(images)
+        assert (caught.value.code, caught.value.unit) == ("axi_write", "store") and low <= caught.value.address < low + 64
+        simulator.clear_faults()
+    assert np.array_equal(engine.run(images).outputs, execute(graph, images))
+
+
 def test_a_fault_in_any_slice_is_named_and_the_next_run_is_right(rig):
     config, simulator, engine, graph = rig
-    program, images = compile_graph(graph, config, config.slices), random_images(np.random.default_rng(1), graph, config.slices)
+    program, images = compile_graph(graph, config, config.slices, stripes=False), random_images(np.random.default_rng(1), graph, config.slices)
     engine.load(program)
     stride, base = engine._settings["SLICE_BYTES"], simulator.base
     for region, code, unit in (("input", "axi_read", "load"), ("output", "axi_write", "store"), ("log", "axi_write", "store")):
@@ -56,7 +77,7 @@ def test_a_fault_in_any_slice_is_named_and_the_next_run_is_right(rig):
 def test_a_port_that_stops_ends_in_the_watchdog(rig):
     config, simulator, engine, graph = rig
     engine._watchdog = 3000
-    program, images = compile_graph(graph, config, config.slices), random_images(np.random.default_rng(1), graph, config.slices)
+    program, images = compile_graph(graph, config, config.slices, stripes=False), random_images(np.random.default_rng(1), graph, config.slices)
     engine.load(program)
     for port in ("activations", f"activations{config.activation_ports - 1}"):
         for channel, unit in (("r", "load"), ("w", "store"), ("b", "store")):

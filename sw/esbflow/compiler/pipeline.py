@@ -180,7 +180,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
             "passes": sum(len(group) for group in plan.weights.groups),
             "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
             "out_shape": list(graph[plan.layer.target].shape if plan.layer.target in packing else original.out_shape),
-            "stacked": plan.layer.stacked, "striped": plan.layer.stripe is not None,
+            "stacked": plan.layer.stacked, "stripe": plan.layer.stripe.made if plan.layer.stripe else 0,
             "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2] // plan.layer.phases,
             "unit": uses_unit(config, plan.layer),
             "digits": plan.source.digits * plan.weights.digits,

@@ -9,7 +9,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Graph
-from esbflow.reports.lost import lost_cycles, network_total
+from esbflow.reports.lost import lost_cycles, network_total, rounds
 
 REASONS = {
     "compute": "compute", "instruction": "instruction fetch", "weights": "weight loads",
@@ -30,13 +30,14 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
     """
     program = program or compile_graph(graph, config, batch)
     batch = program.meta["batch"]
+    own_rounds = rounds(program.meta, config)
     ideal = count_cycles(program, latency)
     cycles = ideal if bandwidth is None else count_shared_cycles(program, latency, bandwidth)
     layers = []
     for number, (meta, spent, least) in enumerate(zip(program.meta["layers"], cycles.per_layer, ideal.per_layer)):
         split = cycles.layers.get(number, {"compute": 0})
         lanes = config.macs_per_cycle * spent
-        lost = lost_cycles(meta, ideal.layers.get(number, {"compute": 0}), least, config, batch)
+        lost = lost_cycles(meta, ideal.layers.get(number, {"compute": 0}), least, config, batch, own_rounds)
         lost["bandwidth"] = spent - least
         layers.append({
             "name": meta["name"], "op": meta["op"], "macs": meta["macs"], "cycles": spent / batch,

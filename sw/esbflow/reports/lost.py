@@ -6,7 +6,8 @@ REASONS = {
     "digits": "operands wider than a digit: a pass for each pair of digits",
     "halo": "sums that two tiles need, computed twice",
     "edge": "rows and columns of the array that a tile leaves empty, and weights that are zero by grouping or folding",
-    "slices": "slices that have no image in a run's last round",
+    "slices": "slices that have no image in a run's last round, or of whose stripe part lies below the map, or that all do the "
+              "same",
     "channel": "the channel unit at work, or a layer without multiply-accumulates, and the array not",
     "hazard": "bubbles behind passes of one or two pixels",
     "reload": "tiles on their way from their slots to the array",
@@ -21,25 +22,32 @@ REASONS = {
 `instruction` and `bandwidth` of memory."""
 
 
-def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, batch: int) -> dict:
+def rounds(meta: dict, config: EngineConfig) -> int:
+    """Images of a run that a slice works on, wholly or on a stripe of each; `meta` is the program's."""
+    return meta["batch"] if meta.get("stripes") else config.rounds(meta["batch"])
+
+
+def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, batch: float, rounds: float) -> dict:
     """{reason: cycles} that add up to `cycles` less those in which all lanes had useful work.
 
     Parameters
     ----------
-    layer : the program's meta of the layer.  batch : its images in a run.
+    layer : the program's meta of the layer.  batch, rounds : its images in a run, and those that a slice works on; or both
+        for one image, as `spent` and `cycles`.
     spent : cycles of "compute", "hazard", "instruction", "weights", "activations" and "accumulators" in a run, as the cycle
         model or the engine's counters say; "reload" is that part of "weights" in which they were on chip, if known.
     cycles : of the layer, in a run.
 
     >>> config = EngineConfig("tiny", rows=4, cols=4)
     >>> layer = {"macs": 3 * 4 * 10, "pixels": 10, "passes": 2, "digits": 2, "unit": False}
-    >>> lost = lost_cycles(layer, {"compute": 24, "weights": 5}, 40, config, 1)
+    >>> lost = lost_cycles(layer, {"compute": 24, "weights": 5}, 40, config, 1, 1)
     >>> {reason: value for reason, value in lost.items() if value}
     {'digits': 10.0, 'halo': 4, 'edge': 2.5, 'weights': 5, 'rest': 11.0}
     """
-    rounds = config.rounds(batch)
     compute, ideal = spent["compute"], layer["macs"] * batch / config.macs_per_cycle
-    busy = layer["macs"] * rounds / (config.rows * config.cols)  # had each slice an image in each round
+    # Had each slice an image in each round, or as many rows of it as any.
+    share = layer["stripe"] / layer["out_shape"][1] if layer.get("stripe") else 1
+    busy = layer["macs"] * share * rounds / (config.rows * config.cols)
     lost = dict.fromkeys(REASONS, 0)
     if layer["unit"] or not layer["macs"]:
         lost["channel"] = compute - busy
