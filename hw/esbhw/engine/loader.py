@@ -90,8 +90,8 @@ class Loader(wiring.Component):
         ports = self.ports
         tag_layout = StructLayout({"destination": 3, "post": 1})
         apart_bits = APART_BITS * self._stripes
-        m.submodules.splitter = splitter = BurstSplitter(self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits,
-                                                         parts=self._parts)
+        m.submodules.splitter = splitter = BurstSplitter(
+            self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits, parts=self._parts)
         fields = Signal(instruction_layout(self._opcode, self._config))
         transfer = splitter.i.payload
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the

@@ -21,15 +21,15 @@ class Spread(wiring.Component):
     slices, `group` 0 first. A port takes it when it can; the next group, or burst, comes two cycles after the last port
     has taken this one.
 
-    With `stripes` a transfer may have pages of its own that are added to the stride: the highest APART_BITS of the tag, which
-    are on `i` from the third cycle before the transfer's first burst on.
+    With `stripes` a transfer may have pages of its own that are added to the stride: the highest APART_BITS of the tag. They
+    are on `i` two cycles before the transfer's first burst is.
 
     Members
     -------
     i : In(stream of piece_layout);  stride : In(STRIDE_BITS), in pages, still while bursts come
     valid : Out(ports), on offer to each port;  ready : In(ports)
-    address : Out(ports * 40);  length, local, tag, group : Out, of all ports;  last : Out(1), of the transfer and its groups;
-        tag without the highest bits of `i`'s
+    address : Out(ports * 40);  length, local, tag, group : Out, of all ports, tag without the pages;  last : Out(1), of the
+        transfer and its groups
     later : Out(1), the group is not 0;  idle : Out(1), no burst is here
     """
 

@@ -1,4 +1,4 @@
-"""Which rows lie on the map, for each slice: slices that work on stripes of one image do not begin with the same row."""
+"""Which rows lie on the map, for each slice: slices on stripes of one image do not begin with the same row."""
 
 from amaranth import Cat, Module, Signal, signed
 from amaranth.lib import wiring
@@ -12,10 +12,10 @@ BOUND_BITS = ROW_BITS + 5
 
 
 class StripeRows(wiring.Component):
-    """Row y of slice 0 is row y + s * stripe of slice s. That is on the map from `low` to before `high` of the slice.
+    """Row y of slice 0 is row y + s * stripe of slice s. It is on the map if `low` <= y < `high`.
 
-    Both are worked out while a pass is staged: multiples of `stripe` in the cycle in which it is accepted, bounds in the next.
-    A pass begins two cycles after it was accepted, at the earliest.
+    Bounds are worked out while a pass is staged: multiples of `stripe` as it is accepted, differences in the next cycle. A
+    pass begins two cycles after it was accepted, at the earliest.
 
     Members
     -------
@@ -52,8 +52,9 @@ class StripeRows(wiring.Component):
 
 def inside(low, high, y) -> Cat:
     """Whether row y is on the map, a bit for each slice; `low` and `high` as of StripeRows."""
-    bounds = [[part[first:first + BOUND_BITS].as_signed() for part in (low, high)] for first in range(0, len(low), BOUND_BITS)]
-    return Cat((y >= begin) & (y < end) for begin, end in bounds)
+    places = range(0, len(low), BOUND_BITS)
+    ends = [[part[place:place + BOUND_BITS].as_signed() for place in places] for part in (low, high)]
+    return Cat((y >= begin) & (y < end) for begin, end in zip(*ends))
 
 
 def _terms(factor: int) -> list:

@@ -12,10 +12,11 @@ from itertools import islice, takewhile
 from esbflow.compiler.channels import ChannelPass, columns
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
+from esbflow.compiler.stripes import pages, rows_of_slices, steps
 from esbflow.compiler.tile import Span, Tiling, window_words
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
-from esbflow.engine_facts import BEATS_PER_4K, BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
+from esbflow.engine_facts import BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS, REGIONS
 
@@ -165,7 +166,7 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     """Store tokens that this part's loads need, or None while what it reads is not yet ordered to be stored."""
     chunk, plan = part.chunk, part.chunk.plan
     if part.planes:
-        step, (above, taken, _) = plan.layer.row_step, _steps(plan.layer)
+        step, (above, taken, _) = plan.layer.row_step, steps(plan.layer)
         wanted = [(*plan.source.find(plane), chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above)
                   for plane in part.planes]
         names, apart = plan.layer.sources, taken * step
@@ -173,7 +174,7 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
         first = chunk.residual_group * config.planes_per_tile
         wanted = [(0, group, chunk.row.conv0, chunk.row.conv1)
                   for group in range(first, min(plan.residual.groups, first + config.planes_per_tile))]
-        names, apart = (plan.layer.residual,), _steps(plan.layer)[2]
+        names, apart = (plan.layer.residual,), steps(plan.layer)[2]
     layouts = plan.source.parts if part.planes else plan.residual.parts
     needed = 0
     for number, group, row0, row1 in wanted:
@@ -191,7 +192,7 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
         else:
             spans = [(chunk.image, row0, row1)]
         for image, low, high in spans:
-            rows = _rows(config, low, high, apart, layout.height)
+            rows = rows_of_slices(config, low, high, apart, layout.height)
             tokens = _tokens(config, stores, image, rows, group // config.planes_per_tile)
             if tokens is None:
                 return None
@@ -212,31 +213,14 @@ class _Stores:
         self.done = 0
 
 
-def _steps(layer: Layer) -> tuple:
-    """(rows that windows begin above row 0 of what is loaded, rows that are loaded from one slice's to the next's, rows that are
-    made from one slice's to the next's)"""
-    stripe = layer.stripe
-    return (stripe.above, stripe.taken, stripe.made) if stripe else (0, 0, 0)
-
-
-def _rows(config: EngineConfig, first: int, end: int, apart: int, height: int) -> int:
-    """Rows first..end-1 of each slice, where they lie on the map of `height` rows: bit r is row r."""
-    rows = 0
-    for k in range(config.slices if apart else 1):
-        low, high = max(0, first + k * apart), min(height, end + k * apart)
-        if low < high:
-            rows |= (1 << high) - (1 << low)
-    return rows
-
-
 def _tokens(config: EngineConfig, stores: _Stores, image: int, rows: int, group: int):
     layer, height = stores.plan.layer, stores.plan.target.height
     if layer.stacked:
         # One tall map: image i is row i.
         image, rows, height = 0, rows << image * height, height * stores.plan.target.images
-    latest, made = 0, _steps(layer)[2]
+    latest, made = 0, steps(layer)[2]
     for k, span in enumerate(stores.plan.tiling.rows):
-        if rows & _rows(config, span.out0, span.out1, made, height):
+        if rows & rows_of_slices(config, span.out0, span.out1, made, height):
             entry = stores.rows.get((image, k, group))
             if entry is None or entry[0] < stores.expected or entry[1] is None:
                 return None
@@ -251,7 +235,7 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     if not part.planes:
         return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
-    above, taken, _ = _steps(plan.layer)
+    above, taken, _ = steps(plan.layer)
     transfers = list(_runs(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
                            window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole,
                            part.address, plan.layer.row_step, taken))
@@ -273,7 +257,7 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     for digit in range(residual.digits):
         planes = [group * residual.digits + digit for group in groups]
         transfers = list(_runs(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window, whole,
-                               apart=_steps(plan.layer)[2]))
+                               apart=steps(plan.layer)[2]))
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
@@ -297,24 +281,18 @@ def _runs(config, tensor, planes, image, span, window, whole, address=0, step=1,
     row_beats = window_size // config.words_per_beat * config.beats_per_word
     row0 = row0 * step - above
     if whole and step == 1 and tensor.contiguous:
-        pages = _pages(apart * row_beats)
+        own_pages = pages(apart * row_beats)
         for region, offset, count, stride in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
             yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=stride,
-                       address=address, apart=pages)
+                       address=address, apart=own_pages)
             address += count * rows * row_beats
     else:
         for plane in planes:
             region, offset = tensor.beat(plane, image, row0, first_col)
             stride = step * tensor.row_stride(plane)
             yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=stride, address=address,
-                       apart=_pages(apart * stride))
+                       apart=pages(apart * stride))
             address += rows * row_beats
-
-
-def _pages(beats: int) -> int:
-    """What a field `apart` says of whole pages."""
-    assert beats % BEATS_PER_4K == 0, "stripes that are no whole pages apart"
-    return beats // BEATS_PER_4K
 
 
 def _equally_spaced(places):
@@ -402,7 +380,7 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
         inputs = col.in1 - col.in0
         return dict(rows=inputs, cols=layer.repeat[1], in_rows=inputs, in_cols=1, stride_y=1, stride_x=0, y=0, x=0,
                     address=place + col.in0 - first_col, row_step=1)
-    above, taken, _ = _steps(layer)
+    above, taken, _ = steps(layer)
     y = row.conv0 * layer.stride[0] + weight_pass.tap_y * layer.dilation[0] - layer.padding[0] - row.in0
     x = col.conv0 // layer.phases * layer.stride[1] + weight_pass.tap_x * layer.dilation[1] - layer.padding[1] - first_col
     cols, step = (col.conv1 - col.conv0) // layer.phases, layer.stride[1]
@@ -502,7 +480,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         digits=target.digits % MOST_DIGITS, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
-        segment_stride=target.row_stride, apart=_pages(_steps(layer)[2] * target.row_stride), bank=number & 1,
+        segment_stride=target.row_stride, apart=pages(steps(layer)[2] * target.row_stride), bank=number & 1,
         constants=number & 1, **rounding_fields(layer.rounded_format), **residual, post_store=int(posts),
         table=int(layer.lookup is not None)))
     state.drains += 1

@@ -11,7 +11,7 @@ from esbflow.numbers import Format
 class TensorLayout:
     """A tensor in `region`, from beat `offset`; a row of `width` words takes `pitch` words, whole beats.
 
-    Of an image `rows` rows lie in memory, the first of the map behind `first_row` others. They begin `row_stride` beats apart.
+    An image has `rows` rows in memory, the map's behind the first `first_row` of them. They begin `row_stride` beats apart.
     """
 
     region: str

@@ -147,7 +147,7 @@ def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None) -
 
 
 def choose(config: EngineConfig, layers: list, first: Layer | None, output: str, batch: int,
-           stripes: bool | None = False) -> dict:
+           stripes: bool = False) -> dict:
     """{tensor: pixels in a word} of those maps that are better packed, by estimate.
 
     layers : as they come to tiling, none of them packed.  first : layer 0 before its input was folded, if it was.

@@ -54,10 +54,11 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if not 1 <= batch <= BATCH_LIMIT:
         raise CompileError(f"batch must be in 1..{BATCH_LIMIT}, not {batch}")
     if stripes and not config.stripes:
-        raise CompileError(f"engine {config.name} is built without stripes of an image (stripes = false); use an engine with "
-                           "them, or a batch of images")
+        raise CompileError(f"engine {config.name} is built without stripes of an image (stripes = false); use an engine "
+                           "with them, or a batch of images")
     if stripes is None and config.stripes:
         return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way) for way in (False, True)))
+    stripes = bool(stripes)
     images = batch if stripes else config.rounds(batch)
     graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
@@ -72,8 +73,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if packing is None and fold:
         packing = choose(config, layers, first, graph.output.name, images, stripes)
         if packing:
-            return _fastest(partial(_compile, graph, config, batch, bool(stripes), layers, first, fold_choice), layers, packing)
-    return _compile(graph, config, batch, bool(stripes), layers, first, fold_choice, packing or {})
+            return _fastest(partial(_compile, graph, config, batch, stripes, layers, first, fold_choice), layers, packing)
+    return _compile(graph, config, batch, stripes, layers, first, fold_choice, packing or {})
 
 
 def _faster(whole, striped) -> Program:

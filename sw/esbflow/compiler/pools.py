@@ -20,7 +20,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
 
-def split_pools(config: EngineConfig, layers: list, batch: int, stripes: bool | None = False) -> list:
+def split_pools(config: EngineConfig, layers: list, batch: int, stripes: bool = False) -> list:
     """The layers, and behind those whose pool costs less apart, a layer for the pool.
 
     stripes : slices work on stripes of one image: then a pool that has to know where the map begins or ends is apart, too.

@@ -1,9 +1,9 @@
 """Slices on stripes of one image: slice s makes the rows of a layer's output from row s * made on.
 
-All slices carry out the same instructions, so a layer is compiled as if it had the rows of one stripe only. Its windows reach
-into the stripes before and behind: tensors lie in memory as a whole, and a slice reads its neighbours' rows as they have
-stored them. What lies above and below the map is told apart by the engine, row by row. There memory may hold anything, but
-it must be there, and belong to the tensor alone: `spaces`.
+All slices carry out the same instructions, so a layer is compiled as if it had the rows of one stripe only. Its windows
+reach into the stripes before and behind: tensors lie in memory as a whole, and a slice reads its neighbours' rows as they
+have stored them. What lies above and below the map is told apart by the engine, row by row. Memory there may hold anything,
+but it must be there and belong to the tensor alone: `spaces`.
 
 A layer that cannot be cut so, as a linear one, is made by all slices alike, from the same memory to the same memory.
 """
@@ -61,7 +61,7 @@ def spaces(config: EngineConfig, layers: list, heights: dict, row_beats: dict) -
 
     heights, row_beats : {tensor: rows of the map, and beats that a row holds}
     """
-    first, rows, steps = dict.fromkeys(heights, 0), dict(heights), {name: set() for name in heights}
+    first, rows, distances = dict.fromkeys(heights, 0), dict(heights), {name: set() for name in heights}
     for layer in layers:
         if layer.stripe is None:
             continue
@@ -69,13 +69,13 @@ def spaces(config: EngineConfig, layers: list, heights: dict, row_beats: dict) -
         uses = [(name, taken, above, layer.in_shape[1] - above) for name in layer.sources]
         uses += [(name, made, 0, made) for name in (layer.target, layer.residual) if name is not None]
         for name, step, before, own in uses:
-            steps[name].add(step)
+            distances[name].add(step)
             first[name] = max(first[name], before)
             rows[name] = max(rows[name], (config.slices - 1) * step + own)
     found = {}
     for name in heights:
-        grain = BEATS_PER_4K // math.gcd(BEATS_PER_4K, *steps[name])
-        pitch = -(-row_beats[name] // grain) * grain if steps[name] else row_beats[name]
+        grain = BEATS_PER_4K // math.gcd(BEATS_PER_4K, *distances[name])
+        pitch = -(-row_beats[name] // grain) * grain if distances[name] else row_beats[name]
         found[name] = Space(first[name], first[name] + rows[name], pitch)
     return found
 
@@ -86,3 +86,25 @@ def unstacked(layer: Layer, found: dict, heights: dict, images: int) -> Layer:
     if layer.stacked and images > 1 and any(found[name].rows != heights[name] for name in names if name is not None):
         return replace(layer, stacked=False, stride=(1, 1))
     return layer
+
+
+def steps(layer: Layer) -> tuple:
+    """(rows of the map above row 0 of a stripe, rows that are loaded from one slice's to the next's, rows made so)"""
+    stripe = layer.stripe
+    return (stripe.above, stripe.taken, stripe.made) if stripe else (0, 0, 0)
+
+
+def rows_of_slices(config: EngineConfig, first: int, end: int, apart: int, height: int) -> int:
+    """Rows first..end-1 of each slice, where they lie on the map of `height` rows: bit r is row r."""
+    rows = 0
+    for k in range(config.slices if apart else 1):
+        low, high = max(0, first + k * apart), min(height, end + k * apart)
+        if low < high:
+            rows |= (1 << high) - (1 << low)
+    return rows
+
+
+def pages(beats: int) -> int:
+    """What a field `apart` says of whole pages."""
+    assert beats % BEATS_PER_4K == 0, "stripes that are no whole pages apart"
+    return beats // BEATS_PER_4K

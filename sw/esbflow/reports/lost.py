@@ -6,8 +6,7 @@ REASONS = {
     "digits": "operands wider than a digit: a pass for each pair of digits",
     "halo": "sums that two tiles need, computed twice",
     "edge": "rows and columns of the array that a tile leaves empty, and weights that are zero by grouping or folding",
-    "slices": "slices that have no image in a run's last round, or of whose stripe part lies below the map, or that all do the "
-              "same",
+    "slices": "slices that have no image in a run's last round, or whose stripe ends below the map, or that all do the same",
     "channel": "the channel unit at work, or a layer without multiply-accumulates, and the array not",
     "hazard": "bubbles behind passes of one or two pixels",
     "reload": "tiles on their way from their slots to the array",

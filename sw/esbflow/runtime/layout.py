@@ -31,7 +31,8 @@ def fold_windows(codes: np.ndarray, meta: dict) -> np.ndarray:
     return np.stack(views, axis=2).reshape(n, c * len(views), out_height, out_width)
 
 
-def pack(values: np.ndarray, rows: int, digits: int, pitch: int, digit_bits: int = 4, space: tuple | None = None) -> np.ndarray:
+def pack(values: np.ndarray, rows: int, digits: int, pitch: int, digit_bits: int = 4,
+         space: tuple | None = None) -> np.ndarray:
     """Integers (n, c, h, w) -> bytes of the region, in digits of 2 or 4 bits. Channels and columns that fill up are zero.
 
     space : (rows that an image has in memory, the map's first of them); by default the map's rows alone. Others are zero.
@@ -80,7 +81,8 @@ def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, 
     channels, height, width = shape
     groups = -(-channels // rows)
     in_memory, first = space or (height, 0)
-    words = data.reshape(groups, digits, images, in_memory, pitch, rows * digit_bits // 8)[:, :, :, first:first + height, :width]
+    words = data.reshape(groups, digits, images, in_memory, pitch, rows * digit_bits // 8)
+    words = words[:, :, :, first:first + height, :width]
     found = unpack_digits(words, digit_bits)
     values = sum(found[:, d] << (digit_bits * d) for d in range(digits))
     if signed:
