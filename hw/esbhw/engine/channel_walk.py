@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow import engine_facts as facts
 from esbflow import instructions
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.stripe_rows import BOUND_BITS, inside
+from esbhw.engine.stripe_rows import BOUND_BITS, RowsInside
 
 MORE_ROWS = facts.TAP_SIDE - 1
 
@@ -54,7 +54,9 @@ class ChannelWalk(wiring.Component):
                             "no_lead": ~comes | (head.tap_cols == 1), "no_gap": ~comes | (head.gap == 0),
                             # Of a maximum nothing may be less than what lies outside: no 8 is added there.
                             "plain": head.signed & ~(comes & head.maximum), "if_inside": head.signed & comes & head.maximum,
-                            **{f"row_{k}": head.tap_rows > k + 1 for k in range(MORE_ROWS)}}.items():
+                            **{f"row_{k}": head.tap_rows > k + 1 for k in range(MORE_ROWS)},
+                            **({f"if_inside_{k}": head.signed & comes & head.maximum & (head.tap_rows > k + 1)
+                                for k in range(MORE_ROWS)} if self._slices > 1 else {})}.items():
             staged[name], kept[name] = Signal(len(value), name=f"staged_{name}"), Signal(len(value), name=f"now_{name}")
             with m.If(self.accept):
                 m.d.sync += staged[name].eq(value)
@@ -86,11 +88,12 @@ class ChannelWalk(wiring.Component):
                 here = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
                 m.d.comb += [self.inside[k].eq(here), self.signs[k].eq(sign(here))]
             else:
-                here = inside(self.low, self.high, y) & each(self.column_inside & kept[f"row_{k}"])
-                signs = sign(here)
+                m.submodules[f"rows_inside_{k}"] = rows = RowsInside(self._slices, len(y))
+                m.d.comb += [rows.low.eq(self.low), rows.high.eq(self.high), rows.y.eq(y)]
                 for number in range(self._slices):
-                    m.d.comb += [self.inside[number * MORE_ROWS + k].eq(here[number]),
-                                 self.signs[number * MORE_ROWS + k].eq(signs[number])]
+                    here = self.column_inside & rows.inside[number]
+                    m.d.comb += [self.inside[number * MORE_ROWS + k].eq(here & kept[f"row_{k}"]),
+                                 self.signs[number * MORE_ROWS + k].eq(kept["plain"] | (here & kept[f"if_inside_{k}"]))]
         return m
 
     def _outputs(self, m, staged, kept) -> None:

@@ -11,7 +11,7 @@ from esbflow.engine_config import CODE_BITS, EngineConfig
 from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
-from esbhw.engine.stripe_rows import StripeRows, inside
+from esbhw.engine.stripe_rows import RowsInside, StripeRows
 
 
 class Sequencer(wiring.Component):
@@ -182,8 +182,10 @@ class Sequencer(wiring.Component):
             m.submodules.stripe_rows = stripes = StripeRows(config.slices)
             m.d.comb += [stripes.accept.eq(self.i.valid & self.i.ready), stripes.take.eq(take),
                          stripes.stripe.eq(head.stripe), stripes.rows.eq(staged.in_rows)]
-            row_inside = inside(stripes.low, stripes.high, y)
-            m.d.comb += [self.inside.eq(column_inside.replicate(config.slices) & row_inside),
+            m.submodules.rows_inside = rows = RowsInside(config.slices, len(y))
+            row_inside = rows.inside
+            m.d.comb += [rows.low.eq(stripes.low), rows.high.eq(stripes.high), rows.y.eq(y),
+                         self.inside.eq(column_inside.replicate(config.slices) & row_inside),
                          self.signed.eq(now.signed.replicate(config.slices))]
         else:
             row_inside = (y >= 0) & (y < now.in_rows)

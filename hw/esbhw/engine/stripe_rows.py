@@ -1,6 +1,6 @@
 """Which rows lie on the map, for each slice: slices on stripes of one image do not begin with the same row."""
 
-from amaranth import Cat, Module, Signal, signed
+from amaranth import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -50,11 +50,26 @@ class StripeRows(wiring.Component):
         return m
 
 
-def inside(low, high, y) -> Cat:
-    """Whether row y is on the map, a bit for each slice; `low` and `high` as of StripeRows."""
-    places = range(0, len(low), BOUND_BITS)
-    ends = [[part[place:place + BOUND_BITS].as_signed() for place in places] for part in (low, high)]
-    return Cat((y >= begin) & (y < end) for begin, end in zip(*ends))
+class RowsInside(wiring.Component):
+    """Whether row y lies on the map, for each slice. A block of its own: so the column, which is known as late, is not
+    joined with a part of it first.
+
+    Members
+    -------
+    low, high : In, as StripeRows;  y : In(signed(y_bits));  inside : Out(slices)
+    """
+
+    def __init__(self, slices: int, y_bits: int):
+        self._slices = slices
+        super().__init__({"low": In(slices * BOUND_BITS), "high": In(slices * BOUND_BITS), "y": In(signed(y_bits)),
+                          "inside": Out(slices)})
+
+    def elaborate(self, platform):
+        m = Module()
+        for k in range(self._slices):
+            low, high = (part.word_select(k, BOUND_BITS).as_signed() for part in (self.low, self.high))
+            m.d.comb += self.inside[k].eq((self.y >= low) & (self.y < high))
+        return m
 
 
 def _terms(factor: int) -> list:
