@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow import engine_facts as facts
 from esbflow import instructions
+from esbflow.engine_config import EngineConfig
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.stripe_rows import BOUND_BITS, RowsInside
 
@@ -31,8 +32,9 @@ class ChannelWalk(wiring.Component):
     address, inside, signs : Out, of the other words: 20, 1 and 1 bits each; the latter for one slice after the other
     """
 
-    def __init__(self, slices: int = 1):
-        self._slices = slices
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        self._slices = slices = config.slices if config.stripes else 1
         super().__init__({
             "accept": In(1), "head": In(instructions.INSTRUCTION_BITS),
             "take": In(1), "now": In(instructions.INSTRUCTION_BITS), "step": In(1), "last_col": In(1),
@@ -44,7 +46,7 @@ class ChannelWalk(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        layout = instruction_layout("CHANNEL")
+        layout = instruction_layout("CHANNEL", self._config)
         head, now = Signal(layout), Signal(layout)
         m.d.comb += [head.eq(self.head), now.eq(self.now)]
         comes = head.opcode == instructions.CHANNEL

@@ -247,15 +247,15 @@ class Sequencer(wiring.Component):
         """Whether a CHANNEL's own fields are what the unit has."""
         if not self._config.channel_unit:
             return Const(1, 1)
-        fields = View(instruction_layout("CHANNEL"), head.as_value())
+        fields = View(instruction_layout("CHANNEL", self._config), head.as_value())
         return (fields.tap_rows != 0) & (fields.tap_cols != 0) & (fields.part < self._config.channel_blocks)
 
     def _walk_channel(self, m, head, now, take, running, last_col, column_inside, row_inside, stripes):
         """Connects the walk of the other words; gives whether the column brings an output."""
-        m.submodules.channel_walk = walk = ChannelWalk(self._config.slices if stripes else 1)
+        m.submodules.channel_walk = walk = ChannelWalk(self._config)
         if stripes:
             m.d.comb += [walk.low.eq(stripes.low), walk.high.eq(stripes.high)]
-        fields = View(instruction_layout("CHANNEL"), now.as_value())
+        fields = View(instruction_layout("CHANNEL", self._config), now.as_value())
         m.d.comb += [
             walk.accept.eq(self.i.valid & self.i.ready), walk.head.eq(head), walk.take.eq(take), walk.now.eq(now),
             walk.step.eq(running), walk.last_col.eq(last_col), walk.column_inside.eq(column_inside),
