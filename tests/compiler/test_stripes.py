@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from esbflow.compiler import emit
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import lower
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.compiler.stripes import cut, spaces
+from esbflow.compiler.stripes import cut, rows_of_slices, spaces
 from esbflow.engine_config import EngineConfig
 from esbflow.errors import BadValue
 from esbflow.graph import ir
@@ -84,6 +85,26 @@ def test_what_cannot_be_cut_is_made_by_all_slices_alike():
                   weight_format=Signed(8), weight_scale=np.ones(6), requantizer=ir.Requantizer.pass_through(6))]))
     # The pool of two digits clamps its windows to the map's ends.
     assert check(graph, compile_graph(graph, FOUR, batch=3, stripes=True, fold=False), np.random.default_rng(3)) == [0, 0, 2, 0]
+
+
+def test_a_stripe_waits_for_the_rows_of_its_neighbours(monkeypatch):
+    random = np.random.default_rng(4)
+
+    def conv(name, source):
+        return ir.Conv2d(name, (source,), (8, 40, 10), Unsigned(4), 1.0, weight=random.integers(-7, 8, (8, 8, 3, 3)),
+                         weight_format=Signed(8), weight_scale=np.ones(8), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1,
+                         requantizer=ir.Requantizer(**{name: np.full(8, value) for name, value in zip("mnsb", (1, 0, 6, 300))}))
+
+    graph = validate(ir.Graph("two", [input_node((8, 40, 10)), conv("first", "input"), conv("second", "first")]))
+
+    def agree():
+        program = compile_graph(graph, FOUR, stripes=True, fold=False, packing={})
+        images = random_images(np.random.default_rng(1), graph, 1)
+        return all(np.array_equal(Machine(program).run(images, np.random.default_rng(k)), execute(graph, images)) for k in range(2))
+
+    assert agree()
+    monkeypatch.setattr(emit, "rows_of_slices", lambda config, first, end, apart, height: rows_of_slices(config, first, end, 0, height))
+    assert not agree(), "tokens of a slice's own rows would be enough"
 
 
 def test_rows_of_a_tensor_lie_whole_pages_apart_from_stripe_to_stripe():
