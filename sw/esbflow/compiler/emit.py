@@ -169,13 +169,13 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
         step, (above, taken, _) = plan.layer.row_step, steps(plan.layer)
         wanted = [(*plan.source.find(plane), chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above)
                   for plane in part.planes]
-        names, apart = plan.layer.sources, taken * step
+        names, apart, layouts = plan.layer.sources, taken * step, plan.source.parts
     else:
+        assert chunk.residual_group is not None and plan.residual is not None
         first = chunk.residual_group * config.planes_per_tile
         wanted = [(0, group, chunk.row.conv0, chunk.row.conv1)
                   for group in range(first, min(plan.residual.groups, first + config.planes_per_tile))]
-        names, apart = (plan.layer.residual,), steps(plan.layer)[2]
-    layouts = plan.source.parts if part.planes else plan.residual.parts
+        names, apart, layouts = (plan.layer.residual,), steps(plan.layer)[2], plan.residual.parts
     needed = 0
     for number, group, row0, row1 in wanted:
         layout = layouts[number]
@@ -206,7 +206,7 @@ class _Stores:
     def __init__(self, plan: PlannedLayer):
         self.plan = plan
         self.expected = len(plan.tiling.cols)
-        self.rows = {}  # (image, row span index, output group) -> [drains so far, token index]
+        self.rows: dict = {}  # (image, row span index, output group) -> [drains so far, token index]
         images = 1 if plan.layer.stacked else plan.target.images
         self.total = self.expected * len(plan.weights.groups) * len(plan.tiling.rows) * images
         self.every = -(-self.total // POSTS_PER_LAYER)
@@ -437,6 +437,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         beats=config.cols, segments=1, destination=1 + (number & 1), address=0, wait_free=_waits(state, number - 1),
         post_full=int(not loads_table)))
     if loads_table:
+        assert plan.weights.table is not None
         # The token of the constants stands for the table too. It is free once the drain before this one is over.
         state.words.append(encode(
             "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=plan.weights.table,

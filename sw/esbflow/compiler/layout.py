@@ -161,7 +161,8 @@ def place(layers: list, layouts: dict) -> dict:
         for source in (*layer.sources, layer.residual):
             if source is not None:
                 last_use[source] = i
-    placed, busy = {}, []  # busy: (offset, end, last use)
+    placed: dict[str, int] = {}
+    busy: list[tuple] = []  # (offset, end, last use)
     for i, layer in enumerate(layers):
         layout = layouts[layer.target]
         if layout.region != "workspace":

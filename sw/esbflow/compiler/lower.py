@@ -85,7 +85,7 @@ class Layer:
     @property
     def rounded_format(self) -> Format:
         """What the requantizer rounds to: the output's format, or the levels that the function table is asked for."""
-        return self.out_format if self.lookup is None else self.levels
+        return self.out_format if self.levels is None else self.levels
 
 
 def skip_rows(layer: Layer, row_beats: int) -> Layer:
@@ -156,7 +156,7 @@ def lower(graph: ir.Graph) -> list:
     CompileError
         for an operator or a format that the engine does not have, naming it and the nearest fix.
     """
-    consumers = {node.name: [] for node in graph.nodes}
+    consumers: dict[str, list] = {node.name: [] for node in graph.nodes}
     for node in graph.nodes:
         for source in node.inputs:
             consumers[source].append(node)
@@ -195,7 +195,7 @@ def _takes_pool(node: ir.Node, layer: Layer) -> bool:
     """Whether a max pool that alone reads the layer of `node` can be on its way out."""
     return (isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d, ir.Add, ir.Requantize)) and layer.pool == Pool()
             and not layer.stacked and layer.residual is None
-            and (layer.lookup is None or layer.lookup.rises(layer.levels)))
+            and (layer.lookup is None or layer.lookup.rises(layer.rounded_format)))
 
 
 def _looked_up(layer: Layer, node: ir.Lookup, levels: Format) -> Layer:

@@ -157,7 +157,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, output: str,
     group of maps at a time, as long as the sum of all layers' estimates falls.
     """
     groups = alike(layers)
-    readers = {}
+    readers: dict[str, list] = {}
     for number, layer in enumerate(layers):
         for name in {*layer.sources, layer.residual} - {None}:
             readers.setdefault(name, []).append(number)
@@ -250,7 +250,7 @@ def _leaves_room(config: EngineConfig, channels: int) -> bool:
 
 def alike(layers: list) -> list:
     """Sets of maps that must be packed alike: a layer's residual, its output and, where it keeps pixels, its input."""
-    sets = {}
+    sets: dict[str, set] = {}
     for layer in layers:
         names = {layer.target} | ({layer.residual} - {None}) | (set(layer.sources) if keeps_pixels(layer) else set())
         for name in tuple(names):

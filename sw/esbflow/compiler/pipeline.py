@@ -119,8 +119,8 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
     input_shape = layers[0].in_shape if fold_choice else graph.input.shape
     layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, images)}
     for layer in layers:
-        region = "output" if layer.target == graph.output.name else "workspace"
-        layouts[layer.target] = tensor_layout(config, region, layer.out_shape, layer.out_format, images)
+        kind = "output" if layer.target == graph.output.name else "workspace"
+        layouts[layer.target] = tensor_layout(config, kind, layer.out_shape, layer.out_format, images)
     whole = layers
     if stripes:
         layers = [cut(layer, config.slices) for layer in layers]
@@ -159,21 +159,21 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
         raise CompileError(f"graph {graph.name} does not fit the instructions of engine {config.name}: {error}") from None
     workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
                      if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES
-    source, target = layouts[graph.input.name], layouts[graph.output.name]
+    given, result = layouts[graph.input.name], layouts[graph.output.name]
     meta = {
         "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch, "stripes": stripes,
         "engine": config.to_dict(), "engine_hash": f"{config.hash:016x}",
         "input": {
-            "shape": list(graph.input.shape), "digits": source.digits, "channels": source.channels,
-            "height": source.height, "width": source.width, **_rows(config, source),
+            "shape": list(graph.input.shape), "digits": given.digits, "channels": given.channels,
+            "height": given.height, "width": given.width, **_rows(config, given),
             "fold": fold_choice.to_meta() if fold_choice else None,
         },
         "output": {
-            "shape": list(graph.output.shape), "digits": target.digits, "signed": target.signed,
-            **_rows(config, target), "scale": float(graph.output.scale),
+            "shape": list(graph.output.shape), "digits": result.digits, "signed": result.signed,
+            **_rows(config, result), "scale": float(graph.output.scale),
         },
         "regions": {
-            "workspace": workspace, "input": source.bytes, "output": target.bytes,
+            "workspace": workspace, "input": given.bytes, "output": result.bytes,
             "log": log_bytes,
         },
         "layers": [{

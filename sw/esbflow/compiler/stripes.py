@@ -61,7 +61,8 @@ def spaces(config: EngineConfig, layers: list, heights: dict, row_beats: dict) -
 
     heights, row_beats : {tensor: rows of the map, and beats that a row holds}
     """
-    first, rows, distances = dict.fromkeys(heights, 0), dict(heights), {name: set() for name in heights}
+    first, rows = dict.fromkeys(heights, 0), dict(heights)
+    distances: dict[str, set] = {name: set() for name in heights}
     for layer in layers:
         if layer.stripe is None:
             continue

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,8 +79,8 @@ class Engine:
         self._transport = transport
         self._watchdog = watchdog
         self._turn = turn or Turn()
-        self._program = None
-        self._buffers = {}
+        self._program: LoadedProgram | None = None
+        self._buffers: dict[str, Any] = {}
         self._mark = 0
         self._stop = False
         self._identify()
@@ -93,6 +94,12 @@ class Engine:
         if version != INTERFACE_VERSION:
             raise EngineMissing(f"the engine has interface version {version} and this driver speaks "
                                 f"{INTERFACE_VERSION}; install the matching esbflow")
+
+    @property
+    def _loaded(self) -> LoadedProgram:
+        if self._program is None:
+            raise ProgramError("no program is loaded; call load() first")
+        return self._program
 
     @property
     def transport(self) -> Transport:
@@ -237,9 +244,6 @@ class Engine:
         EngineInUse
             in a progress callback, in a forked process, or if another program started the engine during the run.
         """
-        program = self._program
-        if program is None:
-            raise ProgramError("no program is loaded; call load() first")
         images = self._checked(images)
         self._stop = False
         try:
@@ -249,7 +253,7 @@ class Engine:
             raise
 
     def _run(self, images, progress, deadline_cycles) -> Result:
-        program = self._program
+        program = self._loaded
         batch, outputs, layers, cycles = program.meta["batch"], [], [], 0
         places, own_images = self._places()
         for start in range(0, len(images), batch):
@@ -267,11 +271,11 @@ class Engine:
 
     def _places(self) -> tuple:
         """As `images_of_slices`, of the program."""
-        meta = self._program.meta
-        return images_of_slices(self._program.config.slices, meta["batch"], meta.get("stripes", False))
+        meta = self._loaded.meta
+        return images_of_slices(self._loaded.config.slices, meta["batch"], meta.get("stripes", False))
 
     def _checked(self, images) -> np.ndarray:
-        shape = tuple(self._program.meta["input"]["shape"])
+        shape = tuple(self._loaded.meta["input"]["shape"])
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise InputError(f"images must be uint8, not {images.dtype}; the program's table does the normalisation")
@@ -281,12 +285,12 @@ class Engine:
         return images
 
     def _packed(self, images: np.ndarray) -> np.ndarray:
-        program, config, meta = self._program, self._program.config, self._program.meta["input"]
+        program, config, meta = self._loaded, self._loaded.config, self._loaded.meta["input"]
         codes = fold_windows(encode_images(images, program.table), meta)
         return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))
 
     def _outputs(self) -> np.ndarray:
-        program, meta = self._program, self._program.meta["output"]
+        program, meta = self._loaded, self._loaded.meta["output"]
         buffer, config = self._buffers["output"], program.config
         buffer.invalidate()
         size = program.meta["regions"]["output"]
@@ -299,11 +303,11 @@ class Engine:
         buffer = self._buffers["log"]
         buffer.invalidate()
         names = [name for name, _ in COUNTERS]
-        count = len(self._program.meta["layers"])
+        count = len(self._loaded.meta["layers"])
         words = np.asarray(buffer.array[:count * LOG_BEATS * BEAT_BYTES]).view("<u4").reshape(count, -1)
         before = np.zeros(len(names), dtype=np.int64)
         layers = []
-        for layer, record in zip(self._program.meta["layers"], words[:, :len(names)].astype(np.int64)):
+        for layer, record in zip(self._loaded.meta["layers"], words[:, :len(names)].astype(np.int64)):
             layers.append({"name": layer["name"], **dict(zip(names, ((record - before) & 0xFFFFFFFF).tolist()))})
             before = record
         return layers
@@ -311,7 +315,7 @@ class Engine:
     def _start(self) -> None:
         """Everything that the engine must know, each time: someone may have written its registers, or loaded it anew."""
         self._identify()
-        meta, found = self._program.meta, f"{self.hash:016x}"
+        meta, found = self._loaded.meta, f"{self.hash:016x}"
         if found != meta["engine_hash"]:
             raise EngineReplaced(f"the engine is now another one ({found}) than program {meta['name']} was loaded for "
                                  f"({meta['engine_hash']}); load that overlay again, or a program for this engine")
@@ -347,7 +351,7 @@ class Engine:
                 self._write("IRQ_STATUS", 3)
                 return elapsed
             if deadline is not None and elapsed > deadline:
-                layer = self._program.layer_name(self._read("LAYER"))
+                layer = self._loaded.layer_name(self._read("LAYER"))
                 self._write("CONTROL", ABORT)
                 raise EngineTimeout(f"the run was not done after {elapsed} cycles, with a deadline of {deadline}, and was "
                                     f"stopped in layer {layer}")
@@ -373,7 +377,7 @@ class Engine:
     def _fault(self, status: dict) -> EngineFault:
         layer = self._read("ERROR_LAYER")
         address = self._read("ERROR_ADDRESS_LO") | self._read("ERROR_ADDRESS_HI") << 32
-        return EngineFault(status["code"], status["unit"], layer, self._program.layer_name(layer), address)
+        return EngineFault(status["code"], status["unit"], layer, self._loaded.layer_name(layer), address)
 
     def abort(self) -> None:
         """Stop the run under way, from another thread for one; it ends with error `aborted`."""

@@ -84,7 +84,7 @@ def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, 
     words = data.reshape(groups, digits, images, in_memory, pitch, rows * digit_bits // 8)
     words = words[:, :, :, first:first + height, :width]
     found = unpack_digits(words, digit_bits)
-    values = sum(found[:, d] << (digit_bits * d) for d in range(digits))
+    values = np.sum([found[:, d] << (digit_bits * d) for d in range(digits)], axis=0)
     if signed:
         half = 1 << (digit_bits * digits - 1)
         values = (values ^ half) - half

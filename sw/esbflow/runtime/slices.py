@@ -53,7 +53,8 @@ def images_of_slices(slices: int, batch: int, stripes: bool) -> tuple:
 
 def sliced_regions(buffer, sizes: dict, slices: int) -> dict:
     """{region: SlicedRegion} in an allocation of `slices * stride_of(sizes)` bytes."""
-    regions, start, stride = {}, 0, stride_of(sizes)
+    regions: dict[str, SlicedRegion] = {}
+    start, stride = 0, stride_of(sizes)
     for region in SLICED:
         regions[region] = SlicedRegion(buffer, start, sizes[region], stride, slices, owns=not regions)
         start += whole_pages(sizes[region])

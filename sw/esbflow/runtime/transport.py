@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+import numpy as np
+
 
 class Buffer(Protocol):
     """Memory that the engine reads and writes by `address`; `array` is the host's uint8 view of it.
@@ -10,7 +12,7 @@ class Buffer(Protocol):
     """
 
     address: int
-    array: object
+    array: np.ndarray
 
     def flush(self) -> None: ...
 
