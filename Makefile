@@ -50,6 +50,7 @@ bench-train: setup
 lint: setup
 	$(BIN)/ruff check sw hw sim tests
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 docs: setup
 	$(BIN)/python -m esbhw.document
