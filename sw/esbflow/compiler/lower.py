@@ -85,7 +85,7 @@ class Layer:
     @property
     def rounded_format(self) -> Format:
         """What the requantizer rounds to: the output's format, or the levels that the function table is asked for."""
-        return self.out_format if self.levels is None else self.levels
+        return self.out_format if self.lookup is None or self.levels is None else self.levels
 
 
 def skip_rows(layer: Layer, row_beats: int) -> Layer:
