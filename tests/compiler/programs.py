@@ -85,7 +85,7 @@ def plans_of(graph, config, batch=1, fold=True):
     """The layers as they come to emission."""
     kept, original = [], pipeline.emit
     try:
-        pipeline.emit = lambda config, plans: kept.extend(plans) or original(config, plans)
+        pipeline.emit = lambda config, plans, *more: kept.extend(plans) or original(config, plans, *more)
         compile_graph(graph, config, batch, fold)
     finally:
         pipeline.emit = original
