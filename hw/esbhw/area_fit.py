@@ -26,6 +26,7 @@ PARTS = {  # block of the model: blocks of the report; a block that is not here 
                                  "sequencer", "top: connections"),
     "buffers": ("requantizer constants", "residual buffer", "weight slots", "activation buffer", "channel buffer 0",
                 "channel buffer 1"),
+    "channel unit": ("channel unit", *(f"dots stage {number}" for number in range(8))),
 }
 
 

@@ -43,6 +43,8 @@ SAMPLES = {f"sample{number}": config for number, config in enumerate((
             accumulator_width=20),
     _sample(16, 32, array="table", table_groups=4, weight_min=-8, weight_max=7, requantize_lanes=16, weight_path_beats=8,
             weight_ports=4, channel_unit=16, activation_beats=4096, residual_beats=4096, weight_slots=64),
+    _sample(8, 16, array="table", table_groups=2, weight_min=-8, weight_max=7, accumulator_width=26, requantize_lanes=2,
+            slices=8, activation_ports=2),
 ), 1)}
 """{name of the record: configuration}"""
 

