@@ -354,18 +354,24 @@ class CycleModel:
             self._post("accumulators_full", last_pixel + ACTIVATION_LATENCY + self._compute + ACCUMULATE_LATENCY)
 
     # -- drain --------------------------------------------------------------------------------------------
-    def _held(self, ready: int) -> int:
+    def _held(self, unit: Unit, ready: int) -> int:
         """The cycle in which the drain takes an instruction that is in its queue from `ready` on, to begin it later."""
-        return max(ready, self._drain_begun + 1)
+        taken = max(ready, self._drain_begun + 1)
+        self._pop(unit, taken)
+        return taken
+
+    def _begin(self, cycle: int) -> int:
+        """The drain begins the instruction that it has taken."""
+        self._drain_begun = cycle
+        return cycle
 
     def _drain(self, unit: Unit, fields: dict, ready: int):
         config = self.config
-        taken = self._held(ready)
-        self._pop(unit, taken)
+        taken = self._held(unit, ready)
         tokens = []
         for name in ("accumulators", "constants", *(("residual",) if fields["residual"] else ())):
             tokens.append((yield from self._take(f"{name}_full")))
-        begin = self._drain_begun = max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free)
+        begin = self._begin(max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free))
         taps = fields["kernel_y"] * fields["kernel_x"]
         chunks_per_beat = AXI_BEAT_BITS // (config.digit_bits * config.requantize_lanes)
         digits, planes = output_digits(fields["digits"]), fields["planes"]
@@ -410,9 +416,8 @@ class CycleModel:
         return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest, "store")
 
     def _stamp(self, unit: Unit, fields: dict, ready: int):
-        taken = self._held(ready)
-        self._pop(unit, taken)
-        begin = self._drain_begun = max(taken + 1 + LOOK_CYCLES, unit.free)
+        taken = self._held(unit, ready)
+        begin = self._begin(max(taken + 1 + LOOK_CYCLES, unit.free))
         ordered = begin + self._drain_latency + 1
         self.stamps.append(ordered - COUNT_CYCLES)
         # Its beats leave one a cycle from ordered + 2 on: as if a run had been issued so much earlier.
@@ -421,7 +426,7 @@ class CycleModel:
         yield from ()
 
     def _end(self, unit: Unit, fields: dict, ready: int):
-        start = max(self._held(ready) + 1 + LOOK_CYCLES, unit.free)
+        start = max(self._held(unit, ready) + 1 + LOOK_CYCLES, unit.free)
         answered = yield from self._answered()
         self.total = max(start + self._drain_latency + 3, answered + 2) + 1 + CATCH_CYCLES
 

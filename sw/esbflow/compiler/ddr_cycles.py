@@ -48,7 +48,8 @@ class SharedCycleModel(CycleModel):
         self._waiting: dict = {}
         self._ready: list = []
         self._timers: list = []
-        self._inboxes: dict[str, deque] = {name: deque() for name in self.units}
+        self._inboxes: dict[str, deque] = {name: deque() for name in (*self.units, "held")}
+        self._begun = 0  # instructions of the drain
         self._orders: deque = deque()
         self._accepted: list[int] = []  # cycles in which the writer took an order
         self._ordered = 0
@@ -59,7 +60,7 @@ class SharedCycleModel(CycleModel):
 
     # -- who runs when ------------------------------------------------------------------------------------
     def run(self) -> Cycles:
-        self._ready = [self._fetch(), self._dispatch(), self._write(), *map(self._work, self.units)]
+        self._ready = [self._fetch(), self._dispatch(), self._write(), self._hold(), *map(self._work, self.units)]
         while self.total is None:
             while self._ready:
                 steps = self._ready.pop()
@@ -117,8 +118,34 @@ class SharedCycleModel(CycleModel):
             self._tell(name)
             self._tell("dispatched")
 
+    def _hold(self):
+        """The drain's next instruction: taken a cycle after the one before has begun, which may long not be over then.
+
+        Whoever waits for a place in the drain's queue must hear of it at once.
+        """
+        inbox, number = self._inboxes["store"], 0
+        while True:
+            while not inbox:
+                yield "store"
+            while self._begun < number:
+                yield "begun"
+            act, fields, ready = inbox.popleft()
+            self._inboxes["held"].append((act, fields, super()._held(self.units["store"], ready)))
+            number += 1
+            self._tell("held")
+
+    def _held(self, unit, ready: int) -> int:
+        return ready  # of what `_hold` has taken
+
+    def _begin(self, cycle: int) -> int:
+        self._begun += 1
+        self._tell("begun")
+        return super()._begin(cycle)
+
     def _work(self, name: str):
-        unit, inbox = self.units[name], self._inboxes[name]
+        unit = self.units[name]
+        name = "held" if name == "store" else name
+        inbox = self._inboxes[name]
         while True:
             while not inbox:
                 yield name
@@ -317,9 +344,7 @@ class SharedCycleModel(CycleModel):
             now += 1
 
     def _stamp(self, unit, fields: dict, ready: int):
-        taken = self._held(ready)
-        self._pop(unit, taken)
-        begin = self._drain_begun = max(taken + 1 + LOOK_CYCLES, unit.free)
+        begin = self._begin(max(self._held(unit, ready) + 1 + LOOK_CYCLES, unit.free))
         ordered = yield from self._order(begin + self._drain_latency + 1, fields["offset"], LOG_BEATS, 1, 0, False)
         self.stamps.append(ordered - COUNT_CYCLES)
         now = yield from self._issue(ordered + 1, LOG_BEATS, 1, 1)
