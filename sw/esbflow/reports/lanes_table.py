@@ -36,18 +36,17 @@ OTHERS = {
     "zcu102-w4a4": {}, "table16x16-w4-slices16": dict(channel_unit=4), "table32x128-w4": {**MORE, **_WIDE},
     "table64x64-w4-stripes4": _STRIPES,
     "table32x32-w4-stripes4": dict(_STRIPES, table_groups=8, accumulator_depth=1024, requantize_lanes=32, queue_depth=32),
-    "zcu102-w4a4-stripes": dict(stripes=True),
 }
 BASES = {"table32x128-w4": "table64x64-w4", "table64x64-w4-stripes4": "table64x64-w4-slices4",
-         "table32x32-w4-stripes4": "table32x32-w4-slices4", "zcu102-w4a4-stripes": "zcu102-w4a4"}
+         "table32x32-w4-stripes4": "table32x32-w4-slices4"}
 """Engines that have no name elsewhere, and those that they differ from."""
 ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
         ("resnet18", "table64x64-w4-slices2", 8), ("resnet18", "table64x64-w4-slices4", 4),
         ("resnet18", "table64x64-w4-slices4", 8), ("resnet18", "table64x64-w4-stripes4", 1),
-        ("resnet18", "zcu102-w4a4-stripes", 1),
+        ("resnet18", "zcu102-w4a4", 1), ("resnet18", "zcu102-w4a4", 4),
         ("mobilenet-v2", "table64x64-w4", 1), ("mobilenet-v2", "table64x64-w4", 4), ("mobilenet-v2", "table32x128-w4", 1),
         ("mobilenet-v2", "table32x32-w4-slices4", 4), ("mobilenet-v2", "table32x32-w4-stripes4", 1),
-        ("mobilenet-v2", "zcu102-w4a4-stripes", 1),
+        ("mobilenet-v2", "zcu102-w4a4", 1), ("mobilenet-v2", "zcu102-w4a4", 4),
         ("resnet20", "table64x64-w4", 1), ("resnet20", "table32x32-w4-slices4", 4),
         ("resnet20", "table32x32-w4-stripes4", 1),
         ("resnet20", "table16x16-w4-slices16", 16), ("resnet20", "table16x16-w4-slices16", 32),
