@@ -9,7 +9,7 @@ from esbflow.engines import ENGINES
 from esbhw.generate import TOP, rtlil
 from esbhw.logic_depth import by_block, depths
 from esbhw.netlist import Netlist
-from esbhw.synthesis import Mapped, synthesize_rtlil
+from esbhw.synthesis import Mapped, add_up, synthesize_rtlil
 
 
 def lut(output, *inputs):
@@ -140,7 +140,9 @@ SMALL = {
 
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(config):
-    found = depths(synthesize_rtlil(rtlil(config, "xilinx"), TOP), TOP)
+    mapped = synthesize_rtlil(rtlil(config, "xilinx"), TOP)
+    assert add_up(mapped, TOP).dsp == 0
+    found = depths(mapped, TOP)
     beyond = [f"{block}: {depth.by_levels}; {depth.by_carry}" for block, depth in found.items() if not depth.passes]
     assert not beyond, "\n".join(beyond)
     assert {"control, counters, tokens", "AXI ports", "fetch", "loaders", "drain and requantizer", "array"} <= set(by_block(found))

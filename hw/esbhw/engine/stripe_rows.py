@@ -39,7 +39,7 @@ class StripeRows(wiring.Component):
                 behind, coming_low, coming_high = (Signal(signed(BOUND_BITS), name=f"{name}_{k}")
                                                    for name in ("behind", "coming_low", "coming_high"))
                 with m.If(self.accept):
-                    m.d.sync += behind.eq(sum(sign * (self.stripe << place) for sign, place in _terms(k)))
+                    m.d.sync += behind.eq(_multiple(self.stripe, k))
                 m.d.sync += [coming_low.eq(-behind), coming_high.eq(self.rows - behind)]
                 with m.If(self.take):
                     m.d.sync += [low.eq(coming_low), high.eq(coming_high)]
@@ -70,6 +70,12 @@ class RowsInside(wiring.Component):
             low, high = (part.word_select(k, BOUND_BITS).as_signed() for part in (self.low, self.high))
             m.d.comb += self.inside[k].eq((self.y >= low) & (self.y < high))
         return m
+
+
+def _multiple(value, factor: int):
+    """Adders and subtractors: synthesis makes a DSP block of a product, even with a constant of -1."""
+    parts = {sign: sum(value << place for found, place in _terms(factor) if found == sign) for sign in (1, -1)}
+    return parts[1] - parts[-1]
 
 
 def _terms(factor: int) -> list:
