@@ -74,13 +74,18 @@ def by_block(config: EngineConfig, record: dict) -> dict:
         block = total.setdefault(owner.get(name, name), dict.fromkeys(area.RESOURCES, 0))
         for resource in area.RESOURCES:
             block[resource] += values[resource]
+    if config.function_table:  # counted, not fitted
+        for resource, value in area.function_table(config).items():
+            total["drain and requantizer"][resource] -= value
     return total
 
 
 def predict(blocks: dict, config: EngineConfig) -> dict:
     """Resources of a configuration by fitted coefficients."""
-    return {resource: sum(blocks.get(block, {}).get(name, {}).get(resource, 0) * value
-                          for block, values in area.features(config).items() for name, value in values.items())
+    counted = area.function_table(config) if config.function_table else dict.fromkeys(area.RESOURCES, 0)
+    return {resource: counted[resource] + sum(blocks.get(block, {}).get(name, {}).get(resource, 0) * value
+                                              for block, values in area.features(config).items()
+                                              for name, value in values.items())
             for resource in area.RESOURCES} | {"bram36": area.block_rams(config)}
 
 

@@ -49,7 +49,7 @@ def area(config: EngineConfig) -> Area:
         blocks[block] = {resource: round(sum(fitted.get(name, {}).get(resource, 0.0) * value
                                              for name, value in values.items())) for resource in RESOURCES}
     if config.function_table:
-        blocks["function table"] = _function_table(config)
+        blocks["function table"] = function_table(config)
     total = {resource: sum(block[resource] for block in blocks.values()) for resource in RESOURCES}
     return Area(total["lut"], total["ff"], block_rams(config), 0, blocks, model["error"])
 
@@ -211,7 +211,7 @@ def _drain(config: EngineConfig) -> dict:
     }
 
 
-def _function_table(config: EngineConfig) -> dict:
+def function_table(config: EngineConfig) -> dict:
     """Resources of all lanes' tables, counted and not fitted: RAM64M8, which hold 7 bits in 8 LUTs, the choice of an entry's
     half, and the other half of a level, which lanes for ESB have anyhow."""
     ports, level = config.weight_ports, 0 if config.esb_output else 18
