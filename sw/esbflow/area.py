@@ -79,7 +79,7 @@ def features(config: EngineConfig) -> dict:
 def block_rams(config: EngineConfig) -> float:
     """36 Kb block RAMs of all memories."""
     total = sum(_rams(*memory) for memory in memories(config))
-    return total + _rams(AXI_BEAT_BITS, facts.write_beats(config), 1, config.activation_ports)  # write ports' FIFOs
+    return total + _rams(AXI_BEAT_BITS, facts.write_beats(config), 1, config.slices)  # FIFOs of the write ports
 
 
 def memories(config: EngineConfig) -> list:
