@@ -207,13 +207,14 @@ class EngineConfig:
         """Slices that load and store through the same port, one after the other."""
         return self.slices // self.activation_ports
 
-    def rounds(self, batch: int) -> int:
-        """Images that a slice has of a batch.
+    def rounds(self, batch: int, stripes: bool = False) -> int:
+        """Images that a slice works on: those that it has of a batch, or a stripe of each.
 
-        >>> EngineConfig("four", rows=4, cols=4, slices=4).rounds(5)
-        2
+        >>> four = EngineConfig("four", rows=4, cols=4, slices=4)
+        >>> four.rounds(5), four.rounds(5, stripes=True)
+        (2, 5)
         """
-        return -(-batch // self.slices)
+        return batch if stripes else -(-batch // self.slices)
 
     @property
     def word_bits(self) -> int:

@@ -152,9 +152,10 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
 
 def _lost(program, config, layers: list, cycles: float) -> dict:
     """Where an image's cycles went, by the engine's counters; puts each layer's share into the layer too."""
-    from esbflow.reports.lost import lost_cycles, network_total, rounds
+    from esbflow.reports.lost import lost_cycles, network_total
 
-    own_rounds = rounds(program.meta, config) / program.meta["batch"]
+    batch = program.meta["batch"]
+    own_rounds = config.rounds(batch, program.meta.get("stripes", False)) / batch
     for meta, layer in zip(program.meta["layers"], layers):
         spent = {key.removeprefix("stall_"): value for key, value in layer.items()}
         layer["lost"] = lost_cycles(meta, spent, layer["cycles"], config, 1, own_rounds)

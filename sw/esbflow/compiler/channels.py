@@ -95,7 +95,7 @@ def _copy(layer: Layer, name: str) -> Layer:
         layer, name=name, op="Concat", target=name, residual=None, residual_format=None, conv_shape=layer.in_shape,
         out_shape=layer.in_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
         pool=Pool(), repeat=(1, 1), requantizer=Requantizer.pass_through(channels), out_format=layer.in_format, lookup=None,
-        stacked=False, maximum=False, macs=0)
+        levels=None, stacked=False, maximum=False, macs=0)
 
 
 def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_digits: int, in_signed: bool,

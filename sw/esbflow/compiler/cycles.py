@@ -368,8 +368,8 @@ class CycleModel:
     def _drain(self, unit: Unit, fields: dict, ready: int):
         config = self.config
         taken = self._held(unit, ready)
-        tokens = []
-        for name in ("accumulators", "constants", *(("residual",) if fields["residual"] else ())):
+        names, tokens = ("accumulators", "constants", *(("residual",) if fields["residual"] else ())), []
+        for name in names:
             tokens.append((yield from self._take(f"{name}_full")))
         begin = self._begin(max(max(taken + 1, *tokens) + LOOK_CYCLES, unit.free))
         taps = fields["kernel_y"] * fields["kernel_x"]
@@ -382,7 +382,7 @@ class CycleModel:
                 post = fields["post_store"] and (digit, plane) == (digits - 1, planes - 1)
                 now = yield from self._plane(now, fields, offset, chunks_per_beat * taps, post)
         unit.free = now
-        for name in ("accumulators", "constants", *(("residual",) if fields["residual"] else ())):
+        for name in names:
             self._post(f"{name}_free", now - 1)
 
     def _plane(self, now: int, fields: dict, offset: int, beat_cycles: int, post: bool):

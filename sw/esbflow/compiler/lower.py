@@ -74,7 +74,7 @@ class Layer:
     maximum: bool = False  # of a window, in place of its weighed sum: on the channel unit only
     phases: int = 1  # see packing.py: so many accumulators next to each other have weights of their own, one after the other
     lookup: ir.Lookup | None = None  # behind rounding, and behind the pool
-    levels: Format | None = None  # what a lookup's requantizer rounds to
+    levels: Format | None = None  # what its requantizer rounds to; None where there is no lookup
     row_step: int = 1  # rows of the stored map from one row that is loaded to the next; in_shape counts the loaded ones
     stripe: Stripe | None = None  # see stripes.py; shapes are then those of one slice's rows
 
@@ -85,7 +85,7 @@ class Layer:
     @property
     def rounded_format(self) -> Format:
         """What the requantizer rounds to: the output's format, or the levels that the function table is asked for."""
-        return self.out_format if self.lookup is None or self.levels is None else self.levels
+        return self.out_format if self.levels is None else self.levels
 
 
 def skip_rows(layer: Layer, row_beats: int) -> Layer:

@@ -59,7 +59,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if stripes is None and config.stripes:
         return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way) for way in (False, True)))
     stripes = bool(stripes)
-    images = batch if stripes else config.rounds(batch)
+    images = config.rounds(batch, stripes)
     graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
@@ -110,7 +110,7 @@ def _fastest(build, layers: list, packing: dict) -> Program:
 def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, layers: list, first: Layer | None,
              fold_choice: Fold | None, packing: dict) -> Program:
     """The program of layers that are ready to be packed, as compile_graph has them."""
-    images = batch if stripes else config.rounds(batch)
+    images = config.rounds(batch, stripes)
     if packing:
         fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
     if len(layers) > LAYER_LIMIT:

@@ -61,9 +61,9 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
 def _apart(layer: Layer) -> tuple:
     channels = layer.conv_shape[0]
     alone = replace(layer, target=layer.name, out_shape=layer.conv_shape, pool=Pool())
-    pooled = replace(layer, lookup=None)
+    pooled = replace(layer, lookup=None, levels=None)
     if layer.lookup is not None and not layer.lookup.rises(layer.rounded_format):  # then the pool came first
-        alone, pooled = replace(alone, lookup=None, out_format=layer.rounded_format), layer
+        alone, pooled = replace(alone, lookup=None, levels=None, out_format=layer.rounded_format), layer
     return alone, replace(
         pooled, name=layer.target, op="MaxPool2d", sources=(alone.target,), source_channels=(channels,),
         in_shape=layer.conv_shape, weight=identity(channels), groups=channels, stride=(1, 1), padding=(0, 0),

@@ -9,7 +9,7 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Graph
-from esbflow.reports.lost import lost_cycles, network_total, rounds
+from esbflow.reports.lost import lost_cycles, network_total
 
 REASONS = {
     "compute": "compute", "instruction": "instruction fetch", "weights": "weight loads",
@@ -30,7 +30,7 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
     """
     program = program or compile_graph(graph, config, batch)
     batch = program.meta["batch"]
-    own_rounds = rounds(program.meta, config)
+    own_rounds = config.rounds(batch, program.meta.get("stripes", False))
     ideal = count_cycles(program, latency)
     cycles = ideal if bandwidth is None else count_shared_cycles(program, latency, bandwidth)
     layers = []

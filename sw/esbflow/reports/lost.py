@@ -21,11 +21,6 @@ REASONS = {
 `instruction` and `bandwidth` of memory."""
 
 
-def rounds(meta: dict, config: EngineConfig) -> int:
-    """Images of a run that a slice works on, wholly or on a stripe of each; `meta` is the program's."""
-    return meta["batch"] if meta.get("stripes") else config.rounds(meta["batch"])
-
-
 def lost_cycles(layer: dict, spent: dict, cycles: float, config: EngineConfig, batch: float, rounds: float) -> dict:
     """{reason: cycles} that add up to `cycles` less those in which all lanes had useful work.
 

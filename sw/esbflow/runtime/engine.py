@@ -25,7 +25,7 @@ from esbflow.runtime.errors import (
 from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack
 from esbflow.runtime.pages import whole_pages
 from esbflow.runtime.program_file import LoadedProgram, load_program
-from esbflow.runtime.slices import images_of_slices, sliced_regions, stride_of
+from esbflow.runtime.slices import sliced_regions, stride_of
 from esbflow.runtime.transport import Transport
 from esbflow.runtime.turn import Turn, in_turn
 
@@ -270,9 +270,10 @@ class Engine:
         return Result(np.concatenate(outputs), layers, cycles, len(layers), program.meta["output"]["scale"])
 
     def _places(self) -> tuple:
-        """As `images_of_slices`, of the program."""
-        meta = self._loaded.meta
-        return images_of_slices(self._loaded.config.slices, meta["batch"], meta.get("stripes", False))
+        """(parts of memory, images of each) in a run: each slice has images of its own, or all have stripes of the same."""
+        meta, config = self._loaded.meta, self._loaded.config
+        striped = meta.get("stripes", False)
+        return 1 if striped else config.slices, config.rounds(meta["batch"], striped)
 
     def _checked(self, images) -> np.ndarray:
         shape = tuple(self._loaded.meta["input"]["shape"])

@@ -42,15 +42,6 @@ def stride_of(sizes: dict) -> int:
     return sum(whole_pages(sizes[region]) for region in SLICED)
 
 
-def images_of_slices(slices: int, batch: int, stripes: bool) -> tuple:
-    """(parts of memory, images of each) in a run: each slice has images of its own, or all have stripes of the same ones.
-
-    >>> images_of_slices(4, 5, stripes=False), images_of_slices(4, 5, stripes=True)
-    ((4, 2), (1, 5))
-    """
-    return (1, batch) if stripes else (slices, -(-batch // slices))
-
-
 def sliced_regions(buffer, sizes: dict, slices: int) -> dict:
     """{region: SlicedRegion} in an allocation of `slices * stride_of(sizes)` bytes."""
     regions: dict[str, SlicedRegion] = {}
