@@ -6,9 +6,9 @@ from esbflow.engine_config import EngineConfig
 from esbflow.errors import BadValue
 from esbflow.suggest import no_such
 
-_LARGE = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
-_W2A2 = dict(weight_min=-2, weight_max=1, digit_bits=2, accumulator_width=24, activation_beats=2048, residual_beats=1024,
-             weight_path_beats=4, requantize_lanes=16)
+_LARGE: dict = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
+_W2A2: dict = dict(weight_min=-2, weight_max=1, digit_bits=2, accumulator_width=24, activation_beats=2048,
+                   residual_beats=1024, weight_path_beats=4, requantize_lanes=16)
 ENGINES = {
     config.name: config
     for config in (
