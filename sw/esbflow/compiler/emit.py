@@ -14,13 +14,13 @@ from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.stripes import pages, rows_of_slices, steps
 from esbflow.compiler.tile import Span, Tiling, window_words
+from esbflow.compiler.transfers import REGION, row_transfers
 from esbflow.compiler.weights import LayerWeights, WeightPass
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
 from esbflow.instructions import encode
-from esbflow.registers import LOG_BEATS, REGIONS
+from esbflow.registers import LOG_BEATS
 
-REGION = {name: number for number, name in enumerate(REGIONS)}
 POSTS_PER_LAYER = 256
 """Store tokens that a layer posts at most: the loader waits for up to 1023 at once."""
 PART_BEATS = 96
@@ -236,9 +236,9 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
         return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
     above, taken, _ = steps(plan.layer)
-    transfers = list(_runs(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
-                           window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole), whole,
-                           part.address, plan.layer.row_step, taken))
+    window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    transfers = list(row_transfers(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
+                                   window, whole, part.address, plan.layer.row_step, taken))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
             "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
@@ -256,8 +256,8 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     window = (chunk.col.conv0, -(-(chunk.col.conv1 - chunk.col.conv0) // words) * words)
     for digit in range(residual.digits):
         planes = [group * residual.digits + digit for group in groups]
-        transfers = list(_runs(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window, whole,
-                               apart=steps(plan.layer)[2]))
+        transfers = list(row_transfers(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window,
+                                       whole, apart=steps(plan.layer)[2]))
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
@@ -266,47 +266,6 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
                 wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last),
                 wait_stores=wait if digit == 0 and k == 0 else 0))
     state.residual_loads += 1
-
-
-def _runs(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0):
-    """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on.
-
-    Rows are counted, and brought, in steps of `step` rows of the tensor.
-
-    span : (first, end, rows above the map that row 0 is);  apart : from one slice's rows to the next's
-    """
-    row0, row1, above = span
-    first_col, window_size = window
-    rows = row1 - row0
-    row_beats = window_size // config.words_per_beat * config.beats_per_word
-    row0 = row0 * step - above
-    if whole and step == 1 and tensor.contiguous:
-        own_pages = pages(apart * row_beats)
-        for region, offset, count, stride in _equally_spaced([tensor.beat(plane, image, row0, 0) for plane in planes]):
-            yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=stride,
-                       address=address, apart=own_pages)
-            address += count * rows * row_beats
-    else:
-        for plane in planes:
-            region, offset = tensor.beat(plane, image, row0, first_col)
-            stride = step * tensor.row_stride(plane)
-            yield dict(region=REGION[region], offset=offset, beats=row_beats, segments=rows, stride=stride, address=address,
-                       apart=pages(apart * stride))
-            address += rows * row_beats
-
-
-def _equally_spaced(places):
-    """(region, first offset, count, step) runs of a list of (region, offset); offsets of a run increase."""
-    start = 0
-    while start < len(places):
-        region, first = places[start]
-        end, step = start + 1, 1
-        if end < len(places) and places[end][0] == region and places[end][1] > first:
-            step = places[end][1] - first
-            while end < len(places) and places[end] == (region, first + (end - start) * step):
-                end += 1
-        yield region, first, end - start, step
-        start = end
 
 
 def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> None:
