@@ -2,9 +2,9 @@
 
     python -m esbhw.equivalence ENGINE [ENGINE.json ...] [--out FILE.json]
 
-Only shared modules (target.py) differ between targets; all other modules must be equal word for word. Each shared module
-is proven by itself, with the shared modules inside it cut out, so that what they take becomes an output and what they
-give an input. Both versions have the same registers by name. Yosys proves for each register, and each row of an adder,
+A module that is equal word for word for both targets needs no proof; each other one, the engine's own and the shared
+ones (target.py), is proven by itself. The modules inside it are cut out, so that what they take becomes an output and what
+they give an input. Both versions have the same registers by name. Yosys proves for each register, and each row of an adder,
 that its next value is the same function of inputs and registers (equiv_make, equiv_simple), with the models of LUT6_2,
 CARRY8 and RAM32M16 that Yosys ships. Equal registers at the start then stay equal for good. LUT RAM is proven over all
 inputs of three cycles from the empty memory (write, write or read, read), not by induction.
@@ -60,6 +60,7 @@ equiv_status -assert"""
 # A RAM block's words have no names of their own. From empty memories, whatever is written and read in MEMORY_CYCLES.
 MEMORY_CYCLES = 3
 RAM_BITS = 14  # of a RAM32M16
+PROVEN, EQUAL = "proven", "equal text"
 BY_CYCLES = f"""miter -equiv -flatten -make_outputs gold gate miter
 hierarchy -top miter
 sat -verify -set-init-zero -seq {MEMORY_CYCLES} -prove trigger 0 miter"""
@@ -79,7 +80,7 @@ def prove(config: EngineConfig, target: str = "xilinx", progress=None, known: se
 
     Returns
     -------
-    list of (module, "equal text", "proven" or, for a wide LUT RAM, "proven at 14 bits")
+    list of (module, "equal text", "proven" or, for LUT RAM, "proven at 14 bits")
 
     Raises
     ------
@@ -88,59 +89,106 @@ def prove(config: EngineConfig, target: str = "xilinx", progress=None, known: se
     esbhw.yosys.YosysError
         if there is no Yosys.
     """
-    plain, special = Target("generic"), Target(target)
-    if _renumbered(elaborate_top(config, plain)) != _renumbered(elaborate_top(config, special)):
-        raise NotEqual("the engine's own modules depend on the target, where only shared modules may")
+    plain, special = (_all_modules(config, Target(name)) for name in ("generic", target))
+    if plain.keys() != special.keys():
+        raise NotEqual(f"the targets differ in modules: {', '.join(sorted(plain.keys() ^ special.keys()))}")
     known = set() if known is None else known
-    results, done = [], set()
-    while len(done) < len(plain.definitions):
-        for name in [*plain.definitions]:
-            if name in done:
-                continue
-            done.add(name)
-            begun = time.monotonic()
-            component = _narrowed(plain.definitions[name])
-            how = "proven" if component is plain.definitions[name] else f"proven at {component.width} bits"
-            gold, gate = (_text(component, label, target) for target, label in ((plain, "gold"), (special, "gate")))
-            if gold == gate.replace("gate", "gold"):
-                results.append((name, "equal text"))
-                continue
-            if (gold, gate) not in known:
-                _prove(name, component, plain, gold, gate)
-                known.add((gold, gate))
-            results.append((name, how))
+    results = []
+    for name, (gold, how) in plain.items():
+        gate, begun = special[name][0], time.monotonic()
+        if gold == gate:
+            how = EQUAL
+        elif (gold, gate) not in known:
+            stubs = [_stub(child, body) for child, (body, _) in plain.items() if f"cell {child} " in gold]
+            prove_module(name, gold, gate, stubs, memory=how != PROVEN)
+            known.add((gold, gate))
             if progress:
                 progress(name, time.monotonic() - begun)
+        results.append((name.removeprefix("\\"), how))
     return results
 
 
-def _renumbered(text: str) -> str:
-    """With the numbers that Amaranth gives to ports between modules counted anew, in the order of the text."""
-    numbers = {}
-    return re.sub(r"\\port\$(\d+)\$", lambda match: f"\\port${numbers.setdefault(match[1], len(numbers))}$", text)
+def _all_modules(config: EngineConfig, target: Target) -> dict:
+    """Module name -> (its RTLIL, how it is proven where the targets differ)."""
+    modules = {name: (body, PROVEN) for name, body in rtlil_modules(elaborate_top(config, target)).items()}
+    done = set()
+    while len(done) < len(target.definitions):
+        for name in [*target.definitions]:
+            if name not in done:
+                done.add(name)
+                component, how = _narrowed(target.definitions[name])
+                modules[f"\\{name}"] = shared_module(component, name, target), how
+    return modules
 
 
-def _text(component, label: str, target: Target) -> str:
-    return back_rtlil.convert(component, name=label, platform=target, emit_src=False)
+def shared_module(component, name: str, target: Target) -> str:
+    """RTLIL of a component's module from its header on to its end, modules of its own behind it."""
+    modules = rtlil_modules(back_rtlil.convert(component, name=name, platform=target, emit_src=False))
+    top = modules.pop(f"\\{name}")
+    return top + "".join(f"end\nmodule {inner}\n{body}" for inner, body in modules.items())
 
 
-def _narrowed(component):
-    """A wide LUT RAM is many RAM32M16 side by side: one of them, or two ports, stand for all."""
+def rtlil_modules(text: str) -> dict:
+    """Module name -> its RTLIL. Numbers that Amaranth puts behind names count anew in each module, by their order.
+
+    Signals of one name are told apart by numbers that depend on all signals before them. Ports are renamed in the cells
+    that instantiate them, too. Wrong names could only fail a proof: two registers that are no pair have unlike inputs.
+    """
+    names = _counted(re.findall(r"^module (\S+\$\d+)$", text, re.MULTILINE))
+    text = re.sub(r"(?m)^(module|  cell) (\S+)", lambda line: f"{line[1]} {names.get(line[2], line[2])}", text)
+    modules = {found[1]: found[2] for found in MODULE.finditer(text)}
+    ports = {name: _counted(re.findall(PORT, body, re.MULTILINE), "port") for name, body in modules.items()}
+
+    def cell(found):
+        renamed = ports.get(found[1], {})
+        return re.sub(r"(?m)^(    connect )(\S+)", lambda line: line[1] + renamed.get(line[2], line[2]), found[0])
+
+    result = {}
+    for name, body in modules.items():
+        body = re.sub(r"(?ms)^  cell (\S+) .*?^  end$", cell, body)
+        names = {**_counted({*re.findall(NUMBERED, body)} - {*ports[name]}), **ports[name]}
+        result[name] = re.sub(NUMBERED, lambda found, names=names: names[found[0]], body)
+    return result
+
+
+MODULE = re.compile(r"^module (\S+)\n(.*?)^end$", re.MULTILINE | re.DOTALL)
+PORT = r"^  wire [^\n]*\b(?:input|output|inout) \d+ (?:signed )?(\S+)$"
+NUMBERED = r"\\[^\s$]+\$\d[\d$]*"
+
+
+def _counted(names, kind: str = "") -> dict:
+    """Name with Amaranth's number -> name with a count of those of the same name."""
+    counts, result = {}, {}
+    for name in sorted((name for name in names if "$" in name), key=_number):
+        word = name.split("$")[0]
+        counts[word] = counts.get(word, 0) + 1
+        result[name] = f"{word}~{kind}{counts[word]}"
+    return result
+
+
+def _number(name: str) -> tuple:
+    word, *numbers = name.split("$")
+    return word, *map(int, numbers)
+
+
+def _narrowed(component) -> tuple:
+    """(component, how it is proven): a wide LUT RAM is many RAM32M16 side by side, so one, or two ports, stand for all."""
+    if not isinstance(component, (LutRam, LutRamPorts)):
+        return component, PROVEN
     if isinstance(component, LutRam) and component.width > RAM_BITS:
-        return LutRam(RAM_BITS)
-    if isinstance(component, LutRamPorts) and component.ports > 2:
-        return LutRamPorts(component.width, 2)
-    return component
+        component = LutRam(RAM_BITS)
+    elif component.ports > 2:
+        component = LutRamPorts(component.width, 2)
+    return component, f"proven at {component.width} bits"
 
 
-def _prove(name: str, component, target: Target, gold: str, gate: str) -> None:
-    inside = sorted(set(re.findall(r"^  cell \\(\w+) ", gold, re.MULTILINE)) & set(target.definitions))
+def prove_module(name: str, gold: str, gate: str, stubs: tuple | list = (), memory: bool = False) -> None:
+    """`gold` and `gate` lack their first and last line; `stubs` are whole."""
     with tempfile.TemporaryDirectory(prefix="equivalence-", dir=Path.cwd()) as folder:
         folder = Path(folder)
-        (folder / "gold.il").write_text(gold)
-        (folder / "gate.il").write_text(gate)
-        (folder / "stubs.il").write_text("".join(_stub(child, target) for child in inside) or "# none\n")
-        memory = isinstance(component, (LutRam, LutRamPorts))
+        (folder / "gold.il").write_text(f"module \\gold\n{gold}end\n")
+        (folder / "gate.il").write_text(f"module \\gate\n{gate}end\n")
+        (folder / "stubs.il").write_text("".join(stubs) or "# none\n")
         (folder / "prove.ys").write_text(PROOF.format(method=BY_CYCLES if memory else BY_REGISTERS))
         try:
             yosys.require().run("prove.ys", folder)
@@ -148,11 +196,10 @@ def _prove(name: str, component, target: Target, gold: str, gate: str) -> None:
             raise NotEqual(f"module {name} is not proven equal: {error}") from None
 
 
-def _stub(name: str, target: Target) -> str:
-    text = _text(target.definitions[name], name, Target(target.name))
-    body = re.search(rf"^module \\{name}\n.*?^end$", text, re.MULTILINE | re.DOTALL).group(0)
+def _stub(name: str, body: str) -> str:
+    """A module of ports alone, for a cell that is cut out."""
     ports = re.findall(r"^  wire [^\n]*\b(?:input|output) \d+ [^\n]*$", body, re.MULTILINE)
-    return "attribute \\blackbox 1\nmodule \\{}\n{}\nend\n".format(name, "\n".join(ports))
+    return "attribute \\blackbox 1\nmodule {}\n{}\nend\n".format(name, "\n".join(ports))
 
 
 def main() -> int:
@@ -166,11 +213,13 @@ def main() -> int:
         print(f"{name}:", file=sys.stderr)
         found = prove(engine(name), progress=lambda module, seconds: print(f"  {module} {seconds:.0f} s", file=sys.stderr),
                       known=known)
-        record[name] = {"modules": dict(found), "seconds": round(time.monotonic() - begun)}
-    content = {"command": f"python -m esbhw.equivalence {' '.join(arguments.engines)}",
-               "yosys": yosys.require().version, "engines": record}
-    if arguments.out:
-        write_json(Path(arguments.out), content)
+        record[name] = {"configuration": f"{engine(name).hash:016x}", "equal text": sum(how == EQUAL for _, how in found),
+                        **{module: how for module, how in found if how != EQUAL},
+                        "seconds": round(time.monotonic() - begun)}
+        content = {"command": f"python -m esbhw.equivalence {' '.join(arguments.engines)}",
+                   "yosys": yosys.require().version, "engines": record}
+        if arguments.out:
+            write_json(Path(arguments.out), content)
     print(json.dumps(content, indent=2))
     return 0
 
