@@ -10,6 +10,7 @@ from amaranth.back import rtlil as back_rtlil
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.files import write_json, write_whole
 from esbhw import ipxact, to_verilog
+from esbhw.cache import elaborated
 from esbhw.engine.engine import Engine
 from esbhw.interfaces import CLOCK, attributes
 from esbhw.manifest import manifest
@@ -36,8 +37,11 @@ WAIVED = {
 @lru_cache(maxsize=4)
 def rtlil(config: EngineConfig, target: str = "generic") -> str:
     """The engine as Yosys RTLIL, hierarchical; what simulation and synthesis start from."""
-    chosen = Target(target)
-    return elaborate_top(config, chosen) + elaborate_definitions(chosen)
+    return elaborated("rtlil", config, target, lambda: _elaborate(config, Target(target)))
+
+
+def _elaborate(config: EngineConfig, target: Target) -> str:
+    return elaborate_top(config, target) + elaborate_definitions(target)
 
 
 def elaborate_top(config: EngineConfig, target: Target) -> str:
@@ -64,8 +68,11 @@ def verilog(config: EngineConfig, target: str = "generic") -> str:
 
     Modules have the prefix and the top the name config.module_name; see esbhw.names.
     """
-    text = _attributed(readable(rtlil(config, target), TOP, config.module_name), config)
-    return header(config, target) + to_verilog.registers_named(to_verilog.verilog(text, config.module_name))
+    def convert():
+        text = _attributed(readable(rtlil(config, target), TOP, config.module_name), config)
+        return to_verilog.registers_named(to_verilog.verilog(text, config.module_name))
+
+    return header(config, target) + elaborated(f"verilog by {to_verilog.version()}", config, target, convert)
 
 
 def header(config: EngineConfig, target: str) -> str:

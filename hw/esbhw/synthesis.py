@@ -20,7 +20,6 @@ synthesized again. Each module starts from the same state of Yosys, so counts do
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 import time
@@ -32,6 +31,7 @@ from pathlib import Path
 from esbflow.engine_config import EngineConfig
 from esbflow.errors import UserError
 from esbhw import yosys
+from esbhw.cache import cache_folder
 from esbhw.generate import TOP, rtlil
 from esbhw.netlist import Netlist, lut6_2_pairs
 
@@ -356,11 +356,3 @@ def _resources(cells: Counter) -> Resources:
         elif kind not in FREE:
             raise SynthesisError(f"Yosys used a {kind}, whose cost is not in the table; add it in {__name__}")
     return Resources(**counts)
-
-
-def cache_folder() -> Path:
-    """$ESBFLOW_CACHE, or build/cache of the checkout this package lies in (else of the current folder)."""
-    if os.environ.get("ESBFLOW_CACHE"):
-        return Path(os.environ["ESBFLOW_CACHE"])
-    checkout = Path(__file__).parents[2]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "build" / "cache"

@@ -5,8 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 
+from esbhw import yosys
 from esbhw.yosys import YosysError
 
 READABLE = ("hierarchy -top {top}", "proc", "opt_expr", "opt_clean", "memory_collect",
@@ -56,13 +59,31 @@ def registers_named(verilog: str) -> str:
     return re.sub(r"^module .*?^endmodule", named, verilog, flags=re.MULTILINE | re.DOTALL)
 
 
-def convert(rtlil: str, passes) -> str:
-    """What the passes print (`write_verilog` does) after RTLIL text has been read. Raises as `verilog` does."""
+def convert(rtlil: str, passes, native: bool = False) -> str:
+    """What the passes print (`write_verilog` does) after RTLIL text has been read. Raises as `verilog` does.
+
+    `native` takes half the time where `pyosys` is installed. It is for what only tools read: files that users get come from
+    the same Yosys everywhere.
+    """
+    tool = yosys.find() if native else None
+    if tool and tool.package == "pyosys":
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "design.il").write_text(rtlil)
+            script = ["read_rtlil design.il", *passes[:-1], f"{passes[-1]} design.v", ""]
+            Path(folder, "convert.ys").write_text("\n".join(script))
+            tool.run("convert.ys", Path(folder))
+            return Path(folder, "design.v").read_text()
     script = "\n".join([f"read_rtlil <<rtlil\n{rtlil}\nrtlil", *passes, ""])
     result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, capture_output=True, check=False)
     if result.returncode or "\nmodule " not in "\n" + result.stdout:
         raise YosysError("\n".join((result.stderr or result.stdout).strip().splitlines()[-6:]))
     return result.stdout
+
+
+@lru_cache
+def version() -> str:
+    """What `verilog` converts with; engine.v's text depends on it. Raises as `verilog` does."""
+    return subprocess.run([*_yosys(), "-V"], text=True, capture_output=True, check=False).stdout.strip()
 
 
 @lru_cache

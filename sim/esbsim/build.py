@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from esbhw.cache import cache_folder
 from esbsim import toolchain
 from esbsim.toolchain import BuildError
 
@@ -34,16 +35,10 @@ FAST = ("-O2", "-ftree-slp-vectorize")
 LARGE = ("--output-split", "40000", "--output-split-cfuncs", "3000")
 """For designs whose functions would be too long for the C++ compiler, which takes more than twice as long for twice the
 length; few files, since each takes seconds to read the headers. Verilator takes the last of equal options."""
+SHORT = 100_000
+"""Bytes of a file that is compiled together with other short ones."""
 SLOW = ("-O0",)
 """For what runs once: Verilator names these files so, and they are more than half of the code."""
-
-
-def cache_folder() -> Path:
-    """$ESBFLOW_CACHE, or build/cache of the checkout this package lies in (else of the current folder)."""
-    if os.environ.get("ESBFLOW_CACHE"):
-        return Path(os.environ["ESBFLOW_CACHE"])
-    checkout = HERE.parents[1]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "build" / "cache"
 
 
 def build(text: str, top: str = "esb_engine", cache_dir: str | Path | None = None, trace: bool = False,
@@ -149,9 +144,7 @@ def _build(text, top, work, folder, library, trace, random, harness, large):
     progress("compile")
     include = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}", f"-I{work / 'generated'}"]
     defines = [f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}", "-DVM_COVERAGE=0", "-DVM_SC=0"]
-    # Largest first: the last file to finish decides when we are done.
-    sources = sorted((work / "generated").glob("*.cpp"), key=lambda path: -path.stat().st_size)
-    sources.insert(0, work / harness[0])
+    sources = _joined(work, [work / harness[0], *sorted((work / "generated").glob("*.cpp"))])
     compiler, _ = toolchain.compiler()
 
     def compile_one(source):
@@ -169,6 +162,19 @@ def _build(text, top, work, folder, library, trace, random, harness, large):
     _hash_file(library).write_text(hashlib.sha256(unfinished.read_bytes()).hexdigest())
     os.replace(unfinished, library)
     progress.done()
+
+
+def _joined(work: Path, sources: list) -> list:
+    """Files to compile, the largest first: the last one to finish decides when all are done.
+
+    Reading the headers takes 2 s for each file, so short ones become one: of what runs each cycle, and of what runs once.
+    """
+    short = [path for path in sources if path.stat().st_size < SHORT]
+    for name, once in (("short.cpp", False), ("shortSlow.cpp", True)):
+        parts = [path for path in short if path.stem.endswith("Slow") == once]
+        (work / name).write_text("".join(f'#include "{path.relative_to(work)}"\n' for path in parts))
+    long = sorted((path for path in sources if path not in short), key=lambda path: -path.stat().st_size)
+    return [*long, work / "short.cpp", work / "shortSlow.cpp"]
 
 
 def _runtime_objects(folder, root, include, defines, trace):

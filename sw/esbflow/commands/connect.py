@@ -20,8 +20,8 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
         transport = SerialTransport(_simulated_pins(config) if port == "simulated" else SerialPort(port))
         return Engine(Recorder(transport, record) if record else transport)
     if overlay is None:
+        from esbhw.cache import cache_folder
         from esbsim.board import board, write_overlay  # importing it makes the simulated board PYNQ's device
-        from esbsim.build import cache_folder
 
         board().trace = waves
         overlay = write_overlay(config, cache_folder() / "overlay" / f"{config.hash:016x}")
