@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "esbflow needs Python 3.10 to 3.12, and $(PYTHON) is %d.%d; set PYTHON=..." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,saliency,hw,sim,report,interchange,test]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,saliency,hw,sim,report,interchange,test,docs]'
 	@touch $@
 
 # g++ compiles the simulator, Icarus runs the benches, and tclsh the steps of the Vivado flow. They are installed only when missing, and only when allowed.
@@ -52,8 +52,10 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Writes the generated pages, then the site: build/site/index.html. Any warning, a link that leads nowhere too, is an error.
 docs: setup
 	$(BIN)/python -m esbhw.document
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # BOARD: docs/hardware.md lists them; ulx3s needs pip packages alone. ARGUMENTS=--dry-run writes every file only.
 BOARD ?= zcu102

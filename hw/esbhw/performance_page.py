@@ -150,9 +150,10 @@ def _published_table(records: dict) -> str:
 
 def _depth_section(records: dict) -> str:
     bar = (f"The planning clock asks for at most {logic_depth.MAX_LEVELS} levels and {logic_depth.MAX_CARRY} carry bits on "
-           "every path. A path belongs to the block that it ends in. The paths themselves, register by register, are in "
+           "every path; a cell is levels / carry bits. A path belongs to the block that it ends in. The paths themselves, "
+           "register by register, are in "
            f"[results/{ENGINES_FILE}](results/{ENGINES_FILE}) and in what `esbflow rtl --report` prints.")
-    lines = ["## Longest paths, levels / carry bits", "", bar, "", f"| block | {' | '.join(records)} |",
+    lines = ["## Longest paths", "", bar, "", f"| block | {' | '.join(records)} |",
              "|---|" + "---:|" * len(records)]
     blocks = dict.fromkeys(block for r in records.values() for block in r["depth"])
     for block in blocks:

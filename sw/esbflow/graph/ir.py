@@ -52,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Input(Node):
-    """uint8 image (c, h, w) -> table[c][value], a code of 8 bits or fewer where code 0 is real zero."""
+    """uint8 image (c, h, w) -> `table[c][value]`, a code of 8 bits or fewer where code 0 is real zero."""
 
     table: np.ndarray = LATER  # int64 (c, 256)
 
