@@ -11,6 +11,7 @@ from esbflow.engines import ENGINES
 from esbflow.files import write_json, write_whole
 from esbhw import ecp5_flow, vivado_flow
 from esbhw.boards import Board
+from esbhw.engine.two_clocks import check_mhz
 from esbhw.flow_error import FlowError
 from esbhw.performance import is_of
 
@@ -19,17 +20,25 @@ RECORDS = Path(__file__).parents[2] / "docs" / "results" / "engines.json"
 KINDS = {"lut": "LUTs", "ff": "flip-flops", "bram": "block RAMs"}
 
 
-def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | None = None) -> tuple:
+def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | None = None,
+            compute_mhz: int | None = None) -> tuple:
     """Write every file that the board's tools need. Returns (the configuration at the board's clock, paths).
+
+    With `compute_mhz` the engine's arrays have a clock of their own, and `clock_mhz` is that of its buses.
 
     Raises
     ------
     FlowError
-        if the engine is known to be larger than the part, by how much, with the largest engine that fits.
+        if the engine is known to be larger than the part, by how much, with the largest engine that fits; or if the board
+        has no second clock.
     """
+    if compute_mhz and board.flow != "vivado":
+        raise FlowError(f"{board.title} has one clock; leave --compute-clock out, or build for a board with a processor")
+    check_mhz(compute_mhz)
     config = replace(config, clock_mhz=clock_mhz or board.clock_mhz)
     check_size(config, board)
-    return config, FLOWS[board.flow].prepare(config, board, folder)
+    second = {"compute_mhz": compute_mhz} if compute_mhz else {}
+    return config, FLOWS[board.flow].prepare(config, board, folder, **second)
 
 
 def check_size(config: EngineConfig, board: Board) -> None:
@@ -67,7 +76,8 @@ def _excess(known: dict, board: Board) -> list:
             if needed[kind] > getattr(board.device, kind)]
 
 
-def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: int | None = None, say=print) -> dict:
+def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: int | None = None, say=print,
+          compute_mhz: int | None = None) -> dict:
     """Prepare in `work`, run the tools, and publish into `out`/BOARD/NAME, which appears whole or not at all.
 
     Returns
@@ -82,12 +92,13 @@ def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: 
     """
     if board.flow == "vivado":
         vivado_flow.find_vivado()
-    config, _ = prepare(config, board, work, clock_mhz)
+    config, _ = prepare(config, board, work, clock_mhz, compute_mhz)
     figures = FLOWS[board.flow].run(config, board, work, say)
-    return figures | {"folder": str(publish(config, board, work, out, figures))}
+    return figures | {"folder": str(publish(config, board, work, out, figures, compute_mhz))}
 
 
-def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: dict) -> Path:
+def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: dict,
+            compute_mhz: int | None = None) -> Path:
     """Copy .bit, .hwh (if there is one) and .json with one stem, figures and README into a new folder, then rename it."""
     target = Path(out) / board.name / config.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,19 +111,21 @@ def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: 
                 shutil.copy(source, new)
         shutil.copy(Path(work) / "engine.json", new / f"{config.name}.json")
         write_json(new / "figures.json", figures)
-        write_whole(new / "README.md", readme(config, board, figures))
+        write_whole(new / "README.md", readme(config, board, figures, compute_mhz))
         if target.exists():
             target.rename(Path(staging) / "old")
         new.rename(target)
     return target
 
 
-def readme(config: EngineConfig, board: Board, figures: dict) -> str:
+def readme(config: EngineConfig, board: Board, figures: dict, compute_mhz: int | None = None) -> str:
     """How a published bitstream was made."""
+    option = f" ARGUMENTS='--compute-clock {compute_mhz}'" if compute_mhz else ""
+    second = f", compute clock {compute_mhz} MHz" if compute_mhz else ""
     rows = "".join(f"| {name} | {value} |\n" for name, value in figures.items() if not isinstance(value, list))
     path = "".join(f"| {block} | {logic} | {wires} |\n" for block, logic, wires in figures.get("critical_path", ()))
     text = (f"# {config.name} on {board.title}\n\n"
-            f"Made by `make bitstream BOARD={board.name} ENGINE={config.name}`, part {board.part}, configuration "
-            f"{config.hash:016x}, clock {config.clock_mhz} MHz.\n\n| figure | value |\n|---|---:|\n{rows}")
+            f"Made by `make bitstream BOARD={board.name} ENGINE={config.name}{option}`, part {board.part}, configuration "
+            f"{config.hash:016x}, clock {config.clock_mhz} MHz{second}.\n\n| figure | value |\n|---|---:|\n{rows}")
     head = "\nCritical path, by block:\n\n| block | ns of logic | ns of wires |\n|---|---:|---:|\n"
     return text + (head + path if path else "")

@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 from esbflow.engine_config import EngineConfig
 from esbflow.registers import ADDRESS_BITS, REGISTERS, vlnv
 from esbhw.boards import BOARDS, Board, port_number, with_ports
-from esbhw.interfaces import AXIMM, SLAVE, masters
+from esbhw.interfaces import AXIMM, COMPUTE_CLOCK, SLAVE, masters
 from esbhw.ipxact import parameters as engine_parameters
 
 ENGINE, ENGINE_RANGE = "esb_engine_0", 1 << ADDRESS_BITS
@@ -22,14 +22,17 @@ _ARCHITECTURE = {"zynq_ultra_ps_e": "zynquplus", "processing_system7": "zynq"}
 _VERSION = {"zynq_ultra_ps_e": "3.4", "processing_system7": "5.5"}  # stands for whichever Vivado has
 
 
-def hwh(config: EngineConfig, board: Board = BOARDS["zcu102"]) -> str:
+def hwh(config: EngineConfig, board: Board = BOARDS["zcu102"], compute_mhz: int | None = None) -> str:
     """The .hwh text for one engine at its stated clock on a board with a processor.
+
+    `compute_mhz` : of the engine's compute clock, the processor's second fabric clock, if it has one of its own.
 
     >>> "esb_engine_0" in hwh(EngineConfig("tiny", rows=4, cols=4))
     True
     """
     board = with_ports(board, len(masters(config)))
-    modules = "".join((_engine(config, board), _controller(board), _processing_system(config, board)))
+    modules = "".join((_engine(config, board, compute_mhz), _controller(board),
+                       _processing_system(config, board, compute_mhz)))
     device, _, rest = board.part.partition("-")
     return (
         '<?xml version="1.0" encoding="UTF-8" standalone="no"?>\n'
@@ -82,7 +85,7 @@ def _properties(**values):
     return "".join(_element("PROPERTY", NAME=name, VALUE=value) for name, value in values.items())
 
 
-def _engine(config, board):
+def _engine(config, board, compute_mhz):
     def field(register, name, low, width):
         return _element("FIELD", _properties(DESCRIPTION=f"{name} of {register.name}", BIT_OFFSET=low, BIT_WIDTH=width,
                                              ACCESS=register.access), NAME=name)
@@ -94,15 +97,18 @@ def _engine(config, board):
         for register in REGISTERS.values())
     block = _element("ADDRESSBLOCK", _element("REGISTERS", registers), ACCESS="", INTERFACE=SLAVE, NAME="reg0",
                      RANGE=ENGINE_RANGE, USAGE="register")
-    parameters = engine_parameters(config) | {"C_S_AXI_ADDR_WIDTH": ADDRESS_BITS}
+    parameters = engine_parameters(config, compute_mhz) | {"C_S_AXI_ADDR_WIDTH": ADDRESS_BITS}
     ports = list(zip(masters(config), board.memory_ports))
     buses = _bus(SLAVE, "SLAVE", _register_bus(board)) + "".join(
         _bus(master, "MASTER", f"ps_{port}", 128) for master, port in ports)
     ranges = "".join(_range(_ps(board), base, size, master, port, "MEMORY", f"{port}_DDR{i}")
                      for master, port in ports for i, (base, size) in enumerate(board.memory))
     memory = _element("MEMORYMAP", ranges) + _element("PERIPHERALS", _element("PERIPHERAL", INSTANCE=_ps(board)))
-    return _module(ENGINE, vlnv(config), parameters, _interrupt("irq", "O", CONTROLLER, "intr", SENSITIVITY="LEVEL_HIGH"),
-                   buses, blocks=_element("ADDRESSBLOCKS", block), memory=memory)
+    pins = _interrupt("irq", "O", CONTROLLER, "intr", SENSITIVITY="LEVEL_HIGH")
+    if compute_mhz:
+        pins += _element("PORT", CLKFREQUENCY=compute_mhz * 1_000_000, DIR="I", NAME=COMPUTE_CLOCK, SIGIS="clk",
+                         SIGNAME=f"{_ps(board)}_clock_1")
+    return _module(ENGINE, vlnv(config), parameters, pins, buses, blocks=_element("ADDRESSBLOCKS", block), memory=memory)
 
 
 def _controller(board):
@@ -112,23 +118,24 @@ def _controller(board):
                    _bus(SLAVE, "SLAVE", _register_bus(board)))
 
 
-def _clocks(config, board):
+def _clocks(config, board, compute_mhz):
     """Parameters of the four fabric clocks; PYNQ's parser wants all of them."""
     parameters, pll = {}, IO_PLL_MHZ[board.processor]
+    used = {0: config.clock_mhz, **({1: compute_mhz} if compute_mhz else {})}
     for clock in range(4):
-        divisor = max(1.5, pll / config.clock_mhz) if clock == 0 else 15
+        divisor = max(1.5, pll / used[clock]) if clock in used else 15
         second = ceil(divisor / 63)  # each divides by 1 to 63
         first = round(divisor / second)
         mhz = pll / (first * second)
         if board.processor == "processing_system7":
             parameters.update({
-                f"PCW_FPGA_FCLK{clock}_ENABLE": int(clock == 0), f"PCW_FCLK{clock}_PERIPHERAL_DIVISOR0": first,
+                f"PCW_FPGA_FCLK{clock}_ENABLE": int(clock in used), f"PCW_FCLK{clock}_PERIPHERAL_DIVISOR0": first,
                 f"PCW_FCLK{clock}_PERIPHERAL_DIVISOR1": second, f"PCW_FCLK{clock}_PERIPHERAL_CLKSRC": "IO PLL",
                 f"PCW_ACT_FPGA{clock}_PERIPHERAL_FREQMHZ": mhz})
         else:
             prefix = f"PSU__CRL_APB__PL{clock}_REF_CTRL__"
             parameters.update({
-                f"PSU__FPGA_PL{clock}_ENABLE": int(clock == 0), f"{prefix}DIVISOR0": first, f"{prefix}DIVISOR1": second,
+                f"PSU__FPGA_PL{clock}_ENABLE": int(clock in used), f"{prefix}DIVISOR0": first, f"{prefix}DIVISOR1": second,
                 f"{prefix}SRCSEL": "IOPLL", f"{prefix}ACT_FREQMHZ": mhz})
     return parameters
 
@@ -142,8 +149,8 @@ def port_widths(board: Board) -> dict:
             for prefix in ("PSU__SAXIGP", "C_SAXIGP") for port in board.memory_ports}
 
 
-def _processing_system(config, board):
-    parameters = {"C_MAXIGP0_DATA_WIDTH": 32, **port_widths(board), **_clocks(config, board)}
+def _processing_system(config, board, compute_mhz):
+    parameters = {"C_MAXIGP0_DATA_WIDTH": 32, **port_widths(board), **_clocks(config, board, compute_mhz)}
     places = ((ENGINE, board.registers, ENGINE_RANGE), (CONTROLLER, board.controller, CONTROLLER_RANGE))
     ranges = "".join(_range(name, base, size, board.register_port, SLAVE, "REGISTER") for name, base, size in places)
     memory = _element("MEMORYMAP", ranges) + _element(

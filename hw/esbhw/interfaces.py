@@ -15,6 +15,8 @@ SLAVE = "s_axi"
 MASTERS = ("m_axi_program", "m_axi_weights", "m_axi_activations")
 """Of an engine with one port for weights and one for activations."""
 CLOCK, RESET, INTERRUPT = "ap_clk", "ap_rst_n", "irq"
+COMPUTE_CLOCK = "compute_clk"
+"""Of an engine with two clocks (esbhw.engine.two_clocks); all buses, the reset and the interrupt are in CLOCK."""
 AXIMM = "xilinx.com:interface:aximm:1.0"
 SIGNALS = "xilinx.com:signal:{}:1.0"
 
@@ -44,8 +46,8 @@ def masters(config: EngineConfig) -> tuple:
     return (*MASTERS, *weight_masters(config)[1:], *activation_masters(config)[1:])
 
 
-def interfaces(config: EngineConfig) -> list:
-    """Every interface of an engine."""
+def interfaces(config: EngineConfig, two_clocks: bool = False) -> list:
+    """Every interface of an engine; with `two_clocks` a compute clock that belongs to none of the others."""
     names = masters(config)
     signatures = [(SLAVE, "slave", [lite_signature()])] + [(name, "master", [read_signature()]) for name in names]
     for name, _, parts in signatures:
@@ -63,6 +65,8 @@ def interfaces(config: EngineConfig) -> list:
         Interface(RESET, "slave", SIGNALS.format("reset"), {"RST": Port(RESET, "in")}, {"POLARITY": "ACTIVE_LOW"}),
         Interface(INTERRUPT, "master", SIGNALS.format("interrupt"), {"INTERRUPT": Port(INTERRUPT, "out")},
                   {"SENSITIVITY": "LEVEL_HIGH"}),
+        *([Interface(COMPUTE_CLOCK, "slave", SIGNALS.format("clock"), {"CLK": Port(COMPUTE_CLOCK, "in")})] if two_clocks
+          else ()),
     ]
 
 
@@ -78,10 +82,10 @@ def _axi_parameters(mode: str, pins: dict) -> dict:
             "READ_WRITE_MODE": "READ_WRITE" if read and write else "READ_ONLY", "SUPPORTS_NARROW_BURST": 0}
 
 
-def attributes(config: EngineConfig) -> dict:
+def attributes(config: EngineConfig, two_clocks: bool = False) -> dict:
     """{port: [Verilog attributes]} from which Vivado recognises the interfaces of a plain Verilog module."""
     found = {}
-    for interface in interfaces(config):
+    for interface in interfaces(config, two_clocks):
         for i, (logical, port) in enumerate(interface.pins.items()):
             lines = [("X_INTERFACE_INFO", f"{interface.kind} {interface.name} {logical}")]
             if i == 0 and interface.parameters:

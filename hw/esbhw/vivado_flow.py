@@ -14,11 +14,11 @@ from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.errors import BadValue
 from esbflow.files import write_json, write_whole
 from esbflow.registers import ADDRESS_BITS, IP_LIBRARY, IP_VENDOR, IP_VERSION, REGISTERS
-from esbhw import generate, ipxact, vivado_reports
+from esbhw import crossing_constraints, generate, ipxact, vivado_reports
 from esbhw.boards import Board, port_number, with_ports
 from esbhw.flow_error import FlowError
 from esbhw.hwh import ENGINE, hwh, port_widths
-from esbhw.interfaces import SLAVE, masters
+from esbhw.interfaces import CLOCK, COMPUTE_CLOCK, SLAVE, masters
 
 STEPS = ("package.tcl", "design.tcl", "build.tcl")
 SOURCES = Path(__file__).parent / "vivado"
@@ -27,8 +27,10 @@ VERSIONS = "2020.2 to 2024.2"
 DESIGN = "esbflow"
 
 
-def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
+def prepare(config: EngineConfig, board: Board, folder: Path, compute_mhz: int | None = None) -> list:
     """Write everything that Vivado needs into `folder` (made if missing). Returns the paths.
+
+    With `compute_mhz` the engine gets a compute clock of its own, the processor's second fabric clock.
 
     Raises
     ------
@@ -41,18 +43,20 @@ def prepare(config: EngineConfig, board: Board, folder: Path) -> list:
     board = with_ports(board, len(masters(config)))
     folder = Path(folder)
     paths = [write_whole(folder / name, (SOURCES / name).read_text()) for name in STEPS]
-    paths.append(write_whole(folder / "settings.tcl", settings(config, board)))
-    paths += generate.write(config, folder, board.target)
-    paths.append(write_whole(folder / "expected.hwh", hwh(config, board)))
-    paths.append(write_json(folder / "board.json", {"board": board.name, "part": board.part, "clock_mhz": config.clock_mhz}))
+    paths.append(write_whole(folder / "settings.tcl", settings(config, board, compute_mhz)))
+    paths += generate.write(config, folder, board.target, compute_mhz)
+    paths.append(write_whole(folder / "expected.hwh", hwh(config, board, compute_mhz)))
+    paths.append(write_json(folder / "board.json", {"board": board.name, "part": board.part, "clock_mhz": config.clock_mhz,
+                                                     **({"compute_clock_mhz": compute_mhz} if compute_mhz else {})}))
     return paths
 
 
-def settings(config: EngineConfig, board: Board) -> str:
+def settings(config: EngineConfig, board: Board, compute_mhz: int | None = None) -> str:
     """settings.tcl: the array `esb` that the steps read. Paths are relative to the file itself."""
     values = {
         "name": config.name, "module": config.module_name, "hash": f"{config.hash:016x}", "stem": config.name,
-        "revision": ipxact.revision(config), "vendor": IP_VENDOR, "library": IP_LIBRARY, "version": IP_VERSION,
+        "revision": ipxact.revision(config, compute_mhz is not None),
+        "vendor": IP_VENDOR, "library": IP_LIBRARY, "version": IP_VERSION,
         "versions": VERSIONS, "board": board.name, "part": board.part, "licence": board.licence,
         "board_parts": board.board_parts, "processor": board.processor, "design": DESIGN, "cell": ENGINE,
         "slave": SLAVE, "masters": masters(config), "memory_ports": board.memory_ports, "register_port": board.register_port,
@@ -60,8 +64,10 @@ def settings(config: EngineConfig, board: Board) -> str:
         "controller_address": f"0x{board.controller:08X}", "interrupt": board.interrupt, "jobs": 4,
         "saif_scope": f"esbflow_wrapper/esbflow_i/{ENGINE}/inst",
         "registers": [(r.name, f"0x{r.offset:03X}", r.access, r.description, r.fields) for r in REGISTERS.values()],
-        "parameters": [item for pair in ipxact.parameters(config).items() for item in pair],
-        "processor_settings": _processor_settings(config, board), **_processor_pins(board),
+        "parameters": [item for pair in ipxact.parameters(config, compute_mhz).items() for item in pair],
+        "processor_settings": _processor_settings(config, board, compute_mhz), **_processor_pins(board, compute_mhz),
+        "clocks": [CLOCK, COMPUTE_CLOCK] if compute_mhz else [CLOCK],
+        "constraints": [crossing_constraints.FILE] if compute_mhz else [],
     }
     lines = [f"# {config.name} for {board.title}, interface version {INTERFACE_VERSION}; made by: esbflow bitstream --board "
              f"{board.name} --engine ... --dry-run", "set esb(here) [file dirname [file normalize [info script]]]",
@@ -80,12 +86,13 @@ def _tcl(value) -> str:
     return f"{{{text}}}"
 
 
-def _processor_settings(config, board) -> list:
+def _processor_settings(config, board, compute_mhz) -> list:
     if board.processor == "processing_system7":
         given = {"PCW_USE_M_AXI_GP0": 1, **{f"PCW_USE_{port}": 1 for port in board.memory_ports},
                  **{name: bits for name, bits in port_widths(board).items() if name.startswith("PCW")},
                  "PCW_USE_FABRIC_INTERRUPT": 1, "PCW_IRQ_F2P_INTR": 1, "PCW_EN_CLK0_PORT": 1, "PCW_EN_RST0_PORT": 1,
                  "PCW_FPGA0_PERIPHERAL_FREQMHZ": config.clock_mhz}
+        second = {"PCW_FPGA_FCLK1_ENABLE": 1, "PCW_EN_CLK1_PORT": 1, "PCW_FPGA1_PERIPHERAL_FREQMHZ": compute_mhz}
     else:
         ports = [port_number(port) for port in board.memory_ports]
         # The preset switches HPM1 on too; its clock would be unconnected.
@@ -93,14 +100,16 @@ def _processor_settings(config, board) -> list:
                  "PSU__MAXIGP0__DATA_WIDTH": 32, **{f"PSU__USE__S_AXI_GP{n}": 1 for n in ports},
                  **{name: bits for name, bits in port_widths(board).items() if name.startswith("PSU")},
                  "PSU__USE__IRQ0": 1, "PSU__FPGA_PL0_ENABLE": 1, "PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ": config.clock_mhz}
-    return [item for name, value in given.items() for item in (f"CONFIG.{name}", value)]
+        second = {"PSU__FPGA_PL1_ENABLE": 1, "PSU__CRL_APB__PL1_REF_CTRL__FREQMHZ": compute_mhz}
+    return [item for name, value in (given | second if compute_mhz else given).items() for item in (f"CONFIG.{name}", value)]
 
 
-def _processor_pins(board) -> dict:
+def _processor_pins(board, compute_mhz) -> dict:
     ports = [board.register_port, *board.memory_ports]
     if board.processor == "processing_system7":
-        return {"clock_pin": "FCLK_CLK0", "reset_pin": "FCLK_RESET0_N", "clocked_pins": [f"{port}_ACLK" for port in ports]}
-    return {"clock_pin": "pl_clk0", "reset_pin": "pl_resetn0",
+        return {"clock_pin": "FCLK_CLK0", "compute_clock_pin": "FCLK_CLK1" if compute_mhz else "",
+                "reset_pin": "FCLK_RESET0_N", "clocked_pins": [f"{port}_ACLK" for port in ports]}
+    return {"clock_pin": "pl_clk0", "compute_clock_pin": "pl_clk1" if compute_mhz else "", "reset_pin": "pl_resetn0",
             "clocked_pins": [f"{port.replace('_AXI_', 'axi').lower()}_aclk" for port in ports]}
 
 

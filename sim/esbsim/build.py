@@ -17,8 +17,10 @@ from esbsim.toolchain import BuildError
 
 HERE = Path(__file__).parent
 HARNESS = ("harness.cpp", "memory.h")
+TWO_CLOCKS = ("two_clocks.cpp", "two_clocks.h", *HARNESS)
 PINS = ("serial_harness.cpp",)
-"""Harnesses: of an engine's AXI ports, and of the pins of a board with a serial line. The first file is compiled."""
+"""Harnesses: of an engine's AXI ports, of one with a compute clock of its own, and of the pins of a board with a serial
+line. The first file is compiled."""
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 TRACE_RUNTIME = ("verilated_vcd_c.cpp",)
 JOBS = max(1, min(2, os.cpu_count() or 1))
@@ -130,7 +132,7 @@ def _build(text, top, work, folder, library, trace, random, harness, large):
     progress("flatten")
     verilog = text if _is_verilog(text) else toolchain.flatten(text, top, keep_names=trace)
     (work / "design.v").write_text(verilog)
-    if harness is HARNESS:
+    if harness is not PINS:
         (work / "ports.h").write_text(_ports_header(verilog, top, trace))
     for name in harness:
         shutil.copy(HERE / name, work)
@@ -217,7 +219,8 @@ def _ports_header(verilog: str, top: str, trace: bool) -> str:
     names = sorted(readers | writers, key=lambda name: (first.index(name) if name in first else len(first), name))
     def entries(chosen):
         return " ".join(f"X({names.index(name)}, {name})" for name in names if name in chosen)
-    return (f'#include "Vengine.h"\n#define ESB_TOP Vengine\n#define ESB_TRACE {int(trace)}\n'
+    header, name = ("two_clocks.h", "TwoClocks") if "compute_clk" in declared else ("Vengine.h", "Vengine")
+    return (f'#include "{header}"\n#define ESB_TOP {name}\n#define ESB_TRACE {int(trace)}\n'
             f"#define ESB_PORTS(X) {' '.join(f'X({name})' for name in names)}\n"
             f"#define ESB_READ_PORTS(X) {entries(readers)}\n#define ESB_WRITE_PORTS(X) {entries(writers)}\n")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.engine_config import EngineConfig
-from esbsim.build import build
+from esbflow.errors import BadValue
+from esbsim.build import HARNESS, TWO_CLOCKS, build
 from esbsim.simulator import IDEAL, MemoryTiming, Simulator
 from esbsim.waves import Waves, scopes
 
@@ -15,23 +16,29 @@ LARGE_LANES = 2048
 """From so many lanes on, in all slices, an engine's time to build counts for more than its speed."""
 
 
-def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None) -> Path:
+def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | Path | None = None,
+                   two_clocks: bool = False) -> Path:
     """The shared library of a configuration's engine; built on the first call, minutes for the largest.
 
     With `trace` it is made of engine.v as it is, so that waves have its hierarchy and its names. So is a large engine's,
     which builds in a fraction of the time. Others are made of one flat module, which is faster.
+    With `two_clocks` the engine has a compute clock of its own, see Simulator.set_clocks; it writes no waves.
     """
+    if two_clocks:
+        if trace:
+            raise BadValue("an engine with two clocks writes no waves here; trace the engine with one clock")
+        return build(_rtlil(config, True), TOP, cache_dir, harness=TWO_CLOCKS)
     large = config.macs_per_cycle >= LARGE_LANES
     if trace or large:
         return build(_verilog(config), config.module_name, cache_dir, trace=trace, large=large)
-    return build(_rtlil(config), TOP, cache_dir)
+    return build(_rtlil(config, False), TOP, cache_dir, harness=HARNESS)
 
 
 @lru_cache(maxsize=4)
-def _rtlil(config):
+def _rtlil(config, two_clocks):
     from esbhw.generate import rtlil  # here: importing this module should not need Amaranth
 
-    return rtlil(config)
+    return rtlil(config, "generic", two_clocks)
 
 
 @lru_cache(maxsize=4)

@@ -168,6 +168,23 @@ class Simulator:
         self._check()
         return self.interrupt
 
+    def set_clocks(self, bus: int, compute: int, first: int = 0):
+        """Periods of ap_clk and compute_clk in one unit of your choice, and the time from now to compute_clk's first edge.
+
+        Equal and in phase at the start. `cycles` and all latencies stay those of ap_clk. No edge may lie further apart than
+        its period: call it before what it is to change, and reset the engine, as a board's clocks do not change either.
+
+        Raises
+        ------
+        BadValue
+            if a period is below 1, the first edge lies before now, or the library has one clock.
+        """
+        if bus < 1 or compute < 1 or first < 0:
+            raise BadValue(f"periods must be at least 1 and the first edge not negative, not {bus}, {compute} and {first}")
+        if not hasattr(self._library, "esb_set_clocks"):
+            raise BadValue("this engine has one clock; build its library with two_clocks=True")
+        self._call("esb_set_clocks", bus, compute, first)
+
     # -- registers ----------------------------------------------------------------------------------------
     def read(self, address: int) -> int:
         """The 32-bit register at a byte address.
@@ -300,6 +317,8 @@ def _load(path) -> ctypes.CDLL:
     if path not in _LIBRARIES:
         library = ctypes.CDLL(path)
         for name, (result, arguments) in _PROTOTYPES.items():
+            if name in _OPTIONAL and not hasattr(library, name):
+                continue
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         _LIBRARIES[path] = library
@@ -336,4 +355,7 @@ _PROTOTYPES = {
     "esb_wrong_last": (_INT, [_HANDLE, _U32, _U64, _INT]),
     "esb_statistics": (_INT, [_HANDLE, _U32, ctypes.POINTER(_U64)]),
     "esb_trace": (_INT, [_HANDLE, _TEXT, _U64, _U64, _TEXT, _U64]),
+    "esb_set_clocks": (None, [_HANDLE, _U64, _U64, _U64]),
 }
+_OPTIONAL = ("esb_set_clocks",)
+"""Of engines with two clocks."""

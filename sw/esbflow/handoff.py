@@ -32,6 +32,7 @@ class Handoff:
     interrupt: str  # what the engine's irq is connected to
     memory: tuple  # (master, port) pairs
     port_bits: dict
+    compute_mhz: str = ""  # of the engine's compute clock; "" where it has one clock
 
 
 def read(path: str | Path) -> Handoff:
@@ -68,7 +69,7 @@ def read(path: str | Path) -> Handoff:
     return Handoff(
         name, engine.get("VLNV"), parameters.get("HASH", ""), parameters.get("INTERFACE_VERSION", ""), _registers(engine),
         base, int(place.get("HIGHVALUE"), 16) - base + 1, target,
-        tuple(sorted(memory)), widths)
+        tuple(sorted(memory)), widths, parameters.get("COMPUTE_CLOCK_MHZ", ""))
 
 
 def _parameters(module) -> dict:
@@ -88,7 +89,8 @@ def differences(found: Handoff, expected: Handoff) -> list:
     """Sentences, one for each fact in which a .hwh differs from another; none where a driver sees no difference."""
     said = []
     for label, key in (("core", "vlnv"), ("configuration hash", "hash"), ("interface version", "interface_version"),
-                       ("address", "address"), ("interrupt", "interrupt"), ("memory ports", "memory")):
+                       ("compute clock", "compute_mhz"), ("address", "address"), ("interrupt", "interrupt"),
+                       ("memory ports", "memory")):
         one, other = getattr(found, key), getattr(expected, key)
         if one != other:
             said.append(f"{label}: {_text(one)}, expected {_text(other)}")
@@ -134,6 +136,7 @@ def check_overlay(bit: str | Path) -> EngineConfig:
                            f"{INTERFACE_VERSION}; build the bitstream again, or install the matching esbflow")
     wanted = {"core": (found.vlnv, vlnv(config)), "configuration hash": (found.hash, f"{config.hash:016x}"),
               "interface version": (found.interface_version, str(INTERFACE_VERSION)),
+              "compute clock": (found.compute_mhz, str(content.get("compute_clock_mhz", ""))),
               "registers": (found.registers, {register.name: register.offset for register in REGISTERS.values()})}
     said = [f"{label}{'' if label == 'registers' else f' {one or None} and not {other}'}"
             for label, (one, other) in wanted.items() if one != other]

@@ -77,7 +77,7 @@ def test_what_is_kept_is_what_amaranth_gives(monkeypatch, tmp_path):
     generate.rtlil.cache_clear()
     first = generate.rtlil(TINY)
     generate.rtlil.cache_clear()
-    assert generate.rtlil(TINY) == first == generate._elaborate(TINY, generate.Target("generic"))
+    assert generate.rtlil(TINY) == first == generate._elaborate(TINY, generate.Target("generic"), False)
 
 
 def test_every_module_that_an_elaboration_reads_is_a_source():

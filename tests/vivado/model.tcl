@@ -19,6 +19,7 @@ namespace eval model {
     variable known {
         project {board_part ip_repo_paths directory part name target_language}
         fileset {top}
+        file {PROCESSING_ORDER USED_IN}
         core {name version display_name description core_revision ipi_drc vendor library}
         bus {slave_memory_map_ref name}
         busparameter {value name}
@@ -157,6 +158,7 @@ proc create_project {args} {
     close [open [file join $folder $name.xpr] w]
     set model::project [model::make project $name [list directory $folder]]
     model::make fileset sources_1 {files {} top ""}
+    model::make fileset constrs_1 {files {}}
     return $model::project
 }
 proc option_part {arguments} { return [model::option $arguments -part] }
@@ -175,13 +177,17 @@ proc close_project {} {
 proc current_project {} { return [model::must $model::project] }
 proc current_fileset {} { return [model::must fileset|sources_1] }
 proc add_files {args} {
+    model::rest $args {-fileset} {-norecurse}
+    set set [model::must "fileset|[model::option $args -fileset sources_1]"]
     foreach file [lindex $args end] {
         if {![file exists $file]} { model::fail "there is no file $file" }
-        model::put fileset|sources_1 files [concat [model::get fileset|sources_1 files] [list $file]]
+        model::put $set files [concat [model::get $set files] [list $file]]
+        model::make file [file tail $file]
     }
 }
 proc update_compile_order {args} { model::rest $args {-fileset} }
 proc get_files {name} {
+    foreach handle [model::all file] { if {[model::label $handle] eq $name} { return $handle } }
     foreach handle [model::all design] { if {"[model::label $handle].bd" eq $name} { return $handle } }
     model::fail "the project has no file $name"
 }
@@ -352,11 +358,12 @@ proc create_bd_cell {args} {
 proc model::ps_settings {kind} {
     if {$kind eq "processing_system7"} {
         set found {PCW_USE_M_AXI_GP0 PCW_USE_M_AXI_GP1 PCW_USE_FABRIC_INTERRUPT PCW_IRQ_F2P_INTR PCW_EN_CLK0_PORT
-            PCW_EN_RST0_PORT PCW_FPGA0_PERIPHERAL_FREQMHZ}
+            PCW_EN_RST0_PORT PCW_FPGA0_PERIPHERAL_FREQMHZ PCW_EN_CLK1_PORT PCW_FPGA_FCLK1_ENABLE PCW_FPGA1_PERIPHERAL_FREQMHZ}
         for {set i 0} {$i < 4} {incr i} { lappend found PCW_USE_S_AXI_HP$i PCW_S_AXI_HP${i}_DATA_WIDTH }
         return $found
     }
-    set found {PSU__USE__IRQ0 PSU__USE__IRQ1 PSU__FPGA_PL0_ENABLE PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ}
+    set found {PSU__USE__IRQ0 PSU__USE__IRQ1 PSU__FPGA_PL0_ENABLE PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ
+        PSU__FPGA_PL1_ENABLE PSU__CRL_APB__PL1_REF_CTRL__FREQMHZ}
     for {set i 0} {$i < 7} {incr i} { lappend found PSU__USE__S_AXI_GP$i PSU__SAXIGP${i}__DATA_WIDTH }
     for {set i 0} {$i < 3} {incr i} { lappend found PSU__USE__M_AXI_GP$i PSU__MAXIGP${i}__DATA_WIDTH }
     return $found
@@ -393,6 +400,7 @@ proc model::faces {cell} {
                 }
             }
             if {[apply $value $config PSU__FPGA_PL0_ENABLE]} { dict set pins pl_clk0 out; dict set pins pl_resetn0 out }
+            if {[apply $value $config PSU__FPGA_PL1_ENABLE]} { dict set pins pl_clk1 out }
             if {[apply $value $config PSU__USE__IRQ0]} { dict set pins pl_ps_irq0 in }
         }
         processing_system7 {
@@ -407,6 +415,9 @@ proc model::faces {cell} {
                 }
             }
             if {[apply $value $config PCW_EN_CLK0_PORT]} { dict set pins FCLK_CLK0 out }
+            if {[apply $value $config PCW_EN_CLK1_PORT] && [apply $value $config PCW_FPGA_FCLK1_ENABLE]} {
+                dict set pins FCLK_CLK1 out
+            }
             if {[apply $value $config PCW_EN_RST0_PORT]} { dict set pins FCLK_RESET0_N out }
             if {[apply $value $config PCW_USE_FABRIC_INTERRUPT]} { dict set pins IRQ_F2P in }
         }
@@ -423,6 +434,7 @@ proc model::faces {cell} {
                     if {$name eq "s_axi"} { dict set buses s_axi {slave 32 AXI4LITE ap_clk} }
                 }
                 set pins {ap_clk clock ap_rst_n reset irq out}
+                if {[dict exists $entry buses compute_clk]} { dict set pins compute_clk clock }
             } else {
                 set buses [dict get $cores($kind) buses]
                 set pins [dict get $cores($kind) pins]

@@ -20,30 +20,31 @@ from esbhw.flow_error import FlowError
 
 HERE = Path(__file__).parent
 CONFIG = ENGINES["tiny4x4"]
+MHZ = 333
 VIVADO_BOARDS = [name for name, b in BOARDS.items() if b.flow == "vivado"]
 pytestmark = pytest.mark.skipif(shutil.which("tclsh") is None, reason="tclsh is not installed")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """{target: folder of what generate.write gives}, made once."""
+    """{(target, compute clock): folder of what generate.write gives}, made once."""
     folders = {}
-    for target in ("xilinx", "generic"):
-        folders[target] = tmp_path_factory.mktemp(target)
-        generate.write(CONFIG, folders[target], target)
+    for target, mhz in (("xilinx", None), ("generic", None), ("xilinx", MHZ), ("generic", MHZ)):
+        folders[target, mhz] = tmp_path_factory.mktemp(target)
+        generate.write(CONFIG, folders[target, mhz], target, mhz)
     return folders
 
 
 @pytest.fixture
 def prepared(written, tmp_path, monkeypatch):
     """Makes the folder that a board's tools work in."""
-    def copies(config, folder, target="xilinx"):
-        return [Path(shutil.copy(path, folder)) for path in written[target].iterdir()]
+    def copies(config, folder, target="xilinx", compute_mhz=None):
+        return [Path(shutil.copy(path, folder)) for path in written[target, compute_mhz].iterdir()]
 
-    def prepare(name="zcu102"):
+    def prepare(name="zcu102", compute_mhz=None):
         monkeypatch.setattr(vivado_flow.generate, "write", copies)
         folder = tmp_path / name
-        bitstream.prepare(CONFIG, board(name), folder)
+        bitstream.prepare(CONFIG, board(name), folder, compute_mhz=compute_mhz)
         return folder
     return prepare
 
@@ -77,6 +78,39 @@ def test_the_steps_run_for_every_board(prepared, name):
     assert status == 0, said
     assert "esbflow: built tiny4x4.bit" in said and f"written for {vivado_flow.VERSIONS}" in said
     assert sorted(p.name for p in (folder / "work").glob("tiny4x4.*")) == ["tiny4x4.bit", "tiny4x4.hwh"]
+
+
+@pytest.mark.parametrize("name", VIVADO_BOARDS)
+def test_the_steps_give_every_board_a_compute_clock(prepared, name):
+    folder = prepared(name, MHZ)
+    said, status = steps(folder)
+    assert status == 0 and "esbflow: built tiny4x4.bit" in said, said
+    assert not handoff.differences(handoff.read(folder / "work" / "tiny4x4.hwh"), handoff.read(folder / "expected.hwh"))
+    assert json.loads((folder / "board.json").read_text())["compute_clock_mhz"] == MHZ
+
+
+@pytest.mark.parametrize("name, file, old, new, words", [
+    ("zcu102", "design.tcl", "wire $ps/$esb(compute_clock_pin) $esb(cell)/compute_clk", "", "clock esb_engine_0/compute_clk is not connected"),
+    ("zcu102", "settings.tcl", "PSU__FPGA_PL1_ENABLE} {1}", "PSU__FPGA_PL1_ENABLE} {0}", "cell ps has no pin pl_clk1"),
+    ("pynq-z2", "settings.tcl", "PCW_EN_CLK1_PORT} {1}", "PCW_EN_CLK1_PORT} {0}", "cell ps has no pin FCLK_CLK1"),
+    ("zcu102", "settings.tcl", "{engine_crossings.xdc}", "{other.xdc}", "there is no file"),
+    ("zcu102", "package.tcl", "PROCESSING_ORDER LATE", "PROCESSING_TIME LATE", "a file has no property PROCESSING_TIME"),
+    ("zcu102", "engine.v", 'clock:1.0 compute_clk CLK"', 'clock:1.0 other CLK"', "no interface compute_clk"),
+])
+def test_the_model_refuses_a_compute_clock_that_is_not_whole(prepared, name, file, old, new, words):
+    path = prepared(name, MHZ) / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    said, status = steps(path.parent)
+    assert status == 1 and words in said, said[-500:]
+
+
+def test_the_readme_of_a_build_says_its_compute_clock(prepared, vivado, tmp_path):
+    prepared(compute_mhz=MHZ)
+    figures = bitstream.build(CONFIG, board("zcu102"), tmp_path / "work", tmp_path / "out", say=lambda text: None, compute_mhz=MHZ)
+    text = (Path(figures["folder"]) / "README.md").read_text()
+    assert "ENGINE=tiny4x4 ARGUMENTS='--compute-clock 333'`" in text and "clock 250 MHz, compute clock 333 MHz" in text
 
 
 def test_the_model_accepts_a_public_sequence(tmp_path):

@@ -63,11 +63,14 @@ foreach master $esb(masters) {
     incr index
 }
 
-# One clock and one reset for everything.
+# One clock and one reset for everything; an engine may have a clock of its own for its arrays, and crosses to it by itself.
 set clock $ps/$esb(clock_pin)
 wire $clock $esb(cell)/ap_clk reset/slowest_sync_clk registers/aclk axi_intc_0/s_axi_aclk
 foreach pin $esb(clocked_pins) {
     wire $clock $ps/$pin
+}
+if {$esb(compute_clock_pin) ne ""} {
+    wire $ps/$esb(compute_clock_pin) $esb(cell)/compute_clk
 }
 wire $ps/$esb(reset_pin) reset/ext_reset_in
 wire reset/interconnect_aresetn registers/aresetn

@@ -7,6 +7,11 @@ if {[llength [get_parts $esb(part)]] == 0} {
 }
 create_project -force -part $esb(part) package [file join $esb(work) package]
 add_files -norecurse [file join $esb(here) engine.v]
+# Of an engine with two clocks: what crosses between them. It needs the clocks of the design around the engine.
+foreach name $esb(constraints) {
+    add_files -fileset constrs_1 -norecurse [file join $esb(here) $name]
+    set_property PROCESSING_ORDER LATE [get_files $name]
+}
 set_property top $esb(module) [current_fileset]
 update_compile_order -fileset sources_1
 
@@ -22,7 +27,7 @@ set_property core_revision $esb(revision) $core
 set_property ipi_drc {ignore_freq_hz true} $core
 
 # Interfaces are inferred from the attributes in engine.v; what was not found is an error here and not at validation.
-foreach bus [concat $esb(slave) $esb(masters) {ap_clk ap_rst_n irq}] {
+foreach bus [concat $esb(slave) $esb(masters) $esb(clocks) {ap_rst_n irq}] {
     if {[llength [ipx::get_bus_interfaces $bus -of_objects $core]] == 0} {
         error "esbflow: the packager found no interface $bus in engine.v"
     }

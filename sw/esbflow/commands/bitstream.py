@@ -18,6 +18,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--out", default="bitstreams", metavar="DIR", help="where results go (default bitstreams)")
     parser.add_argument("--work", metavar="DIR", help="where the tools work (default build/bitstream/BOARD/ENGINE)")
     parser.add_argument("--clock-mhz", type=positive, metavar="MHZ", help="fabric clock (default: the board's)")
+    parser.add_argument("--compute-clock", type=positive, metavar="MHZ",
+                        help="a clock of the arrays' own, beside that of the buses (boards with a processor)")
     parser.add_argument("--dry-run", action="store_true", help="write every file, and run nothing")
     parser.add_argument("--record", metavar="FILE.json", help="write the figures there too, for docs/results")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -33,12 +35,13 @@ def run(arguments) -> None:
     if chosen.flow == "ecp5" and arguments.clock_mhz not in (None, chosen.clock_mhz):
         raise BadValue(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
     if arguments.dry_run:
-        _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz)
+        _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz, arguments.compute_clock)
         content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}
         show(arguments, content, lambda c: print("\n".join(c["files"])))
         return
     tell = (lambda text: None) if arguments.json else say
-    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, tell)
+    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, tell,
+                              arguments.compute_clock)
     content = {"board": chosen.name, "engine": config.name, **figures}
     if arguments.record:
         command = f"make bitstream BOARD={chosen.name} ENGINE={config.name}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, print_table, progress_bar, show
+from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, show
 from esbflow.errors import UserError
 from esbflow.files import write_json
 
@@ -18,6 +18,8 @@ def add_parser(commands) -> None:
                         help="with --report: synthesize the engine as one module, across blocks (small engines only)")
     parser.add_argument("--target", choices=("xilinx", "generic"), default="xilinx",
                         help="xilinx: LUT6_2, CARRY8 and RAM32M16 of UltraScale(+) (the default); generic: plain Verilog")
+    parser.add_argument("--compute-clock", type=positive, metavar="MHZ",
+                        help="give the arrays a clock of their own, compute_clk; the buses keep ap_clk")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -28,7 +30,7 @@ def run(arguments) -> None:
     if arguments.flat and not arguments.report:
         raise UserError("--flat says how --report synthesizes; give --report too")
     config = engine_of(arguments)
-    paths = generate.write(config, Path(arguments.out), arguments.target)
+    paths = generate.write(config, Path(arguments.out), arguments.target, arguments.compute_clock)
     content = {"engine": config.name, "hash": f"{config.hash:016x}", "files": [str(path) for path in paths]}
     if arguments.report:
         content["resources"] = _resources(config, arguments)
@@ -45,7 +47,8 @@ def _resources(config, arguments) -> dict:
     from esbhw.synthesis import add_up, synthesize_rtlil
 
     with progress_bar(f"synthesize {config.name}", None, arguments.json) as update:
-        mapped = synthesize_rtlil(rtlil(config, arguments.target), TOP, update, flatten=arguments.flat)
+        text = rtlil(config, arguments.target, arguments.compute_clock is not None)
+        mapped = synthesize_rtlil(text, TOP, update, flatten=arguments.flat)
     depth = logic_depth.depths(mapped, TOP)
     depth = {"whole engine": depth[""]} if arguments.flat else logic_depth.by_block(depth)
     resources = add_up(mapped, TOP, per_block=not arguments.flat).to_dict()
