@@ -12,7 +12,10 @@ pynq = pytest.importorskip("pynq")
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
+from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import ENGINES
+from esbflow.graph.execute import execute
+from esbflow.graph.random import random_graph, random_images
 from esbflow.registers import ID_VALUE, REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault
@@ -125,6 +128,32 @@ def test_the_driver_works_inside_a_running_event_loop(overlay, network):
         return overlay.esb_engine_0.run(images[:2]).outputs
 
     assert (asyncio.run(cell()) == expected[:2]).all()
+
+
+def test_coroutines_and_two_programs_in_flight(overlay, network):
+    """The run that waits is the other program's."""
+    program, images, expected = network
+    engine = overlay.esb_engine_0
+    engine.load(program)
+    other = engine.another()
+    random = np.random.default_rng(8)
+    graph = random_graph(random, layers=2, channels=6, size=7, kinds=("conv",))
+    more = random_images(random, graph, 3)
+    other.load(compile_graph(graph, CONFIG, batch=1))
+    runs = [engine.submit(images), other.submit(more), engine.submit(images[:1]), other.submit(more)]
+    assert (runs[0].result(60).outputs == expected).all() and (runs[2].result(60).outputs == expected[:1]).all()
+    assert all((run.result(60).outputs == execute(graph, more)).all() for run in (runs[1], runs[3]))
+
+    async def cell():
+        waiting = asyncio.ensure_future(engine.run_async(images))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return await asyncio.gather(engine.run_async(images), other.run_async(more), engine.run_async(images[:3]))
+
+    first, second, third = asyncio.run(cell())
+    assert (first.outputs == expected).all() and (second.outputs == execute(graph, more)).all()
+    assert (third.outputs == expected[:3]).all()
+    other.unload()
 
 
 def test_slow_and_stalling_memory_changes_cycles_but_no_result(bit, board, network):

@@ -22,6 +22,7 @@ from esbflow.runtime.errors import (
     ProgramError,
     RuntimeFault,
 )
+from esbflow.runtime.in_flight import Submits
 from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack
 from esbflow.runtime.pages import whole_pages
 from esbflow.runtime.program_file import LoadedProgram, load_program
@@ -60,8 +61,10 @@ def _arrays(buffer) -> list:
     return getattr(buffer, "arrays", None) or [buffer.array]
 
 
-class Engine:
+class Engine(Submits):
     """One engine behind a transport. Threads may share it: they wait for each other, except for `abort`.
+
+    `submit` and `run_async` queue runs; `another` gives a driver with a program of its own, see esbflow.runtime.in_flight.
 
     Parameters
     ----------
@@ -244,6 +247,15 @@ class Engine:
         EngineInUse
             in a progress callback, in a forked process, or if another program started the engine during the run.
         """
+        return self._run_alone(images, progress, deadline_cycles)
+
+    @in_turn
+    def _run_of(self, program, images, progress, deadline_cycles) -> Result:
+        if self._program is not program:
+            raise ProgramError(f"program {program.meta['name']} was unloaded before this run of it began")
+        return self._run_alone(images, progress, deadline_cycles)
+
+    def _run_alone(self, images, progress, deadline_cycles) -> Result:
         images = self._checked(images)
         self._stop = False
         try:
@@ -251,6 +263,10 @@ class Engine:
         except BaseException:
             self._settle()
             raise
+
+    def another(self) -> "Engine":
+        """Another driver of the same engine, for another program that stays loaded beside this one's; they take turns."""
+        return Engine(self._transport, self._watchdog, self._turn)
 
     def _run(self, images, progress, deadline_cycles) -> Result:
         program = self._loaded

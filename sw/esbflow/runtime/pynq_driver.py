@@ -84,7 +84,10 @@ def _configuration(device):
 
 
 class EsbEngineDriver(DefaultIP):
-    """`overlay.<cell>` of an engine: load(program), run(images), unload(), counters(), recover(), abort(); see Engine."""
+    """`overlay.<cell>` of an engine: load(program), run(images), unload(), counters(), recover(), abort(); see Engine.
+
+    submit(images), run_async(images) and another() have several runs and programs in flight.
+    """
 
     bindto = [vlnv(config) for config in ENGINES.values()]
 
@@ -111,6 +114,15 @@ class EsbEngineDriver(DefaultIP):
 
     def run(self, images, progress=None, deadline_cycles=None):
         return self.engine.run(images, progress, deadline_cycles)
+
+    def submit(self, images, progress=None, deadline_cycles=None):
+        return self.engine.submit(images, progress, deadline_cycles)
+
+    async def run_async(self, images, progress=None, deadline_cycles=None):
+        return await self.engine.run_async(images, progress, deadline_cycles)
+
+    def another(self) -> Engine:
+        return self.engine.another()
 
     def unload(self) -> None:
         self.engine.unload()
