@@ -32,8 +32,8 @@ ZEROS = ("--x-assign", "fast", "--x-initial", "fast")
 RANDOM = ("--x-assign", "unique", "--x-initial", "unique")
 """What is X, or not set at the start: zero, or what the simulator's seed gives."""
 COMPILE = ("-std=c++20", "-fcoroutines", "-fPIC", "-DVL_TIME_CONTEXT", "-pthread", "-w")
-FAST = ("-O2", "-ftree-slp-vectorize")
-"""For what runs each cycle. -O1 and -O3 were measured, see docs/simulation.md."""
+FAST = tuple(os.environ.get("ESBFLOW_CXXFLAGS", "-O2 -ftree-slp-vectorize").split())
+"""For what runs each cycle. With -O1 that compiles in half the time and runs slower: for short runs, such as tests."""
 LARGE = ("--output-split", "40000", "--output-split-cfuncs", "3000")
 """For designs whose functions would be too long for the C++ compiler, which takes more than twice as long for twice the
 length; few files, since each takes seconds to read the headers. Verilator takes the last of equal options."""
