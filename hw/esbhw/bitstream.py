@@ -93,7 +93,11 @@ def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: 
     if board.flow == "vivado":
         vivado_flow.find_vivado()
     config, _ = prepare(config, board, work, clock_mhz, compute_mhz)
-    figures = FLOWS[board.flow].run(config, board, work, say)
+    try:
+        figures = FLOWS[board.flow].run(config, board, work, say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the tools were ended and nothing was published. Their files so far are in "
+                                f"{work}") from None
     return figures | {"folder": str(publish(config, board, work, out, figures, compute_mhz))}
 
 
@@ -112,9 +116,15 @@ def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: 
         shutil.copy(Path(work) / "engine.json", new / f"{config.name}.json")
         write_json(new / "figures.json", figures)
         write_whole(new / "README.md", readme(config, board, figures, compute_mhz))
-        if target.exists():
-            target.rename(Path(staging) / "old")
-        new.rename(target)
+        old = Path(staging) / "old"
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except BaseException:  # Ctrl-C between the two
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
     return target
 
 

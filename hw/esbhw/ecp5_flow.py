@@ -8,13 +8,13 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 from amaranth.back import rtlil as back_rtlil
 
+from esbflow import children
 from esbflow.engine_config import EngineConfig
 from esbflow.files import write_json, write_whole
 from esbhw import generate, yosys
@@ -133,8 +133,7 @@ def _tool(name: str, function: str) -> list:
 
 
 def _run(command: list, arguments: list, folder: Path, name: str) -> None:
-    result = subprocess.run([*command, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            check=False)
+    result = children.run([*command, *arguments], folder)
     write_whole(folder / f"{name}.log", result.stdout)
     if result.returncode:
         errors = [line for line in result.stdout.splitlines() if line.startswith("ERROR")]

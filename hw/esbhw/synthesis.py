@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from esbflow import children
 from esbflow.engine_config import EngineConfig
 from esbflow.errors import UserError
 from esbhw import yosys
@@ -149,7 +150,7 @@ def synthesize_rtlil(text: str, top: str, progress=None, cache: Path | None = No
     if progress:
         progress(done, len(unique))
     if waiting:
-        with ThreadPoolExecutor(tool.jobs) as pool:
+        with ThreadPoolExecutor(tool.jobs) as pool, children.ended():
             for finished in pool.map(lambda group: _run(group, folder, tool), _groups(waiting, tool)):
                 done += finished
                 if progress:

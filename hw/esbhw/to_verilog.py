@@ -9,6 +9,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from esbflow import children
 from esbhw import yosys
 from esbhw.yosys import YosysError
 
@@ -74,7 +75,7 @@ def convert(rtlil: str, passes, native: bool = False) -> str:
             tool.run("convert.ys", Path(folder))
             return Path(folder, "design.v").read_text()
     script = "\n".join([f"read_rtlil <<rtlil\n{rtlil}\nrtlil", *passes, ""])
-    result = subprocess.run([*_yosys(), "-q", "-"], input=script, text=True, capture_output=True, check=False)
+    result = children.run([*_yosys(), "-q", "-"], given=script, together=False)
     if result.returncode or "\nmodule " not in "\n" + result.stdout:
         raise YosysError("\n".join((result.stderr or result.stdout).strip().splitlines()[-6:]))
     return result.stdout

@@ -6,10 +6,9 @@ which is generated. They were run against a model of Vivado's commands (tests/vi
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-from esbflow import handoff
+from esbflow import children, handoff
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
 from esbflow.errors import BadValue
 from esbflow.files import write_json, write_whole
@@ -142,8 +141,8 @@ def run(config: EngineConfig, board: Board, folder: Path, say=print) -> dict:
     for step in STEPS:
         say(f"vivado: {step}")
         log = folder / f"{step}.log"
-        result = subprocess.run([vivado, "-mode", "batch", "-notrace", "-nojournal", "-log", log.name, "-source", step],
-                                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        options = ["-mode", "batch", "-notrace", "-nojournal", "-log", log.name, "-source", step]
+        result = children.run([vivado, *options], folder)
         write_whole(folder / f"{step}.out", result.stdout)
         if result.returncode:
             raise FlowError(f"Vivado stopped in {step}: {_cause(result.stdout, board)}; its log is {log}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from esbflow import children
 from esbflow.errors import UserError
 
 
@@ -42,8 +43,7 @@ class Yosys:
         YosysError
             with the last lines that Yosys wrote.
         """
-        result = subprocess.run([sys.executable, "-c", self.program, script, *each], cwd=folder, text=True, check=False,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        result = children.run([sys.executable, "-c", self.program, script, *each], folder)
         if result.returncode:
             raise YosysError("\n".join(result.stdout.strip().splitlines()[-6:]))
 

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from esbflow import children
 from esbhw.cache import cache_folder
 from esbsim import toolchain
 from esbsim.toolchain import BuildError
@@ -157,7 +158,7 @@ def _build(text, top, work, folder, library, trace, random, harness, large):
         return target
 
     runtime = _runtime_objects(folder, root, include, defines, trace)
-    with ThreadPoolExecutor(JOBS) as pool:
+    with ThreadPoolExecutor(JOBS) as pool, children.ended():
         objects = list(pool.map(compile_one, sources))
     unfinished = work / "library.so"
     toolchain.run_tool([compiler, "-shared", "-pthread", "-o", unfinished, *objects, *runtime], work, "the linker")

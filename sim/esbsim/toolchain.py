@@ -4,10 +4,10 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from esbflow import children
 from esbflow.errors import UserError
 from esbhw import to_verilog
 
@@ -34,8 +34,7 @@ def run_tool(arguments: list, cwd: Path, what: str, env: dict | None = None) -> 
     BuildError
         if it exits with an error, with the last lines that it said.
     """
-    result = subprocess.run([str(a) for a in arguments], cwd=cwd, text=True, env=env,
-                            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    result = children.run(arguments, cwd, env)
     if result.returncode:
         tail = "\n".join(result.stdout.strip().splitlines()[-12:])
         raise BuildError(f"{what} failed with exit status {result.returncode}:\n{tail}")

@@ -236,7 +236,7 @@ def test_a_failing_tool_leaves_no_half_written_result(tmp_path, monkeypatch):
 
     tool = yosys.require()
     monkeypatch.setattr(yosys, "require", lambda: tool)
-    monkeypatch.setattr(yosys.subprocess, "run", fail)
+    monkeypatch.setattr(yosys.children, "run", fail)
     with pytest.raises(SynthesisError, match="killed$"):
         synthesize_rtlil(RTLIL, "whole", cache=tmp_path)
     assert list((tmp_path / "synthesis").iterdir()) == []

@@ -1,0 +1,113 @@
+"""Child processes that end with what started them: neither Ctrl-C, nor `kill`, nor a closed terminal leaves one behind.
+
+Tools start processes of their own (Vivado its runs, a compiler its passes), and a signal to one process reaches no other. So
+each child gets a session of its own, and all that is in it is ended when the wait for it ends early.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+GRACE_SECONDS = 2.0
+"""From the request to end until the end by force."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""What ends this process without an exception, unless it is made one."""
+_RUNNING: set = set()
+
+
+def run(command: list, cwd: str | Path | None = None, env: dict | None = None, given: str | None = None,
+        together: bool = True) -> subprocess.CompletedProcess:
+    """Run a command to its end; what it says is text in `stdout`, and in `stderr` unless `together`.
+
+    `given` : its standard input; without it, it has none, and so never waits for a key. If the wait ends by an exception
+    (Ctrl-C), the command and all that it has started are ended first. SIGTERM and SIGHUP become SystemExit meanwhile, with
+    the exit code that shells give them, if nobody else handles them.
+    """
+    with _signals():
+        process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, text=True, start_new_session=True,
+                                   stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT if together else subprocess.PIPE)
+        _RUNNING.add(process)
+        try:
+            said, errors = process.communicate(given)
+        except BaseException:
+            end(process)
+            raise
+        finally:
+            _RUNNING.discard(process)
+    return subprocess.CompletedProcess(command, process.returncode, said, errors)
+
+
+@contextmanager
+def ended():
+    """For commands that other threads run: if the block ends by an exception, those that began within it are ended."""
+    before = set(_RUNNING)
+    with _signals():
+        try:
+            yield
+        except BaseException:
+            for process in _RUNNING - before:
+                end(process)
+            raise
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a command of `run` and whatever is in its session: asked first, by force after GRACE_SECONDS."""
+    session = process.pid
+    try:
+        _send(session, signal.SIGTERM)
+        until = time.monotonic() + GRACE_SECONDS
+        while _members(session) and time.monotonic() < until:
+            process.poll()  # else it stays, ended, as one of them
+            time.sleep(0.02)
+    finally:  # also where Ctrl-C comes again
+        _send(session, signal.SIGKILL)
+
+
+def _send(session: int, number: int) -> None:
+    for member in _members(session):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, number)
+
+
+def _members(session: int) -> list:
+    """Processes of a session that have not ended; without /proc, the group that its leader began."""
+    if not os.path.isdir("/proc/self"):
+        try:
+            os.killpg(session, 0)
+        except (ProcessLookupError, PermissionError):
+            return []
+        return [-session]
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                state, _, _, of = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(of) == session and state not in "ZX":
+                    found.append(int(entry))
+    return found
+
+
+@contextmanager
+def _signals():
+    """SIGTERM and SIGHUP as exceptions, in the main thread, where signals come."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
+    taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
