@@ -1,6 +1,7 @@
 """esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from esbflow.commands.common import (
@@ -46,21 +47,20 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     from esbflow.reports.estimate import estimate
     from esbflow.reports.html import write_report
     from esbflow.training.data import load_images
-    from esbhw import generate
 
     began = time.monotonic()
     tell = (lambda text: None) if quiet else say
     check_writable(out / "report.json")
-    data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, tell)
-    graph = load(out / "graph.npz")
+    tell(f"meanwhile, generate engine {config.name}, synthesize it and build its simulator (minutes the first time)")
+    with ThreadPoolExecutor(1) as beside:
+        hardware = beside.submit(_hardware, config, out)
+        data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, tell)
+        graph = load(out / "graph.npz")
 
-    tell(f"generate and compile for engine {config.name}")
-    generate.write(config, out)
-    program = compile_graph(graph, config, batch)
-    program.save(out / "program.npz")
-
-    tell("synthesize the engine with Yosys (minutes the first time)")
-    resources = resources_of(config, quiet)
+        tell(f"compile the network for engine {config.name}")
+        program = compile_graph(graph, config, batch)
+        program.save(out / "program.npz")
+        resources = hardware.result()
     planned = estimate(graph, config, batch, resources=resources, program=program)
 
     tell(f"run {images} test images on the compiled RTL, through PYNQ on the simulated ZCU102")
@@ -74,6 +74,17 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     write_report(content, graph, out / "report.html", model=out / "model.pt")
     tell(f"wrote {path} and {out / 'report.html'}")
     return content
+
+
+def _hardware(config, out):
+    """engine.v, and the engine's resources; its simulator is built, so that it is at hand later."""
+    from esbhw import generate
+    from esbsim.engine import engine_library
+
+    generate.write(config, out)
+    resources = resources_of(config, quiet=True)  # training has the progress bar
+    engine_library(config)
+    return resources
 
 
 def _train(out, seed, quiet, tell):
