@@ -44,6 +44,10 @@ class NoMemory(EngineError, MemoryError):
     """There is no contiguous memory for a program's regions."""
 
 
+class SensorsMissing(RuntimeFault):
+    """The board has no power sensors that PYNQ knows."""
+
+
 class EngineTimeout(EngineError):
     """The engine neither finished nor reported an error in time."""
 
