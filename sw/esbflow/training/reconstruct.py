@@ -7,6 +7,7 @@ blocks, or of the whole network). All blocks learn at once here, each seeing the
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import fx
 
 from esbflow.quant.base import Quantizer
 from esbflow.training.loop import device_of, inputs
+from esbflow.training.trainer import Trainer
 
 BATCH = 50
 RATE = 2e-3
@@ -31,34 +33,57 @@ def reconstruct(model: fx.GraphModule, real: fx.GraphModule, images: np.ndarray,
     report : called with the number of epochs done and the loss; or None. The loss is the squared error relative to the
         tensor's square, the mean of all tensors plus that of the outputs.
     """
-    device, random = device_of(model), np.random.default_rng(0)
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            module.train()
-    names = compared(model, real)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam([{"params": [p], "lr": RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)}
-                                  for p in parameters])
-    steps = math.ceil(len(images) / BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    for epoch in range(epochs):
-        total = 0.0
-        for chosen in np.array_split(random.permutation(len(images)), steps):
-            x = inputs(images[chosen], mean, std, device)
-            with torch.no_grad():
-                wanted = _tensors(real, x, names)
-            found = _tensors(model, x, names)
-            errors = [_error(found[name], wanted[name]) for name in names]
-            loss = sum(errors) / len(errors) + errors[-1]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(chosen)
-        if report:
-            report(epoch + 1, total / len(images))
-    model.eval()
+    Reconstruction(model, real, images, (mean, std), epochs, report).carry_out()
+
+
+class Reconstruction(Trainer):
+    """The training of `reconstruct`; a unit is a pass over the images."""
+
+    def __init__(self, model, real, images, normalization, epochs, told):
+        steps = math.ceil(len(images) / BATCH)
+        super().__init__(model, [steps] * epochs, own=(Quantizer,))
+        self.quantizers = []  # they keep what they searched for: there is no resumed run that would have to do it again
+        self.real, self.images, self.normalization, self.told = real, images, normalization, told
+        self.steps, self.device, self.random = steps, device_of(model), np.random.default_rng(0)
+        self.names = compared(model, real)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam([
+            {"params": [p], "lr": RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)} for p in parameters])
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * steps)
+        self.total = 0.0
+
+    def start(self) -> None:
+        self.model.eval()
+        for module in self.model.modules():
+            if isinstance(module, Quantizer):
+                module.train()
+
+    def begin(self, unit: int) -> None:
+        self.total = 0.0
+
+    def batches(self, unit: int, random: np.random.Generator) -> Iterator:
+        return iter(np.array_split(self.random.permutation(len(self.images)), self.steps))
+
+    def loss(self, batch: np.ndarray) -> torch.Tensor:
+        x = inputs(self.images[batch], *self.normalization, self.device)
+        with torch.no_grad():
+            wanted = _tensors(self.real, x, self.names)
+        found = _tensors(self.model, x, self.names)
+        errors = [_error(found[name], wanted[name]) for name in self.names]
+        loss = sum(errors) / len(errors) + errors[-1]
+        self.total += loss.item() * len(batch)
+        return loss
+
+    def step(self, unit: int, index: int) -> None:
+        self.optimizer.step()
+        self.schedule.step()
+
+    def end(self, unit: int) -> None:
+        if self.told:
+            self.told(unit + 1, self.total / len(self.images))
+
+    def finish(self) -> None:
+        self.model.eval()
 
 
 def compared(model: fx.GraphModule, real: fx.GraphModule) -> list:
