@@ -19,7 +19,7 @@ from esbflow.graph.random import random_graph, random_images
 from esbsim.engine import engine_library
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-WAIT = 60
+WAIT = 120
 
 
 def alive(pids) -> list:
@@ -121,12 +121,23 @@ def test_a_run_that_is_stopped_while_its_simulator_is_built_keeps_no_part_of_it(
     graph, images = model
     cache = tmp_path / "cache"
     process = started(["run", graph, "--data", images, "--engine", "tiny4x4", "--backend", "rtl"], tmp_path, ESBFLOW_CACHE=str(cache))
-    until(lambda: list(cache.glob("building-*/*.o")) or process.poll() is not None, "the compiler never began")
-    assert process.poll() is None and working_in(cache)
+    until(lambda: working_in(cache) or process.poll() is not None, "no tool ever began")
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=WAIT)
     assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted")
     assert working_in(cache) == [] and not list(cache.glob("building-*")) and not list(cache.glob("*.so"))
+
+
+def test_a_demo_that_is_stopped_does_not_wait_for_the_hardware_beside_its_training(started, tmp_path):
+    cache = tmp_path / "cache"
+    process = started(["demo", "--engine", "tiny4x4", "--out", "demo"], tmp_path, ESBFLOW_CACHE=str(cache), ESBFLOW_DATA="")
+    until(lambda: process.poll() is not None or len(working_in(tmp_path)) > 1, "no tool ever began")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 130, said
+    assert working_in(tmp_path) == [] and not list(cache.glob("building-*"))
 
 
 def test_a_run_that_is_stopped_writes_no_outputs(started, tmp_path, model):
@@ -163,14 +174,29 @@ def test_a_command_says_what_it_said():
 
 
 def test_commands_of_other_threads_are_ended_with_the_block(tmp_path):
-    results = []
-    with pytest.raises(ZeroDivisionError), children.ended():
-        thread = threading.Thread(target=lambda: results.append(children.run(["sh", "-c", "sleep 1000 & echo $! > pid; wait"], tmp_path)))
-        thread.start()
-        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it never began")
+    """Also those of pools in the pool; and no other begins after them."""
+    command, begun = ["sh", "-c", "sleep 1000 & echo $! > pid; wait"], threading.Event()
+
+    def in_a_pool_of_its_own():
+        with children.pool(1) as inner:
+            return inner.submit(children.run, command, tmp_path).result()
+
+    def later():
+        begun.set()
+        until(lambda: alive([pid]) == [], "it was never ended")
+        return children.run(["touch", tmp_path / "late"])
+
+    with pytest.raises(ZeroDivisionError), children.pool(2) as pool:
+        first = pool.submit(in_a_pool_of_its_own)
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it never began")
+        pid = int((tmp_path / "pid").read_text())
+        second, third = pool.submit(later), pool.submit(children.run, ["touch", tmp_path / "late"])
+        assert begun.wait(WAIT)
         raise ZeroDivisionError
-    thread.join(WAIT)
-    assert results[0].returncode == -signal.SIGTERM and alive([int((tmp_path / "pid").read_text())]) == []
+    assert first.result(0).returncode == -signal.SIGTERM and third.cancelled() and alive([pid]) == []
+    assert isinstance(second.exception(0), children.Stopped) and not (tmp_path / "late").exists()
+    with children.pool(1) as pool:
+        assert pool.submit(children.run, ["echo", "works"]).result().stdout == "works\n"
 
 
 def test_a_handler_of_the_program_s_own_stays():

@@ -24,7 +24,6 @@ import re
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -150,7 +149,7 @@ def synthesize_rtlil(text: str, top: str, progress=None, cache: Path | None = No
     if progress:
         progress(done, len(unique))
     if waiting:
-        with ThreadPoolExecutor(tool.jobs) as pool, children.ended():
+        with children.pool(tool.jobs) as pool:
             for finished in pool.map(lambda group: _run(group, folder, tool), _groups(waiting, tool)):
                 done += finished
                 if progress:

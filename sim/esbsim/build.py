@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from esbflow import children
@@ -158,7 +157,7 @@ def _build(text, top, work, folder, library, trace, random, harness, large):
         return target
 
     runtime = _runtime_objects(folder, root, include, defines, trace)
-    with ThreadPoolExecutor(JOBS) as pool, children.ended():
+    with children.pool(JOBS) as pool:
         objects = list(pool.map(compile_one, sources))
     unfinished = work / "library.so"
     toolchain.run_tool([compiler, "-shared", "-pthread", "-o", unfinished, *objects, *runtime], work, "the linker")

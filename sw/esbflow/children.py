@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,13 @@ GRACE_SECONDS = 2.0
 """From the request to end until the end by force."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """What ends this process without an exception, unless it is made one."""
-_RUNNING: set = set()
+_RUNNING: dict = {}
+"""{process: events of the pools that it belongs to}; an event is set when its pool is stopped."""
+_HERE = threading.local()
+
+
+class Stopped(RuntimeError):
+    """What a pool's thread meets that would run a command after the pool was stopped."""
 
 
 def run(command: list, cwd: str | Path | None = None, env: dict | None = None, given: str | None = None,
@@ -28,31 +35,50 @@ def run(command: list, cwd: str | Path | None = None, env: dict | None = None, g
     (Ctrl-C), the command and all that it has started are ended first. SIGTERM and SIGHUP become SystemExit meanwhile, with
     the exit code that shells give them, if nobody else handles them.
     """
+    pools = getattr(_HERE, "pools", ())
+    _check(pools)
     with _signals():
         process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, text=True, start_new_session=True,
                                    stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT if together else subprocess.PIPE)
-        _RUNNING.add(process)
+        _RUNNING[process] = pools
         try:
+            _check(pools)  # again: whoever stops a pool sees the process here, or it sees that the pool was stopped
             said, errors = process.communicate(given)
         except BaseException:
             end(process)
             raise
         finally:
-            _RUNNING.discard(process)
+            del _RUNNING[process]
     return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
 
+def _check(pools: tuple) -> None:
+    if any(stopped.is_set() for stopped in pools):
+        raise Stopped("the work that this command belongs to was stopped")
+
+
 @contextmanager
-def ended():
-    """For commands that other threads run: if the block ends by an exception, those that began within it are ended."""
-    before = set(_RUNNING)
-    with _signals():
+def pool(threads: int):
+    """A ThreadPoolExecutor whose threads run commands, by `run` or in pools of their own.
+
+    If the block ends by an exception, their commands are ended, and no other begins. So Ctrl-C does not wait for them.
+    """
+    stopped = threading.Event()
+    pools = (*getattr(_HERE, "pools", ()), stopped)
+
+    def begin():
+        _HERE.pools = pools
+
+    with _signals(), ThreadPoolExecutor(threads, initializer=begin) as executor:
         try:
-            yield
+            yield executor
         except BaseException:
-            for process in _RUNNING - before:
-                end(process)
+            stopped.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process, its in list(_RUNNING.items()):
+                if stopped in its:
+                    end(process)
             raise
 
 

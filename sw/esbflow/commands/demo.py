@@ -1,9 +1,9 @@
 """esbflow demo: the whole way, from images to a network on the cycle-accurate engine, and a report of it."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from esbflow import children
 from esbflow.commands.common import (
     JSON_HELP,
     add_engine,
@@ -52,7 +52,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     tell = (lambda text: None) if quiet else say
     check_writable(out / "report.json")
     tell(f"meanwhile, generate engine {config.name}, synthesize it and build its simulator (minutes the first time)")
-    with ThreadPoolExecutor(1) as beside:
+    with children.pool(1) as beside:
         hardware = beside.submit(_hardware, config, out)
         data, metrics = _from_zoo(zoo, out) if zoo else _train(out, seed, quiet, tell)
         graph = load(out / "graph.npz")
