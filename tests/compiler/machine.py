@@ -28,9 +28,17 @@ from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
 from esbflow.requantizer import constant_fields, multiplicand_bits
 from esbflow.runtime import layout
+from esbflow.runtime.program_file import outputs_of
 
 UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "CHANNEL": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
 SEMAPHORE_LIMIT = 4095
+
+
+def _each(function, *results):
+    """`function` of outputs, or of each of several by name."""
+    if isinstance(results[0], dict):
+        return {name: function(*(result[name] for result in results)) for name in results[0]}
+    return function(*results)
 
 
 class Stuck(Exception):
@@ -60,7 +68,7 @@ class Machine:
         self.tokens, self.highest, self.others = {}, {}, []
 
     def run(self, images, order=None):
-        """Outputs (batch, c, h, w). `order`: a random generator that chooses who goes next; None is program order.
+        """Outputs (batch, c, h, w), or {name: output} of several. `order`: a random generator that chooses who goes next; None is program order.
 
         Slices do the same with images of their own, so here one machine does it after the other. With stripes of one image
         slices share the memory, and all carry out an instruction before the next one.
@@ -70,7 +78,8 @@ class Machine:
         slices, rounds = self.config.slices, self.config.rounds(self.program.meta["batch"])
         filled = np.concatenate([images, np.zeros((slices * rounds - len(images), *images.shape[1:]), images.dtype)])
         machines = [self, *(Machine(self.program) for _ in range(slices - 1))]
-        return np.concatenate([machine._run(own, order) for machine, own in zip(machines, np.split(filled, slices))])[:len(images)]
+        parts = [machine._run(own, order) for machine, own in zip(machines, np.split(filled, slices))]
+        return _each(lambda *own: np.concatenate(own)[:len(images)], *parts)
 
     def _run_stripes(self, images, order):
         batch = self.program.meta["batch"]
@@ -78,7 +87,7 @@ class Machine:
         self.others = [Machine(self.program, number) for number in range(1, self.config.slices)]
         for other in self.others:
             other.memory = self.memory
-        return self._run(filled, order)[:len(images)]
+        return _each(lambda output: output[:len(images)], self._run(filled, order))
 
     def _run(self, images, order):
         meta = self.program.meta
@@ -89,10 +98,9 @@ class Machine:
         assert packed.size == meta["regions"]["input"]
         self.memory["input"][:] = packed
         self._execute(order)
-        output = meta["output"]
-        return layout.unpack(self.memory["output"], tuple(output["shape"]), len(images), self.config.rows,
-                             output["digits"], output["pitch"], output["signed"], self.config.digit_bits,
-                             layout.space_of(output))
+        found = {name: layout.unpack_output(self.memory["output"], output, len(images), self.config)
+                 for name, output in outputs_of(meta).items()}
+        return found if "outputs" in meta else found["output"]
 
     def _execute(self, order):
         instructions = [decode(word) for word in self.program.words]

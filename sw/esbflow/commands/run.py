@@ -19,7 +19,7 @@ from esbflow.commands.common import (
 from esbflow.commands.connect import connect
 from esbflow.errors import UserError
 from esbflow.files import check_writable, whole
-from esbflow.runtime.program_file import FORMAT, holds, load_program
+from esbflow.runtime.program_file import FORMAT, holds, load_program, outputs_of
 
 BACKENDS = ("golden", "rtl", "board", "serial")
 BATCH = 8
@@ -43,7 +43,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--record", metavar="FILE.jsonl", help="for --backend board and serial: write down every access")
     parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output for each image")
     parser.add_argument("--outputs", metavar="FILE", help="write all outputs there: integers (.npy), or with their step and "
-                        "the classes in order (.npz)")
+                        "the classes in order (.npz); of several outputs each under its name")
     parser.add_argument("--waves", metavar="FILE.vcd", help="for --backend rtl: write waves, with the names of engine.v "
                                                             "(builds a slower simulator)")
     parser.add_argument("--waves-cycles", metavar="FIRST:LAST", help="of these clock cycles only; one end may be missing")
@@ -70,6 +70,9 @@ def run(arguments) -> None:
         if arguments.batch not in (None, program.meta["batch"]):
             raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
                             "compile the graph again")
+    several = graph.outputs if program is None else program.meta.get("outputs")
+    if several and (arguments.top or str(arguments.outputs).endswith(".npy")):
+        raise UserError(f"{arguments.model} has {len(several)} outputs: leave --top out, and write --outputs FILE.npz")
     port, waves = arguments.port if arguments.backend == "serial" else None, _waves(arguments)
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
         content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,
@@ -77,8 +80,9 @@ def run(arguments) -> None:
     if arguments.top:
         content["classes"] = classes(outputs, arguments.top).tolist()
     if arguments.outputs:
-        scale = graph.output.scale if program is None else program.meta["output"]["scale"]
-        content["outputs"] = str(_save(Path(arguments.outputs), outputs, scale))
+        results = graph.results if program is None else outputs_of(program.meta)
+        scales = {name: one.scale if program is None else one["scale"] for name, one in results.items()}
+        content["outputs"] = str(_save(Path(arguments.outputs), outputs, scales))
     show(arguments, content, _print)
 
 
@@ -111,7 +115,8 @@ def classes(outputs: np.ndarray, count: int) -> np.ndarray:
 
 def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
                progress=None, program=None, port: str | None = None, record: str | None = None, waves=None) -> tuple:
-    """(fields of `esbflow run --json`, integer outputs (n, c, h, w)) of images run on one of BACKENDS.
+    """(fields of `esbflow run --json`, integer outputs (n, c, h, w) or {name: those} of several) of images run on one of
+    BACKENDS.
 
     The engine's outputs are compared with those of the integer graph. With `program` in place of `graph` there is nothing to
     compare with, and `mismatches` is None, as it is for the integer graph itself.
@@ -145,8 +150,12 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
             utilization=content["macs_per_image"] / (cycles * config.macs_per_cycle), **measured)
         content["lost"] = _lost(program, config, content["layers"], cycles)
         if expected is not None:
-            content.update(mismatches=int((outputs != expected).sum()), values=int(expected.size))
-    content["top1"] = None if labels is None else 100 * float((classes(outputs, 1)[:, 0] == labels).mean())
+            several = isinstance(outputs, dict)
+            pairs = [(expected[name], outputs[name]) for name in outputs] if several else [(expected, outputs)]
+            content.update(mismatches=sum(int((a != b).sum()) for a, b in pairs), values=sum(a.size for a, _ in pairs))
+    content["top1"] = None
+    if labels is not None and not isinstance(outputs, dict):
+        content["top1"] = 100 * float((classes(outputs, 1)[:, 0] == labels).mean())
     return content, outputs
 
 
@@ -179,12 +188,16 @@ def _engine(arguments, program):
     return program.config
 
 
-def _save(path: Path, outputs, scale: float) -> Path:
+def _save(path: Path, outputs, scales: dict) -> Path:
+    """Write outputs. Of several an array each under its name, and its step under NAME.scale."""
     with whole(path) as temporary, open(temporary, "wb") as file:
         if path.suffix == ".npy":
             np.save(file, outputs)
+        elif isinstance(outputs, dict):
+            np.savez_compressed(file, **outputs, **{f"{name}.scale": scale for name, scale in scales.items()})
         else:
-            np.savez_compressed(file, outputs=outputs, scale=scale, classes=classes(outputs, outputs[0].size))
+            np.savez_compressed(file, outputs=outputs, scale=next(iter(scales.values())),
+                                classes=classes(outputs, outputs[0].size))
     return path
 
 
@@ -204,7 +217,7 @@ def _on_engine(program, driver, images, progress):
     layers = [{"name": first["name"], **{
         key: sum(run[i][key] for run in result.layers) / len(images) for key in first if key != "name"}}
         for i, first in enumerate(result.layers[0])]
-    return np.asarray(result.outputs), {
+    return result.outputs, {
         "cycles": result.cycles, "seconds": seconds, "sim_cycles_per_second": result.cycles / seconds, "layers": layers}
 
 

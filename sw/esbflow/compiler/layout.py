@@ -150,7 +150,8 @@ def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format,
 
 
 def place(layers: list, layouts: dict) -> dict:
-    """Give every tensor of the workspace an offset; memory is used again after a tensor's last reader.
+    """Give every tensor of the workspace an offset; memory is used again after a tensor's last reader. Outputs lie one
+    behind the other in their region.
 
     `layouts` maps tensor -> TensorLayout. A tensor may take the place of one whose last reader is an earlier layer:
     loads are carried out in order, so no load of an earlier layer follows a store of a later one.
@@ -163,16 +164,18 @@ def place(layers: list, layouts: dict) -> dict:
                 last_use[source] = i
     placed: dict[str, int] = {}
     busy: list[tuple] = []  # (offset, end, last use)
+    end = 0
     for i, layer in enumerate(layers):
         layout = layouts[layer.target]
-        if layout.region != "workspace":
+        if layout.region == "output":
+            placed[layer.target], end = end, end + layout.beats
             continue
         busy = [entry for entry in busy if entry[2] >= i]
         offset = 0
-        for start, end, _ in sorted(busy):
+        for start, behind, _ in sorted(busy):
             if offset + layout.beats <= start:
                 break
-            offset = max(offset, end)
+            offset = max(offset, behind)
         busy.append((offset, offset + layout.beats, last_use.get(layer.target, i)))
         placed[layer.target] = offset
     return placed

@@ -160,15 +160,15 @@ def lower(graph: ir.Graph) -> list:
     for node in graph.nodes:
         for source in node.inputs:
             consumers[source].append(node)
-    nodes = {node.name: node for node in graph.nodes}
-    joined = {node.name for node in graph.nodes if isinstance(node, ir.Concat) and node is not graph.output
+    nodes, ends = {node.name: node for node in graph.nodes}, graph.ends
+    joined = {node.name for node in graph.nodes if isinstance(node, ir.Concat) and node.name not in ends
               and not any(_adds(reader, node) for reader in consumers[node.name])}
     layers, fused = [], set()
     for node in graph.nodes[1:]:
         if node.name in fused or node.name in joined:
             continue
         layer = _lower_node(nodes, joined, node)
-        while layer.target != graph.output.name and len(consumers[layer.target]) == 1:
+        while layer.target not in ends and len(consumers[layer.target]) == 1:
             following = consumers[layer.target][0]
             if isinstance(following, ir.MaxPool2d) and _takes_pool(node, layer):
                 _check_pool(following)
@@ -179,7 +179,7 @@ def lower(graph: ir.Graph) -> list:
             else:
                 break
             fused.add(following.name)
-        is_output = layer.target == graph.output.name
+        is_output = layer.target in ends and not consumers[layer.target]
         _check_format(layer.name, layer.in_format, False)
         _check_format(layer.name, layer.out_format, is_output)
         _check_format(layer.name, layer.rounded_format, is_output and layer.lookup is None)

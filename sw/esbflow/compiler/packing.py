@@ -146,12 +146,12 @@ def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None) -
     return None
 
 
-def choose(config: EngineConfig, layers: list, first: Layer | None, output: str, batch: int,
+def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set, batch: int,
            stripes: bool = False) -> dict:
     """{tensor: pixels in a word} of those maps that are better packed, by estimate.
 
     layers : as they come to tiling, none of them packed.  first : layer 0 before its input was folded, if it was.
-    output : the graph's output, which is never packed.  stripes : slices work on stripes of one image.
+    outputs : the graph's, which are never packed.  stripes : slices work on stripes of one image.
 
     Maps that must be alike, as a residual and what it is added to, go together. It starts with none packed, and changes one
     group of maps at a time, as long as the sum of all layers' estimates falls.
@@ -180,7 +180,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, output: str,
     def total(numbers):
         return sum(cost(k, pixels.get(layers[k].sources[0], 1), pixels[layers[k].target]) for k in numbers)
 
-    candidates = [group for group in groups if output not in group and group <= set(makers)
+    candidates = [group for group in groups if outputs.isdisjoint(group) and group <= set(makers)
                   and any(_leaves_room(config, layers[makers[name]].out_shape[0]) for name in group)]
     better = True
     while better:

@@ -71,7 +71,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
     if packing is None and fold:
-        packing = choose(config, layers, first, graph.output.name, images, stripes)
+        packing = choose(config, layers, first, graph.ends, images, stripes)
         if packing:
             return _fastest(partial(_compile, graph, config, batch, stripes, layers, first, fold_choice), layers, packing)
     return _compile(graph, config, batch, stripes, layers, first, fold_choice, packing or {})
@@ -119,7 +119,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
     input_shape = layers[0].in_shape if fold_choice else graph.input.shape
     layouts = {graph.input.name: tensor_layout(config, "input", input_shape, graph.input.format, images)}
     for layer in layers:
-        kind = "output" if layer.target == graph.output.name else "workspace"
+        kind = "output" if layer.target in graph.ends else "workspace"
         layouts[layer.target] = tensor_layout(config, kind, layer.out_shape, layer.out_format, images)
     whole = layers
     if stripes:
@@ -159,7 +159,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
         raise CompileError(f"graph {graph.name} does not fit the instructions of engine {config.name}: {error}") from None
     workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
                      if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES
-    given, result = layouts[graph.input.name], layouts[graph.output.name]
+    given, results = layouts[graph.input.name], [layouts[name] for name in graph.ends]
     meta = {
         "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch, "stripes": stripes,
         "engine": config.to_dict(), "engine_hash": f"{config.hash:016x}",
@@ -168,12 +168,9 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
             "height": given.height, "width": given.width, **_rows(config, given),
             "fold": fold_choice.to_meta() if fold_choice else None,
         },
-        "output": {
-            "shape": list(graph.output.shape), "digits": result.digits, "signed": result.signed,
-            **_rows(config, result), "scale": float(graph.output.scale),
-        },
+        **_outputs(graph, config, layouts),
         "regions": {
-            "workspace": workspace, "input": given.bytes, "output": result.bytes,
+            "workspace": workspace, "input": given.bytes, "output": sum(result.bytes for result in results),
             "log": log_bytes,
         },
         "layers": [{
@@ -189,6 +186,18 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
     }
     return Program(meta=meta, instructions=instruction_array(words), weights=region.bytes(),
                    table=np.asarray(graph.input.table, dtype=np.int64))
+
+
+def _outputs(graph: Graph, config: EngineConfig, layouts: dict) -> dict:
+    """What meta says of the output; or of `outputs`, several of them, with their names and places in the region."""
+    found = {}
+    for name, node in graph.results.items():
+        layout = layouts[node.name]
+        found[name] = {"shape": list(node.shape), "digits": layout.digits, "signed": layout.signed,
+                       **_rows(config, layout), "scale": float(node.scale)}
+        if graph.outputs:
+            found[name] |= {"name": name, "offset": layout.offset * BEAT_BYTES, "bytes": layout.bytes}
+    return {"outputs": list(found.values())} if graph.outputs else {"output": found[graph.output.name]}
 
 
 def _rows(config: EngineConfig, layout: TensorLayout) -> dict:

@@ -1,6 +1,7 @@
 """The reference executor: what every other part must equal, value for value. NumPy only."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,11 @@ CHUNK_BYTES = 128 << 20
 """Images are run in chunks whose unfolded windows take about this much memory."""
 
 
-def execute(graph: ir.Graph, images: np.ndarray, keep: bool = False):
+def execute(graph: ir.Graph, images: np.ndarray, keep: bool = False) -> Any:
     """Run uint8 images (n, c, h, w) through the graph; sequences (n, c, length) are images one pixel high, and rows
     (n, features) images of one pixel.
 
-    Returns the output, int64 (n, c, h, w), or with `keep` a dict of every tensor by node name.
+    Returns the output, int64 (n, c, h, w), or {name: output} of several. With `keep`: every tensor by node name.
 
     Raises
     ------
@@ -31,8 +32,14 @@ def execute(graph: ir.Graph, images: np.ndarray, keep: bool = False):
         return _run(graph, images)
     largest = max(_unfolded_bytes(graph, node) for node in graph.nodes)
     step = max(1, CHUNK_BYTES // max(1, largest))
-    chunks = [_run(graph, images[i:i + step])[graph.output.name] for i in range(0, len(images), step)]
-    return np.concatenate(chunks) if chunks else np.zeros((0, *graph.output.shape), dtype=np.int64)
+    chunks = [_results(graph, _run(graph, images[i:i + step])) for i in range(0, len(images), step)]
+    outputs = {name: np.concatenate([chunk[name] for chunk in chunks]) if chunks else np.zeros((0, *node.shape), np.int64)
+               for name, node in graph.results.items()}
+    return outputs if graph.outputs else outputs[graph.output.name]
+
+
+def _results(graph: ir.Graph, values: dict) -> dict:
+    return {name: values[node.name] for name, node in graph.results.items()}
 
 
 def _unfolded_bytes(graph: ir.Graph, node: ir.Node) -> int:

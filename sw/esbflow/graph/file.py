@@ -53,6 +53,8 @@ def save(graph: ir.Graph, path) -> Path:
                 entry[field.name] = value.item() if isinstance(value, np.generic) else value
         nodes.append(entry)
     meta = {"format": FORMAT, "version": VERSION, "name": graph.name, "info": graph.info, "nodes": nodes}
+    if graph.outputs:
+        meta["outputs"] = graph.outputs
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     with whole(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -93,7 +95,7 @@ def load(path) -> ir.Graph:
         raise GraphError(f"{path} has model version {meta.get('version')} and this program reads {VERSION}; "
                          "export the model again")
     try:
-        graph = ir.Graph(meta["name"], info=meta["info"])
+        graph = ir.Graph(meta["name"], info=meta["info"], outputs=meta.get("outputs", {}))
         for i, entry in enumerate(meta["nodes"]):
             graph.nodes.append(_node(i, dict(entry), arrays))
         validate(graph)

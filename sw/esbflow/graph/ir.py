@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format
 
 M_BITS, N_BITS, B_BITS, S_MAX = 12, 12, 40, 40
@@ -178,14 +179,16 @@ OPERATORS = {cls.__name__: cls for cls in (
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in execution order; the first is the Input and the last is the output.
+    """Nodes in execution order; the first is the Input. The last is the output, unless `outputs` names several.
 
-    `info` holds strings and numbers for reports (recipe, accuracy, class names).
+    `info` holds strings and numbers for reports (recipe, accuracy, class names). `outputs` is {name of an output: name of
+    its node}, of two or more, in order.
     """
 
     name: str
     nodes: list = field(default_factory=list)
     info: dict = field(default_factory=dict)
+    outputs: dict = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Node:
         for node in self.nodes:
@@ -206,4 +209,24 @@ class Graph:
 
     @property
     def output(self) -> Node:
+        """The only output.
+
+        Raises
+        ------
+        GraphError
+            if there are several.
+        """
+        if self.outputs:
+            raise GraphError(f"graph {self.name} has {len(self.outputs)} outputs, {', '.join(self.outputs)}, where one is "
+                             "expected")
         return self.nodes[-1]
+
+    @property
+    def results(self) -> dict:
+        """{name: Node} of the output, or of all of several."""
+        return {name: self[node] for name, node in (self.outputs or {self.nodes[-1].name: self.nodes[-1].name}).items()}
+
+    @property
+    def ends(self) -> set:
+        """Names of the nodes that are outputs."""
+        return set(self.outputs.values()) or {self.nodes[-1].name}

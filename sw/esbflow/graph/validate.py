@@ -39,7 +39,16 @@ def validate(graph: ir.Graph) -> ir.Graph:
             raise GraphError(f"{where}: its shape is {tuple(node.shape)}, its inputs give {expected[0]}")
         _check_requantizer(node, where)
         known[node.name] = node
+    _check_outputs(graph, known)
     return graph
+
+
+def _check_outputs(graph, known):
+    if len(graph.outputs) == 1:
+        raise GraphError(f"graph {graph.name}: a single output is its last layer, and has no name of its own")
+    for output, name in graph.outputs.items():
+        if name not in known or isinstance(known[name], ir.Input):
+            raise GraphError(f"graph {graph.name}: its output {output!r} is {name!r}, which no layer computes")
 
 
 def _check_requantizer(node, where):

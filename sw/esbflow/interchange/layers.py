@@ -26,6 +26,7 @@ class Builder(GraphBuilder):
     def __init__(self, name: str):
         super().__init__(name)
         self.notes = []
+        self.errors = {}  # name of an output's tensor -> how far rounding moves it
         self.tables = {}  # name of a stored tensor -> Table, if it is a function of another
 
     def unique(self, name: str) -> str:
@@ -166,8 +167,8 @@ class Builder(GraphBuilder):
         return self.concat(self.unique(name or where), same)
 
     def output(self, value, name: str) -> Stored:
-        """The graph's last tensor: as it is stored, or with 16 or 32 bits and one scale so that nothing saturates. Then
-        `info["output_error"]` says how far its integers can be from real numbers.
+        """An output of the graph: as it is stored, or with 16 or 32 bits and one scale so that nothing saturates. Then
+        `errors` says how far its integers can be from real numbers.
 
         Raises
         ------
@@ -180,8 +181,10 @@ class Builder(GraphBuilder):
             return value
         if isinstance(value, Function):
             check_finite(value.values, value.source, where)
-            table, form, scale, self.graph.info["output_error"] = last_table(value.values.astype(np.float64))
-            return self.append(lookup(self.unique(name), value.source, table, form, scale))
+            table, form, scale, error = last_table(value.values.astype(np.float64))
+            result = self.append(lookup(self.unique(name), value.source, table, form, scale))
+            self.errors[result.name] = error
+            return result
         if not isinstance(value, Open):
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
         rectified = value.low == 0 < value.high
@@ -190,12 +193,27 @@ class Builder(GraphBuilder):
                              "begin at zero; leave it to the host, or quantize its output")
         form, scale = last_format(value)
         result = self.close(value, name, form, scale, where)
-        self.graph.info["output_error"] = rounding_error(value, self.graph.nodes[-1 - len(value.after)])
+        self.errors[result.name] = rounding_error(value, self.graph.nodes[-1 - len(value.after)])
         return result
 
-    def finish(self, output: Stored) -> ir.Graph:
-        """The graph without nodes on which the output does not depend."""
-        needed, kept = {output.name}, []
+    def finish(self, outputs: dict) -> ir.Graph:
+        """The graph with the outputs {name: stored tensor}, without nodes on which none of them depends.
+
+        `info["output_error"]` has what `errors` has: of several outputs by name.
+
+        Raises
+        ------
+        GraphError
+            if an output is the graph's input.
+        """
+        needed, kept = {output.name for output in outputs.values()}, []
+        if (unread := next((name for name, output in outputs.items() if output.name == "input"), None)) is not None:
+            raise GraphError(f"output {unread!r} is the quantized input, which no layer computes; leave it to the host")
+        if len(outputs) > 1:
+            self.graph.outputs = {name: output.name for name, output in outputs.items()}
+        errors = {name: self.errors[output.name] for name, output in outputs.items() if output.name in self.errors}
+        if errors:
+            self.graph.info["output_error"] = errors if len(outputs) > 1 else next(iter(errors.values()))
         for node in reversed(self.graph.nodes):
             if node.name in needed:
                 needed.update(node.inputs)

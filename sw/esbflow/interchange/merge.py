@@ -15,7 +15,7 @@ from esbflow.numbers import ESB, Format, Signed, Unsigned
 
 def merge_clamps(graph: ir.Graph) -> ir.Graph:
     """The same graph with each clamp merged into the node before it, which keeps its name; outputs do not change."""
-    readers = {}
+    readers = dict.fromkeys(graph.outputs.values(), 1)
     for node in graph.nodes:
         for source in node.inputs:
             readers[source] = readers.get(source, 0) + 1
@@ -33,6 +33,7 @@ def merge_clamps(graph: ir.Graph) -> ir.Graph:
         else:
             nodes[node.name] = node
     graph.nodes = list(nodes.values())
+    graph.outputs = {output: renamed.get(name, name) for output, name in graph.outputs.items()}
     return graph
 
 

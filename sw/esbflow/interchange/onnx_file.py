@@ -29,7 +29,7 @@ class Model:
     nodes: list
     constants: dict  # name -> array
     input: str
-    output: str
+    outputs: dict  # name of an output -> the tensor that it is
     shapes: dict  # name -> tuple of ints
     metadata: dict
     producer: str
@@ -80,14 +80,14 @@ def from_proto(proto: onnx.ModelProto, where) -> Model:
             raise BadValue("a name is no text")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        raise GraphError(f"{where} has {len(inputs)} inputs and {len(graph.output)} outputs; the integer graph has one of "
-                         "each")
+    if len(inputs) != 1 or not graph.output:
+        raise GraphError(f"{where} has {len(inputs)} inputs and {len(graph.output)} outputs; the integer graph has one "
+                         "input, and at least one output")
     _check_types(where, graph)
     _check_quantized(where, graph)
     return Model(
         name=Path(str(where)).stem, nodes=list(graph.node), constants=constants, input=inputs[0].name,
-        output=graph.output[0].name, shapes=_shapes(where, proto, inputs[0]),
+        outputs={value.name: value.name for value in graph.output}, shapes=_shapes(where, proto, inputs[0]),
         metadata={entry.key: entry.value for entry in proto.metadata_props},
         producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
         opset=opset, input_is_codes=inputs[0].type.tensor_type.elem_type == TensorProto.UINT8)

@@ -76,10 +76,10 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
             pixel_max = float(model.metadata.get(PIXEL_MAX, 1.0))
         except ValueError:
             raise GraphError(f"the model's metadata {PIXEL_MAX} is no number; give --pixel-max") from None
-    model, note = _before_softmax(model)
+    model, left_out = _before_softmax(model)
     shape = model.shapes[model.input][1:]
     walk = Walk(model, name or model.name)
-    walk.builder.notes += [note] if note else []
+    walk.builder.notes += left_out
     last = channels_last.input_is_last(model.nodes, model.input, model.shapes)
     shape = map_shape((shape[-1], *shape[:-1]) if last else shape)
     image = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
@@ -89,12 +89,7 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
         walk.builder.notes.append(f"the model's images are {axes}, the graph's {shape}")
     for node in model.nodes:
         walk.visit(node)
-    if model.output not in walk.values:
-        raise GraphError(f"output {model.output!r} is not computed by any node; export the model again")
-    value, note = moves.as_output(walk.values[model.output])
-    walk.builder.notes += [note] if note else []
-    output = walk.builder.output(value.value if isinstance(value, Codes) else value, model.output)
-    graph = merge_clamps(walk.builder.finish(output))
+    graph = merge_clamps(walk.builder.finish({name: _output(walk, name, tensor) for name, tensor in model.outputs.items()}))
     graph.info.update(imported=f"{model.producer or 'unknown producer'}, opset {model.opset}", notes=walk.builder.notes)
     validate(graph)
     codes, form = fewest_codes(graph.input.table), graph.input.format
@@ -105,17 +100,35 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
     return graph
 
 
+def _output(walk, name: str, tensor: str):
+    """The stored tensor of an output."""
+    if tensor not in walk.values:
+        raise GraphError(f"output {name!r} is not computed by any node; export the model again")
+    value, note = moves.as_output(walk.values[tensor])
+    which = f"output {name!r}: " if len(walk.model.outputs) > 1 else ""
+    walk.builder.notes += [which + note] if note else []
+    return walk.builder.output(value.value if isinstance(value, Codes) else value, tensor)
+
+
 def _before_softmax(model: Model) -> tuple:
-    """(the model without a Softmax, Sigmoid or Tanh of its last tensor and quantizers behind it; a note on that or None)."""
+    """(the model without a Softmax, Sigmoid or Tanh of an output and quantizers behind it; notes on that)."""
     makers = {output: node for node in model.nodes for output in node.output}
-    node = makers.get(model.output)
-    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Quant", "Identity"):
-        node = makers.get(node.input[0])
-    if node is None or node.op_type not in ("Softmax", "LogSoftmax", "Sigmoid", "Tanh"):
-        return model, None
-    before = model.nodes[:next(place for place, other in enumerate(model.nodes) if other is node)]
-    return (replace(model, nodes=before, output=node.input[0]),
-            f"{title(node)} is left to the host: the largest value stays the largest")
+    outputs, notes = {}, []
+    for name in model.outputs:
+        node = makers.get(name)
+        while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Quant", "Identity"):
+            node = makers.get(node.input[0])
+        cut = node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid", "Tanh")
+        outputs[name] = node.input[0] if cut else name
+        notes += [f"{title(node)} is left to the host: the largest value stays the largest"] if cut else []
+    if not notes:
+        return model, []
+    needed, kept = set(outputs.values()), []
+    for node in reversed(model.nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return replace(model, nodes=kept[::-1], outputs=outputs), notes
 
 
 def _pixels(channels: int, mean, std, pixel_max: float, raw: bool) -> np.ndarray:
@@ -203,7 +216,8 @@ class Walk:
     def only_feeds_output(self, node) -> bool:
         """Whether a QuantizeLinear and its DequantizeLinear stand just before the model's output, and nowhere else."""
         readers = self.consumers.get(node.output[0], [])
-        return len(readers) == 1 and readers[0].op_type == "DequantizeLinear" and readers[0].output[0] == self.model.output
+        ends = self.model.outputs.values()
+        return len(readers) == 1 and readers[0].op_type == "DequantizeLinear" and readers[0].output[0] in ends
 
 
 def _in_order(value):

@@ -32,6 +32,7 @@ from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.elementwise import Function, function_of
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
+from esbflow.quant.outputs import named_outputs
 from esbflow.quant.pooling import average_window, max_window
 from esbflow.quant.recipe import recipe_of
 from esbflow.quant.sized_trace import known_sizes, propagate_shapes
@@ -319,27 +320,38 @@ class _Exporter(GraphBuilder):
         return node
 
     def _output(self, node, module, *values):
-        if len(values) != 1:
-            raise GraphError(f"the network has {len(values)} outputs; the integer graph has one")
-        value = values[0]
+        named, errors, stored = named_outputs(node), {}, {}
+        for name, source in named.items():
+            if source not in stored:
+                stored[source], error = self._last(self.values[source], source)
+                errors |= {name: error} if error else {}
+        if len(named) > 1:
+            self.graph.outputs = {name: stored[source].name for name, source in named.items()}
+        elif stored[source].name != self.graph.nodes[-1].name:
+            raise GraphError("the network's output must be its last layer")
+        if errors:
+            self.graph.info["output_error"] = errors if len(named) > 1 else errors[name]
+
+    def _last(self, value, source: fx.Node) -> tuple:
+        """(stored tensor, its `rounding_error` or None) of an output."""
         if isinstance(value, Function):
-            return self._last_function(value, node)
+            return self._last_function(value, source)
+        if value is None or isinstance(value, Padded) or isinstance(value, Stored) and value.name == INPUT:
+            raise GraphError(f"{source.name}: the network returns it as it is, which no layer computes; return what a layer "
+                             "makes of it")
         if isinstance(value, Stored):
-            if value.name != self.graph.nodes[-1].name:
-                raise GraphError("the network's output must be its last layer")
-            return value
+            return value, None
         finest = 0 if self.recipe.power_of_two else FINEST_OUTPUT
         form, scale = last_format(value, self.recipe.output_bits, finest)
-        last = self._computed(node.all_input_nodes[0])
+        last = self._computed(source)
         stored = self._close(value, _tensor_name(last), _shape(last), form, scale)
-        self.graph.info["output_error"] = rounding_error(value, self.graph.output)
-        return stored
+        return stored, rounding_error(value, self.graph.nodes[-1])
 
-    def _last_function(self, value, node: fx.Node) -> Stored:
-        last = self._computed(node.all_input_nodes[0])
+    def _last_function(self, value, source: fx.Node) -> tuple:
+        last = self._computed(source)
         real = value.of_levels(next(self.model.buffers()).device).double().cpu().numpy()
-        table, form, scale, self.graph.info["output_error"] = last_table(real)
-        return self.append(lookup(_tensor_name(last), value.source, table, form, scale))
+        table, form, scale, error = last_table(real)
+        return self.append(lookup(_tensor_name(last), value.source, table, form, scale)), error
 
 
 def _tensor_name(node: fx.Node) -> str:

@@ -18,7 +18,7 @@ class IntegerModule(nn.Module):
     """Computes what the integer graph computes, value for value, on any device that has float64.
 
     Shapes: images (n, c, h, w) of uint8, or sequences or rows as the graph takes them -> (n, c, h, w) float64, integers of
-    the output format.
+    the output format; {name: output} where the graph has several.
     """
 
     def __init__(self, graph: ir.Graph):
@@ -37,11 +37,12 @@ class IntegerModule(nn.Module):
                     self.register_buffer(f"{name}_{i}", values.reshape(1, -1, 1, 1))
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor):
         values, images = {}, as_maps(images, self.graph.input.shape, GraphError)
         for i, node in enumerate(self.graph.nodes):
             values[node.name] = self._run(i, node, images, [values[name] for name in node.inputs])
-        return values[self.graph.output.name]
+        results = {name: values[node.name] for name, node in self.graph.results.items()}
+        return results if self.graph.outputs else results[self.graph.output.name]
 
     def _requantize(self, i, node, acc, residual=None):
         total = acc * getattr(self, f"m_{i}") + getattr(self, f"b_{i}")

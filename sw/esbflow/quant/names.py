@@ -70,4 +70,4 @@ def renamed(graph: ir.Graph, names: dict, layers: dict) -> ir.Graph:
     info = dict(graph.info)
     if "modules" in info:
         info["modules"] = {new[name]: module for name, module in info["modules"].items()}
-    return ir.Graph(graph.name, nodes, info)
+    return ir.Graph(graph.name, nodes, info, {output: new[name] for output, name in graph.outputs.items()})

@@ -77,17 +77,23 @@ def inspect(graph: ir.Graph, model=None, accumulator_bits: int = 28) -> list:
 
 def last_layer(graph: ir.Graph) -> dict:
     """format and scale (real, of one step) of the graph's output; largest and share, what rounding can move it by (see
-    `esbflow.lowering.last_layer.rounding_error`), None where a quantizer of the model's own gave it its scale."""
-    error = graph.info.get("output_error", {"largest": None, "share": None})
-    return {"format": str(graph.output.format), "scale": float(graph.output.scale), **error}
+    `esbflow.lowering.last_layer.rounding_error`), None where a quantizer of the model's own gave it its scale. Of several
+    outputs {name: the same of each}."""
+    errors, unknown = graph.info.get("output_error", {}), {"largest": None, "share": None}
+    found = {name: {"format": str(node.format), "scale": float(node.scale),
+                    **(errors.get(name, unknown) if graph.outputs else errors or unknown)}
+             for name, node in graph.results.items()}
+    return found if graph.outputs else found[graph.output.name]
 
 
 def said_of_last_layer(found: dict) -> str:
-    """The same as a sentence.
+    """The same as a sentence, or one a line for each of several outputs.
 
     >>> said_of_last_layer({"format": "s32", "scale": 0.001, "largest": 0.0125, "share": 0.0002})
     'output: s32 in steps of 0.001; rounding moves it by at most 0.0125, no channel by more than 0.02 % of its largest value'
     """
+    if "format" not in found:
+        return "\n".join(f"{name}, {said_of_last_layer(one)}" for name, one in found.items())
     step = f"output: {found['format']} in steps of {found['scale']:.3g}"
     if found["largest"] is None:
         return step

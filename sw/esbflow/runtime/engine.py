@@ -23,9 +23,9 @@ from esbflow.runtime.errors import (
     RuntimeFault,
 )
 from esbflow.runtime.in_flight import Submits
-from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack
+from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack_output
 from esbflow.runtime.pages import whole_pages
-from esbflow.runtime.program_file import LoadedProgram, load_program
+from esbflow.runtime.program_file import LoadedProgram, load_program, outputs_of
 from esbflow.runtime.slices import sliced_regions, stride_of
 from esbflow.runtime.transport import Transport
 from esbflow.runtime.turn import Turn, in_turn
@@ -47,13 +47,16 @@ _STATUS = {name: (low, (1 << width) - 1) for name, low, width in REGISTERS["STAT
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """`outputs` int64 (n, c, h, w); `layers`: per layer and run of a batch the counters' increments; `cycles` in all."""
+    """`outputs` int64 (n, c, h, w); `layers`: per layer and run of a batch the counters' increments; `cycles` in all.
 
-    outputs: np.ndarray
+    `scale` is the real size of one step. Of a program with several outputs `outputs` and `scale` are {name: ...}.
+    """
+
+    outputs: Any
     layers: list
     cycles: int
     runs: int
-    scale: float
+    scale: Any
 
 
 def _arrays(buffer) -> list:
@@ -279,11 +282,15 @@ class Engine(Submits):
             self._put("input", [self._packed(own) for own in np.split(filled, places)])
             self._start()
             cycles += self._finish(deadline_cycles)
-            outputs.append(self._outputs()[:len(part)])
+            outputs.append({name: values[:len(part)] for name, values in self._outputs().items()})
             layers.append(self._layer_counters())
             if progress:
                 progress(start + len(part))
-        return Result(np.concatenate(outputs), layers, cycles, len(layers), program.meta["output"]["scale"])
+        named = {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+        scales = {name: output["scale"] for name, output in outputs_of(program.meta).items()}
+        if "outputs" not in program.meta:
+            named, scales = named["output"], scales["output"]
+        return Result(named, layers, cycles, len(layers), scales)
 
     def _places(self) -> tuple:
         """(parts of memory, images of each) in a run: each slice has images of its own, or all have stripes of the same."""
@@ -306,14 +313,12 @@ class Engine(Submits):
         codes = fold_windows(encode_images(images, program.table), meta)
         return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))
 
-    def _outputs(self) -> np.ndarray:
-        program, meta = self._loaded, self._loaded.meta["output"]
-        buffer, config = self._buffers["output"], program.config
+    def _outputs(self) -> dict:
+        program, buffer, (_, images) = self._loaded, self._buffers["output"], self._places()
         buffer.invalidate()
-        size = program.meta["regions"]["output"]
-        return np.concatenate([
-            unpack(np.asarray(array[:size]), tuple(meta["shape"]), self._places()[1], config.rows, meta["digits"],
-                   meta["pitch"], meta["signed"], config.digit_bits, space_of(meta)) for array in _arrays(buffer)])
+        return {name: np.concatenate([
+            unpack_output(np.asarray(array), meta, images, program.config) for array in _arrays(buffer)])
+            for name, meta in outputs_of(program.meta).items()}
 
     def _layer_counters(self) -> list:
         """Per layer: the counters' increments since the layer before, from the log."""

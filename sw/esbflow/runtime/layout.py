@@ -6,6 +6,8 @@ word, low bytes first. See docs/engine.md.
 
 import numpy as np
 
+from esbflow.engine_config import EngineConfig
+
 
 def encode_images(images: np.ndarray, table: np.ndarray) -> np.ndarray:
     """uint8 (n, c, h, w) -> the table's codes, int16 (n, c, h, w)."""
@@ -73,6 +75,13 @@ def space_of(meta: dict) -> tuple | None:
     (12, 1)
     """
     return (meta["rows"], meta["first_row"]) if "rows" in meta else None
+
+
+def unpack_output(region: np.ndarray, meta: dict, images: int, config: EngineConfig) -> np.ndarray:
+    """One output of a program, int64 (images, c, h, w), from the bytes of a region; `meta` as `outputs_of` has it."""
+    data = region[meta["offset"]:meta["offset"] + meta["bytes"]]
+    return unpack(data, tuple(meta["shape"]), images, config.rows, meta["digits"], meta["pitch"], meta["signed"],
+                  config.digit_bits, space_of(meta))
 
 
 def unpack(data: np.ndarray, shape: tuple, images: int, rows: int, digits: int, pitch: int, signed: bool,

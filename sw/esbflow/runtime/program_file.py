@@ -34,6 +34,14 @@ class LoadedProgram:
         return layers[number]["name"] if number < len(layers) else "no such layer"
 
 
+def outputs_of(meta: dict) -> dict:
+    """{name: what a program's `meta` says of the output}, with `offset` and `bytes` in its region; of a program with one
+    output the name is "output"."""
+    if "outputs" in meta:
+        return {output["name"]: output for output in meta["outputs"]}
+    return {"output": dict(meta["output"], offset=0, bytes=meta["regions"]["output"])}
+
+
 def holds(path, form: str) -> bool:
     """Whether a file is an .npz whose `meta` says that it has the format `form`."""
     try:

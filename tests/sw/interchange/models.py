@@ -84,14 +84,15 @@ def quantize_by_onnxruntime(source, target, images: np.ndarray, per_channel: boo
                     extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True})
 
 
-def run_onnxruntime(proto: onnx.ModelProto, images) -> np.ndarray:
-    """The output for float32 images, or for a dict of all inputs."""
+def run_onnxruntime(proto: onnx.ModelProto, images, every: bool = False):
+    """The output for float32 images, or for a dict of all inputs; with `every` a list of all outputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     # Fusions compute in integers that may saturate, which is not what the model says.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, images if isinstance(images, dict) else {session.get_inputs()[0].name: images})[0]
+    outputs = session.run(None, images if isinstance(images, dict) else {session.get_inputs()[0].name: images})
+    return outputs if every else outputs[0]
 
 
 def run_qonnx(proto: onnx.ModelProto, images: np.ndarray) -> dict:
