@@ -1,8 +1,10 @@
 """The simulated ZCU102 through PYNQ's own calls, and the driver on it against the integer graph's reference."""
 
 import asyncio
+import json
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ pynq = pytest.importorskip("pynq")
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
+from esbflow.commands import doctor_board
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import ENGINES
 from esbflow.graph.execute import execute
@@ -20,6 +23,7 @@ from esbflow.registers import ID_VALUE, REGISTERS, vlnv
 from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineFault
 from esbhw.hwh import IO_PLL_MHZ, hwh
+from esbhw.manifest import manifest
 from esbsim.board import CONTROLLER_BASE, ENGINE_BASE, read_overlay
 from esbsim.simulator import MemoryTiming
 
@@ -46,6 +50,37 @@ def test_every_clock_fits_the_divisors(mhz, tmp_path):
     clock = RuntimeMetadataParser(Metadata(input=path)).clock_dict[0]
     assert clock["enable"] and 1 <= clock["divisor0"] <= 63 and 1 <= clock["divisor1"] <= 63
     assert IO_PLL_MHZ["zynq_ultra_ps_e"] / clock["divisor0"] / clock["divisor1"] == pytest.approx(mhz, rel=0.2)
+
+
+def test_a_compute_clock_is_the_second_of_the_processor(tmp_path):
+    path = tmp_path / "engine.hwh"
+    for mhz in (None, 333):
+        path.write_text(hwh(CONFIG, compute_mhz=mhz))
+        parser = RuntimeMetadataParser(Metadata(input=path))
+        first, second = parser.clock_dict[0], parser.clock_dict[1]
+        assert first["enable"] and bool(second["enable"]) == bool(mhz)
+        assert parser.ip_dict["esb_engine_0"]["parameters"].get("COMPUTE_CLOCK_MHZ") == (str(mhz) if mhz else None)
+    assert IO_PLL_MHZ["zynq_ultra_ps_e"] / second["divisor0"] / second["divisor1"] == pytest.approx(333, rel=0.2)
+
+
+@pytest.mark.parametrize("config", [CONFIG, ENGINES["zcu102-w4a4"], ENGINES["pynq-z2-w4a4"]], ids=lambda config: config.name)
+def test_the_doctor_finds_a_port_for_every_master(tmp_path, config):
+    path = tmp_path / "engine.hwh"
+    path.write_text(hwh(config))
+    path.with_suffix(".json").write_text(json.dumps(manifest(config)))
+    entry, = doctor_board.check_port_widths(tmp_path / "engine.bit")
+    assert entry["ok"] and "[128] bits" in entry["needed"]
+    path.write_text(path.read_text().replace('MASTERBUSINTERFACE="m_axi_weights"', 'MASTERBUSINTERFACE="m_axi_other"'))
+    assert not doctor_board.check_port_widths(tmp_path / "engine.bit")[0]["ok"]
+
+
+def test_the_doctor_says_which_rails_have_sensors(monkeypatch):
+    monkeypatch.setattr(pynq, "get_rails", dict)
+    assert doctor_board.power_sensors() == [{"check": "power sensors", "ok": True, "fix": "", "needed":
+                                             "none that PYNQ knows: docs/pynq_image.md says how to name them"}]
+    rail = SimpleNamespace(power=SimpleNamespace(value=1.0), voltage=None, current=None)
+    monkeypatch.setattr(pynq, "get_rails", lambda: {"VCCINT": rail, "12V": SimpleNamespace(power=None, voltage=None, current=None)})
+    assert doctor_board.power_sensors()[0]["needed"] == "VCCINT"
 
 
 def test_only_marked_overlays_are_loaded(bit, tmp_path):

@@ -17,6 +17,7 @@ from esbflow.runtime.errors import EngineFault, EngineReplaced
 from esbsim.engine import engine_library
 from esbsim.simulator import MemoryTiming, Simulator
 from esbsim.transport import SimulatedTransport, memory
+from tests.end_to_end.conftest import SLICES
 
 CONFIG = ENGINES["tiny4x4"]
 CLOCKS = [(1, 1, 0), (2, 2, 1), (3, 2, 0), (2, 3, 1), (7, 5, 0), (5, 7, 3), (1000, 1001, 0), (1001, 1000, 17), (97, 10, 5), (10, 97, 50)]
@@ -66,6 +67,17 @@ def test_every_value_on_memory_that_pauses(library, network, seed):
     assert np.array_equal(engine.run(images).outputs, expected), clocks
     simulator.set_shared_bandwidth(9)
     assert np.array_equal(engine.run(images).outputs, expected), clocks
+
+
+@pytest.mark.parametrize("stripes", [False, True])
+@pytest.mark.parametrize("clocks", [(3, 2, 0), (2, 3, 1)], ids=str)
+def test_every_value_of_slices_with_ports_of_their_own(clocks, stripes):
+    random = np.random.default_rng(4)
+    graph = random_graph(random, layers=3, channels=8, size=9, kinds=("conv", "residual", "max"))
+    images = random_images(random, graph, 3)
+    _, engine = started(engine_library(SLICES, two_clocks=True), clocks)
+    engine.load(compile_graph(graph, SLICES, 2, stripes=stripes))
+    assert np.array_equal(engine.run(images).outputs, execute(graph, images))
 
 
 @pytest.mark.parametrize("latency", [10, 40, 150])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.engine_config import EngineConfig
+from esbflow.engine_facts import activation_masters, weight_masters
 from esbflow.engines import engine
 from esbflow.registers import COUNTERS, REGISTERS
 from esbflow.runtime.engine import Engine
@@ -147,11 +148,23 @@ def check_port_widths(bit) -> list:
     """The widths of the memory ports in the .hwh: PYNQ sets the ports by them, and a wrong one scrambles every beat."""
     from esbflow import handoff
 
-    found = handoff.read(Path(bit).with_suffix(".hwh"))
-    wide = [bits for name, bits in found.port_bits.items()]
-    return [_entry("memory ports", len(found.memory) == 3 and len(set(wide)) == 1,
-                   f"{', '.join(f'{master} at {port}' for master, port in found.memory)}; {sorted(set(wide))} bits",
+    config, found = engine(str(Path(bit).with_suffix(".json"))), handoff.read(Path(bit).with_suffix(".hwh"))
+    wanted = {"m_axi_program", *weight_masters(config), *activation_masters(config)}
+    widths = set(found.port_bits.values())
+    return [_entry("memory ports", {master for master, _ in found.memory} == wanted and len(widths) == 1,
+                   f"{', '.join(f'{master} at {port}' for master, port in found.memory)}; {sorted(widths)} bits",
                    "the .hwh has no memory port for one of the engine's masters, or ports of different widths")]
+
+
+def power_sensors() -> list:
+    """The rails that esbflow.runtime.power can measure; a board without them is none the worse."""
+    from esbflow.runtime.errors import SensorsMissing
+    from esbflow.runtime.power import board_rails
+
+    try:
+        return [_entry("power sensors", True, ", ".join(board_rails()))]
+    except SensorsMissing:
+        return [_entry("power sensors", True, "none that PYNQ knows: docs/pynq_image.md says how to name them")]
 
 
 def run(overlay: str | None, port: str | None) -> list:
@@ -171,6 +184,6 @@ def run(overlay: str | None, port: str | None) -> list:
                 *check_engine(transport, engine("tiny4x4"))]
     from esbflow.runtime import pynq_driver
 
-    results = [*system(), *check_port_widths(overlay)]
+    results = [*system(), *power_sensors(), *check_port_widths(overlay)]
     driver = pynq_driver.open_engine(overlay)
     return results + check_engine(driver.engine.transport, engine(str(Path(overlay).with_suffix(".json"))))
