@@ -30,7 +30,7 @@ def library():
     return engine_library(CONFIG, two_clocks=True)
 
 
-@pytest.fixture(scope="module", params=range(3))
+@pytest.fixture(scope="module", params=range(2))
 def network(request):
     """(program for batches of 2, images, what they give)"""
     random = np.random.default_rng(request.param)
