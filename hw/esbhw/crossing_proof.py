@@ -10,7 +10,8 @@ Proven of a FIFO together with the reset handshake, in both directions, from the
 
 - what is taken is what was given, each item once and in order, and no item is overwritten before it is taken;
 - pointers change by one bit at a time while their side is not in reset;
-- the buses' side leaves reset only after the arrays' side has been in reset too, and both agree that the FIFO is empty.
+- the buses' side leaves reset only after the arrays' side has been in reset since it came, and left it: what is in the FIFO
+  then is of after the reset.
 """
 
 import sys

@@ -108,6 +108,21 @@ def test_a_cancelled_run_is_not_begun_and_one_under_way_is_finished(engine):
         waiting.result()
 
 
+def test_abort_stops_the_run_under_way_of_any_driver_and_no_other(engine, make_program):
+    """Between two batches, where the engine itself has nothing to abort."""
+    driver, transport = engine
+    other = driver.another()
+    other.load(make_program())
+    gate = Gate()
+    under_way, waiting = other.submit(images(4), gate), driver.submit(images(2, 6))
+    assert gate.reached.wait(10) and not transport.busy
+    driver.abort()
+    gate.opened.set()
+    with pytest.raises(EngineFault, match="aborted|host"):
+        under_way.result(10)
+    assert under_way.exception().code == "aborted" and right(waiting.result(10), images(2, 6))
+
+
 def test_a_run_of_a_program_that_is_gone_is_an_error_of_that_run(engine, make_program):
     driver, _ = engine
     gate = Gate()

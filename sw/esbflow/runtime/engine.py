@@ -88,7 +88,6 @@ class Engine(Submits):
         self._program: LoadedProgram | None = None
         self._buffers: dict[str, Any] = {}
         self._mark = 0
-        self._stop = False
         self._identify()
 
     def _identify(self) -> None:
@@ -260,7 +259,7 @@ class Engine(Submits):
 
     def _run_alone(self, images, progress, deadline_cycles) -> Result:
         images = self._checked(images)
-        self._stop = False
+        self._turn.stop = False
         try:
             return self._run(images, progress, deadline_cycles)
         except BaseException:
@@ -382,7 +381,7 @@ class Engine(Submits):
                     f"the engine's cycle counter has stood at {now} for {STILL_SECONDS:g} s while it is "
                     f"{'busy' if status['busy'] else 'idle'}: its clock has stopped, or the overlay was replaced; load the "
                     "overlay again")
-            if self._stop:
+            if self._turn.stop:
                 self._write("CONTROL", ABORT)  # again: the first may have come between two batches
             if not self._transport.wait_for_interrupt(0.1):
                 time.sleep(0)
@@ -402,9 +401,9 @@ class Engine(Submits):
         return EngineFault(status["code"], status["unit"], layer, self._loaded.layer_name(layer), address)
 
     def abort(self) -> None:
-        """Stop the run under way, from another thread for one; it ends with error `aborted`."""
+        """Stop the run under way, of whichever driver of the engine; it ends with error `aborted`. From another thread."""
         self._turn.check_process()
-        self._stop = True
+        self._turn.stop = True
         self._write("CONTROL", ABORT)
 
     @in_turn

@@ -19,6 +19,7 @@ class Turn:
     def __init__(self):
         self.lock = threading.RLock()
         self.frame: FrameType | None = None  # of the call whose turn it is
+        self.stop = False  # the run under way is to end
         self._process = os.getpid()
 
     def check(self) -> None:
