@@ -45,7 +45,8 @@ _PASS = {
         ("activations", "the half is free, with the last pixel"),
         ("accumulators", "the bank is full, once its last sum is stored"))},
     "acc_first": "accumulator of output pixel (0, 0)",
-    "acc_gap": "accumulators left out between one output pixel and the next",
+    "acc_gap": "accumulators left out between one output pixel and the next; an engine of more rows than columns has "
+               "`rows / cols` for each pixel",
     "stripe": "map rows from a slice's pixels to the next slice's, so that each slice sees the map's ends where they are; "
               "`in_rows` and `y` are then those of the whole map and of slice 0; engines with stripes only",
 }
@@ -59,8 +60,8 @@ _CHANNEL = {name: meaning for name, meaning in _PASS.items() if "book" not in na
     "tap_cols": "columns of the window, 1 to 3; as many are read before a row's first output is there",
     "tap_step_y": "map rows from one word of a column to the next", "tap_step": "buffer words from one to the next",
     "gap": "columns between those that bring an output", "maximum": "take the window's maximum, not its weighed sum",
-    "part": "block of `channel_unit` columns of the accumulators that is added to; modulo the blocks in a word, also the "
-            "channels that are taken",
+    "part": "block of `channel_unit` channels of the tile; modulo the blocks of columns, the accumulators' columns that are "
+            "added to; modulo the blocks in a word, the channels that are taken",
 }
 
 _DRAIN = {

@@ -35,9 +35,9 @@ class Tile:
         self.planes = size.planes_per_tile
         self.table = [rng.randrange(1 << entry_bits) for _ in range(LEVEL_ENTRIES)] if entry_bits else None
         self.digits = max(1, (entry_bits or storage_bits(self.format)) // size.digit_bits)
-        self.acc = np.array([[rng.randrange(6000) for _ in range(size.cols)] for _ in range(rows * cols)])
+        self.acc = np.array([[rng.randrange(6000) for _ in range(size.tile_channels)] for _ in range(rows * cols)])
         self.constants = [{"m": rng.randrange(-200, 200), "n": rng.randrange(-200, 200), "s": rng.randrange(1, 17),
-                           "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.cols)]
+                           "b": rng.randrange(-1 << 20, 1 << 20)} for _ in range(size.tile_channels)]
         self.residual, self.residual_signed = residual * 4 // size.digit_bits, rng.randrange(2)
         if size.digit_bits < 4 and residual == 1 and rng.randrange(2):
             self.residual = 1  # of its smallest size
@@ -54,9 +54,9 @@ class Tile:
                                for _ in range(2))
         layout, lanes = constants_layout(size), size.requantize_lanes
         # What the memories give, by address.
-        self.sums = [join(pixel, size.accumulator_width) for pixel in self.acc]
+        self.sums = [join(part, size.accumulator_width) for part in self.acc.reshape(-1, size.cols)]
         self.constants_words = [join([pack(layout, **k) for k in self.stored[at:at + lanes]], layout.size)
-                                for at in range(0, size.cols, lanes)]
+                                for at in range(0, size.tile_channels, lanes)]
         self.low_words, self.high_words = ([join(word, DIGIT_BITS) for word in half] for half in (self.low, self.high))
         run = self.out[1] * size.beats_per_word // words
         self.fields = dict(

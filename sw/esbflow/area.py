@@ -92,7 +92,7 @@ def memories(config: EngineConfig) -> list:
         (config.cols * config.accumulator_width, config.accumulator_depth, 1, 2 * config.slices),
         (AXI_BEAT_BITS, 2 * config.activation_beats // beats, beats, copies * config.slices),
         (AXI_BEAT_BITS, config.weight_slots * config.tile_rows, config.weight_path_beats // ports, ports),
-        (sum(bits for _, bits in constant_fields(config)), 2 * config.cols // lanes, lanes // ports, ports),
+        (sum(bits for _, bits in constant_fields(config)), 2 * config.tile_channels // lanes, lanes // ports, ports),
         (AXI_BEAT_BITS, 2 * config.residual_beats // beats, beats, residuals * config.slices),
     ]
 

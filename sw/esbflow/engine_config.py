@@ -26,6 +26,8 @@ TABLE_INPUTS = 4
 TABLE_ENTRIES = 1 << TABLE_INPUTS
 TAP_BITS = 64
 """Bits of one channel's taps in memory."""
+TURN_LIMIT = 16
+"""Accumulators of a pixel: the distance between two pixels' is a 4-bit field of a pass."""
 SHARED_LANES = 16
 """Lanes whose slices can share a port: it takes one beat for two that they could fill, so it never falls behind."""
 ARRAYS = ("shiftadd", "table")
@@ -52,16 +54,18 @@ class EngineConfig:
         (sign and magnitude) or -2**(n-1)..2**(n-1) - 1 (two's complement).
     table_groups : groups of four rows whose tables are written at once; a power of two. The table array writes a tile in
         16 * rows / 4 / table_groups cycles, and takes cols * table_groups generators for it.
-    cols : output channels that one pass computes (C). A power of two, rows..128.
+    cols : output channels that one pass computes (C). A power of two, 4..128, at least rows / 16. With fewer columns than
+        rows a tile's `rows` channels take turns in them: a pixel has rows / cols accumulators, each with passes of its own.
     accumulator_width : bits of one accumulator, two's complement.
-    accumulator_depth : output pixels in one accumulator bank; there are two banks.
+    accumulator_depth : accumulators of each column in one bank; there are two banks. An output pixel takes one, or
+        rows / cols.
     activation_beats : 128-bit beats in each half of the activation buffer.
     residual_beats : 128-bit beats in each bank and digit plane of the residual buffer.
     weight_slots : weight tiles on chip.
     weight_path_beats : 128-bit beats that a weight tile moves from slot to array each cycle.
     weight_ports : 128-bit masters that bring weights and constants, each an equal part of every burst; 1, 2 or 4, at most
         weight_path_beats and requantize_lanes.
-    requantize_lanes : channels requantized each cycle; a power of two, at most rows and 32.
+    requantize_lanes : channels requantized each cycle; a power of two, at most rows, cols and 32.
     max_burst : beats in the longest AXI burst.
     queue_depth : instructions waiting before each unit.
     clock_mhz : the clock at which frames/s and GOPS are stated; no claim that it was reached.
@@ -69,8 +73,8 @@ class EngineConfig:
     esb_output : whether the requantizer rounds to ESB formats too.
     digit_bits : bits of a stored activation digit, 4 or 2. A pass takes one digit, so that with 2 the arrays are half as
         large, and activations of 3 or 4 bits take two passes, those of 5 to 8 bits four.
-    channel_unit : channels that the channel unit works on at once, a power of two, 4..rows; 0: there is none. It takes
-        depthwise convolutions, pools, and whatever else keeps each channel to itself.
+    channel_unit : channels that the channel unit works on at once, a power of two, 4..rows and at most cols; 0: there is
+        none. It takes depthwise convolutions, pools, and whatever else keeps each channel to itself.
     requantizer : "multiply" takes any m and n; "shift" takes signed powers of two, for half the LUTs of a lane.
     function_table : whether a table of 256 entries, loaded for each layer that needs one, stands behind the requantizer: any
         function of a level of 8 bits.
@@ -138,9 +142,9 @@ class EngineConfig:
         if self.requantizer not in REQUANTIZERS:
             raise BadValue(f"requantizer must be one of {', '.join(REQUANTIZERS)}, not {self.requantizer!r}")
         _power_of_two("rows", self.rows, 4, 128)
-        _power_of_two("cols", self.cols, self.rows, 128)
-        _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, 32))
-        _power_of_two("accumulator_depth", self.accumulator_depth, 16, 1024)
+        _power_of_two("cols", self.cols, max(4, self.rows // TURN_LIMIT), 128)
+        _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, self.cols, 32))
+        _power_of_two("accumulator_depth", self.accumulator_depth, 16 * self.accumulators_per_pixel, 1024)
         _power_of_two("activation_beats", self.activation_beats, 16, 16384)
         _power_of_two("residual_beats", self.residual_beats, 16, 16384)
         _power_of_two("weight_slots", self.weight_slots, 2, 128)
@@ -164,15 +168,16 @@ class EngineConfig:
             raise BadValue(f"digit_bits must be 2 or 4, not {self.digit_bits}")
         self._check_weights()
         if self.channel_unit:
-            _power_of_two("channel_unit", self.channel_unit, 4, self.rows)
+            _power_of_two("channel_unit", self.channel_unit, 4, min(self.rows, self.cols))
             if self.weight_max < 1:
                 raise BadValue("a channel unit copies and averages with taps of 1; use a weight_max of at least 1")
             if self.tap_beats % self.weight_ports:
                 raise BadValue(f"{self.weight_ports} weight_ports cannot share the {self.tap_beats} beats of the taps of "
                                  f"{self.channel_unit} channels equally; use fewer ports, or a wider channel_unit")
             if self.tap_beats > self.tile_beats:
+                fix = "a narrower channel_unit" if self.channel_unit > 4 else "channel_unit = 0"
                 raise BadValue(f"the taps of {self.channel_unit} channels take {self.tap_beats} beats and a weight slot "
-                                 f"has {self.tile_beats}; use more cols, or a narrower channel_unit")
+                                 f"has {self.tile_beats}; use more cols, or {fix}")
 
     def _check_weights(self) -> None:
         _in_range("weight_min", self.weight_min, -15, -1)
@@ -183,9 +188,10 @@ class EngineConfig:
                              f"{self.weight_min}..{self.weight_max}; use the table array, or a wider range")
         if self.array == "table":
             codes = self.table_groups * self.cols * TABLE_INPUTS
-            if self.tile_beats > 1 and self.path_codes > codes:
+            if self.path_codes > codes:
+                narrower = "a narrower path or " if self.weight_path_beats > 1 else ""
                 raise BadValue(f"weight_path_beats brings {self.path_codes} codes a cycle and {self.table_groups} table "
-                                 f"groups take {codes}; use a narrower path or more table_groups")
+                                 f"groups take {codes}; use {narrower}more table_groups")
 
     @property
     def module_name(self) -> str:
@@ -247,8 +253,27 @@ class EngineConfig:
 
     @property
     def planes_per_tile(self) -> int:
-        """Channel groups of `rows` channels in one output tile of `cols` channels."""
-        return self.cols // self.rows
+        """Channel groups of `rows` channels in one output tile of `tile_channels`."""
+        return self.tile_channels // self.rows
+
+    @property
+    def tile_channels(self) -> int:
+        """Output channels of one tile: whole words, and all columns."""
+        return max(self.rows, self.cols)
+
+    @property
+    def accumulators_per_pixel(self) -> int:
+        """Accumulators next to each other that hold a pixel's `tile_channels`: so often these take turns in the columns.
+
+        >>> [EngineConfig("e", rows=16, cols=cols).accumulators_per_pixel for cols in (4, 8, 16, 32)]
+        [4, 2, 1, 1]
+        """
+        return self.tile_channels // self.cols
+
+    @property
+    def tile_pixels(self) -> int:
+        """Output pixels that one accumulator bank holds."""
+        return self.accumulator_depth // self.accumulators_per_pixel
 
     @property
     def tile_beats(self) -> int:
@@ -293,8 +318,8 @@ class EngineConfig:
 
     @property
     def channel_blocks(self) -> int:
-        """Blocks of `channel_unit` columns in an output tile."""
-        return self.cols // self.channel_unit
+        """Blocks of `channel_unit` channels in an output tile."""
+        return self.tile_channels // self.channel_unit
 
     @property
     def weight_planes(self):

@@ -61,11 +61,12 @@ class Machine:
         self.activations = np.full((2, config.activation_beats * 16), 0x5A, np.uint8)
         self.residuals = np.full((2 * residual_planes(config), config.residual_beats * 16), 0x5A, np.uint8)
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
-        self.constants = np.full((2, config.cols * 16), 0x5A, np.uint8)
+        self.constants = np.full((2, config.tile_channels * 16), 0x5A, np.uint8)
         self.table = np.full(LEVEL_ROWS * config.weight_ports * 16, 0x5A, np.uint8)
-        self.accumulators = np.zeros((2, config.accumulator_depth, config.cols), np.int64)
+        self.accumulators = np.full((2, config.accumulator_depth, config.cols), 0x5A5A, np.int64)
         self.tile, self.weights, self.books, self.taps = None, None, [None, None], None
         self.tokens, self.highest, self.others = {}, {}, []
+        self.freed = []  # slots, in the order of their tokens
 
     def run(self, images, order=None):
         """Outputs (batch, c, h, w), or {name: output} of several. `order`: a random generator that chooses who goes next; None is program order.
@@ -158,10 +159,14 @@ class Machine:
     def _step(self, opcode, fields):
         for name, count in self._waits(opcode, fields):
             self.tokens[name] = self.tokens.get(name, 0) - count
+            if name == "weights_free" and count:
+                assert self.freed.pop(0) * self.config.tile_beats == fields["address"], "the token is of another slot"
         for slice_ in (self, *self.others):
             getattr(slice_, f"_{opcode.lower()}")(fields)
         for name, count in self._posts(opcode, fields):
             self.tokens[name] = self.tokens.get(name, 0) + count
+            if name == "weights_free" and count:
+                self.freed.append(fields["slot"])
             self.highest[name] = max(self.highest.get(name, 0), self.tokens[name])
             assert self.tokens[name] <= SEMAPHORE_LIMIT
             assert name != "weights_free" or self.tokens[name] <= self.config.weight_slots, "a slot was given back twice"
@@ -234,7 +239,7 @@ class Machine:
 
     def _channel(self, f):
         config, width = self.config, self.config.channel_unit
-        assert width and f["part"] < config.cols // width
+        assert width and f["part"] < config.channel_blocks
         if not f["keep"]:
             start = f["slot"] * config.tile_beats * 16
             words = self.slots[start:start + 8 * width].copy().view("<u8")
@@ -262,7 +267,8 @@ class Machine:
         assert sums.min() >= 0 and sums.max() <= channel_largest(config)
         bank = self._bank(f, len(sums))
         values = np.zeros((len(sums), config.cols), np.int64) if f["first"] else bank.copy()
-        values[:, f["part"] * width:(f["part"] + 1) * width] += sums << (config.shift_step * f["shift"])
+        first = f["part"] * width % config.cols
+        values[:, first:first + width] += sums << (config.shift_step * f["shift"])
         assert values.max() < 1 << config.accumulator_width
         bank[:] = values
 
@@ -294,7 +300,8 @@ class Machine:
         else:
             form = (Signed if f["signed"] else Unsigned)(f["bits"])
         rows, cols, channels = f["acc_rows"], f["acc_cols"], f["planes"] * config.rows
-        acc, value = self.accumulators[f["bank"]][:rows * cols].reshape(rows, cols, -1), 0
+        acc = self.accumulators[f["bank"]][:rows * cols * config.accumulators_per_pixel]
+        acc, value = acc.reshape(rows, cols, config.tile_channels), 0
         if f["residual"]:
             assert config.residual and f["kernel_y"] == f["kernel_x"] == f["stride_y"] == f["stride_x"] == 1
             pitch = -(-cols // config.words_per_beat) * config.words_per_beat
@@ -306,7 +313,7 @@ class Machine:
             if f["residual_signed"] == (top < 128):
                 value = value ^ top
             value = signed(value, 8).transpose(1, 2, 0, 3).reshape(rows, cols, channels)
-            value = np.concatenate([value, np.zeros((rows, cols, config.cols - channels), np.int64)], axis=-1)
+            value = np.concatenate([value, np.zeros((rows, cols, config.tile_channels - channels), np.int64)], axis=-1)
         # As the lanes: all is modulo 2**width.
         if config.requantizer == "shift":
             r = np.where(k["residual_negative"] == 1, 127 - value, value + 128) << k["residual_shift"]

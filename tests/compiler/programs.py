@@ -29,8 +29,16 @@ NARROW = {config.name: config for config in (
     EngineConfig("w3-8x16", rows=8, cols=16, array="table", weight_min=-4, weight_max=3, **_SMALL),
 )}
 """Engines whose digits of activations or weights are narrower than 4 bits."""
-TESTED = {**{name: ENGINES[name] for name in BOUNDS}, **NARROW}
+TALL = {config.name: config for config in (
+    EngineConfig("tall16x8", rows=16, cols=8, weight_path_beats=2, weight_ports=2, channel_unit=4, slices=2, stripes=True,
+                 function_table=True, **_SMALL),
+    EngineConfig("tall16x4-w2", rows=16, cols=4, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2,
+                 requantizer="shift", requantize_lanes=2, channel_unit=4, **_SMALL),
+)}
+"""Engines with more rows than columns: two and four accumulators a pixel, with most of what an engine can have."""
+TESTED = {**{name: ENGINES[name] for name in BOUNDS}, **NARROW, **TALL}
 BOUNDS |= {name: {"channels": 12, "size": 7} for name in NARROW}
+BOUNDS |= {name: {"channels": 24, "size": 9, "powers": config.requantizer == "shift"} for name, config in TALL.items()}
 
 
 def one_conv(weight, in_shape, form=None, more=(0, 0), **fields):

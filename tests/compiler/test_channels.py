@@ -17,7 +17,7 @@ from esbflow.graph.validate import validate
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
 from tests.compiler.machine import Machine
-from tests.compiler.programs import one_conv
+from tests.compiler.programs import TALL, one_conv
 from tests.sw.graph_nodes import constants, input_node
 
 UNITS = {
@@ -132,6 +132,24 @@ def test_a_pool_of_parts_that_begin_within_words_reads_a_copy_of_them():
 def test_several_outputs_of_a_channel_are_tiles_as_without_the_unit():
     graph = one_conv(random_weights(np.random.default_rng(2), (12, 1, 3, 3), "s4"), (6, 7, 7), groups=6)
     assert "CHANNEL" not in opcodes(checked(graph))
+
+
+def test_every_accumulator_of_a_pixel_is_overwritten_though_a_block_of_taps_is_zero():
+    weight = random_weights(np.random.default_rng(3), (27, 1, 3, 3), "s4")
+    weight[4:12] = 0
+    checked(one_conv(weight, (27, 5, 4), groups=27, padding=(1, 1)), TALL["tall16x8"])
+
+
+def test_slots_that_are_freed_in_another_order_than_filled_are_filled_in_that_order():
+    """Blocks 0 and 2 have the same taps, so that block 1's slot is free before theirs."""
+    random = np.random.default_rng(4)
+    weight = random_weights(random, (24, 1, 3, 3), "s4")
+    weight[16:] = weight[:8]
+    graph = one_conv(weight, (24, 6, 6), groups=24, form=Signed(4))
+    graph.nodes.append(replace(graph.nodes[1], name="second", inputs=("conv",), groups=1, shape=(24, 2, 2), format=Signed(32),
+                               weight=random_weights(random, (24, 24, 3, 3), "s4"), weight_scale=np.ones(24)))
+    program = checked(graph)  # the machine knows whose token a load takes
+    assert [fields["slot"] for opcode, fields in map(decode, program.words) if opcode == "CHANNEL" and fields["post_weights"]] == [1, 0]
 
 
 def test_an_engine_without_the_unit_has_the_programs_and_the_hash_it_had():

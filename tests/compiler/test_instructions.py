@@ -53,7 +53,14 @@ def test_an_unknown_opcode_is_refused(number):
 @pytest.mark.parametrize("fields, error, message", [
     ({"rows": 6}, ValueError, r"rows must be a power of two in 4..128, not 6"),
     ({"rows": 256, "cols": 256}, ValueError, r"rows must be a power of two in 4..128, not 256"),
-    ({"rows": 16, "cols": 8}, ValueError, r"cols must be a power of two in 16..128, not 8"),
+    ({"rows": 128, "cols": 4}, ValueError, r"cols must be a power of two in 8..128, not 4"),
+    ({"rows": 16, "cols": 4, "requantize_lanes": 8}, ValueError, r"requantize_lanes must be a power of two in 1..4, not 8"),
+    ({"rows": 64, "accumulator_depth": 64}, ValueError, r"accumulator_depth must be a power of two in 128..1024, not 64"),
+    ({"rows": 16, "channel_unit": 16}, ValueError, r"channel_unit must be a power of two in 4..8, not 16"),
+    ({"cols": 4, "channel_unit": 4}, ValueError, "the taps of 4 channels take 2 beats and a weight slot has 1; use more cols, "
+     "or channel_unit = 0"),
+    ({"cols": 4, "array": "table"}, ValueError, "weight_path_beats brings 32 codes a cycle and 1 table groups take 16; use more "
+     "table_groups"),
     ({"rows": 8.0}, TypeError, r"rows must be an integer, not 8.0"),
     ({"rows": True}, TypeError, r"rows must be an integer, not True"),
     ({"requantize_lanes": 16}, ValueError, r"requantize_lanes must be a power of two in 1..8, not 16"),

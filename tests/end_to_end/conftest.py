@@ -13,7 +13,7 @@ from esbflow.runtime.engine import Engine
 from esbsim.engine import engine_library
 from esbsim.simulator import Simulator
 from esbsim.transport import SimulatedTransport, memory
-from tests.compiler.programs import NARROW
+from tests.compiler.programs import NARROW, TALL
 
 BASE = 0x8_1000_0000  # above 4 GB, as on a board with all of its memory
 
@@ -54,7 +54,7 @@ NARROW_LOOKUPS = EngineConfig(
     requantizer="shift", esb_output=False, residual=False, digit_bits=2, weight_min=-2, weight_max=1, slices=2,
     requantize_lanes=2, function_table=True)
 """A function table behind the shortest lanes, for digits of two bits, in two slices."""
-OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS)}
+OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
 
 
 def engine_of(name: str) -> EngineConfig:

@@ -32,7 +32,9 @@ GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (20, dict(ch
           "slices4x4": (12, dict(channels=10, size=10)),
           "shared8x8": (16, dict(channels=24, size=16, kinds=CHANNEL_KINDS)),
           "narrow8x16": (12, dict(channels=24, size=12)),
-          "narrow-table8x16": (12, dict(channels=24, size=12, kinds=CHANNEL_KINDS))}
+          "narrow-table8x16": (12, dict(channels=24, size=12, kinds=CHANNEL_KINDS)),
+          "tall16x8": (10, dict(channels=40, size=12, kinds=(*LOOKUP_KINDS, *CHANNEL_KINDS))),
+          "tall16x4-w2": (8, dict(channels=40, size=9, kinds=CHANNEL_KINDS, powers=True))}
 
 
 BUDGETS = {"narrow8x16": (1,), "shared8x8": (45.5, 8.25, 2.5, 1)}
@@ -70,8 +72,8 @@ def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
         assert stamps(layers) == expected.stamps
 
 
-@pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16", "shared8x8")
-                                                 for k in range(FACTOR * 8)])
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16", "shared8x8", "tall16x8")
+                                                 for k in range(FACTOR * 6)])
 def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 3000 + number))
     graph, pixels, program = packed(random, engine_of(engine_name))
@@ -113,7 +115,7 @@ def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency)
 
 
 @pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (
-    ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2)) for k in range(FACTOR * count)])
+    ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2), ("tall16x8", 2)) for k in range(FACTOR * count)])
 def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 4000 + number))
     graph, program, images = compiled(random, engine_of(engine_name), **GRAPHS[engine_name][1])

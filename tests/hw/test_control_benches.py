@@ -23,12 +23,12 @@ def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols):
 
 @pytest.mark.parametrize("rows, cols, lanes, parts", [
     (4, 8, 2, {}), (8, 8, 8, {}), (4, 8, 2, {"residual": False, "esb_output": False}), (4, 8, 2, {"requantizer": "shift"}),
-    (4, 8, 2, {"digit_bits": 2}), (4, 8, 4, {"function_table": True}),
+    (4, 8, 2, {"digit_bits": 2}), (16, 4, 2, {"accumulator_depth": 256}), (4, 8, 4, {"function_table": True}),
     (4, 8, 4, {"function_table": True, "digit_bits": 2, "residual": False, "esb_output": False}),
-], ids=["groups and planes", "one group", "neither residual nor ESB", "shifts", "narrow digits", "function table",
-        "function table of narrow digits"])
+], ids=["groups and planes", "one group", "neither residual nor ESB", "shifts", "narrow digits", "four accumulators a pixel",
+        "function table", "function table of narrow digits"])
 def test_the_drain_requantizes_pools_and_packs(rows, cols, lanes, parts):
-    size = EngineConfig("bench", rows=rows, cols=cols, requantize_lanes=lanes, accumulator_depth=64, **parts)
+    size = EngineConfig("bench", rows=rows, cols=cols, requantize_lanes=lanes, **{"accumulator_depth": 64, **parts})
     build.run("drain_bench", build.build("drain", Drain(size)), size)
 
 

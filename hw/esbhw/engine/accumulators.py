@@ -131,6 +131,10 @@ class Accumulators(Component):
             self.post.eq(sum_control.valid & sum_control.post),
         ]
 
+        if config.channel_unit:
+            blocks = config.cols // config.channel_unit
+            part = self.ahead.window.part
+            own_part = part if config.accumulators_per_pixel == 1 else part[:(blocks - 1).bit_length()]
         totals, lost = [], Signal(config.cols)
         for c in range(config.cols):
             column = share(m, platform, f"column_{c}", "accumulator_column", AccumulatorColumn, config)
@@ -143,12 +147,13 @@ class Accumulators(Component):
             ]
             totals.append(column.total)
             if config.channel_unit:
-                # A pass through the channel unit adds to the columns of one block, and nothing to the others.
+                # A pass through the channel unit adds to the columns of one block, and nothing to the others. Of several
+                # accumulators of a pixel the pass has chosen one.
                 block, place = divmod(c, config.channel_unit)
                 if not place:
                     use, clear = Signal(name=f"use_channel_{block}"), Signal(name=f"clear_{block}")
                     m.d.sync += [use.eq(self.ahead.channel),
-                                 clear.eq(self.ahead.channel & (self.ahead.window.part != block))]
+                                 clear.eq(self.ahead.channel & (own_part != block))]
                 bits = facts.channel_bits(config)
                 m.d.comb += [column.channel.eq(self.sums.word_select(place, bits)), column.use_channel.eq(use),
                              column.clear.eq(clear)]

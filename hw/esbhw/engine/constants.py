@@ -24,7 +24,7 @@ class ConstantBanks(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = config
         self._size = constants_layout(config).size
-        self._groups = config.cols // config.requantize_lanes
+        self._groups = config.tile_channels // config.requantize_lanes
         super().__init__({
             "write_valid": In(config.weight_ports), "write_bank": In(config.weight_ports),
             "write_address": In(16 * config.weight_ports), "write_data": In(AXI_BEAT_BITS * config.weight_ports),
@@ -50,7 +50,7 @@ class ConstantBanks(wiring.Component):
             lane = address[:lane_bits] if lane_bits else Const(0, 1)
             data = self.write_data.word_select(k, AXI_BEAT_BITS)[:self._size]
             m.d.comb += [
-                fits.eq(address < self._config.cols // ports),
+                fits.eq(address < self._config.tile_channels // ports),
                 write.addr.eq(Cat((address >> lane_bits)[:group_bits], self.write_bank[k])),
                 write.data.eq(data.replicate(lanes)),
                 write.en.eq((1 << lane) & (valid & fits).replicate(lanes)),

@@ -62,7 +62,7 @@ class Drain(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        groups = config.cols // config.requantize_lanes
+        groups = config.tile_channels // config.requantize_lanes
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "acc_bank": Out(1), "acc_index": Out(range(config.accumulator_depth)),
@@ -282,6 +282,8 @@ class Drain(wiring.Component):
         group = delay(group, 1, "group_data")
         groups, width = config.cols // lanes, lanes * config.accumulator_width
         group_acc = delay(group, stages.product, "group_acc")
+        if config.accumulators_per_pixel > 1:  # the other bits chose one of the pixel's accumulators
+            group_acc = group_acc[:(groups - 1).bit_length()] if groups > 1 else Const(0, 1)
         m.d.sync += constants.eq(self.constants_data)
         for k in slices:
             acc_groups = Array(self.acc_data.word_select(k * groups + g, width) for g in range(groups))

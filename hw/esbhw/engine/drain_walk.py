@@ -36,7 +36,7 @@ class DrainWalk(wiring.Component):
         super().__init__({
             "now": In(instruction_layout("DRAIN", config).size), "start": In(1), "step": In(1),
             "first": Out(1), "last": Out(1), "digit": Out(self._digit_bits),
-            "tile_group": Out(range(max(2, config.cols // config.requantize_lanes))),
+            "tile_group": Out(range(max(2, config.tile_channels // config.requantize_lanes))),
             "end_of_run": Out(1), "end_of_plane": Out(1), "end_of_digit": Out(1), "end": Out(1),
             "last_plane": Out(1), "last_digit": Out(1),
             "acc_index": Out(range(config.accumulator_depth)), "pixel": Out(20),
@@ -107,7 +107,7 @@ class DrainWalk(wiring.Component):
                 m.d.sync += base.eq(Mux(start | restart, -pad, base + stride))
             place = Signal(signed(POSITION_BITS), name=f"{name}_place", reset_less=True)
             largest = Signal(10, name=f"{name}_largest", reset_less=True)
-            clamped = Signal((config.accumulator_depth - 1).bit_length(), name=f"{name}_clamped", reset_less=True)
+            clamped = Signal((config.tile_pixels - 1).bit_length(), name=f"{name}_clamped", reset_less=True)
             m.d.sync += [
                 place.eq(base + offset), largest.eq(size - 1),
                 clamped.eq(Mux(place[-1], 0, Mux(place[:-1] > largest, largest, place[:-1]))),
@@ -120,11 +120,12 @@ class DrainWalk(wiring.Component):
         cols = Signal(len(now.acc_cols), name="cols_0", reset_less=True)
         cols_here = Signal(len(now.acc_cols), name="cols_1", reset_less=True)
         m.d.sync += [cols.eq(now.acc_cols), cols_here.eq(cols)]
-        self._index(m, platform, y, x, cols_here)
+        self._index(m, platform, y, x, cols_here, group)
         return m
 
-    def _index(self, m, platform, y, x, cols) -> None:
-        """acc_index = y * cols + x modulo the depth, three cycles later."""
+    def _index(self, m, platform, y, x, cols, group) -> None:
+        """acc_index, three cycles later: (y * cols + x) * accumulators_per_pixel modulo the depth, and of the pixel's
+        accumulators the one that holds the group of lanes of ACCUMULATOR_CYCLES ago."""
         bits = len(y)
 
         def register(value, name):
@@ -146,7 +147,13 @@ class DrainWalk(wiring.Component):
                 total, largest = add_row(m, platform, part, f"sum{len(sums)}", bits)
                 sums.append(plain(register(total, f"sum{len(sums)}_q"), largest))
         total, _ = add_row(m, platform, [*sums, plain(register(x, "x_1"))], "index", bits)
-        m.d.sync += self.acc_index.eq(total)
+        index = total
+        if self._config.accumulators_per_pixel > 1:
+            turn = group[(self._config.cols // self._config.requantize_lanes - 1).bit_length():]
+            for i in range(ACCUMULATOR_CYCLES - 1):
+                turn = register(turn, f"turn_{i}")
+            index = Cat(turn, total)
+        m.d.sync += self.acc_index.eq(index)
 
 
 assert ACCUMULATOR_CYCLES == 5  # place, clamp, rows, sums, index

@@ -113,13 +113,16 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
     digits = _digits(config, layer)
     check_shifts(config, layer, digits, in_digits)
     groups, constants = [], []
-    for first in range(0, channels, config.cols):
-        sums, passes = Sums(config.cols), []
-        starts = range(first, min(channels, first + config.cols), width)
+    for first in range(0, channels, config.tile_channels):
+        sums, passes = Sums(config.tile_channels), []
+        starts = range(first, min(channels, first + config.tile_channels), width)
         windows = [(start, number, ty, tx) for start in starts for number in range(len(digits))
                    for ty in range(0, ky, TAP_SIDE) for tx in range(0, kx, across)]
         live = [window for window in windows if layer.maximum or _window(digits, *window, width, across).any()]
-        for start, number, ty, tx in live or windows[:1]:
+        # Each accumulator must be overwritten.
+        used = {(start - first) // config.cols for start, *_ in live}
+        spare = {(start - first) // config.cols: (start, *rest) for start, *rest in reversed(windows)}
+        for start, number, ty, tx in live + [spare[turn] for turn in sorted(spare) if turn not in used]:
             window = _window(digits, start, number, ty, tx, width, across)
             taps, part = _taps(window, width), (start - first) // width
             offset, lanes = region.taps(taps), slice(start - first, start - first + width)
@@ -128,7 +131,7 @@ def pack_channels(config: EngineConfig, region: WeightsRegion, layer: Layer, in_
                 passes.append(ChannelPass(
                     offset=offset, plane=start // config.rows * in_digits + d, tap_y=ty, tap_x=tx,
                     shift=shift // config.shift_step, signed=signed, codebook=0, tap_rows=window.shape[1],
-                    tap_cols=window.shape[2], part=part))
+                    tap_cols=window.shape[2], part=part, accumulator=part * width // config.cols))
                 if layer.maximum:
                     sums.add(lanes, config.sign_offset * signed, config.largest_digit, shift)
                 else:

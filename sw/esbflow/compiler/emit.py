@@ -4,7 +4,7 @@ Instructions stand in an order in which every wait is answered by an earlier pos
 loads of the next tile are moved before the passes of this one wherever that stays true.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, takewhile
@@ -75,9 +75,11 @@ class _State:
     drained: int = 0  # of their tokens that constants are free, so many were taken
     table: int | None = None  # beat offset of the function table's content
     passes_begun: int = 0
+    begun: set = field(default_factory=set)  # accumulators of a step that a pass of this output group has overwritten
     residuals: int = 0
     residual_loads: int = 0
-    tiles: int = 0  # weight tiles loaded: gives the slot
+    tiles: int = 0  # weight tiles loaded
+    freed: deque = field(default_factory=deque)  # slots that are free again, in the order of their tokens
     stores: dict = field(default_factory=dict)  # tensor -> _Stores
     posted: int = 0
     taken: int = 0
@@ -278,10 +280,12 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
     arrived = set()
     for group, passes in _own_passes(chunk):
-        begun = set()  # phases
         for k, (weight_pass, keep) in enumerate(passes):
-            opens, overwrites = chunk.first and k == 0, chunk.first and weight_pass.phase not in begun
-            begun.add(weight_pass.phase)
+            opens = chunk.first and k == 0
+            if opens:
+                state.begun = set()
+            overwrites = weight_pass.accumulator not in state.begun
+            state.begun.add(weight_pass.accumulator)
             arrives = weight_pass.plane not in arrived
             if arrives:
                 arrived.update(next(part.planes for part in parts if weight_pass.plane in part.planes))
@@ -292,13 +296,16 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
             opcode, own_fields = _own_fields(state, layer, weight_pass, keep, window)
             state.words.append(encode(
                 opcode, layer=plan.number, **_pixels(chunk, weight_pass, place[weight_pass.plane], first_col, window),
-                half=half, bank=state.drains & 1, acc_first=weight_pass.phase, acc_gap=layer.phases - 1, slot=slot,
+                half=half, bank=state.drains & 1, acc_first=weight_pass.accumulator,
+                acc_gap=layer.phases * config.accumulators_per_pixel - 1, slot=slot,
                 shift=weight_pass.shift, signed=int(weight_pass.signed), first=int(overwrites), keep=int(keep),
                 wait_weights=int(fresh), wait_activations=int(arrives),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
                 post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
-        assert not chunk.first or len(begun) == layer.phases, "a phase does not overwrite its accumulators"
         if chunk.last:
+            channels = min(config.tile_channels, layer.conv_shape[0] - group * config.tile_channels)
+            expected = layer.phases * -(-channels // config.cols)
+            assert len(state.begun) == expected, "an accumulator is not overwritten"
             _emit_drain(config, state, chunk, group)
             drained()
 
@@ -366,7 +373,8 @@ def _slot(config: EngineConfig, state: _State, plan: PlannedLayer, weight_pass: 
     if plan.resident and weight_pass.offset in state.slots:
         slot, fresh = state.slots[weight_pass.offset], False
     else:
-        slot, fresh = state.tiles % config.weight_slots, True
+        # A wait takes the token of the slot that was freed first, which need not be the one that was filled first.
+        slot, fresh = state.tiles if state.tiles < config.weight_slots else state.freed.popleft(), True
         beats = config.tap_beats if isinstance(weight_pass, ChannelPass) else config.tile_beats
         state.words.append(encode(
             "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=weight_pass.offset, beats=beats,
@@ -375,7 +383,10 @@ def _slot(config: EngineConfig, state: _State, plan: PlannedLayer, weight_pass: 
         state.tiles += 1
         state.slots[weight_pass.offset] = slot
     state.uses[weight_pass.offset] -= 1
-    return slot, fresh, not plan.resident or not state.uses[weight_pass.offset]
+    frees = not plan.resident or not state.uses[weight_pass.offset]
+    if frees:
+        state.freed.append(slot)
+    return slot, fresh, frees
 
 
 def _waits(state: _State, drains: int) -> int:
@@ -393,7 +404,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     loads_table = layer.lookup is not None and state.table != plan.weights.table
     state.words.append(encode(
         "WEIGHTS", layer=plan.number, region=REGION["weights"], offset=plan.weights.constants[group],
-        beats=config.cols, segments=1, destination=1 + (number & 1), address=0, wait_free=_waits(state, number - 1),
+        beats=config.tile_channels, segments=1, destination=1 + (number & 1), address=0, wait_free=_waits(state, number - 1),
         post_full=int(not loads_table)))
     if loads_table:
         assert plan.weights.table is not None

@@ -34,14 +34,15 @@ from esbflow.graph.ir import Requantizer
 CHOICES = (1, 2, 4, 8, 16)
 """Pixels in a word."""
 CHANNEL_LIMIT = 4
-"""A packed map has at most so many times the channels that the array has columns."""
+"""A packed map has at most so many times the channels that an output tile has."""
 PHASE_LIMIT = 16
-"""`acc_gap` is a 4-bit field."""
+"""`acc_gap` is a 4-bit field: phases times the accumulators of a pixel."""
 STRIDE_LIMIT = 63
 
 
-def pack_pixels(layer: Layer, taken: int, given: int, phases: int | None = None) -> Layer:
-    """The layer that reads words of `taken` pixels and makes words of `given`, in the fewest phases or in as many as said.
+def pack_pixels(layer: Layer, taken: int, given: int, phases: int | None = None, limit: int = PHASE_LIMIT) -> Layer:
+    """The layer that reads words of `taken` pixels and makes words of `given`, in the fewest phases or in as many as said;
+    in no more than `limit`.
 
     With the max pool's stride as `step`, lane q of a row's accumulator j holds the convolution's pixel
     (j // step * given + q) * step + j % step. So the windows of a word's pixels lie in accumulators next to each other, and
@@ -52,7 +53,7 @@ def pack_pixels(layer: Layer, taken: int, given: int, phases: int | None = None)
     CompileError
         if the layer cannot.
     """
-    reason = _obstacle(layer, taken, given, phases)
+    reason = _obstacle(layer, taken, given, phases, limit)
     if reason:
         raise CompileError(f"layer {layer.name}: {taken} and {given} pixels in a word: {reason}")
     if keeps_pixels(layer):
@@ -116,7 +117,12 @@ def _lanes(rule: Requantizer, pixels: int) -> Requantizer:
     return Requantizer(**{name: np.tile(getattr(rule, name), pixels) for name in "mbsn"})
 
 
-def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None) -> str | None:
+def phase_limit(config: EngineConfig) -> int:
+    """Phases that a layer may have on an engine."""
+    return PHASE_LIMIT // config.accumulators_per_pixel
+
+
+def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None, limit: int = PHASE_LIMIT) -> str | None:
     """Why a layer cannot read and make such words in so many phases, or None."""
     pool, conv_width, width = layer.pool, layer.conv_shape[2], layer.in_shape[2]
     if (taken, given) == (1, 1):
@@ -136,7 +142,7 @@ def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None) -
     if given > 1 and (pool.padding[1] or pool.kernel[1] > pool.stride[1]):
         return "windows of its max pool reach beyond a word"
     phases = phases or fewest_phases(layer, taken, given)
-    if phases > PHASE_LIMIT or phases * given * layer.stride[1] // taken > STRIDE_LIMIT and conv_width > 1:
+    if phases > limit or phases * given * layer.stride[1] // taken > STRIDE_LIMIT and conv_width > 1:
         return "its steps are too long"
     if conv_width % (phases * given):
         if (layer.out_shape[2] - 1) * pool.stride[1] - pool.padding[1] + pool.kernel[1] > conv_width:
@@ -170,7 +176,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set
             if number == 0 and first is not None:
                 layer = _fold_wide(config, first, given)[1] if given > 1 else layer
             else:
-                layer = pack_pixels(layer, taken, given)
+                layer = pack_pixels(layer, taken, given, limit=phase_limit(config))
             return _estimate(config, cut(layer, config.slices) if stripes else layer, batch)
         except CompileError:
             return math.inf
@@ -189,7 +195,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set
             touched = {k for name in group for k in (makers[name], *readers.get(name, ()))}
             before, now = pixels[next(iter(group))], total(touched)
             for count in CHOICES:
-                if any(layers[makers[name]].out_shape[0] * count > CHANNEL_LIMIT * config.cols for name in group):
+                if any(layers[makers[name]].out_shape[0] * count > CHANNEL_LIMIT * config.tile_channels for name in group):
                     break
                 previous = pixels[next(iter(group))]
                 pixels.update(dict.fromkeys(group, count))
@@ -230,16 +236,16 @@ def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: F
         if number == 0 and first is not None and given > 1:
             fold, layer = _fold_wide(config, first, given)
         elif (taken, given) != (1, 1):
-            layer = pack_pixels(layer, taken, given)
+            layer = pack_pixels(layer, taken, given, limit=phase_limit(config))
         packed.append(layer)
     return fold, packed
 
 
 def _fold_wide(config: EngineConfig, layer: Layer, given: int) -> tuple:
     """(Fold or None, the first layer that makes words of `given` pixels), in the phases that take the fewest cycles."""
-    fewest = fewest_phases(layer, 1, given)
-    forms = [pack_pixels(layer, 1, given, phases) for phases in (fewest, 2 * fewest, 4 * fewest)
-             if phases == fewest or _obstacle(layer, 1, given, phases) is None]
+    fewest, limit = fewest_phases(layer, 1, given), phase_limit(config)
+    forms = [pack_pixels(layer, 1, given, phases, limit) for phases in (fewest, 2 * fewest, 4 * fewest)
+             if phases == fewest or _obstacle(layer, 1, given, phases, limit) is None]
     return fold_input(layer, config.rows, config.cols, tuple(forms), config.digit_bits)
 
 
@@ -266,7 +272,8 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
     target = tensor_layout(config, "workspace", layer.out_shape, layer.out_format, batch)
     planes = source.groups * source.digits
     if uses_unit(config, layer) or layer.groups > 1:
-        planes, passes, tiles = source.digits * config.planes_per_tile, source.digits * config.planes_per_tile, 0
+        planes, tiles = source.digits * config.planes_per_tile, 0
+        passes = planes * config.accumulators_per_pixel
     else:
         passes, tiles = _passes(config, layer, source.digits)
     layer = skip_rows(layer, source.row_beats)
@@ -281,9 +288,11 @@ def _passes(config: EngineConfig, layer: Layer, in_digits: int) -> tuple:
     live = layer.weight.reshape(layer.phases, -1, *layer.weight.shape[1:]) != 0
     rows = range(0, live.shape[2], config.rows)
     most = tiles = 0
-    for start in range(0, live.shape[1], config.cols):
-        group = live[:, start:start + config.cols].any(axis=1)  # phase, channel, kernel_y, kernel_x
-        counts = sum(group[:, row:row + config.rows].any(axis=1).sum(axis=(1, 2)) for row in rows)
-        most = max(most, layer.phases * int(counts.max()))
-        tiles += layer.phases * int(counts.max())
+    for first in range(0, live.shape[1], config.tile_channels):
+        own = 0
+        for start in range(first, min(live.shape[1], first + config.tile_channels), config.cols):
+            group = live[:, start:start + config.cols].any(axis=1)  # phase, channel, kernel_y, kernel_x
+            counts = sum(group[:, row:row + config.rows].any(axis=1).sum(axis=(1, 2)) for row in rows)
+            own += layer.phases * int(counts.max())
+        most, tiles = max(most, own), tiles + own
     return most * digits * in_digits, tiles * digits

@@ -37,7 +37,8 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
     source = Source((tensor_layout(config, "workspace", layer.in_shape, layer.in_format, batch),))
     target = tensor_layout(config, "workspace", layer.out_shape, layer.out_format, batch)
     planes = -(-layer.in_shape[0] // layer.groups // config.rows) * source.digits
-    passes = layer.kernel[0] * layer.kernel[1] * len(split_weights(
+    turns = min(config.accumulators_per_pixel, -(-layer.conv_shape[0] // config.cols))
+    passes = turns * layer.kernel[0] * layer.kernel[1] * len(split_weights(
         layer.weight, f"layer {layer.name}", False, config.weight_min, config.weight_max, config.radix_bits))
     _, height, width = layer.conv_shape
     try:
@@ -52,7 +53,7 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
         loads = max(words, target.groups * target.height * target.width * (columns(apart).gap + 1))
     else:
         loads = 0
-    per_pixel = target.digits * config.cols // config.requantize_lanes  # cycles of the drain
+    per_pixel = target.digits * config.tile_channels // config.requantize_lanes  # cycles of the drain
     pooled = target.height * target.width * per_pixel
     within = max(planes * passes * computed, pooled * layer.pool.kernel[0] * layer.pool.kernel[1])
     return within > max(planes * passes * height * width, height * width * per_pixel) + max(pooled * taps, loads)

@@ -110,7 +110,7 @@ def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: T
     if best is None:
         raise CompileError(
             f"layer {layer.name}: the window of one row of outputs does not fit the engine's buffers "
-            f"({config.activation_beats} beats a half, {config.accumulator_depth} accumulators); "
+            f"({config.activation_beats} beats a half, {config.tile_pixels} accumulators); "
             "use a larger engine or a smaller kernel")
     return best
 
@@ -119,7 +119,7 @@ def _repeated(config, layer, source, target, planes) -> Tiling:
     """Tiles of one row of the map each, with as many of its columns as fit, every one taken several times."""
     (down, across), words = layer.repeat, config.words_per_beat
     rows = tuple(Span(y * down, (y + 1) * down, y, y + 1, y, y + 1) for y in range(source.height))
-    outputs = min(config.accumulator_depth, ROW_LIMIT // words * words)
+    outputs = min(config.tile_pixels, ROW_LIMIT // words * words)
     inputs = config.activation_beats // config.beats_per_word * words
     width = target.width
     if width > min(outputs, inputs * across):
@@ -128,7 +128,7 @@ def _repeated(config, layer, source, target, planes) -> Tiling:
         width = min(outputs, (inputs - words) * across) // step * step
     if width == 0:
         raise CompileError(f"layer {layer.name}: repeating a column {across} times does not fit the engine's "
-                           f"{config.accumulator_depth} accumulators; use a larger engine, or several smaller factors")
+                           f"{config.tile_pixels} accumulators; use a larger engine, or several smaller factors")
     cols = tuple(Span(x0, x1, x0, x1, x0 // across, x1 // across) for x0, x1 in _cut(target.width, width))
     plane_beats = max(_plane_beats(config, layer, rows[0], column, source, words, len(cols) == 1) for column in cols)
     return Tiling(rows, cols, _at_once(config, plane_beats, planes, source.digits))
@@ -187,7 +187,7 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
         row = span(layer, 0, y0, y1, conv_height, in_height)
         for column in columns:
             conv_rows, conv_cols = row.conv1 - row.conv0, column.conv1 - column.conv0
-            if conv_rows * conv_cols > config.accumulator_depth or max(conv_rows, conv_cols) > ROW_LIMIT:
+            if conv_rows * conv_cols > config.tile_pixels or max(conv_rows, conv_cols) > ROW_LIMIT:
                 return False
             if max(row.in1 - row.in0, window_words(layer, column, words, source.pitch, whole)[1]) > ROW_LIMIT:
                 return False
@@ -202,12 +202,12 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
 
 def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats) -> int:
     """Cycles, roughly: what cannot be hidden and, of each tile, the longest of compute, weights, load, drains and fetch."""
-    out_groups = -(-layer.conv_shape[0] // config.cols)
+    out_groups = -(-layer.conv_shape[0] // config.tile_channels)
     images = 1 if layer.stacked else target.images
     shortest = config.tile_load_cycles + load_tail(config) + 4
     total = last_drain = 0
     reloads = 1 if planes <= tiling.planes_at_once else out_groups
-    weights = (weight_beats + out_groups * config.cols) // config.weight_ports  # with the constants
+    weights = (weight_beats + out_groups * config.tile_channels) // config.weight_ports  # with the constants
     for row in tiling.rows:
         for column in tiling.cols:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
@@ -216,7 +216,7 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
                 config, layer, row, column, source, config.words_per_beat, len(tiling.cols) == 1)
             words = (row.out1 - row.out0) * (column.out1 - column.out0)
             last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
-                          * config.cols // config.requantize_lanes)
+                          * config.tile_channels // config.requantize_lanes)
             fetch = INSTRUCTION_BEATS * out_groups * (planes * passes_per_plane + 2)
             total += max(compute, weights, load, out_groups * last_drain, fetch)
     first_load = config.slices_per_port * min(planes, tiling.planes_at_once) * plane_beats

@@ -36,7 +36,7 @@ class WeightPass:
     shift: int
     signed: bool
     codebook: int
-    phase: int = 0  # see packing.py
+    accumulator: int = 0  # of those that take turns along a row: phases (packing.py), and in each all of a pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class LayerWeights:
     def digits(self) -> float:
         """Passes of each word of the input and tap, on average: the weights' digits."""
         return sum(map(len, self.groups)) / sum(
-            len({(p.plane, p.tap_y, p.tap_x, p.phase) for p in passes}) for passes in self.groups)
+            len({(p.plane, p.tap_y, p.tap_x, p.accumulator) for p in passes}) for passes in self.groups)
 
 
 class WeightsRegion:
@@ -125,7 +125,7 @@ class WeightsRegion:
 
     def constants(self, values: dict) -> int:
         """Store one beat for each channel; `values` as esbflow.requantizer.fold gives them, none of them negative."""
-        words, low = [0] * self._config.cols, 0
+        words, low = [0] * self._config.tile_channels, 0
         for name, bits in constant_fields(self._config):
             if name in values:
                 words = [word | int(value) << low for word, value in zip(words, values[name], strict=True)]
@@ -140,7 +140,8 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     residual : (bits, signed) of the residual as it is stored, where the layer has one.
 
     A tile of nothing but zeros adds nothing, so it is left out; one is kept where an output group has no other, since its
-    accumulators must be overwritten. All phases take as many tiles, since the constants are the same for all.
+    accumulators must be overwritten. All phases take as many tiles, since the constants are the same for all. With fewer
+    columns than rows each accumulator of a pixel has tiles, and constants, of its own.
 
     Raises
     ------
@@ -159,31 +160,34 @@ def pack_layer(config: EngineConfig, region: WeightsRegion, layer: Layer, in_dig
     live = [digit.values != 0 for digit in digits]
     books = [(_codebook(config, digit.book), digit.padding_code) for digit in digits]
     in_groups = channel_groups(layer.source_channels, rows)
-    for first in range(0, out_channels, cols):
-        count = min(cols, out_channels - first)
-        starts = [phase * out_channels + first for phase in range(layer.phases)]
-        found = [_tiles(live, range(start, start + count), in_groups, per_group, layer.weight.shape[0] // layer.groups)
-                 for start in starts]
-        if layer.phases > 1:
-            found = _as_many(found)
-        passes, sums = [], [Sums(cols) for _ in starts]
+    for first in range(0, out_channels, config.tile_channels):
+        found: list[tuple] = []  # (phase, turn, place)
+        for turn, start in enumerate(range(first, min(out_channels, first + config.tile_channels), cols)):
+            outputs = [range(phase * out_channels + start, phase * out_channels + min(out_channels, start + cols))
+                       for phase in range(layer.phases)]
+            own = [_tiles(live, wanted, in_groups, per_group, layer.weight.shape[0] // layer.groups) for wanted in outputs]
+            if layer.phases > 1:
+                own = _as_many(own)
+            found += [(phase, turn, place) for phase, places in enumerate(own) for place in places]
+        passes, sums = [], [Sums(config.tile_channels) for _ in range(layer.phases)]
         # By input group: what is loaded first is used first.
-        for phase, place in sorted(((phase, place) for phase, own in enumerate(found) for place in own),
-                                   key=lambda entry: (entry[1].group, entry[0])):
+        for phase, turn, place in sorted(found, key=lambda entry: (entry[2].group, *entry[:2])):
             digit, (codebook, padding_code) = digits[place.digit], books[place.digit]
             tile = np.full((cols, rows), padding_code, dtype=np.uint8)
             if not place.spare:
                 channel_out, channel_in, row_at = place.block
-                tile[channel_out - starts[phase], row_at] = digit.codes[channel_out, channel_in, place.tap_y, place.tap_x]
+                column = channel_out - (phase * out_channels + first + turn * cols)
+                tile[column, row_at] = digit.codes[channel_out, channel_in, place.tap_y, place.tap_x]
             offset = region.tile(tile)
             # One tile serves all digits of the activations, and stays in the array from one to the next.
             for d in range(in_digits):
                 signed, shift = in_signed and d == in_digits - 1, digit.shift + config.digit_bits * d
                 passes.append(WeightPass(offset=offset, plane=place.group * in_digits + d, tap_y=place.tap_y,
                                          tap_x=place.tap_x, shift=shift // config.shift_step, signed=signed,
-                                         codebook=codebook, phase=phase))
+                                         codebook=codebook, accumulator=phase * config.accumulators_per_pixel + turn))
                 values = digit.book[tile]
-                sums[phase].add(slice(None), array_offset(config, values, signed), _reach(config, values), shift)
+                sums[phase].add(slice(turn * cols, (turn + 1) * cols), array_offset(config, values, signed),
+                                _reach(config, values), shift)
         groups.append(passes)
         constants.append(Sums.of_phases(sums).store(config, region, layer, first, residual))
     return LayerWeights(groups, constants, region.table_of(layer))
@@ -215,13 +219,13 @@ def check_shifts(config: EngineConfig, layer: Layer, digits: list, in_digits: in
 class Sums:
     """Of the accumulators of one output group: what they have too much, and how far they can reach."""
 
-    def __init__(self, cols: int):
-        self._too_much, self._reach = np.zeros(cols, dtype=np.int64), np.zeros(cols, dtype=np.int64)
+    def __init__(self, channels: int):
+        self._too_much, self._reach = np.zeros(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
 
-    def add(self, columns: slice, too_much, reach, shift: int) -> None:
-        """Take in a pass that adds to some columns."""
-        self._too_much[columns] += too_much << shift
-        self._reach[columns] += reach << shift
+    def add(self, channels: slice, too_much, reach, shift: int) -> None:
+        """Take in a pass that adds to some of the tile's channels."""
+        self._too_much[channels] += too_much << shift
+        self._reach[channels] += reach << shift
 
     @classmethod
     def of_phases(cls, sums: list) -> "Sums":
@@ -234,11 +238,11 @@ class Sums:
     def store(self, config: EngineConfig, region: WeightsRegion, layer: Layer, first: int, residual: tuple | None) -> int:
         """Store the constants of the group from channel `first` on, offsets folded into b. Returns their beat offset."""
         _check_accumulator(config, layer, int(self._reach.max()))
-        values = {name: np.zeros(config.cols, dtype=np.int64) for name in "mnsb"}
+        values = {name: np.zeros(config.tile_channels, dtype=np.int64) for name in "mnsb"}
         if config.requantizer == "shift":  # has no m of zero
             values["s"][:] = SILENT_SHIFT
         for name in "mnsb":
-            own = getattr(layer.requantizer, name)[first:first + config.cols]
+            own = getattr(layer.requantizer, name)[first:first + config.tile_channels]
             values[name][:len(own)] = own
         # Channels that are not there get constants too, so that zeros are stored for them.
         return region.constants(fold(config, values["m"], values["n"], values["s"],
