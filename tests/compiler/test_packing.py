@@ -147,3 +147,32 @@ def test_maps_that_do_not_pay_are_unpacked_again(monkeypatch):
     for chosen, kept in ((good | bad, good), (bad, {})):
         monkeypatch.setattr(pipeline, "choose", lambda *arguments, chosen=chosen: chosen)
         assert compile_graph(graph, config).words == compile_graph(graph, config, packing=kept).words
+
+
+def test_a_residual_that_a_max_pool_makes_is_copied_into_packed_words_where_rows_are_more_than_columns():
+    """As in a ResNet's first stage: no layer of half as many channels as there are rows leaves half of the rows idle."""
+    random, config = np.random.default_rng(6), EngineConfig("tall32x16", rows=32, cols=16, channel_unit=16, activation_beats=2048,
+                                                            residual_beats=1024, weight_path_beats=4, requantize_lanes=16)
+    def conv(name, inputs, size=24, channels=16, form=Unsigned(4)):
+        weight = random_weights(random, (16, channels, 3, 3), "s4")
+        return ir.Conv2d(name, inputs, (16, size, size), form, 1.0, weight=weight, weight_format=Signed(4),
+                         weight_scale=np.ones(16), requantizer=constants(16, s=4, n=len(inputs) - 1), stride=(1, 1),
+                         padding=(1, 1), dilation=(1, 1), groups=1)
+    graph = validate(ir.Graph("stage", [
+        input_node((3, 48, 48)), conv("stem", ("input",), 48, 3),
+        ir.MaxPool2d("pool", ("stem",), (16, 24, 24), Unsigned(4), 1.0, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+        conv("a", ("pool",)), conv("b", ("a", "pool")), conv("c", ("b",)), conv("d", ("c", "b")), conv("last", ("d",))]))
+    program, plain = compile_graph(graph, config), compile_graph(graph, config, packing={})
+    layers = {layer["name"]: layer for layer in program.meta["layers"]}
+    assert layers["pool_packed"]["op"] == "Copy" and layers["pool_packed"]["macs"] == 0
+    cycles = count_cycles(program)
+    for (name, layer), spent in zip(layers.items(), cycles.per_layer, strict=True):
+        if name in ("a", "b", "c", "d"):
+            assert layer["out_shape"] == [16, 24, 24] and layer["macs"] > 0.6 * config.macs_per_cycle * spent, name
+    assert cycles.total < 0.85 * count_cycles(plain).total
+    images = random_images(random, graph, 1)
+    for one in (program, plain):
+        assert np.array_equal(Machine(one).run(images, random), execute(graph, images))
+    # The other way round, columns that are half empty are not worth a copy: programs of such engines are what they were.
+    wide = compile_graph(graph, replace(config, rows=16, cols=32, channel_unit=16))
+    assert all(layer["op"] != "Copy" for layer in wide.meta["layers"])

@@ -53,7 +53,7 @@ def pack_pixels(layer: Layer, taken: int, given: int, phases: int | None = None,
     CompileError
         if the layer cannot.
     """
-    reason = _obstacle(layer, taken, given, phases, limit)
+    reason = obstacle(layer, taken, given, phases, limit)
     if reason:
         raise CompileError(f"layer {layer.name}: {taken} and {given} pixels in a word: {reason}")
     if keeps_pixels(layer):
@@ -122,7 +122,7 @@ def phase_limit(config: EngineConfig) -> int:
     return PHASE_LIMIT // config.accumulators_per_pixel
 
 
-def _obstacle(layer: Layer, taken: int, given: int, phases: int | None = None, limit: int = PHASE_LIMIT) -> str | None:
+def obstacle(layer: Layer, taken: int, given: int, phases: int | None = None, limit: int = PHASE_LIMIT) -> str | None:
     """Why a layer cannot read and make such words in so many phases, or None."""
     pool, conv_width, width = layer.pool, layer.conv_shape[2], layer.in_shape[2]
     if (taken, given) == (1, 1):
@@ -187,7 +187,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set
         return sum(cost(k, pixels.get(layers[k].sources[0], 1), pixels[layers[k].target]) for k in numbers)
 
     candidates = [group for group in groups if outputs.isdisjoint(group) and group <= set(makers)
-                  and any(_leaves_room(config, layers[makers[name]].out_shape[0]) for name in group)]
+                  and any(leaves_room(config, layers[makers[name]].out_shape[0]) for name in group)]
     better = True
     while better:
         better = False
@@ -245,11 +245,11 @@ def _fold_wide(config: EngineConfig, layer: Layer, given: int) -> tuple:
     """(Fold or None, the first layer that makes words of `given` pixels), in the phases that take the fewest cycles."""
     fewest, limit = fewest_phases(layer, 1, given), phase_limit(config)
     forms = [pack_pixels(layer, 1, given, phases, limit) for phases in (fewest, 2 * fewest, 4 * fewest)
-             if phases == fewest or _obstacle(layer, 1, given, phases, limit) is None]
+             if phases == fewest or obstacle(layer, 1, given, phases, limit) is None]
     return fold_input(layer, config.rows, config.cols, tuple(forms), config.digit_bits)
 
 
-def _leaves_room(config: EngineConfig, channels: int) -> bool:
+def leaves_room(config: EngineConfig, channels: int) -> bool:
     """Whether a map of so many channels fills neither words nor columns."""
     return bool(channels % config.rows or channels % config.cols)
 

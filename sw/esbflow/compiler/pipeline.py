@@ -7,6 +7,7 @@ import numpy as np
 
 from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.channels import columns, pack_channels, place_on_unit, uses_unit
+from esbflow.compiler.copies import with_copies, without_idle
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
@@ -39,9 +40,9 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
-    split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), pack_layers
-    (several pixels of few channels in a word), tensor_layout and place (memory), split_weights, pack_layer and pack_channels
-    (integers to codes and taps), tile, emit (instructions).
+    split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), with_copies (of
+    maps that cannot be packed), pack_layers (several pixels of few channels in a word), tensor_layout and place (memory),
+    split_weights, pack_layer and pack_channels (integers to codes and taps), tile, emit (instructions).
 
     packing : {tensor: pixels in a word}; by default what takes the fewest cycles, and nothing without `fold`.
     stripes : whether slices work on stripes of one image; by default what takes fewer cycles.
@@ -70,18 +71,24 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
-    if packing is None and fold:
-        packing = choose(config, layers, first, graph.ends, images, stripes)
-        if packing:
-            return _fastest(partial(_compile, graph, config, batch, stripes, layers, first, fold_choice), layers, packing)
-    return _compile(graph, config, batch, stripes, layers, first, fold_choice, packing or {})
+    build, outputs = partial(_compile, graph, config, batch, stripes, first, fold_choice), graph.ends
+    if packing is not None or not fold:
+        return build(layers, packing or {})
+    pixels = choose(config, layers, first, outputs, images, stripes)
+    program = _fastest(partial(build, layers), layers, pixels) if pixels else build(layers, {})
+    copied = with_copies(config, layers, outputs)
+    if len(copied) > len(layers):
+        copied = without_idle(copied, layers, choose(config, copied, first, outputs, images, stripes))
+    if len(copied) > len(layers):
+        return _faster(lambda: program, partial(build, copied, choose(config, copied, first, outputs, images, stripes)))
+    return program
 
 
-def _faster(whole, striped) -> Program:
-    """The program that takes fewer cycles; that of whole images if stripes do not fit the engine."""
-    program = whole()
+def _faster(first, second) -> Program:
+    """The program that takes fewer cycles; the first one if the second one does not fit the engine."""
+    program = first()
     try:
-        other = striped()
+        other = second()
     except CompileError:
         return program
     return min(program, other, key=lambda candidate: count_cycles(candidate).total)
@@ -107,10 +114,11 @@ def _fastest(build, layers: list, packing: dict) -> Program:
     return best[1]
 
 
-def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, layers: list, first: Layer | None,
-             fold_choice: Fold | None, packing: dict) -> Program:
+def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, first: Layer | None, fold_choice: Fold | None,
+             layers: list, packing: dict) -> Program:
     """The program of layers that are ready to be packed, as compile_graph has them."""
     images = config.rounds(batch, stripes)
+    shapes = {layer.target: layer.out_shape for layer in layers}
     if packing:
         fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
     if len(layers) > LAYER_LIMIT:
@@ -177,7 +185,7 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, laye
             "name": plan.layer.name, "op": plan.layer.op, "macs": plan.layer.macs,
             "passes": sum(len(group) for group in plan.weights.groups),
             "tiles": len(plan.tiling.rows) * len(plan.tiling.cols),
-            "out_shape": list(graph[plan.layer.target].shape if plan.layer.target in packing else original.out_shape),
+            "out_shape": list(shapes[plan.layer.target] if plan.layer.target in packing else original.out_shape),
             "stacked": plan.layer.stacked, "stripe": plan.layer.stripe.made if plan.layer.stripe else 0,
             "pixels": plan.layer.conv_shape[1] * plan.layer.conv_shape[2] // plan.layer.phases,
             "unit": uses_unit(config, plan.layer),
