@@ -16,7 +16,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
 
-def with_copies(config: EngineConfig, layers: list, outputs: frozenset) -> list:
+def with_copies(config: EngineConfig, layers: list, outputs: set) -> list:
     """The layers, and behind each that can only make words of one pixel a copy of its map, which those read that can read
     words of several. The same layers where that is not worth a try.
 
@@ -25,7 +25,8 @@ def with_copies(config: EngineConfig, layers: list, outputs: frozenset) -> list:
     if config.accumulators_per_pixel == 1:
         return layers
     placed: list[Layer] = []
-    taken, renamed = {layer.target for layer in layers}, {}
+    renamed: dict[str | None, str] = {}
+    taken = {layer.target for layer in layers}
     for number, layer in enumerate(layers):
         if _takes_words(config, layer):
             layer = replace(layer, sources=tuple(renamed.get(name, name) for name in layer.sources),
@@ -46,7 +47,8 @@ def with_copies(config: EngineConfig, layers: list, outputs: frozenset) -> list:
 def without_idle(layers: list, plain: list, pixels: dict) -> list:
     """`layers` as `with_copies` gave them for the `plain` ones, without copies whose map is not packed."""
     targets = {layer.target for layer in plain}
-    idle = {layer.target: layer.sources[0] for layer in layers if layer.target not in targets and layer.target not in pixels}
+    idle: dict[str | None, str] = {
+        layer.target: layer.sources[0] for layer in layers if layer.target not in targets and layer.target not in pixels}
     return [replace(layer, sources=tuple(idle.get(name, name) for name in layer.sources),
                     residual=idle.get(layer.residual, layer.residual)) for layer in layers if layer.target not in idle]
 
