@@ -27,6 +27,8 @@ ENGINES = {
         EngineConfig("table64x128-w4", rows=64, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **_LARGE),
         EngineConfig("table64x128-shift", rows=64, cols=128, array="table", table_groups=4, requantizer="shift", **_LARGE),
+        EngineConfig("table128x64-w4", rows=128, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
+                     accumulator_depth=1024, **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096}),
         EngineConfig("table128x128-w4", rows=128, cols=128, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      **{**_LARGE, "activation_beats": 4096, "residual_beats": 4096, "weight_slots": 8}),
         EngineConfig("table64x64-w4-slices2", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,

@@ -40,7 +40,8 @@ OTHERS = {
 BASES = {"table32x128-w4": "table64x64-w4", "table64x64-w4-stripes4": "table64x64-w4-slices4",
          "table32x32-w4-stripes4": "table32x32-w4-slices4"}
 """Engines that have no name elsewhere, and those that they differ from."""
-ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4), ("resnet18", "table128x128-w4", 4),
+ROWS = (("resnet18", "table64x64-w4", 1), ("resnet18", "table64x128-w4", 4),
+        ("resnet18", "table128x64-w4", 4), ("resnet18", "table128x128-w4", 4),
         ("resnet18", "table64x64-w4-slices2", 8), ("resnet18", "table64x64-w4-slices4", 4),
         ("resnet18", "table64x64-w4-slices4", 8), ("resnet18", "table64x64-w4-stripes4", 1),
         ("resnet18", "zcu102-w4a4", 1), ("resnet18", "zcu102-w4a4", 4),
