@@ -25,12 +25,12 @@ from esbflow.runtime import layout
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
 from tests.compiler.machine import Machine, Stuck
-from tests.compiler.programs import BOUNDS, NARROW, TESTED, compiled, one_conv
+from tests.compiler.programs import BOUNDS, NARROW, TALL, TESTED, compiled, one_conv
 from tests.sw.graph_nodes import constants
 
 
 # -- whole programs -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name, number", [(name, k) for name in BOUNDS for k in range(4 if name in NARROW else 12)])
+@pytest.mark.parametrize("name, number", [(name, k) for name in BOUNDS for k in range(4 if name in (*NARROW, *TALL) else 12)])
 def test_programs_of_random_graphs_compute_the_graph_in_any_order_that_tokens_allow(name, number):
     random = np.random.default_rng((7, number, len(name)))
     graph, program = compiled(random, TESTED[name], **BOUNDS[name])
