@@ -220,7 +220,7 @@ def with_last(node):
 
 REFUSED = {
     "operator": (lambda: compile_graph(with_last(Softmax("soft", ("conv",), (4, 6, 6), Unsigned(4), 1.0)), ENGINES["tiny4x4"]),
-                 r"layer soft: the engine does not run Softmax; run it on the host, or express it by convolutions"),
+                 r"layer soft: the engine does not run Softmax; compile it with `esbflow compile` or esbflow.split, where the host runs it"),
     "repeated 65 times": (lambda: compile_graph(with_last(ir.Upsample("up", ("conv",), (4, 6, 390), Unsigned(4), 1.0,
                                                                       factor=(1, 65))), ENGINES["tiny4x4"]),
                           r"layer up: repeating a column 65 times does not fit the engine's 64 accumulators; use a larger "

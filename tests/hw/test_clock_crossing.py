@@ -28,10 +28,9 @@ needs_yosys = pytest.mark.skipif(yosys.find() is None, reason="Yosys is not inst
 
 # -- proof --------------------------------------------------------------------------------------------------------------
 @needs_yosys
-@pytest.mark.parametrize("relaxed", [True, False])
 @pytest.mark.parametrize("from_bus", [True, False])
-def test_items_cross_once_and_in_order_at_every_ratio(from_bus, relaxed):
-    crossing_proof.prove(from_bus, relaxed)
+def test_items_cross_once_and_in_order_at_every_ratio(from_bus):
+    crossing_proof.prove(from_bus)
 
 
 class NoHandshake(clock_crossing.ResetCrossing):
@@ -262,4 +261,4 @@ def test_the_proof_runs_as_a_program():
     if yosys.find() is None:
         pytest.skip("Yosys is not installed")
     result = subprocess.run([sys.executable, "-m", "esbhw.crossing_proof"], capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and result.stdout.count("proven: ") == 4
+    assert result.returncode == 0 and result.stdout.count("proven: ") == 2

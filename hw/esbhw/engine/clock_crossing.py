@@ -34,48 +34,27 @@ class Synchronizer:
         m.d[domain] += [self.meta.eq(source), self.seen.eq(self.meta)]
 
 
-class Pointer:
-    """A count in both codes, and the ones that follow it: all registers, so that whatever moves it arrives late and does not
-    have to be added."""
-
-    def __init__(self, name: str):
-        bits = ADDRESS_BITS + 1
-        self.count = Signal(bits, name=f"{name}_count")
-        self.gray = Signal(bits, name=f"{name}_gray")
-        self.next_count = Signal(bits, name=f"{name}_next_count", init=1)
-        self.next_gray = Signal(bits, name=f"{name}_next_gray", init=1)
-
-    def connect(self, m: Module, domain: str, moves) -> None:
-        after = Signal.like(self.count, name="after")
-        m.d.comb += after.eq(self.next_count + 1)
-        with m.If(moves):
-            m.d[domain] += [self.count.eq(self.next_count), self.gray.eq(self.next_gray),
-                            self.next_count.eq(after), self.next_gray.eq(gray(after))]
-
-
 class ClockCrossing(wiring.Component):
     """A FIFO from domain "source" to domain "sink": up to DEPTH items, and one on offer, in the order in which they came.
 
     Both domains must be reset at the same time, see ResetCrossing.
-
-    Parameters
-    ----------
-    relaxed : give an item every other cycle at most, so that `o.ready` may come late: it reaches one register.
 
     Members
     -------
     i : In(stream of `width` bits), in "source";  o : Out(stream of `width` bits), in "sink"; all outputs are registers
     """
 
-    def __init__(self, width: int, relaxed: bool = False):
-        self._width, self._relaxed = width, relaxed
-        self.written = Pointer("write")
-        self.taken = Pointer("read")
-        self.write_there = Synchronizer(ADDRESS_BITS + 1, "write_gray")
-        self.read_there = Synchronizer(ADDRESS_BITS + 1, "read_gray")
+    def __init__(self, width: int):
+        self._width = width
+        bits = ADDRESS_BITS + 1
+        self.write_count = Signal(bits)
+        self.write_gray = Signal(bits)
+        self.read_count = Signal(bits)
+        self.read_gray = Signal(bits)
+        self.write_there = Synchronizer(bits, "write_gray")
+        self.read_there = Synchronizer(bits, "read_gray")
         self.room = Signal()
         self.there = Signal()
-        self.advance = Signal()
         super().__init__({"i": In(stream.Signature(width)), "o": Out(stream.Signature(width))})
 
     def elaborate(self, platform):
@@ -84,29 +63,28 @@ class ClockCrossing(wiring.Component):
         write, read = store.write_port(domain="source"), store.read_port(domain="comb")
 
         # -- source
-        self.read_there.connect(m, "source", self.taken.gray)
-        push = Signal()
-        self.written.connect(m, "source", push)
+        self.read_there.connect(m, "source", self.read_gray)
+        push = self.i.valid & self.room
+        written = Signal.like(self.write_count)  # with this cycle's item
         m.d.comb += [
-            push.eq(self.i.valid & self.room), self.i.ready.eq(self.room),
-            write.addr.eq(self.written.count[:ADDRESS_BITS]), write.data.eq(self.i.payload), write.en.eq(push),
+            self.i.ready.eq(self.room), write.addr.eq(self.write_count[:ADDRESS_BITS]), write.data.eq(self.i.payload),
+            write.en.eq(push), written.eq(self.write_count + push),
         ]
         full = self.read_there.seen ^ FULL
-        m.d.source += self.room.eq(Mux(push, self.written.next_gray != full, self.written.gray != full))
+        m.d.source += [self.write_count.eq(written), self.write_gray.eq(gray(written)), self.room.eq(gray(written) != full)]
 
         # -- sink
-        self.write_there.connect(m, "sink", self.written.gray)
+        self.write_there.connect(m, "sink", self.write_gray)
         payload = Signal(self._width, reset_less=True)
-        advance = self.advance
-        self.taken.connect(m, "sink", advance)
+        advance = Signal()
+        taken = Signal.like(self.read_count)
         m.d.comb += [
-            advance.eq(self.there & (~self.o.valid | (0 if self._relaxed else self.o.ready))),
-            read.addr.eq(self.taken.count[:ADDRESS_BITS]), self.o.payload.eq(payload),
+            advance.eq(self.there & (~self.o.valid | self.o.ready)), taken.eq(self.read_count + advance),
+            read.addr.eq(self.read_count[:ADDRESS_BITS]), self.o.payload.eq(payload),
         ]
-        here = self.write_there.seen
         m.d.sink += [
-            self.there.eq(Mux(advance, self.taken.next_gray != here, self.taken.gray != here)),
-            self.o.valid.eq(advance | (self.o.valid & ~self.o.ready)),
+            self.read_count.eq(taken), self.read_gray.eq(gray(taken)), self.there.eq(gray(taken) != self.write_there.seen),
+            self.o.valid.eq(self.there | (self.o.valid & ~self.o.ready)),
         ]
         with m.If(advance):
             m.d.sink += payload.eq(read.data)

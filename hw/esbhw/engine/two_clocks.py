@@ -77,8 +77,7 @@ class TwoClockEngine(Elaboratable):
         crossed = {"ap_clk", "ap_rst_n", "irq"}
         for name, source, prefix, carried in channels(self.config):
             sink = "bus" if source == "compute" else "compute"
-            # The registers' `ready` is logic of their own; they take one access at a time.
-            crossing = ClockCrossing(sum(len(outside[member]) for member in carried), relaxed=prefix.startswith(SLAVE))
+            crossing = ClockCrossing(sum(len(outside[member]) for member in carried))
             m.submodules[name] = DomainRenamer({"source": source, "sink": sink})(crossing)
             come, go = (inside, outside) if source == "compute" else (outside, inside)
             valid, ready, at = f"{prefix}valid", f"{prefix}ready", 0

@@ -14,16 +14,26 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
-    from esbflow.compiler.pipeline import compile_graph
-    from esbflow.graph.bounds import check
+    from esbflow.split.program import SplitProgram, compile_split
 
     config = engine_of(arguments)
-    graph = load_graph(arguments.model)
-    check(graph, config.accumulator_width)
-    program = compile_graph(graph, config, arguments.batch)
+    program = compile_split(load_graph(arguments.model), config, arguments.batch)
+    split = isinstance(program, SplitProgram)
+    programs = program.programs if split else [program]
     path = program.save(arguments.out)
+    regions = [one.meta["regions"] for one in programs]
     content = {"out": str(path), "engine": config.name, "batch": arguments.batch,
-               "instructions": len(program.instructions), "weight_bytes": int(program.weights.nbytes),
-               "regions": program.meta["regions"], "layers": program.meta["layers"]}
-    show(arguments, content, lambda c: print(
-        f"{c['out']}: {len(c['layers'])} layers, {c['instructions']} instructions, {c['weight_bytes']} bytes of weights"))
+               "instructions": sum(len(one.instructions) for one in programs),
+               "weight_bytes": sum(int(one.weights.nbytes) for one in programs),
+               "regions": regions if split else regions[0], "layers": program.meta["layers"]}
+    if split:
+        content["host"] = [{"name": part.node.name, "operator": type(part.node).__name__, "why": part.why}
+                           for part in program.parts if part.node is not None]
+    show(arguments, content, _print)
+
+
+def _print(content: dict) -> None:
+    print(f"{content['out']}: {len(content['layers'])} layers, {content['instructions']} instructions, "
+          f"{content['weight_bytes']} bytes of weights")
+    for node in content.get("host", ()):
+        print(f"host: {node['operator']} {node['name']} ({node['why']})")

@@ -33,9 +33,19 @@ def run(arguments) -> None:
     entries = inspect(graph, model, engine_of(arguments).accumulator_width)
     if arguments.html:
         _write_html(Path(arguments.html), graph, entries, model)
+    host = _on_host(graph, engine_of(arguments))
     plain = [{key: value for key, value in e.items() if key not in ("integers", "form")} for e in entries]
-    show(arguments, {"model": graph.name, "layers": plain, "output": last_layer(graph), "warnings": warnings(entries)},
+    show(arguments, {"model": graph.name, "layers": plain, "output": last_layer(graph), "host": host,
+                     "warnings": warnings(entries)},
          lambda content: _print(graph, entries, content))
+
+
+def _on_host(graph, config) -> list:
+    """What the host computes of a graph, between programs of an engine."""
+    from esbflow.split.partition import split
+
+    return [{"name": part.node.name, "operator": type(part.node).__name__, "why": part.why}
+            for part in split(graph, config)[1] if part.node is not None]
 
 
 def _open(name):
@@ -61,7 +71,8 @@ def _print(graph, entries, content) -> None:
           f"{e['scale_least']:.3g}..{e['scale_greatest']:.3g}", e["chosen_by"] or "", decibels(e["sqnr_db"]),
           decibels(e["gaussian_db"]), f"{100 * e['saturation']:.1f}", e["accumulator_bits"], e["headroom_bits"],
           histogram_line(e["integers"], e["form"])) for e in entries])
-    for sentence in (said_of_last_layer(content["output"]), *content["warnings"]):
+    host = [f"host: {part['operator']} {part['name']} ({part['why']})" for part in content["host"]]
+    for sentence in (said_of_last_layer(content["output"]), *host, *content["warnings"]):
         print(sentence)
 
 

@@ -70,7 +70,7 @@ def run(arguments) -> None:
         if arguments.batch not in (None, program.meta["batch"]):
             raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
                             "compile the graph again")
-    several = graph.outputs if program is None else program.meta.get("outputs")
+    several = graph.outputs if graph is not None else program.meta.get("outputs")
     if several and (arguments.top or str(arguments.outputs).endswith(".npy")):
         raise UserError(f"{arguments.model} has {len(several)} outputs: leave --top out, and write --outputs FILE.npz")
     port, waves = arguments.port if arguments.backend == "serial" else None, _waves(arguments)
@@ -80,8 +80,8 @@ def run(arguments) -> None:
     if arguments.top:
         content["classes"] = classes(outputs, arguments.top).tolist()
     if arguments.outputs:
-        results = graph.results if program is None else outputs_of(program.meta)
-        scales = {name: one.scale if program is None else one["scale"] for name, one in results.items()}
+        results = outputs_of(program.meta) if graph is None else graph.results
+        scales = {name: one["scale"] if graph is None else one.scale for name, one in results.items()}
         content["outputs"] = str(_save(Path(arguments.outputs), outputs, scales))
     show(arguments, content, _print)
 
@@ -118,15 +118,16 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
     """(fields of `esbflow run --json`, integer outputs (n, c, h, w) or {name: those} of several) of images run on one of
     BACKENDS.
 
-    The engine's outputs are compared with those of the integer graph. With `program` in place of `graph` there is nothing to
-    compare with, and `mismatches` is None, as it is for the integer graph itself.
+    The engine's outputs are compared with those of the integer graph. With a `program` and no `graph` there is nothing to
+    compare with, and `mismatches` is None, as it is for the integer graph itself. `parts`, of a network that the host has a
+    share of, says what ran where.
     """
     from esbflow.graph.doubts import unmoved, warn
     from esbflow.graph.execute import execute
     from esbflow.graph.macs import macs_per_image
 
     expected = None
-    if program is None:
+    if graph is not None:
         expected = execute(graph, images)
         warn(unmoved(graph, images))
         content = {"model": graph.name, "macs_per_image": macs_per_image(graph)}
@@ -172,9 +173,14 @@ def _lost(program, config, layers: list, cycles: float) -> dict:
 
 
 def _model(path):
-    """(integer graph, None), or (None, program) where the file is one."""
+    """(integer graph, None), or (None, program) where the file is one; (graph, program) where the host has a share of it."""
+    from esbflow.split.program import is_split, load_split
+
     if holds(path, FORMAT):
         return None, load_program(path)
+    if is_split(path):
+        program = load_split(path)
+        return program.graph, program
     return load_graph(path), None
 
 
@@ -202,14 +208,17 @@ def _save(path: Path, outputs, scales: dict) -> Path:
 
 
 def _compile(graph, config, batch):
-    from esbflow.compiler.pipeline import compile_graph
-    from esbflow.graph.bounds import check
+    from esbflow.split.program import compile_split
 
-    check(graph, config.accumulator_width)
-    return compile_graph(graph, config, batch)
+    return compile_split(graph, config, batch)
 
 
 def _on_engine(program, driver, images, progress):
+    from esbflow.split.driver import SplitEngine
+    from esbflow.split.program import SplitProgram
+
+    if isinstance(program, SplitProgram):
+        driver = SplitEngine(getattr(driver, "engine", driver))
     driver.load(program)
     began = time.monotonic()
     result = driver.run(images, progress)
@@ -217,8 +226,10 @@ def _on_engine(program, driver, images, progress):
     layers = [{"name": first["name"], **{
         key: sum(run[i][key] for run in result.layers) / len(images) for key in first if key != "name"}}
         for i, first in enumerate(result.layers[0])]
+    parts = getattr(result, "parts", None)
     return result.outputs, {
-        "cycles": result.cycles, "seconds": seconds, "sim_cycles_per_second": result.cycles / seconds, "layers": layers}
+        **({"parts": parts} if parts else {}), "cycles": result.cycles, "seconds": seconds,
+        "sim_cycles_per_second": result.cycles / seconds, "layers": layers}
 
 
 def _print(content: dict) -> None:
@@ -236,6 +247,12 @@ def _print(content: dict) -> None:
                  ("lost to, %", largest(content["lost"], content["cycles_per_image"])),
                  ("clock cycles simulated a second", f"{content['sim_cycles_per_second']:,.0f}")]
     print_table(f"{content['model']} on {content['backend']}", ("", ""), rows)
+    if "parts" in content:
+        count = content["images"]
+        print_table("what ran where, for each image", ("where", "name", "what", "cycles", "ms", "why on the host"),
+                    [(part["where"], part["name"], part["operator"],
+                      f"{part['cycles'] / count:,.0f}" if part["cycles"] else "",
+                      f"{1000 * part['seconds'] / count:.3g}", part["why"]) for part in content["parts"]])
     if "classes" in content:
         print_table("largest outputs first", ("image", "classes"),
                     [(i, " ".join(map(str, best))) for i, best in enumerate(content["classes"])])

@@ -264,8 +264,8 @@ def _lower_node(nodes: dict, joined: set, node: ir.Node) -> Layer:
         common.update(weight=identity(channels), groups=channels, requantizer=node.requantizer)
     else:
         raise CompileError(
-            f"layer {node.name}: the engine does not run {type(node).__name__}; run it on the host, or express it by "
-            "convolutions")
+            f"layer {node.name}: the engine does not run {type(node).__name__}; compile it with `esbflow compile` "
+            "or esbflow.split, where the host runs it")
     useful = isinstance(node, (ir.Conv2d, ir.Linear, ir.AvgPool2d))
     layer = Layer(**common, macs=common["weight"].size * node.shape[1] * node.shape[2] if useful else 0)
     # A valid convolution as large as its map is a linear layer.

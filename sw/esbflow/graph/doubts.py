@@ -7,6 +7,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors
 from esbflow.graph.execute import execute
+from esbflow.graph.host import Host
 from esbflow.numbers import Format
 
 LOOKED_AT = 8
@@ -54,6 +55,8 @@ def doubts(graph: ir.Graph) -> list:
 def _levels(node: ir.Node, ranges: dict) -> tuple:
     """(lowest, highest) level that each channel of a node can store when its inputs have such ranges."""
     q = getattr(node, "requantizer", None)
+    if isinstance(node, Host):
+        return np.array([node.format.min]), np.array([node.format.max])
     if isinstance(node, ir.Lookup):
         low, high = ranges[node.inputs[0]]
         entries = node.table[np.arange(low, high + 1) & ir.LOOKUP_ENTRIES - 1]

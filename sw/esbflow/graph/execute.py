@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from esbflow.graph import ir
+from esbflow.graph import host, ir
 from esbflow.graph.errors import GraphError
 from esbflow.maps import as_maps
 
@@ -53,9 +53,15 @@ def _unfolded_bytes(graph: ir.Graph, node: ir.Node) -> int:
 def _run(graph: ir.Graph, images: np.ndarray) -> dict:
     values: dict[str, np.ndarray] = {}
     for node in graph.nodes:
-        inputs = [values[name] for name in node.inputs]
-        values[node.name] = EXECUTORS[type(node)](node, images, *inputs)
+        values[node.name] = compute(graph, node, images, *(values[name] for name in node.inputs))
     return values
+
+
+def compute(graph: ir.Graph, node: ir.Node, images: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
+    """int64 (n, c, h, w): the integers of one node, from those of its inputs."""
+    if isinstance(node, host.Host):
+        return host.run(node, graph, *inputs)
+    return EXECUTORS[type(node)](node, images, *inputs)
 
 
 def requantize(node, acc: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:

@@ -11,8 +11,10 @@ import numpy as np
 
 from esbflow.files import whole
 from esbflow.graph import ir
+from esbflow.graph.codebooks import Codebook, codebook_of
 from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
+from esbflow.graph.host import HOST_OPERATORS
 from esbflow.graph.validate import validate
 from esbflow.numbers import Format
 
@@ -23,8 +25,9 @@ DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError,
 """What zipfile, NumPy and the nodes' constructors raise on a file that is cut or changed."""
 
 
-def save(graph: ir.Graph, path) -> Path:
-    """Write the graph; nothing is left behind if it fails.
+def save(graph: ir.Graph, path, codebooks: bool = False) -> Path:
+    """Write the graph; nothing is left behind if it fails. With `codebooks` weights of few different blocks, as product
+    quantization leaves them, are codewords and indices of whole bytes; `load` reads both kinds of file.
 
     Raises
     ------
@@ -38,7 +41,10 @@ def save(graph: ir.Graph, path) -> Path:
         entry: dict = {"operator": type(node).__name__}
         for field in dataclasses.fields(node):
             value = getattr(node, field.name)
-            if isinstance(value, np.ndarray):
+            if codebooks and field.name == "weight" and value.dtype.kind in "iu" and (book := codebook_of(value)):
+                arrays[f"{i}.codewords"], arrays[f"{i}.indices"] = book.codewords, book.indices
+                entry[field.name] = {"codebook": list(book.shape)}
+            elif isinstance(value, np.ndarray):
                 arrays[f"{i}.{field.name}"] = _smallest(value)
                 entry[field.name] = {"array": True}
             elif isinstance(value, ir.Requantizer):
@@ -107,11 +113,18 @@ def load(path) -> ir.Graph:
     return graph
 
 
+def book_of(i: int, shape: list, arrays) -> Codebook:
+    """The codebook of node number i, as `save` wrote it."""
+    return Codebook(tuple(shape), arrays[f"{i}.codewords"], arrays[f"{i}.indices"])
+
+
 def _node(i: int, entry: dict, arrays: dict) -> ir.Node:
-    cls = ir.OPERATORS[entry.pop("operator")]
+    cls = (ir.OPERATORS | HOST_OPERATORS)[entry.pop("operator")]
     fields = {}
     for name, value in entry.items():
-        if isinstance(value, dict) and value.get("array"):
+        if isinstance(value, dict) and value.get("codebook"):
+            value = book_of(i, value["codebook"], arrays).weights().astype(np.int64)
+        elif isinstance(value, dict) and value.get("array"):
             value = arrays[f"{i}.{name}"]
             if value.dtype.kind in "iu":
                 value = value.astype(np.int64)

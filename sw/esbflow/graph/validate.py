@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from esbflow.graph import ir
+from esbflow.graph import host, ir
 from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format
 
@@ -34,7 +34,7 @@ def validate(graph: ir.Graph) -> ir.Graph:
         if not (math.isfinite(node.scale) and node.scale > 0):
             raise GraphError(f"{where}: its scale must be positive and finite, not {node.scale}")
         inputs = [known[source] for source in node.inputs]
-        expected = _SHAPES[type(node)](node, where, *inputs)
+        expected = (host.check if isinstance(node, host.Host) else _SHAPES[type(node)])(node, where, *inputs)
         if tuple(node.shape) not in expected:
             raise GraphError(f"{where}: its shape is {tuple(node.shape)}, its inputs give {expected[0]}")
         _check_requantizer(node, where)
@@ -54,7 +54,7 @@ def _check_outputs(graph, known):
 def _check_requantizer(node, where):
     q = getattr(node, "requantizer", None)
     if q is None:
-        if not isinstance(node, (ir.Input, ir.MaxPool2d, ir.Concat, ir.Upsample, ir.Lookup)):
+        if not isinstance(node, (ir.Input, ir.MaxPool2d, ir.Concat, ir.Upsample, ir.Lookup, host.Host)):
             raise GraphError(f"{where}: it has no requantizer")
         return
     limits = {"m": (-(1 << 11), (1 << 11) - 1), "n": (-(1 << 11), (1 << 11) - 1), "b": (-(1 << 39), (1 << 39) - 1),

@@ -68,6 +68,11 @@ def is_function(value) -> bool:
     return value.node is ir.Requantize and value.residual is None and not value.after and bool(same)
 
 
+def as_functions_of_one(walk, values: tuple, where: str) -> bool:
+    """Whether tensors are all functions of the same stored one."""
+    return alike([_histories(walk, value, where) for value in values]) is not None
+
+
 def alike(histories: list) -> list | None:
     """Of each history one function, all of the same stored tensor; None if there is none."""
     for first in histories[0]:

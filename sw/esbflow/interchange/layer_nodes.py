@@ -7,11 +7,13 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.functions import FUNCTIONS, function, of_levels
+from esbflow.interchange.hosted import HOSTED, multiplied
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.padding import check_zeros_never_win, pad, within
 from esbflow.interchange.values import Constant, Function, Image, Joined, Open, Quantized, shape_of
+from esbflow.lowering.hosted import Hosted
 from esbflow.lowering.nodes import Stored, maximum, positive_part
 from esbflow.lowering.padding import Padded, unpadded, windows_fit
 from esbflow.maps import plane
@@ -217,6 +219,8 @@ def _with_constant(walk, node, value, constant, place: int):
 
 @elementwise
 def arithmetic(walk, node, left, right):
+    if node.op_type == "Mul" and not isinstance(left, KNOWN) and not isinstance(right, KNOWN):
+        return multiplied(walk, node, left, right)
     if any(isinstance(value, Function) for value in (left, right)):
         return of_levels(walk, node, (left, right))
     if isinstance(right, KNOWN):
@@ -271,6 +275,8 @@ def _clip(walk, node, value, low: float, high: float):
         return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
     if isinstance(value, Image):
         return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
+    if isinstance(value, Hosted):
+        return replace(value, low=max(low, value.low), high=min(high, value.high))
     if isinstance(value, Stored) and value.form.min * value.scale >= low and value.form.max * value.scale <= high:
         return value
     layer = walk.builder.open(value, title(node))
@@ -332,4 +338,4 @@ LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "Av
           "GlobalAveragePool": global_pool, "ReduceMean": global_pool, "GlobalMaxPool": global_pool,
           "ReduceMax": global_pool, "Add": arithmetic, "Sub": arithmetic,
           "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip,
-          "LeakyRelu": leaky_relu, "PRelu": prelu, **FUNCTIONS}
+          "LeakyRelu": leaky_relu, "PRelu": prelu, **FUNCTIONS, **HOSTED}

@@ -12,6 +12,7 @@ from esbflow.interchange.quantization import Quantization, limited
 from esbflow.interchange.values import Function, Image, Joined, Open, Table, shape_of
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import one_a_channel
+from esbflow.lowering.hosted import Hosted
 from esbflow.lowering.joined import common
 from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import check_finite, last_table, lookup
@@ -113,6 +114,8 @@ class Builder(GraphBuilder):
             return self.join(Joined(parts), where, name)
         if isinstance(value, Function):
             return self.look_up(value, rule, name, where)
+        if isinstance(value, Hosted):
+            return self.append(value.stored_as(self.unique(value.name or name), rule.form, rule.step))
         if isinstance(value, Stored) and value.scale == rule.step and _holds(rule.form, value.form):
             return value
         layer = self.open(value, where)
@@ -183,6 +186,11 @@ class Builder(GraphBuilder):
             check_finite(value.values, value.source, where)
             table, form, scale, error = last_table(value.values.astype(np.float64))
             result = self.append(lookup(self.unique(name), value.source, table, form, scale))
+            self.errors[result.name] = error
+            return result
+        if isinstance(value, Hosted):
+            form, scale, error = value.last()
+            result = self.append(value.stored_as(self.unique(value.name or name), form, scale))
             self.errors[result.name] = error
             return result
         if not isinstance(value, Open):

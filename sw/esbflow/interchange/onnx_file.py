@@ -18,6 +18,7 @@ OPSETS = range(9, 25)
 QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
 QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant", "Trunc")
 OPERATOR_FORMAT = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
+CODE_INPUTS = {TensorProto.UINT8: "uint8", TensorProto.INT8: "int8"}
 UNSUPPORTED_TYPES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 
 
@@ -34,7 +35,7 @@ class Model:
     metadata: dict
     producer: str
     opset: int
-    input_is_codes: bool  # uint8: pixels as they are
+    input_codes: str | None  # uint8: pixels as they are; int8: pixels less 128; None: real numbers
 
     def shape(self, tensor: str, where: str) -> tuple:
         """Raises GraphError if shape inference does not know it."""
@@ -90,7 +91,7 @@ def from_proto(proto: onnx.ModelProto, where) -> Model:
         outputs={value.name: value.name for value in graph.output}, shapes=_shapes(where, proto, inputs[0]),
         metadata={entry.key: entry.value for entry in proto.metadata_props},
         producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
-        opset=opset, input_is_codes=inputs[0].type.tensor_type.elem_type == TensorProto.UINT8)
+        opset=opset, input_codes=CODE_INPUTS.get(inputs[0].type.tensor_type.elem_type))
 
 
 def first_line(error: Exception) -> str:

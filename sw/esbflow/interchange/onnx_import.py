@@ -36,10 +36,8 @@ PIXEL_MAX = "esbflow.pixel_max"
 """Metadata of a model that `esbflow export` wrote: the real input of the brightest pixel."""
 
 FIXES = {
-    "Softmax": "leave it to the host: cut it off, the largest value stays the largest",
     "LogSoftmax": "leave it to the host: cut it off, the largest value stays the largest",
     "ArgMax": "leave it to the host: cut it off",
-    "ConvTranspose": "use Resize and Conv",
     "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
     "MultiThreshold": "import the QONNX model as it was before FINN's conversion",
     "LayerNormalization": "use BatchNormalization",
@@ -54,7 +52,8 @@ def import_onnx(path, name: str | None = None, mean=0.0, std=1.0, pixel_max: flo
     path : of the file.
     name : of the graph; the file's by default.
     mean, std : one number, or one a channel. The model's input is (pixel / 255 * pixel_max - mean) / std for a pixel 0..255.
-    pixel_max : 1 by default, or what the file's metadata says. A model with uint8 input takes pixels as they are.
+    pixel_max : 1 by default, or what the file's metadata says. A model with uint8 input takes pixels as they are, one
+        with int8 input pixels less 128: so TensorFlow Lite stores images.
 
     Returns
     -------
@@ -131,11 +130,11 @@ def _before_softmax(model: Model) -> tuple:
     return replace(model, nodes=kept[::-1], outputs=outputs), notes
 
 
-def _pixels(channels: int, mean, std, pixel_max: float, raw: bool) -> np.ndarray:
+def _pixels(channels: int, mean, std, pixel_max: float, codes: str | None) -> np.ndarray:
     """float32 (c, 256): the model's input for every value of a pixel."""
     pixels = np.tile(np.arange(256.0), (channels, 1))
-    if raw:
-        return pixels.astype(np.float32)
+    if codes:
+        return (pixels - (128 if codes == "int8" else 0)).astype(np.float32)
     mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (mean, std))
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels) or not np.isfinite(values).all() or what == "std" and not (values > 0).all():
@@ -152,7 +151,7 @@ class Walk:
         self.model = model
         self.builder = Builder(name)
         self.values = {key: Constant(value) for key, value in model.constants.items()}
-        self.codes_in = model.input_is_codes
+        self.codes_in = model.input_codes
         self.consumers = {}
         for node in model.nodes:
             for tensor in node.input:
@@ -179,6 +178,9 @@ class Walk:
             return Constant(_constant(node))
         if node.op_type == "Shape":
             return Constant(sizes_of(node, self.model.shape(node.input[0], title(node))))
+        first = _in_order(inputs[0]) if inputs else None
+        if node.op_type in (*MOVES, "Identity") and isinstance(first, Codes) and not isinstance(first.value, Quantized):
+            return self._moved_codes(node, first, inputs)
         moved = node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized))
         handler = moves.move if moved else HANDLERS.get(node.op_type)
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
@@ -205,6 +207,13 @@ class Walk:
             return channels_last.compute(self, handler, node, inputs)
         return handler(self, node, *inputs)
 
+    def _moved_codes(self, node, codes: Codes, inputs: list):
+        """What moves between QuantizeLinear and DequantizeLinear, as in files from TensorFlow Lite, moves before both."""
+        found = self._compute(node, [_changed(inputs[0], codes.value), *inputs[1:]])
+        results = [_changed(part, replace(codes, value=_in_order(part))) for part in (
+            found if isinstance(found, list) else [found])]
+        return results if isinstance(found, list) else results[0]
+
     def shape(self, tensor: str, node) -> tuple:
         """(c, h, w) of a tensor of the model; sequences have h = 1, rows h = w = 1."""
         found = self.model.shape(tensor, title(node))
@@ -214,10 +223,17 @@ class Walk:
         return map_shape(found[1:])
 
     def only_feeds_output(self, node) -> bool:
-        """Whether a QuantizeLinear and its DequantizeLinear stand just before the model's output, and nowhere else."""
+        """Whether a QuantizeLinear, perhaps with its DequantizeLinear, stands before an output, and nowhere else."""
         readers = self.consumers.get(node.output[0], [])
         ends = self.model.outputs.values()
+        if not readers:
+            return node.output[0] in ends
         return len(readers) == 1 and readers[0].op_type == "DequantizeLinear" and readers[0].output[0] in ends
+
+
+def _changed(value, inner):
+    """The tensor `inner` in the order that `value` has."""
+    return replace(value, value=inner) if isinstance(value, (ChannelsLast, RowsLast, Moved)) else inner
 
 
 def _in_order(value):

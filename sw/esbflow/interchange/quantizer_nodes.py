@@ -165,7 +165,7 @@ def dequantize_linear(walk, node, value, scale, zero_point=None):
                              "model again")
         return value.value
     if isinstance(value, Image) and walk.codes_in:
-        rule = quantization.linear(0, 255, scale, where, int(zeros[0]))
+        rule = quantization.linear(*CODE_RANGES[walk.codes_in], scale, where, int(zeros[0]))
         if rule.form is None:
             raise GraphError(rule.reason)
         table = value.values.astype(np.int64) - zeros[0]

@@ -6,6 +6,7 @@ import numpy as np
 
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.functions import is_function, looked_up, whole
+from esbflow.interchange.hosted import interpolated
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
@@ -69,6 +70,8 @@ def concat(walk, node, *values):
 def resize(walk, node, value, *others):
     options, value = attributes(node), walk.builder.plain(value, title(node))
     shape, before = walk.shape(node.output[0], node), shape_of(value)
+    if options.get("mode", "nearest") == "linear":
+        return interpolated(walk, node, value, shape)
     factor = tuple(new // old for new, old in zip(shape[1:], before[1:]))
     whole = min(factor) >= 1 and shape == (before[0], *(s * f for s, f in zip(before[1:], factor)))
     rule = (options.get("coordinate_transformation_mode", "half_pixel"), options.get("nearest_mode", "round_prefer_floor"))

@@ -17,6 +17,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
+from esbflow.lowering.hosted import Hosted
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import last_table, lookup
@@ -30,6 +31,7 @@ from esbflow.quant.affine import Affine
 from esbflow.quant.base import check_finite
 from esbflow.quant.concat import ConcatGroups
 from esbflow.quant.elementwise import Function, function_of
+from esbflow.quant.hosted import hosted
 from esbflow.quant.layers import SelectChannels
 from esbflow.quant.names import INPUT, names_of, renamed, shown
 from esbflow.quant.outputs import named_outputs
@@ -149,6 +151,8 @@ class _Exporter(GraphBuilder):
             raise GraphError(f"{node.name}: a quantizer of type {type(module).__name__} cannot store a tensor")
         if isinstance(value, Function):
             return self._looked_up(value, node, module)
+        if isinstance(value, Hosted):
+            return self.append(value.stored_as(_tensor_name(node), module.form, module.real_scale()))
         layer, form, scale = self._open(value, node), module.form, module.real_scale()
         if module.blank:  # zeros fit any scale; a large one would take the other operand of a sum the bits of its gain
             scale = min(scale, float(np.abs(layer.gain).max()) or FINEST)
@@ -228,6 +232,9 @@ class _Exporter(GraphBuilder):
 
     def _lookup(self, node, module, value):
         return Function(self._need_stored(value, node), function_of(node, module), node.name)
+
+    def _hosted(self, node, module, *values):
+        return hosted(node, module, _shape(node), tuple(self._need_stored(value, node) for value in values))
 
     def _add(self, node, module, *values):
         if len(values) == 1:
@@ -336,6 +343,9 @@ class _Exporter(GraphBuilder):
         """(stored tensor, its `rounding_error` or None) of an output."""
         if isinstance(value, Function):
             return self._last_function(value, source)
+        if isinstance(value, Hosted):
+            form, scale, error = value.last()
+            return self.append(value.stored_as(_tensor_name(self._computed(source)), form, scale)), error
         if value is None or isinstance(value, Padded) or isinstance(value, Stored) and value.name == INPUT:
             raise GraphError(f"{source.name}: the network returns it as it is, which no layer computes; return what a layer "
                              "makes of it")

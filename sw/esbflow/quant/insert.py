@@ -30,7 +30,7 @@ class Open:
     """What an engine layer has computed so far.
 
     state : "sums" of products or of pixels, "added" when a residual has come in, "relu" at the end. "looked up" is what a
-        function of single values has made of a stored tensor.
+        function of single values, or the host, has made of stored tensors.
     takes_residual : whether the layer can still add another tensor: convolutions, norms of stored tensors.
     copied : whether it is a stored tensor with a gain and an offset so far, which a sum can read as a residual too.
     pooled : by average, which keeps the range and the sign of what it reads.
@@ -64,7 +64,7 @@ class QuantizerInsertion:
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
                    "pad": self._pad, "upsample": self._moved, "crop": self._moved, "positive": self._moved,
-                   "pass": self._pass, "host": self._pass, "lookup": self._lookup}
+                   "pass": self._pass, "host": self._pass, "lookup": self._lookup, "hosted": self._hosted}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:
@@ -123,6 +123,11 @@ class QuantizerInsertion:
             self._store(source, LEVELS[self._can_be_negative(source, layer)])
         positive = not can_be_negative(function_of(node, self._module(node)))
         self.open[node] = Open("looked up", positive=positive)
+
+    def _hosted(self, node: fx.Node) -> None:
+        self._moved(node)
+        sums = isinstance(self._module(node), nn.ConvTranspose2d)
+        self.open[node] = Open("looked up", positive=not sums and not any(map(self._signed, tensors(node))))
 
     def _moved(self, node: fx.Node) -> None:
         """Reads stored tensors only."""

@@ -4,7 +4,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from esbflow.graph import ir
+from esbflow.graph import host, ir
 from esbflow.graph.errors import GraphError
 from esbflow.maps import as_maps
 from esbflow.quant.base import round_to_levels
@@ -26,7 +26,7 @@ class IntegerModule(nn.Module):
         self.graph = graph
         self.register_buffer("table", torch.tensor(graph.input.table, dtype=torch.float64))
         for i, node in enumerate(graph.nodes):
-            if getattr(node, "weight", None) is not None:
+            if getattr(node, "weight", None) is not None and not isinstance(node, host.Host):
                 self.register_buffer(f"weight_{i}", torch.tensor(node.weight, dtype=torch.float64))
             if isinstance(node, ir.Lookup):
                 self.register_buffer(f"table_{i}", torch.tensor(node.table, dtype=torch.float64))
@@ -52,6 +52,9 @@ class IntegerModule(nn.Module):
 
     def _run(self, i, node, images, inputs):
         x = inputs[0] if inputs else None
+        if isinstance(node, host.Host):
+            values = (value.cpu().numpy() for value in inputs)
+            return torch.from_numpy(host.run(node, self.graph, *values)).to(images.device, torch.float64)
         if isinstance(node, ir.Input):
             index = images.to(torch.int64)
             return torch.stack([self.table[c][index[:, c]] for c in range(node.shape[0])], dim=1)

@@ -32,6 +32,7 @@ FUNCTIONS = (
       torch.argmax, F.pixel_shuffle), "host"),
     ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
+PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass",
            **dict.fromkeys(("softmax", "log_softmax", "sigmoid", "tanh", "argmax"), "host")}
@@ -43,7 +44,7 @@ _MAX_POOLS = ("max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_p
 _LAYERS = tuple(cls for types, kind in MODULES for cls in types if kind != "quantizer")
 _FIXES = {
     "rrelu": "use LeakyReLU, which is what it is in evaluation",
-    **dict.fromkeys(("convtranspose2d", "conv_transpose2d"), "use nn.Upsample(mode='nearest') and a Conv2d"),
+    **dict.fromkeys(("convtranspose1d", "conv_transpose2d"), "use nn.ConvTranspose2d, which the host computes"),
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
@@ -100,8 +101,8 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, crop, positive, pass, quantizer, lookup (a function of single values), size, output, and host: behind the
-    last layer, what rises with its values or moves them.
+    concat, pad, crop, positive, pass, quantizer, lookup (a function of single values), hosted (what the host computes
+    between programs), size, output, and host: behind the last layer, what rises with its values or moves them.
 
     Raises
     ------
@@ -132,11 +133,27 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     else:
         name = str(target)
         kind = METHODS.get(name) if node.op == "call_method" else None
+    if _is_hosted(node, target, kind, modules):
+        return "hosted"
     if (kind is None or kind == "host" and not _ends(node, modules)) and is_function(node, modules):
         return "lookup"
     if kind is None or kind == "host" and not _ends(node, modules):
         raise GraphError(f"{node.name}: operator {name} has no integer form; {_FIXES.get(name.lower(), _GENERAL_FIX)}")
     return kind
+
+
+def _is_hosted(node: fx.Node, target, kind: str | None, modules: dict) -> bool:
+    """Whether the host computes a node between programs: a product of two tensors, a softmax that something reads, an
+    upsampling that interpolates, a transposed convolution."""
+    if kind == "upsample":
+        module = target if node.op == "call_module" else None
+        return options(node, module, ("size", "scale_factor", "mode"))["mode"] == "bilinear"
+    if kind == "host":
+        name = type(target).__name__ if node.op == "call_module" else getattr(target, "__name__", str(target))
+        return name.lower() == "softmax" and not _ends(node, modules)
+    if node.op == "call_module":
+        return type(target) is nn.ConvTranspose2d
+    return node.target in PRODUCTS and len(tensors(node)) == len([a for a in node.args if isinstance(a, fx.Node)]) == 2
 
 
 def _ends(node: fx.Node, modules: dict) -> bool:
@@ -238,4 +255,5 @@ def check_upsample(node: fx.Node, module) -> None:
     """GraphError if an "upsample" node does more than repeat pixels."""
     mode = options(node, module, ("size", "scale_factor", "mode"))["mode"] or "nearest"
     if mode not in ("nearest", "nearest-exact"):
-        raise GraphError(f"{node.name}: upsampling with mode {mode!r} has no integer form; use mode='nearest'")
+        raise GraphError(f"{node.name}: upsampling with mode {mode!r} has no integer form; use mode='nearest', or "
+                         "'bilinear', which the host computes")

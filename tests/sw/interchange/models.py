@@ -18,7 +18,7 @@ from esbflow.interchange.onnx_import import import_model
 
 QONNX = "qonnx.custom_op.general"
 OFF_TIES = 2**-13  # less than the smallest step of any sum in the tests of single operators
-TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float16": TensorProto.FLOAT16}
 
 
 class Model:

@@ -128,8 +128,8 @@ def test_lookups_survive_export_and_import(seed):
 @pytest.mark.parametrize("act, message", [
     (lambda m, x: m.add("Mul", x, m.qdq(m.add("Sigmoid", m.add("GlobalAveragePool", x)), 1 / 255, np.uint8(0))),
      r"Sigmoid.*: its input is not quantized; put a quantizer before it$"),
-    (lambda m, x: m.add("Mul", x, m.qdq(m.add("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), STEP, NONE)),
-     r"Mul.*: the product or ratio of two activations has no integer form, unless both are functions of the same quantized one; only "
+    (lambda m, x: m.add("Div", x, m.qdq(m.add("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), STEP, NONE)),
+     r"Div.*: the product or ratio of two activations has no integer form, unless both are functions of the same quantized one; only "
      r"sums have$"),
     (lambda m, x: m.add("Tanh", m.add("Conv", x, m.qdq(m.constant(np.ones((6, 6, 1, 1), np.float32)), 0.01, NONE), kernel_shape=[1, 1])),
      r"Tanh.*: its input is not quantized; put a quantizer before it$"),

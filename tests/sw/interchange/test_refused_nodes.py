@@ -38,17 +38,20 @@ def test_operators_without_an_integer_form_are_named_with_a_fix():
     assert "a constant of shape (6,) is not one number, nor one for each of 4 channels" in after(
         "Mul", np.arange(6, dtype=np.float32))
     assert "only repeating pixels by whole factors" in after(
-        "Resize", np.zeros(0, np.float32), np.float32([1, 1, 2, 2]), mode="linear")
+        "Resize", np.zeros(0, np.float32), np.float32([1, 1, 2, 2]), mode="cubic")
+    assert "linear interpolation by asymmetric is not known" in after(
+        "Resize", np.zeros(0, np.float32), np.float32([1, 1, 2, 2]), mode="linear", coordinate_transformation_mode="asymmetric")
+    assert "to (9, 9) is not known; use whole factors" in after(
+        "Resize", np.zeros(0, np.float32), np.float32([1, 1, 1.5, 1.5]), mode="linear")
     assert "LRN node 'odd': the integer graph has no LRN; it has Abs, Add, AveragePool" in after("LRN", size=3)
 
 
-def test_a_softmax_within_the_model_is_refused():
+def test_a_softmax_along_the_width_is_refused():
     random, m = np.random.default_rng(16), Model(("n", 3, 6, 6))
     x = m.qdq(conv_layer(m, random, image_in(m), pads=[1] * 4), 2**-3, INT8)
-    x = m.qdq(m.add("Softmax", x, name="odd"), 2**-3, INT8)
+    x = m.qdq(m.add("Softmax", x, name="odd", axis=-1), 2**-3, INT8)
     assert refused(m, m.add("MaxPool", x, kernel_shape=[2, 2])) == (
-        "Softmax node 'odd': the integer graph has no Softmax; leave it to the host: cut it off, the largest value stays the "
-        "largest")
+        "Softmax node 'odd': the host computes a softmax over channels only (axis 1)")
 
 
 @pytest.mark.parametrize("mean, pixel_max, form, said", [

@@ -45,8 +45,8 @@ def test_the_graph_ends_before_what_the_host_does(end, rows):
 
 @pytest.mark.parametrize("end, sentence", [
     (lambda x: F.softmax(x, 0), r"^softmax: a softmax over axis 0 is not over the classes; take it out of the model"),
-    (lambda x: F.relu(F.softmax(x, 1)), r"^softmax: operator softmax has no integer form; only behind the last layer"),
-    (lambda x: F.softmax(x, 1) + x, r"^softmax: operator softmax has no integer form; only behind the last layer")])
+    (lambda x: F.relu(F.log_softmax(x, 1)), r"^log_softmax: operator log_softmax has no integer form; only behind the last layer"),
+    (lambda x: F.log_softmax(x, 1) + x, r"^log_softmax: operator log_softmax has no integer form; only behind the last layer")])
 def test_what_the_host_does_is_refused_elsewhere(end, sentence):
     images = images_for((1, 8, 8), 8)
     with pytest.raises(GraphError, match=sentence):

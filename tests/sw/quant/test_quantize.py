@@ -124,9 +124,8 @@ PADDING = "pad with zeros"
 @pytest.mark.parametrize("model, name, fix", [
     (Wrapped(nn.RReLU()), "RReLU", "use LeakyReLU, which is what it is in evaluation"),
     (Wrapped(nn.LayerNorm(2)), "LayerNorm", "use BatchNorm2d"),
-    (Wrapped(nn.ConvTranspose2d(2, 2, 3)), "ConvTranspose2d", "use nn.Upsample(mode='nearest') and a Conv2d"),
-    (Wrapped(call=lambda x: x * x.mean((2, 3), keepdim=True)), "mul", GENERAL),
-    (Wrapped(call=lambda x: F.max_pool2d(x, 3, 1, 1) * torch.sigmoid(x)), "mul", GENERAL),
+    (Wrapped(nn.GroupNorm(1, 2)), "GroupNorm", "use BatchNorm2d"),
+    (Wrapped(call=lambda x: x / x.mean((2, 3), keepdim=True)), "truediv", GENERAL),
     (Wrapped(call=lambda x: x.permute(0, 2, 3, 1)), "permute", GENERAL), (Wrapped(nn.ReflectionPad2d(1)), "ReflectionPad2d", PADDING),
 ])
 def test_an_operator_without_an_integer_form_is_refused_by_name(model, name, fix):
