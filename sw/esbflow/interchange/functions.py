@@ -53,6 +53,8 @@ def of_levels(walk, node, values: tuple) -> Function:
 def as_function(walk, value, where: str) -> Function:
     """A tensor as a function of what is stored: itself, or a stored tensor, scaled, shifted and clipped."""
     if isinstance(value, Function):
+        if value.after:
+            raise GraphError(f"{where}: it follows a pool of a function that is not quantized; put a quantizer between")
         return value
     if isinstance(value, Open) and is_function(value):
         real = value.gain[0] / value.source.scale * Function.identity(value.source).values + value.offset[0]

@@ -136,7 +136,8 @@ def max_pool(walk, node, value):
     shape = walk.shape(node.output[0], node)
     check_zeros_never_win(value, where)
     value, around = unpadded(value)
-    source = replace(value.source, shape=value.out_shape) if isinstance(value, Open) else walk.builder.stored(value, where)
+    later = isinstance(value, (Open, Function))
+    source = replace(value.source, shape=shape_of(value)) if later else walk.builder.stored(value, where)
     window = _window(node, options, source, options["kernel_shape"], around, shape)
     return _maximum(walk, node, value, shape, window)
 
@@ -314,7 +315,7 @@ def _leaky(walk, node, value, slope: np.ndarray):
     if isinstance(value, Image):
         below = value.values * slope.astype(np.float32)[:, None]
         return replace(value, values=np.where(value.values < 0, below, value.values))
-    if isinstance(value, Function) and np.ptp(slope) == 0:
+    if isinstance(value, Function) and not value.after and np.ptp(slope) == 0:
         below = value.values * np.float32(slope[0])
         return replace(value, values=np.where(value.values < 0, below, value.values))
     source = walk.builder.stored(value, where)

@@ -129,6 +129,12 @@ class Builder(GraphBuilder):
         table = rule.levels(value.values)
         stored = self.append(lookup(self.unique(name), value.source, table, rule.form, rule.step))
         self.tables[stored.name] = Table(value.source, table)
+        return self._after(value, stored, name)
+
+    def _after(self, value: Function | Open, stored: Stored, name: str) -> Stored:
+        """The nodes that come after a stored function."""
+        for _, make in value.after:
+            stored = self.append(make(self.unique(f"{name}_after"), stored))
         return stored
 
     def close(self, layer: Open, name: str, form: Format, scale: float, where: str) -> Stored:
@@ -143,7 +149,7 @@ class Builder(GraphBuilder):
     def moved(self, value, shape: tuple, make, name: str, where: str):
         """A node of `shape` that keeps integers as they are, which `make` gives for a name and a stored tensor: now, or
         when the open layer that it reads is closed."""
-        if isinstance(value, Open):
+        if isinstance(value, (Open, Function)):
             return replace(value, after=(*value.after, (shape, make)))
         return self.append(make(self.unique(name), self.stored(value, where)))
 
@@ -185,7 +191,7 @@ class Builder(GraphBuilder):
         if isinstance(value, Function):
             check_finite(value.values, value.source, where)
             table, form, scale, error = last_table(value.values.astype(np.float64))
-            result = self.append(lookup(self.unique(name), value.source, table, form, scale))
+            result = self._after(value, self.append(lookup(self.unique(name), value.source, table, form, scale)), name)
             self.errors[result.name] = error
             return result
         if isinstance(value, Hosted):

@@ -16,6 +16,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.interchange import channels_last, moves
 from esbflow.interchange.channels_last import ChannelsLast, RowsLast
+from esbflow.interchange.functions import FUNCTIONS
 from esbflow.interchange.handlers import HANDLERS
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
@@ -221,6 +222,14 @@ class Walk:
             raise GraphError(f"{title(node)}: a tensor of shape {found} has no integer form; only (n, channels, height, "
                              "width), (n, channels, length) and (n, features) have")
         return map_shape(found[1:])
+
+    def only_feeds_functions(self, node) -> bool:
+        """Whether all that reads the codes of a QuantizeLinear, through DequantizeLinear, is a function of single values."""
+        readers = self.consumers.get(node.output[0], [])
+        users = [user for reader in readers for user in self.consumers.get(reader.output[0], [])]
+        return (bool(users) and all(reader.op_type == "DequantizeLinear" for reader in readers)
+                and all(user.op_type in (*FUNCTIONS, "Mul") for user in users)
+                and any(user.op_type in FUNCTIONS for user in users))
 
     def only_feeds_output(self, node) -> bool:
         """Whether a QuantizeLinear, perhaps with its DequantizeLinear, stands before an output, and nowhere else."""

@@ -7,7 +7,7 @@ from esbflow.interchange import quantization
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.quantization import ROUNDINGS, Quantization
-from esbflow.interchange.values import Codes, Constant, Image, Open, Quantized
+from esbflow.interchange.values import Codes, Constant, Function, Image, Open, Quantized
 
 CODE_RANGES = {"int2": (-2, 1), "uint2": (0, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
                "int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1), "int32": (-(1 << 31), (1 << 31) - 1)}
@@ -150,7 +150,19 @@ def quantize_linear(walk, node, value, scale, zero_point=None):
         # The host reads 32 bits just as well; nothing has to be rounded to codes that the engine does not have.
         walk.builder.notes.append(f"{where} is left out: zero point {zero} gives levels {rule.low}..{rule.high}")
         return Codes(value, scale.reshape(-1), zero)
+    shifts = rule.form is None and isinstance(value, Open) and value.is_linear and scale.size == 1
+    if shifts and walk.only_feeds_functions(node):
+        return Codes(_shifted_codes(walk, node, value, rule), scale.reshape(-1), zero)
     return Codes(_apply(walk, node, value, rule), scale.reshape(-1), zero)
+
+
+def _shifted_codes(walk, node, value: Open, rule: Quantization) -> Function:
+    """Levels low..high that are no format, for functions alone: stored less the lowest, in 8 bits without sign. A table
+    gives each of them the value that it stands for."""
+    where, one = title(node), np.ones(len(value.gain))
+    shifted = value.affine(one, -rule.low * rule.step * one)
+    stored = walk.builder.quantize(shifted, quantization.linear(0, 255, rule.scale, where), node.output[0], where)
+    return Function(stored, ((np.arange(256) + rule.low) * rule.step).astype(np.float32))
 
 
 @elementwise

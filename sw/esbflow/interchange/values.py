@@ -68,10 +68,11 @@ class Open(OpenLayer):
 @dataclass(frozen=True, eq=False)
 class Function:
     """A function of single values, of a stored tensor: float32 (256,), a real value for each integer of 8 bits, as the table
-    of a Lookup has them."""
+    of a Lookup has them. Nodes come `after` it as after an Open: pools keep the order of values, rounded or not."""
 
     source: Stored
     values: np.ndarray
+    after: tuple = ()
 
     @classmethod
     def identity(cls, source: Stored) -> "Function":
@@ -79,7 +80,7 @@ class Function:
 
     @property
     def shape(self) -> tuple:
-        return self.source.shape
+        return self.after[-1][0] if self.after else self.source.shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ class SplitEngine:
                 result = next(drivers).run(given, None, deadline_cycles)
                 runs.append(result)
                 values |= result.outputs if part.graph.outputs else {part.graph.output.name: result.outputs}
-                entry = {"where": "engine", "name": part.graph.name, "operator": f"{len(result.layers[0])} layers",
+                entry = {"where": "engine", "name": part.graph.name, "operator": f"layers: {len(result.layers[0])}",
                          "why": "", "cycles": result.cycles}
             said.append({**entry, "seconds": time.perf_counter() - began})
         if progress:

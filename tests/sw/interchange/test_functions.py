@@ -17,6 +17,9 @@ from tests.compiler.machine import Machine
 from tests.sw.interchange.models import (
     Model,
     compare,
+    conv_layer,
+    exact,
+    image_in,
     imported,
     quantize_by_onnxruntime,
     random_pixels,
@@ -140,3 +143,21 @@ def test_lookups_survive_export_and_import(seed):
 def test_what_is_no_function_of_one_value_is_refused(act, message):
     with pytest.raises(GraphError, match=message):
         imported(network(act))
+
+
+@pytest.mark.parametrize("zero", [3, -77, 127])
+def test_odd_zero_points_before_functions(zero):
+    """No format has such levels, but a table may be asked for any byte: x * sigmoid(x), and a pool before the quantizer."""
+    random, m = np.random.default_rng(9), Model(("n", 3, 6, 6))
+    x = m.qdq(conv_layer(m, random, image_in(m), pads=[1] * 4), 2**-4, np.int8(zero))
+    x = m.add("Mul", x, m.add("Sigmoid", x))
+    x = m.add("Relu", m.add("MaxPool", x, kernel_shape=[3, 2], strides=[2, 1]))
+    graph = exact(m, m.qdq(x, 0.0371, np.int8(-128)))
+    assert [type(node) for node in graph.nodes[-2:]] == [ir.Lookup, ir.MaxPool2d] and str(graph.nodes[1].format) == "u8"
+
+
+def test_a_function_of_a_pool_of_a_function_needs_a_quantizer():
+    m = Model(("n", 3, 6, 6))
+    x = m.add("MaxPool", m.add("Sigmoid", image_in(m)), kernel_shape=[2, 2])
+    with pytest.raises(GraphError, match="Softsign.*: it follows a pool of a function that is not quantized"):
+        imported(m.proto(m.qdq(m.add("Softsign", x), 2**-7, np.int8(0))))
