@@ -86,7 +86,7 @@ def _reads(content: int, choosing: bool = False) -> dict:
     high, low = ([f"I{k}" for k in range(5)
                   if any((half >> i ^ half >> (i | 1 << k)) & 1 for i in range(32) if not i >> k & 1)]
                  for half in (content >> 32, content & 0xFFFFFFFF))
-    return {"O6": sorted({*high, *low}) + ["I5"] if choosing else high, "O5": low}
+    return {"O6": [*sorted({*high, *low}), "I5"] if choosing else high, "O5": low}
 
 
 def lut6_2_pairs(netlist: Netlist) -> int:

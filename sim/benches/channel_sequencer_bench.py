@@ -1,5 +1,6 @@
 """Sequencer of an engine with a channel unit: the columns, outputs, taps and cycles of CHANNELs, among PASSes."""
 
+import itertools
 import random
 
 import cocotb
@@ -147,7 +148,7 @@ async def few_outputs_are_followed_by_bubbles(dut):
         await tb.run([("CHANNEL", fields)] * 3)
         first = tb.issued[::fields["cols"]]
         # With one output and one column the next pass is not there earlier either.
-        assert [b - a for a, b in zip(first, first[1:])] == [max(fields["cols"] + max(0, HAZARD - outputs), 2)] * 2
+        assert [b - a for a, b in itertools.pairwise(first)] == [max(fields["cols"] + max(0, HAZARD - outputs), 2)] * 2
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

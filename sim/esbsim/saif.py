@@ -19,7 +19,7 @@ _CHANGE = re.compile(r"([01xXzZ])(\S+)$|b([01xXzZ]+) (\S+)$")
 class Activity:
     """One signal's bits, low bit first: level, since when, time at 0, at 1 and unknown, toggles."""
 
-    __slots__ = ("bits", "level", "since", "at", "toggles")
+    __slots__ = ("at", "bits", "level", "since", "toggles")
 
     def __init__(self, width: int):
         self.bits = width

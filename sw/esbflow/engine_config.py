@@ -125,7 +125,7 @@ class EngineConfig:
     function_table: bool = False
     stripes: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self):  # noqa: C901 - a sentence for each field that can be wrong
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a text, not {self.name!r}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):

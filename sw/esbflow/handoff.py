@@ -64,7 +64,7 @@ def read(path: str | Path) -> Handoff:
     memory = {(entry.get("MASTERBUSINTERFACE"), entry.get("SLAVEBUSINTERFACE")) for entry in engine.iter("MEMRANGE")
               if entry.get("MEMTYPE") == "MEMORY"}
     widths = {} if processor is None else {key: int(value) for key, value in _parameters(processor).items()
-                                           if key.endswith("DATA_WIDTH") and "SAXIGP" in key or "S_AXI_HP" in key}
+                                           if (key.endswith("DATA_WIDTH") and "SAXIGP" in key) or "S_AXI_HP" in key}
     target = "" if sink is None else f"{sink.get('INSTANCE')}/{sink.get('PORT')}"
     return Handoff(
         name, engine.get("VLNV"), parameters.get("HASH", ""), parameters.get("INTERFACE_VERSION", ""), _registers(engine),

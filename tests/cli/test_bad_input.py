@@ -280,7 +280,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
         raise RuntimeError("cannot be")
 
     monkeypatch.setattr(cli.doctor, "checks", bug)
-    with pytest.raises(RuntimeError, match="^cannot be$"):
+    with pytest.raises(RuntimeError, match=r"^cannot be$"):
         cli.main(["doctor"])
 
 

@@ -10,6 +10,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
+from esbflow.errors import BadValue
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, random_graph, random_images, random_weights
@@ -165,6 +166,6 @@ def test_an_engine_without_the_unit_has_the_programs_and_the_hash_it_had():
     (dict(rows=8, cols=16, channel_unit=8, array="table", weight_max=0), "a channel unit copies and averages with taps of 1; use "
                                                                         "a weight_max of at least 1")])
 def test_units_that_do_not_fit_are_refused(options, sentence):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(BadValue) as error:
         EngineConfig("e", **options)
     assert str(error.value) == sentence

@@ -55,5 +55,5 @@ def test_narrow_engines_take_digits_of_their_own_range(values, bits, with_zero, 
 @pytest.mark.parametrize("value, shifts", [(7, [0]), (119, [0, 4]), (120, [0, 4, 8]), (-128, [0, 4])])
 def test_balanced_digits_reach_less_far_up_than_down(value, shifts):
     """-8..7 in each of two digits are -136..119: 120 needs a third."""
-    digits = split_weights(np.array([value, -7, 0, 5] + list(range(-100, -80))), low=-8, high=7)
+    digits = split_weights(np.array([value, -7, 0, 5, *list(range(-100, -80))]), low=-8, high=7)
     assert [digit.shift for digit in digits][-1] == shifts[-1] or value == 7

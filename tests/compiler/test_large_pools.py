@@ -49,7 +49,7 @@ def test_the_maximum_of_a_long_side(size, kernel, stride, out, conv):
     ((20, 226), (20, 226), (1, 1), (1, 1), (0, 0))])
 def test_other_large_windows_are_refused(size, kernel, stride, out, padding):
     graph = pooled(size, kernel, stride, out, padding=padding)
-    with pytest.raises(CompileError, match="layer pool.*: the engine pools windows and strides up to 15"):
+    with pytest.raises(CompileError, match=r"layer pool.*: the engine pools windows and strides up to 15"):
         compile_graph(graph, ENGINES["base16x16"])
 
 

@@ -86,7 +86,7 @@ def test_a_program_without_one_of_its_waits_goes_wrong_or_stops_on_the_machine()
 def test_every_wait_of_a_program_is_answered_by_an_earlier_post(number):
     random = np.random.default_rng((11, number))
     name = list(BOUNDS)[number % 4]
-    graph, program = compiled(random, ENGINES[name], **BOUNDS[name])
+    _graph, program = compiled(random, ENGINES[name], **BOUNDS[name])
     found = count_cycles(program)  # raises where a wait has no post before it
     assert len(found.stamps) == len(program.meta["layers"]) and found.stamps == sorted(found.stamps)
     assert found.total > found.stamps[-1] and found.compute <= found.total
@@ -309,5 +309,5 @@ def test_weights_and_activations_of_1_to_8_bits_run_on_narrow_engines_by_passes(
 def test_a_program_for_another_digit_is_for_another_engine():
     config = ENGINES["base16x16"]
     assert replace(config, digit_bits=2).hash != config.hash
-    with pytest.raises(ValueError, match="^digit_bits must be 2 or 4, not 3$"):
+    with pytest.raises(ValueError, match=r"^digit_bits must be 2 or 4, not 3$"):
         replace(config, digit_bits=3)

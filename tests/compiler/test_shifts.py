@@ -101,7 +101,7 @@ def test_a_sum_beyond_the_lanes_is_refused_by_name():
     graph = one_conv(np.ones((4, 3, 1, 1)), (3, 4, 4), Signed(8))
     graph.nodes[1] = replace(graph.nodes[1], requantizer=ir.Requantizer(
         m=np.full(4, 1), n=np.zeros(4, np.int64), s=np.full(4, 35), b=np.full(4, 1 << 34)))
-    with pytest.raises(CompileError, match="layer conv: the sum of channel 0 reaches [0-9]+ and the lanes of engine small8x16 "
+    with pytest.raises(CompileError, match=r"layer conv: the sum of channel 0 reaches [0-9]+ and the lanes of engine small8x16 "
                                            "have 30 bits; use a larger scale for its weights"):
         compile_graph(graph, SHIFTING)
 

@@ -87,7 +87,7 @@ def test_parts_compute_what_the_graph_does(network, engine):
     alone = {part.node.name for part in parts if part.node is not None}
     inside = [node for part in parts if part.graph for node in part.graph.nodes[1:]]
     assert len(alone) + len(inside) == len(same.nodes) - 1
-    assert not any(isinstance(node, host.Host) or isinstance(node, ir.Lookup) and not config.function_table for node in inside)
+    assert not any(isinstance(node, host.Host) or (isinstance(node, ir.Lookup) and not config.function_table) for node in inside)
     assert all(not isinstance(same[name], (ir.Conv2d, ir.Linear)) for name in alone)  # what has weights is the engine's
 
 

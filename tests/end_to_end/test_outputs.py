@@ -123,5 +123,5 @@ class Echo(nn.Module):
 def test_what_no_layer_computes_is_no_output(heads):
     with pytest.raises(GraphError, match="which no layer computes"):
         export(calibrated(Echo(), Recipe(), Echo.shape), "echo", Echo.shape)
-    with pytest.raises(GraphError, match="4 outputs, features, boxes.0"):
+    with pytest.raises(GraphError, match=r"4 outputs, features, boxes.0"):
         _ = heads[1].output

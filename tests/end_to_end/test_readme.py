@@ -106,7 +106,7 @@ def test_the_table_is_filled_between_its_marks():
     text = fill("before\n<!-- demo table -->old<!-- end of demo table -->\nafter", content)
     assert text == f"before\n<!-- demo table -->\n{markdown(content)}\n<!-- end of demo table -->\nafter"
     assert "| output values that differ, RTL from graph | 0 of 2,000 | compared |" in text
-    with pytest.raises(ValueError, match="^the README has no <!-- demo table -->"):
+    with pytest.raises(ValueError, match=r"^the README has no <!-- demo table -->"):
         fill("", content)
 
 

@@ -171,7 +171,7 @@ def test_clock_reset_and_interrupt_are_associated(delivered):
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", "-w4", 'q"', "x" * 65])
 def test_a_name_that_no_file_or_module_can_have_is_refused(name):
-    with pytest.raises(ValueError, match="^name must be 1 to 64 letters, digits"):
+    with pytest.raises(ValueError, match=r"^name must be 1 to 64 letters, digits"):
         EngineConfig(name, rows=4, cols=4)
 
 

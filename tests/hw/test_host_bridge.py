@@ -207,7 +207,7 @@ def test_the_tools_get_names_without_a_folder_and_the_result_lies_in_work(tmp_pa
     figures = ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
     assert (tmp_path / "work" / "tiny4x4.bit").read_text() == "bits" and figures["bit_bytes"] == 4
     report["fmax"]["clock"]["achieved"] = 20.0
-    with pytest.raises(FlowError, match="^timing is missed: 20.0 MHz, and the board's clock has 25$"):
+    with pytest.raises(FlowError, match=r"^timing is missed: 20.0 MHz, and the board's clock has 25$"):
         ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
 
 

@@ -121,7 +121,7 @@ def test_the_ports_of_the_engine_begin_and_end_paths(found):
 
 
 def test_a_circle_without_a_register_is_named(found):
-    with pytest.raises(ValueError, match="^logic runs in a circle through (ping|pong)$"):
+    with pytest.raises(ValueError, match=r"^logic runs in a circle through (ping|pong)$"):
         found({"top": ({}, {"x": lut(2, 3, "1"), "y": lut(3, 2, "1")}, {2: "ping", 3: "pong"}, {})})
 
 

@@ -1,5 +1,6 @@
 """Requantizer lanes in Amaranth's own simulator, against the graph's rule for rounding: every digit of every level."""
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def check(cases: list, size: EngineConfig | None = None, **options) -> None:
 def around_levels(form: Format, steps: int) -> list:
     """Of sums that are shifted by `steps`: levels and ties with their neighbours, and two beyond each end."""
     levels = [int(level) << steps for level in form.levels]
-    ties = [(low + high) // 2 for low, high in zip(levels, levels[1:])]
+    ties = [(low + high) // 2 for low, high in itertools.pairwise(levels)]
     ends = [(form.min - 2) << steps, (form.max + 2) << steps]
     return sorted({at + away for at in levels + ties for away in (-1, 0, 1)} | {*ends})
 

@@ -214,12 +214,12 @@ def test_lut_ram_and_half_brams_are_counted_as_documented():
 
 
 def test_an_unknown_primitive_is_named():
-    with pytest.raises(SynthesisError, match="^Yosys used a GTHE4, whose cost is not in the table"):
+    with pytest.raises(SynthesisError, match=r"^Yosys used a GTHE4, whose cost is not in the table"):
         synthesis._resources({"GTHE4": 1})
 
 
 def test_a_design_that_yosys_refuses_gives_its_words(tmp_path):
-    with pytest.raises(SynthesisError, match="(?s)^Yosys could not synthesize a module of the engine:.*"):
+    with pytest.raises(SynthesisError, match=r"(?s)^Yosys could not synthesize a module of the engine:.*"):
         synthesize_rtlil("module \\top\n  wire input 0 \\a\n  cell $nonsense $1\n  end\nend\n", "top", cache=tmp_path)
     assert list((tmp_path / "synthesis").iterdir()) == []
 
@@ -237,7 +237,7 @@ def test_a_failing_tool_leaves_no_half_written_result(tmp_path, monkeypatch):
     tool = yosys.require()
     monkeypatch.setattr(yosys, "require", lambda: tool)
     monkeypatch.setattr(yosys.children, "run", fail)
-    with pytest.raises(SynthesisError, match="killed$"):
+    with pytest.raises(SynthesisError, match=r"killed$"):
         synthesize_rtlil(RTLIL, "whole", cache=tmp_path)
     assert list((tmp_path / "synthesis").iterdir()) == []
 

@@ -75,5 +75,5 @@ def test_bad_records_are_refused(tmp_path):
         record.write(tmp_path / "x.json", {"method": "esb"})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "broken.json").write_text(json.dumps({"a": 1})[:-1])
-    with pytest.raises(ValueError, match="broken.json is not JSON"):
+    with pytest.raises(ValueError, match=r"broken.json is not JSON"):
         accuracy.read_results(tmp_path)

@@ -119,7 +119,7 @@ def test_hardware_errors_name_layer_unit_and_cause_and_the_next_run_works(engine
 def test_the_deadline_counts_engine_cycles_and_the_next_run_works(engine):
     driver, transport = engine
     transport.duration = 50_000
-    with pytest.raises(EngineTimeout, match="not done after .* cycles, with a deadline of 20000, and was stopped in layer first"):
+    with pytest.raises(EngineTimeout, match=r"not done after .* cycles, with a deadline of 20000, and was stopped in layer first"):
         driver.run(images(1), deadline_cycles=20_000)
     assert driver.run(images(1), deadline_cycles=60_000).cycles == 50_000
 
@@ -127,7 +127,7 @@ def test_the_deadline_counts_engine_cycles_and_the_next_run_works(engine):
 def test_a_dead_clock_is_noticed_by_wall_time(engine):
     driver, transport = engine
     transport.clock = False
-    with pytest.raises(EngineTimeout, match="the engine's cycle counter has stood at 0 for 0.05 s while it is busy"):
+    with pytest.raises(EngineTimeout, match=r"the engine's cycle counter has stood at 0 for 0.05 s while it is busy"):
         driver.run(images(1))
 
 
@@ -141,7 +141,7 @@ def test_an_ignored_start_is_an_error_and_no_hang(engine):
 def test_memory_that_never_answers_is_an_error_until_it_does(engine):
     driver, transport = engine
     transport.quiet_after = 10**9
-    with pytest.raises(EngineBusy, match="waiting for memory to answer after 0.01 s; .* or load the overlay again$"):
+    with pytest.raises(EngineBusy, match=r"waiting for memory to answer after 0.01 s; .* or load the overlay again$"):
         driver.recover(seconds=0.01)
     transport.quiet_after = 0
     assert driver.run(images(1)).cycles == 500

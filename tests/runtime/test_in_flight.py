@@ -118,7 +118,7 @@ def test_abort_stops_the_run_under_way_of_any_driver_and_no_other(engine, make_p
     assert gate.reached.wait(10) and not transport.busy
     driver.abort()
     gate.opened.set()
-    with pytest.raises(EngineFault, match="aborted|host"):
+    with pytest.raises(EngineFault, match=r"aborted|host"):
         under_way.result(10)
     assert under_way.exception().code == "aborted" and right(waiting.result(10), images(2, 6))
 

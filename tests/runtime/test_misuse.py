@@ -116,7 +116,7 @@ def test_a_progress_callback_cannot_use_the_engine(engine, make_program, call):
     x, refused = images(4), []
 
     def progress(done):
-        with pytest.raises(EngineInUse, match="^this thread's run is still under way; a progress callback cannot load"):
+        with pytest.raises(EngineInUse, match=r"^this thread's run is still under way; a progress callback cannot load"):
             getattr(driver, call)(*arguments)
         refused.append(done)
     assert (driver.run(x, progress).outputs == x.astype(int) - 128).all() and refused == [2, 4]
@@ -228,7 +228,7 @@ def test_a_reset_during_a_run_is_named_at_once(engine):
     transport.duration = 10**6
     at_the_first_wait(transport, lambda: reset(transport))
     began = time.monotonic()
-    with pytest.raises(EngineReplaced, match="^the engine was reset during the run, or its overlay was loaded again; run again$"):
+    with pytest.raises(EngineReplaced, match=r"^the engine was reset during the run, or its overlay was loaded again; run again$"):
         driver.run(images(1))
     assert time.monotonic() - began < 5
     transport.duration = 500
@@ -246,7 +246,7 @@ def test_another_program_s_run_is_noticed(engine):
                                     "weights": np.zeros(100, np.uint8), "table": np.zeros((3, 256), np.int64)}))
     transport.duration = 1500
     at_the_first_wait(transport, lambda: other.run(images(2, 5)))
-    with pytest.raises(EngineInUse, match="^another program started the engine during the run, or wrote its SCRATCH"):
+    with pytest.raises(EngineInUse, match=r"^another program started the engine during the run, or wrote its SCRATCH"):
         driver.run(images(2))
     assert right(driver) and other.run(images(2)).outputs.shape == (2, 3, 5, 7)
 
@@ -254,7 +254,7 @@ def test_another_program_s_run_is_noticed(engine):
 def test_an_engine_of_another_size_is_named(engine):
     driver, transport = engine
     transport.values["HASH_LO"] ^= 1
-    with pytest.raises(EngineReplaced, match="^the engine is now another one .* than program copy was loaded for .*; load that"):
+    with pytest.raises(EngineReplaced, match=r"^the engine is now another one .* than program copy was loaded for .*; load that"):
         driver.run(images(1))
     transport.values["HASH_LO"] ^= 1
 
@@ -299,7 +299,7 @@ def test_unloaded_memory_is_not_used_again(engine, make_program):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("call", ["run", "load", "unload", "recover", "abort"])
 def test_a_forked_process_is_refused(engine, make_program, call):
-    driver, transport = engine
+    driver, _transport = engine
     arguments = {"run": [images(1)], "load": [make_program()]}.get(call, [])
     child = os.fork()
     if child == 0:  # no assertion, no pytest: only an exit status

@@ -28,7 +28,7 @@ def test_a_truncated_file_is_refused(make_program, tmp_path, keep):
     path = save(make_program(), tmp_path / "p.npz")
     data = path.read_bytes()
     path.write_bytes(data[:int(len(data) * keep) if 0 < keep < 1 else keep])
-    with pytest.raises(ProgramError, match="p.npz is not a whole program file .*; compile the network again$"):
+    with pytest.raises(ProgramError, match=r"p.npz is not a whole program file .*; compile the network again$"):
         load_program(path)
 
 
@@ -43,9 +43,9 @@ def test_a_damaged_byte_is_noticed(make_program, tmp_path):
 
 
 def test_missing_files_and_members_are_named(make_program, tmp_path):
-    with pytest.raises(ProgramError, match="^there is no program file .*nothing.npz; make one with `esbflow compile`$"):
+    with pytest.raises(ProgramError, match=r"^there is no program file .*nothing.npz; make one with `esbflow compile`$"):
         load_program(tmp_path / "nothing.npz")
-    with pytest.raises(ProgramError, match="is not a whole program file .*weights"):
+    with pytest.raises(ProgramError, match=r"is not a whole program file .*weights"):
         load_program(save(make_program(), tmp_path / "p.npz", weights=None))
 
 

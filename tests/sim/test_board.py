@@ -88,7 +88,7 @@ def test_only_marked_overlays_are_loaded(bit, tmp_path):
     assert bit.read_bytes().startswith(b"esbflow simulated overlay: this is text and no bitstream")
     real = tmp_path / "real.bit"
     real.write_bytes(b"\x00\x09\x0f\xf0" * 100)
-    with pytest.raises(ValueError, match="real.bit was not made for the simulated board; make one with"):
+    with pytest.raises(ValueError, match=r"real.bit was not made for the simulated board; make one with"):
         read_overlay(real)
 
 
@@ -129,7 +129,7 @@ def test_freed_memory_is_used_again_and_exhaustion_is_an_error(overlay, board):
         buffers[i].freebuffer()
     del buffers
     assert board.ddr.free_bytes == free
-    with pytest.raises(RuntimeError, match="Allocate failed: .* bytes asked for"):
+    with pytest.raises(RuntimeError, match=r"Allocate failed: .* bytes asked for"):
         pynq.allocate((1 << 40,), np.uint8)
 
 
@@ -228,7 +228,7 @@ def test_the_interrupt_controller_is_on_the_bus(overlay):
 def test_a_missing_handoff_is_named(bit, tmp_path, board):
     lonely = tmp_path / "lonely.bit"
     lonely.write_bytes(bit.read_bytes())
-    with pytest.raises(FileNotFoundError, match="lonely.hwh is missing; an overlay is a .bit and a .hwh of the same name"):
+    with pytest.raises(FileNotFoundError, match=r"lonely.hwh is missing; an overlay is a .bit and a .hwh of the same name"):
         pynq.Overlay(str(lonely))
 
 

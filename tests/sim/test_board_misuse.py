@@ -71,7 +71,7 @@ def other_design(bit, folder):
 # -- Ctrl-C -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seconds", [0.02, 0.1, 0.25, 0.4])
 def test_ctrl_c_leaves_no_task_and_the_interrupt_still_wakes_the_driver(engine, network, seconds):
-    program, images, _ = network
+    _program, images, _ = network
     normal = waits(engine, network)
     timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
@@ -191,7 +191,7 @@ def test_a_download_during_a_run_is_named(engine, overlay, network):
         if done == program.meta["batch"]:
             timers.append(threading.Timer(0.05, overlay.download))
             timers[-1].start()
-    with pytest.raises(EngineReplaced, match="the engine was reset during the run, or its overlay was loaded again; run again$"):
+    with pytest.raises(EngineReplaced, match=r"the engine was reset during the run, or its overlay was loaded again; run again$"):
         while True:  # a download between two batches does no harm
             engine.run(np.tile(images, (20, 1, 1, 1)), progress)
     for timer in timers:

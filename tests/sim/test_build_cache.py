@@ -43,7 +43,7 @@ def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
 
 
 def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path, rtlil):
-    with pytest.raises(BuildError, match="^Yosys could not flatten nothere:\n"):
+    with pytest.raises(BuildError, match=r"^Yosys could not flatten nothere:\n"):
         build(rtlil, "nothere", tmp_path)
     assert not list(tmp_path.glob("*.so")) and not list(tmp_path.glob("building-*"))
 
@@ -119,9 +119,9 @@ def test_missing_tools_are_named_with_their_cure(monkeypatch):
 
 
 def test_verilog_text_is_taken_as_it_is():
-    with pytest.raises(BuildError, match="^the design has no module named esb_engine$"):
+    with pytest.raises(BuildError, match=r"^the design has no module named esb_engine$"):
         build_module._ports_header("module other(a); input a; endmodule", "esb_engine", False)
-    with pytest.raises(BuildError, match="^top has no port ap_rst_n, which the harness drives or reads$"):
+    with pytest.raises(BuildError, match=r"^top has no port ap_rst_n, which the harness drives or reads$"):
         build_module._ports_header("module top(ap_clk); input ap_clk; wire ap_clk;\nendmodule", "top", False)
 
 

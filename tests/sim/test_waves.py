@@ -72,7 +72,7 @@ def test_cycles_that_are_no_range_are_refused(tmp_path, cycles):
 
 
 def test_an_unknown_block_is_refused_before_anything_is_built(tmp_path):
-    with pytest.raises(BadValue, match="^no block named 'drian'; known: .*; did you mean drain\\?$"):
+    with pytest.raises(BadValue, match=r"^no block named 'drian'; known: .*; did you mean drain\?$"):
         simulate_engine(CONFIG, memory(8), trace=Waves(tmp_path / "run.vcd", blocks=("drian",)))
     with pytest.raises(BadValue, match=r"^no block named 'array\.colum_0'"):
         simulate_engine(CONFIG, memory(8), trace=Waves(tmp_path / "run.vcd", blocks=("array.colum_0",)))

@@ -37,5 +37,5 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
     path.write_text("kept")
     check_writable(path)
     assert path.read_text() == "kept"
-    with pytest.raises(NotWritable, match="new is a folder; name a file$"):
+    with pytest.raises(NotWritable, match=r"new is a folder; name a file$"):
         check_writable(path.parent)

@@ -1,5 +1,6 @@
 """Number formats against their definition, an outside truth (ml_dtypes) and exact fractions."""
 
+import itertools
 from fractions import Fraction
 
 import ml_dtypes
@@ -47,7 +48,7 @@ def test_codes_and_levels_match_one_to_one_and_minus_zero_is_never_written(forma
 @pytest.mark.parametrize("format", SMALL, ids=str)
 def test_both_sides_of_every_tie_round_correctly(format):
     levels = [int(level) for level in format.levels]
-    for low, high in zip(levels, levels[1:]):
+    for low, high in itertools.pairwise(levels):
         for s in (1, 2, 5, 20):
             tie = (low + high) << (s - 1)
             assert format.round_shift(np.array([tie, tie - 1]), s).tolist() == [high, low]
@@ -120,7 +121,7 @@ def test_packed_codes_read_back(codes):
 def test_formats_cannot_be_changed():
     with pytest.raises(AttributeError):
         ESB(4, 1).bits = 5
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="read-only"):
         ESB(4, 1).levels[0] = 5
 
 

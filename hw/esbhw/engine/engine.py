@@ -111,7 +111,7 @@ class Engine(Elaboratable):
             inner = getattr(interface, name)
             m.d.comb += signal.eq(inner) if is_output else inner.eq(signal)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform):  # noqa: C901 - an option of the configuration each
         m = Module()
         config = self.config
         m.domains.sync = domain = ClockDomain("sync")

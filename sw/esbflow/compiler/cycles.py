@@ -80,7 +80,7 @@ class Cycles:
 
     @property
     def per_layer(self) -> list:
-        return [after - before for before, after in zip([0] + self.stamps, self.stamps)]
+        return [after - before for before, after in zip([0, *self.stamps], self.stamps)]
 
 
 class _ReadBus:

@@ -142,7 +142,7 @@ def obstacle(layer: Layer, taken: int, given: int, phases: int | None = None, li
     if given > 1 and (pool.padding[1] or pool.kernel[1] > pool.stride[1]):
         return "windows of its max pool reach beyond a word"
     phases = phases or fewest_phases(layer, taken, given)
-    if phases > limit or phases * given * layer.stride[1] // taken > STRIDE_LIMIT and conv_width > 1:
+    if phases > limit or (phases * given * layer.stride[1] // taken > STRIDE_LIMIT and conv_width > 1):
         return "its steps are too long"
     if conv_width % (phases * given):
         if (layer.out_shape[2] - 1) * pool.stride[1] - pool.padding[1] + pool.kernel[1] > conv_width:

@@ -95,7 +95,7 @@ def convolve(x: np.ndarray, weight: np.ndarray, stride, padding, dilation, group
 
     Products are summed by matrix multiplication in the shortest type that is exact (see `exact_type`).
     """
-    n, channels, height, width = x.shape
+    n, _channels, height, width = x.shape
     out_channels, per_group, ky, kx = weight.shape
     reach = ((ky - 1) * dilation[0] + 1, (kx - 1) * dilation[1] + 1)
     if out is None:

@@ -106,7 +106,7 @@ class Builder(GraphBuilder):
             return within(value, lambda inner: self.quantize(inner, rule, name, where))
         if isinstance(value, Image):
             table = rule.levels(value.values)
-            if isinstance(rule.form, Signed) and rule.form.bits > 8 or rule.form.max > 255:
+            if (isinstance(rule.form, Signed) and rule.form.bits > 8) or rule.form.max > 255:
                 raise GraphError(f"{where}: the input is quantized to {rule.form}; the engine reads at most 8 bits")
             return self.input(value.shape, rule.form, rule.step, table, where)
         if isinstance(value, Joined):
@@ -239,7 +239,7 @@ class Builder(GraphBuilder):
 def _holds(outer: Format, inner: Format) -> bool:
     """Whether every level of `inner` is one of `outer`; False where that is not clear at once."""
     linear = all(isinstance(form, (Signed, Unsigned)) for form in (inner, outer))
-    return inner == outer or linear and outer.min <= inner.min and inner.max <= outer.max
+    return inner == outer or (linear and outer.min <= inner.min and inner.max <= outer.max)
 
 
 def channels_of(array: np.ndarray, rank: int, shape: tuple, where: str) -> np.ndarray:

@@ -46,6 +46,6 @@ def _is_clamp(node: ir.Node, before: ir.Node) -> bool:
 
 def _within(inner: Format, outer: Format) -> bool:
     """Whether rounding to `outer` and then to `inner` is rounding to `inner`."""
-    linear = (isinstance(form, (Signed, Unsigned)) or isinstance(form, ESB) and form.exponent_bits == 1
+    linear = (isinstance(form, (Signed, Unsigned)) or (isinstance(form, ESB) and form.exponent_bits == 1)
               for form in (inner, outer))
     return all(linear) and outer.min <= inner.min and inner.max <= outer.max

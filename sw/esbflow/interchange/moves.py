@@ -59,7 +59,8 @@ def compute(walk, handler, node, inputs: list):
         if it is not.
     """
     first, *others = inputs
-    single = all(other is None or isinstance(other, (Constant, Quantized)) and np.size(other.value) == 1 for other in others)
+    single = all(other is None or (isinstance(other, (Constant, Quantized)) and np.size(other.value) == 1)
+                 for other in others)
     if node.op_type in ELEMENTWISE and isinstance(first, Moved) and single:
         return replace(first, value=handler(walk, node, first.value, *others))
     raise refused(next(value for value in inputs if isinstance(value, Moved)))

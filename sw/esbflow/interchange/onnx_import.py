@@ -138,7 +138,7 @@ def _pixels(channels: int, mean, std, pixel_max: float, codes: str | None) -> np
         return (pixels - (128 if codes == "int8" else 0)).astype(np.float32)
     mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (mean, std))
     for what, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels) or not np.isfinite(values).all() or what == "std" and not (values > 0).all():
+        if len(values) not in (1, channels) or not np.isfinite(values).all() or (what == "std" and not (values > 0).all()):
             raise GraphError(f"{what} must be one number or {channels}, finite, and a std positive; not {values.tolist()}")
     if not (np.isfinite(pixel_max) and pixel_max > 0):
         raise GraphError(f"the brightest pixel's value must be positive and finite, not {pixel_max}")
@@ -187,7 +187,8 @@ class Walk:
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
             handler = None
         known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
-        keeps = node.op_type in QUANTIZERS or isinstance(inputs[0] if inputs else None, Quantized) and node.op_type in SHAPES
+        codes = isinstance(inputs[0] if inputs else None, Quantized)
+        keeps = node.op_type in QUANTIZERS or (codes and node.op_type in SHAPES)
         if known and not keeps and not node.domain:
             arrays = {tensor: _array(value) for tensor, value in zip(node.input, inputs) if value is not None}
             found = [Constant(array) for array in fold(node, arrays, self.model.opset)]

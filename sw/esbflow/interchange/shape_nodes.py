@@ -59,7 +59,7 @@ def concat(walk, node, *values):
     shapes = [shape_of(value) for value in values if isinstance(value, (Stored, Open, Joined))]
     if len(shapes) != len(values):
         raise GraphError(f"{where}: an operand is not quantized, or a constant; quantize all operands")
-    if attributes(node).get("axis", 1) % rank != 1 or rank == 2 and any(shape[1:] != (1, 1) for shape in shapes):
+    if attributes(node).get("axis", 1) % rank != 1 or (rank == 2 and any(shape[1:] != (1, 1) for shape in shapes)):
         raise GraphError(f"{where}: only channels can be joined (axis 1 of (n, channels, height, width))")
     parts = tuple(part for value in values for part in (value.parts if isinstance(value, Joined) else (value,)))
     if all(isinstance(part, Stored) for part in parts) and len({(str(part.form), part.scale) for part in parts}) == 1:

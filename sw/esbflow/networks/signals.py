@@ -5,6 +5,8 @@ Sources: VGG10 is O'Shea, Roy & Clancy, "Over-the-Air Deep Learning Based Radio 
 Neural Networks for Raw Waveforms", ICASSP 2017, table 1.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -41,7 +43,7 @@ class M5(nn.Module):
         super().__init__()
         widths = (width, width, 2 * width, 4 * width)
         layers = _block(1, width, 80, 4, 38, 4)
-        for channels, out in zip(widths, widths[1:]):
+        for channels, out in itertools.pairwise(widths):
             layers += _block(channels, out, 3, 1, 1, 4)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(4 * width, classes)

@@ -126,7 +126,7 @@ class _Search:
     def _widest(self) -> tuple:
         """The setting of most memory, taking each name by itself."""
         base = (0,) * len(self.sizes)
-        return tuple(max(range(size), key=lambda i, k=k: self._bytes(base[:k] + (i,) + base[k + 1:]))
+        return tuple(max(range(size), key=lambda i, k=k: self._bytes((*base[:k], i, *base[k + 1:])))
                      for k, size in enumerate(self.sizes))
 
     def _measure(self, settings: list) -> None:
@@ -171,7 +171,7 @@ class _Search:
 
     def _smaller(self, places: tuple) -> list:
         """Settings with one value a step smaller."""
-        return [places[:k] + (i - 1,) + places[k + 1:] for k, i in enumerate(places) if i]
+        return [(*places[:k], i - 1, *places[k + 1:]) for k, i in enumerate(places) if i]
 
     def _vector(self, places: tuple) -> list:
         """Numbers for the tree: bits, those of all buckets, or the place of what is no number."""

@@ -166,7 +166,7 @@ def _channels(node: fx.Node, modules: dict) -> tuple | None:
         found = _channels(tensors(node)[0], modules)
         return found and (found[0] + sum(_channel_pads(node, found[1])), found[1])
     pools = kind in ("maxpool", "avgpool") and (node.target not in _TO_ROWS or node.kwargs.get("keepdim"))
-    keeps = kind in _KEEP or pools or kind == "pass" and drops(node, module)
+    keeps = kind in _KEEP or pools or (kind == "pass" and drops(node, module))
     return _channels(tensors(node)[0], modules) if keeps and tensors(node) else None
 
 

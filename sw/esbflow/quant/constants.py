@@ -62,7 +62,7 @@ def _matched(traced: fx.GraphModule, node: fx.Node) -> tuple | None:
     if (constants[0] is None) == (constants[1] is None):
         return None
     place = 0 if constants[0] is not None else 1
-    if place == 0 and operation == "divide" or is_size(operands[1 - place]):
+    if (place == 0 and operation == "divide") or is_size(operands[1 - place]):
         return None
     return "subtract_from" if place == 0 and operation == "subtract" else operation, operands[1 - place], constants[place]
 

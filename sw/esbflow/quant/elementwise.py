@@ -81,7 +81,7 @@ def is_function(node: fx.Node, modules: dict) -> bool:
     """Whether a node computes a function of single values that no engine layer computes without a table."""
     if node.op == "call_module":
         return isinstance(modules.get(node.target), (*FUNCTION_MODULES, Elementwise))
-    return node.op == "call_function" and node.target in FUNCTIONS or node.op == "call_method" and node.target in METHODS
+    return (node.op == "call_function" and node.target in FUNCTIONS) or (node.op == "call_method" and node.target in METHODS)
 
 
 def function_of(node: fx.Node, module: nn.Module | None):

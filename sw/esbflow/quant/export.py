@@ -310,7 +310,7 @@ class _Exporter(GraphBuilder):
     def _crop(self, node, module, value):
         source, read, shape = self._need_stored(value, node), _real_shape(node.all_input_nodes[0]), _shape(node)
         index, (_, height, width) = known_sizes(node.args[1]), source.shape
-        if len(read) < 2 or Ellipsis in index and len(index) > len(read):
+        if len(read) < 2 or (Ellipsis in index and len(index) > len(read)):
             raise GraphError(f"{node.name}: a choice of features has no integer form; choose channels of a map, before it "
                              "is flattened")
         taken = torch.arange(height * width).reshape(1, 1, *read[1:])[index].numpy()
@@ -346,7 +346,7 @@ class _Exporter(GraphBuilder):
         if isinstance(value, Hosted):
             form, scale, error = value.last()
             return self.append(value.stored_as(_tensor_name(self._computed(source)), form, scale)), error
-        if value is None or isinstance(value, Padded) or isinstance(value, Stored) and value.name == INPUT:
+        if value is None or isinstance(value, Padded) or (isinstance(value, Stored) and value.name == INPUT):
             raise GraphError(f"{source.name}: the network returns it as it is, which no layer computes; return what a layer "
                              "makes of it")
         if isinstance(value, Stored):

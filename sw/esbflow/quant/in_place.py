@@ -33,7 +33,7 @@ def _overwrites(node: fx.Node, traced: fx.GraphModule) -> bool:
     if node.op not in ("call_method", "call_function"):
         return False
     given = _arguments(node)
-    return node.target in _PLAIN or _plain(node) is not None or given is not None and bool(given.arguments.get("inplace"))
+    return node.target in _PLAIN or _plain(node) is not None or (given is not None and bool(given.arguments.get("inplace")))
 
 
 def _plain(node: fx.Node):

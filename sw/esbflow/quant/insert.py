@@ -97,7 +97,7 @@ class QuantizerInsertion:
     def _add(self, node: fx.Node) -> None:
         sources = tensors(node)
         for source in sources:
-            if len(sources) == 1 or source in self.open and not self.open[source].takes_residual:  # the first: x + x
+            if len(sources) == 1 or (source in self.open and not self.open[source].takes_residual):  # the first: x + x
                 self._store(source)
         # The last producer takes the other operand as its residual, scaled if that is all that was done to it.
         if ([self._state(source) for source in tensors(node)] == ["sums", "sums"]
@@ -146,7 +146,7 @@ class QuantizerInsertion:
         """Whether all that reads a "pass" node is the output, or what the layer in this state can still compute."""
         within = _WITHIN[state] if drops(node, self._module(node)) else ()
         kinds = {user: self._kind(user) for user in node.users}
-        return all(kind in (*within, "output", "host") or kind == "pass" and self._continued(user, state)
+        return all(kind in (*within, "output", "host") or (kind == "pass" and self._continued(user, state))
                    for user, kind in kinds.items())
 
     def _pad(self, node: fx.Node) -> None:
@@ -209,17 +209,17 @@ class QuantizerInsertion:
         return self.open[node].state if node in self.open else None
 
     def _can_be_negative(self, node: fx.Node, layer: Open) -> bool:
-        return not (layer.state == "relu" or layer.positive or layer.pooled and not self._signed(node))
+        return not (layer.state == "relu" or layer.positive or (layer.pooled and not self._signed(node)))
 
     def _multiplies(self, user: fx.Node) -> bool:
         kind = self._kind(user)
-        return (kind in ("conv", "linear") and not isinstance(self.modules.get(user.target), SelectChannels)
-                or kind == "pad" and any(map(self._multiplies, user.users)))
+        return ((kind in ("conv", "linear") and not isinstance(self.modules.get(user.target), SelectChannels))
+                or (kind == "pad" and any(map(self._multiplies, user.users))))
 
     def _adds(self, user: fx.Node) -> bool:
         kind = self._kind(user)
         return (kind in ("add", "avgpool", "crop") or isinstance(self.modules.get(user.target), SelectChannels)
-                or kind == "pass" and any(map(self._adds, user.users)))
+                or (kind == "pass" and any(map(self._adds, user.users))))
 
     def _signed(self, node: fx.Node) -> bool:
         """Whether what reaches a node was stored in a format with negative levels."""

@@ -87,7 +87,7 @@ def _over_map(node: fx.Node, module) -> bool:
 
 def _adaptive(node: fx.Node, module) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
-    return isinstance(module, _ADAPTIVE) or module is None and "adaptive" in name
+    return isinstance(module, _ADAPTIVE) or (module is None and "adaptive" in name)
 
 
 def _parts(node: fx.Node, source: tuple, shape: tuple) -> tuple:

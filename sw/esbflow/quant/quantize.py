@@ -101,7 +101,7 @@ def _follow_norms(traced: fx.GraphModule) -> None:
 def _remove_identities(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         identity = node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity)
-        if identity or node.target is F.pad and not any(options(node, None, ("pad",))["pad"]):
+        if identity or (node.target is F.pad and not any(options(node, None, ("pad",))["pad"])):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
 

@@ -10,6 +10,7 @@ times its error, before it is projected.
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -148,7 +149,7 @@ def _sides(form: Format) -> tuple:
     levels, sides = [int(v) for v in form.levels], []
     for sign in (1, -1):
         chain = levels if sign > 0 else [-v for v in reversed(levels)]
-        steps = [(a, b) for a, b in zip(chain, chain[1:]) if a + b > 0]
+        steps = [(a, b) for a, b in itertools.pairwise(chain) if a + b > 0]
         sides.append(([(a + b) / 2 for a, b in steps], [b - a for a, b in steps], [b * b - a * a for a, b in steps],
                       sign * (steps[0][0] if steps else chain[-1])))
     length = max(len(side[0]) for side in sides)

@@ -135,9 +135,9 @@ def kind_of(node: fx.Node, modules: dict) -> str:
         kind = METHODS.get(name) if node.op == "call_method" else None
     if _is_hosted(node, target, kind, modules):
         return "hosted"
-    if (kind is None or kind == "host" and not _ends(node, modules)) and is_function(node, modules):
+    if (kind is None or (kind == "host" and not _ends(node, modules))) and is_function(node, modules):
         return "lookup"
-    if kind is None or kind == "host" and not _ends(node, modules):
+    if kind is None or (kind == "host" and not _ends(node, modules)):
         raise GraphError(f"{node.name}: operator {name} has no integer form; {_FIXES.get(name.lower(), _GENERAL_FIX)}")
     return kind
 
@@ -158,7 +158,7 @@ def _is_hosted(node: fx.Node, target, kind: str | None, modules: dict) -> bool:
 
 def _ends(node: fx.Node, modules: dict) -> bool:
     """Whether nothing but the output reads a node, perhaps through what the host does too."""
-    return all(user.op == "output" or kind_of(user, modules) in ("host", "pass") and _ends(user, modules)
+    return all(user.op == "output" or (kind_of(user, modules) in ("host", "pass") and _ends(user, modules))
                for user in node.users)
 
 
@@ -224,7 +224,7 @@ def clip_limit(node: fx.Node, module) -> float | None:
         low, high = options(node, module, ("min", "max")).values()
     else:
         return None
-    if low != 0 or not (high is None or isinstance(high, int | float) and high > 0):
+    if low != 0 or not (high is None or (isinstance(high, int | float) and high > 0)):
         raise GraphError(f"{node.name}: operator {name} from {low} to {high} has no integer form; let it begin at 0, as "
                          "ReLU and ReLU6 do")
     return None if high is None else float(high)

@@ -53,7 +53,7 @@ def _pair(node, modules):
             norm = module
             if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.weight is None or not norm.track_running_stats:
                 return None
-        elif kind not in _KEEPING or kind == "relu" and clip_limit(reader, module) is not None:
+        elif kind not in _KEEPING or (kind == "relu" and clip_limit(reader, module) is not None):
             return None
         node = reader
     return None

@@ -91,7 +91,7 @@ def compared(model: fx.GraphModule, real: fx.GraphModule) -> list:
     modules, known = dict(model.named_modules()), {node.name for node in real.graph.nodes}
     names = {}
     for node in model.graph.nodes:
-        if node.op == "output" or node.op == "call_module" and isinstance(modules[node.target], Quantizer):
+        if node.op == "output" or (node.op == "call_module" and isinstance(modules[node.target], Quantizer)):
             for read in node.all_input_nodes:
                 if read.op != "placeholder" and read.name in known:
                     names.pop(read.name, None)

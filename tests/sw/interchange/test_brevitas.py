@@ -35,7 +35,7 @@ def test_layers_are_what_the_network_has(graph):
 
 
 def test_it_agrees_with_qonnx(graph, digits):
-    pixels, labels = digits
+    pixels, _labels = digits
     proto = onnx.load(PATH)
     count = 60  # qonnx makes a session for each node of each image
     found = run_qonnx(proto, real(pixels[:count]))

@@ -123,7 +123,7 @@ def test_a_pad_of_named_axes_and_weights_that_are_not_quantized():
     x = m.qdq(conv_layer(m, random, first(m, x)), 2**-3, INT8)
     exact(m, x, opset=18)
     rows = m.add("Flatten", last(m, x))
-    with pytest.raises(GraphError, match="^MatMul node 'odd': its weights are not quantized; quantize them too$"):
+    with pytest.raises(GraphError, match=r"^MatMul node 'odd': its weights are not quantized; quantize them too$"):
         imported(m.proto(m.qdq(m.add("MatMul", rows, np.ones((100, 2), np.float32), name="odd"), 1, INT8), 18))
 
 

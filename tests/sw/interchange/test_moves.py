@@ -100,7 +100,7 @@ def test_an_output_in_another_order_is_noted():
     (lambda m, x: m.add("Flatten", x, name="odd", axis=2), "Flatten"),
     (lambda m, x: m.add("Gather", x, np.int64([0, 3, 4]), name="odd", axis=3), "Gather")])
 def test_what_the_graph_cannot_express_is_refused_where_it_is_read(odd, by):
-    random, m, x = start(4)
+    _random, m, x = start(4)
     x = odd(m, x)
     rows = by == "Flatten"
     x = m.add("Add", x, np.ones(36, np.float32)) if rows else m.add("MaxPool", m.qdq(x, SCALE, INT8), kernel_shape=[2, 2])
@@ -110,6 +110,6 @@ def test_what_the_graph_cannot_express_is_refused_where_it_is_read(odd, by):
 
 
 def test_an_output_with_values_missing_is_refused():
-    random, m, x = start(4)
+    _random, m, x = start(4)
     with pytest.raises(GraphError, match=r"^Gather node 'odd': what it makes of a map of shape \(4, 6, 6\) has no"):
         imported(m.proto(m.add("Gather", x, np.int64([0, 3, 4]), name="odd", axis=2)))

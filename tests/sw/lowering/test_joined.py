@@ -45,7 +45,7 @@ def test_every_level_is_there_to_half_a_step_of_eight_bits(parts):
         away = np.abs(form.nearest(levels / step) * step - levels).max()
         assert away <= step / 2 * (1 + 1e-9)
         exact &= away <= 1e-3 * step
-    assert exact or form.bits == 8 and step < 2 * reach / form.max
+    assert exact or (form.bits == 8 and step < 2 * reach / form.max)
 
 
 @given(PARTS, st.integers(1, 60), st.floats(1e-3, 10))

@@ -47,7 +47,7 @@ def test_multipliers_that_are_integers_change_nothing(form):
 def test_long_multipliers_keep_every_code_of_every_weight():
     form = Signed(8)
     weight = np.stack([form.levels] * 50)
-    levels, m, _ = snap_weights(weight, form, np.linspace(1024.3, 2047.1, 50))
+    levels, _m, _ = snap_weights(weight, form, np.linspace(1024.3, 2047.1, 50))
     assert np.array_equal(levels, weight)
 
 

@@ -107,7 +107,7 @@ def test_bad_features_are_refused(network, sixty_nodes):
 @pytest.mark.parametrize("weights", ["esb4.1", "s8", "twn", "vecq:2"])
 @pytest.mark.parametrize("bits", [1, 3, 4, 7, 8, (8, 4, 2, 1)])
 def test_the_executed_graph_equals_the_integer_product_in_torch_on_every_value(weights, bits, sixty_nodes):
-    data, topology = sixty_nodes
+    _data, topology = sixty_nodes
     model = quantize_graph_network(AGNN(40, 3), GraphRecipe(weights, combination=bits))
     product = IntegerProduct(model.lin2, model.quantizers["layer2_input"], topology.nodes)
     x = torch.randn(topology.nodes, 16)

@@ -155,7 +155,7 @@ def test_a_clip_becomes_the_largest_level(clip, limit, activations):
     assert 0.5 * limit < stored.scale * stored.format.max <= limit * (1 + 1e-6)
     images = images_for(shape, 10)
     with torch.no_grad():
-        x = model.quantizers[list(model.quantizers)[0]](normalise(images, (0.0,), (1.0,)))
+        x = model.quantizers[next(iter(model.quantizers))](normalise(images, (0.0,), (1.0,)))
         y = model.get_submodule("conv")(x).clamp(0, limit).double().numpy() / stored.scale
     values = execute(graph, images, keep=True)[stored.name]
     far = np.abs(y - np.floor(y) - 0.5) > 0.2

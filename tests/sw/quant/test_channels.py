@@ -255,7 +255,7 @@ def test_rows_of_a_matrix_are_no_channels():
         def forward(self, x):
             return self.last(F.relu(self.conv(x)).mean((2, 3)).chunk(2, 1)[0])
 
-    with pytest.raises(GraphError, match="^chunk: operator chunk has no integer form"):
+    with pytest.raises(GraphError, match=r"^chunk: operator chunk has no integer form"):
         quantize(Model())
 
 

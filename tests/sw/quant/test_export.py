@@ -85,7 +85,7 @@ def test_every_stored_tensor_is_what_torch_computes_there(name):
     stored = graph.nodes[1]
     images = images_for((1, 6, 6), 20)
     with torch.no_grad():
-        x = model.quantizers[list(model.quantizers)[0]](normalise(images, (0.0,), (1.0,)))
+        x = model.quantizers[next(iter(model.quantizers))](normalise(images, (0.0,), (1.0,)))
         y = model.get_submodule("0")(x).double().numpy() / stored.scale
     y = np.maximum(y, 0) if name == "relu1" else y
     far = np.abs(y - np.floor(y) - 0.5) > 0.05  # 12 bits of m on values up to 127

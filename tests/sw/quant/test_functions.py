@@ -87,7 +87,7 @@ def test_the_graph_computes_what_the_fake_quantized_model_does(act, recipe):
 
 @pytest.mark.parametrize("act", MODULES, ids=str)
 def test_each_entry_is_what_torch_s_quantizers_make_of_the_level(act):
-    graph, model, _ = exported(act)
+    graph, _model, _ = exported(act)
     for node in graph.nodes:
         if isinstance(node, ir.Lookup):
             source = graph[node.inputs[0]]

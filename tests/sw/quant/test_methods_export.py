@@ -70,7 +70,7 @@ def test_an_excluded_layer_trains_but_has_no_integer_form():
     images = np.zeros((4, 3, 9, 9), np.uint8) + np.arange(9, dtype=np.uint8)
     calibrate(model, images)
     assert type(model.conv2) is nn.Conv2d and model(torch.zeros(1, 3, 9, 9)).shape == (1, 4)
-    with pytest.raises(Exception, match="conv2.*no weight quantizer.*exclude list"):
+    with pytest.raises(Exception, match=r"conv2.*no weight quantizer.*exclude list"):
         export(model, shape=(3, 9, 9))
 
 
@@ -84,7 +84,7 @@ def test_layers_and_activations_are_overridden_by_pattern():
 
 
 def test_residual_activations_are_stored_finer_than_what_multiplies():
-    model, graph, images = exported(Recipe(weights="esb2.0", activations="u2", residual_activations="u8"))
+    _model, graph, images = exported(Recipe(weights="esb2.0", activations="u2", residual_activations="u8"))
     formats = {node.name: str(node.format) for node in graph.nodes}
     assert formats["conv1"] == "u8" and formats["conv1_low"] == "u2" and formats["conv2"] == "u2"
     assert graph["conv2"].inputs == ("conv1_low", "conv1")

@@ -52,7 +52,7 @@ def test_unknown_missing_and_damaged_files(monkeypatch, tmp_path):
     with pytest.raises(DataUnavailable, match=r"the graph cora is not at ESBFLOW_DATA \(not set\)/planetoid/cora.npz"):
         load_graph_data("cora")
     monkeypatch.setenv("ESBFLOW_DATA", str(tmp_path))
-    with pytest.raises(DataUnavailable, match="is not at .*planetoid/cora.npz"):
+    with pytest.raises(DataUnavailable, match=r"is not at .*planetoid/cora.npz"):
         load_graph_data("cora")
     path = tmp_path / "planetoid" / "cora.npz"
     path.parent.mkdir()
@@ -63,7 +63,7 @@ def test_unknown_missing_and_damaged_files(monkeypatch, tmp_path):
     with pytest.raises(DataUnavailable, match="is damaged"):
         load_graph_data("cora")
     np.savez(path, **{k: v for k, v in arrays().items() if k != "test"})
-    with pytest.raises(DataUnavailable, match="is damaged .*test"):
+    with pytest.raises(DataUnavailable, match=r"is damaged .*test"):
         load_graph_data("cora")
     np.savez(path, **arrays(features=np.full((6, 4), np.inf)))
     with pytest.raises(DataUnavailable, match="is damaged: the features of node 0"):

@@ -63,7 +63,7 @@ def test_a_finished_training_is_read_from_its_checkpoint(sixty_nodes, tmp_path):
     assert [done for done, _, _ in first] == [1, 2, 3, 4] and second == []
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
     for change in (dict(seed=1), dict(origin="another recipe")):
-        with pytest.raises(ValueError, match="one.ckpt is of another run"):
+        with pytest.raises(ValueError, match=r"one.ckpt is of another run"):
             run([], **change)
 
 

@@ -167,7 +167,7 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path, killed_after):
             run(tmp_path / f"{number}.ckpt")
         again = run(tmp_path / f"{number}.ckpt")
         assert all(torch.equal(value, whole[name]) for name, value in again.items())
-    with pytest.raises(ValueError, match="is of another run .*epochs is 3 there and 2 here"):
+    with pytest.raises(ValueError, match=r"is of another run .*epochs is 3 there and 2 here"):
         train_text(TextCNN(25, 2, LENGTH, 4, filters=3), numbers, labels, TextSchedule(2, 16), 3, checkpoint=tmp_path / "3.ckpt")
 
 
@@ -245,7 +245,7 @@ def test_unknown_names_and_missing_files(tmp_path, monkeypatch):
     with pytest.raises(DataUnavailable, match=r"the texts imdb are not at ESBFLOW_DATA \(not set\)/imdb.tsv"):
         load_text("imdb", "train")
     monkeypatch.setenv("ESBFLOW_DATA", str(tmp_path))
-    with pytest.raises(DataUnavailable, match="the texts thucnews are not at .*text_small.tsv"):
+    with pytest.raises(DataUnavailable, match=r"the texts thucnews are not at .*text_small.tsv"):
         load_text("thucnews", "test")
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     ({"recipe": Recipe(weights="twn")}, 'recipe\'s weights is "esb4.1" there and "twn" here'),
     ({"mean": (0.5,), "recipe": Recipe(mean=(0.5,))}, 'recipe\'s mean is \\[0.0\\] there and \\[0.5\\] here')])
 def test_a_run_goes_on_only_from_its_own_checkpoint(change, said, tmp_path):
-    images, labels = load_images("digits", "train", 200)
+    images, _labels = load_images("digits", "train", 200)
     path = tmp_path / "run.ckpt"
 
     def run(schedule=Schedule(epochs=2, batch=32), recipe=Recipe(), labels=0, **options):

@@ -68,7 +68,7 @@ def test_training_starts_from_an_earlier_network_in_real_numbers(digits, tmp_pat
                        (digits[0] / "graph.npz", "graph.npz is not a network in real numbers")):
         with pytest.raises(ValueError, match=text):
             load_float_model(path)
-    with pytest.raises(ValueError, match="float.pt holds digits, and lenet5 is to be trained"):
+    with pytest.raises(ValueError, match=r"float.pt holds digits, and lenet5 is to be trained"):
         load_float_model(start, "lenet5")
 
 

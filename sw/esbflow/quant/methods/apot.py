@@ -29,7 +29,7 @@ def apot_levels(bits: int) -> tuple:
     """
     if bits not in TERMS:
         raise BadValue(f"APoT weights have {min(TERMS)} to {max(TERMS)} bits, not {bits}")
-    return tuple(sorted({sum(choice) for choice in itertools.product(*((0,) + term for term in TERMS[bits]))}))
+    return tuple(sorted({sum(choice) for choice in itertools.product(*((0, *term) for term in TERMS[bits]))}))
 
 
 class APoTQuantizer(WeightQuantizer):

@@ -1,5 +1,6 @@
 """ALQ on one tensor: groups, the start, gradients and fits, optimization and pruning."""
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_group_of_pixels_is_one_tap_over_all_input_channels():
 def test_each_plane_lowers_the_residual_and_coordinates_are_sorted_and_not_negative(grouping):
     quantizer = prepared(gaussian(4, 6, 5, 5), 5, grouping)
     residuals = quantizer.residuals
-    assert all(after < before for before, after in zip(residuals, residuals[1:]))
+    assert all(after < before for before, after in itertools.pairwise(residuals))
     assert residuals[-1] < 0.03 * residuals[0]
     alpha = quantizer.coordinates
     assert (alpha >= 0).all() and (alpha[:, :-1] >= alpha[:, 1:]).all()
@@ -88,7 +89,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
     quantizer.prepare(w)
     w[1, 2] = bad
     for call in (quantizer.prepare, quantizer, quantizer.integers):
-        with pytest.raises(ValueError, match="^layer fc: weight holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^layer fc: weight holds NaN or infinity"):
             call(w)
 
 

@@ -1,5 +1,7 @@
 """LQ-Nets: bases by quantization error minimization."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_qem_lowers_the_error_at_each_step():
         index = encode(rows, basis, table)
         errors.append((rows - (basis @ table.T.float()).gather(1, index)).square().sum().item())
         basis = solve_basis(rows, index, basis, table, ridge=0.0).float()
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(errors, errors[1:])) and errors[-1] < 0.8 * errors[0]
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(errors)) and errors[-1] < 0.8 * errors[0]
 
 
 def test_qem_survives_coinciding_planes():

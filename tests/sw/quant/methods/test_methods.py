@@ -55,9 +55,9 @@ def test_nan_and_infinity_raise(text):
     for bad in (math.nan, math.inf):
         w = gaussian(2, 4)
         w[0, 0] = bad
-        with pytest.raises(ValueError, match="^layer conv1: weight holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^layer conv1: weight holds NaN or infinity"):
             quantizer(w)
-        with pytest.raises(ValueError, match="^layer conv1: weight holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^layer conv1: weight holds NaN or infinity"):
             quantizer.integers(w)
 
 

@@ -187,12 +187,12 @@ def test_what_is_not_finite_is_refused_by_name(bad):
     broken = w.clone()
     broken[1, 2] = bad
     for call in (quantizer.prepare, quantizer, quantizer.integers, quantizer.fit):
-        with pytest.raises(ValueError, match="^layer fc: weight holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^layer fc: weight holds NaN or infinity"):
             call(broken)
     with torch.no_grad():
         quantizer.codebook[0, 0] = bad
     for call in (quantizer, quantizer.integers):
-        with pytest.raises(ValueError, match="^layer fc: weight holds NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^layer fc: weight holds NaN or infinity"):
             call(w)
 
 
