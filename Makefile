@@ -48,7 +48,7 @@ bench-train: setup
 	PYTHONPATH=sw $(BREVITAS)/bin/python -m esbflow.studies.benchmarks --out build/bench/training.json
 
 lint: setup
-	$(BIN)/ruff check sw hw sim tests
+	$(BIN)/ruff check sw hw sim tests docs
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
