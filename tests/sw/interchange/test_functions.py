@@ -159,5 +159,5 @@ def test_odd_zero_points_before_functions(zero):
 def test_a_function_of_a_pool_of_a_function_needs_a_quantizer():
     m = Model(("n", 3, 6, 6))
     x = m.add("MaxPool", m.add("Sigmoid", image_in(m)), kernel_shape=[2, 2])
-    with pytest.raises(GraphError, match="Softsign.*: it follows a pool of a function that is not quantized"):
+    with pytest.raises(GraphError, match=r"Softsign.*: it follows a pool of a function that is not quantized"):
         imported(m.proto(m.qdq(m.add("Softsign", x), 2**-7, np.int8(0))))
