@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from esbflow.cli import main
+from esbflow.commands import run
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph import file
@@ -107,6 +108,13 @@ def test_onnx_heads_and_their_files(tmp_path, capsys):
         assert same({name: saved[name] for name in heads}, found)
         assert saved[f"{heads[1]}.scale"] == graph.results[heads[1]].scale
     assert main([*command, str(tmp_path / "out.npy")]) == 2 and "2 outputs" in capsys.readouterr().err
+
+
+def test_outputs_may_have_any_name(tmp_path):
+    outputs = {name: np.arange(4) + k for k, name in enumerate(("file", "args", "head/0:0", "x"))}
+    run._save(tmp_path / "out.npz", outputs, dict.fromkeys(outputs, 0.5))
+    with np.load(tmp_path / "out.npz") as saved:
+        assert same({name: saved[name] for name in outputs}, outputs) and saved["file.scale"] == 0.5
 
 
 class Echo(nn.Module):

@@ -1,6 +1,7 @@
 """esbflow run: a network on the integer graph, the compiled RTL, or a board; compared value for value."""
 
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,11 @@ def _save(path: Path, outputs, scales: dict) -> Path:
         if path.suffix == ".npy":
             np.save(file, outputs)
         elif isinstance(outputs, dict):
-            np.savez_compressed(file, **outputs, **{f"{name}.scale": scale for name, scale in scales.items()})
+            # Not np.savez: its own parameters would be names that no output may have.
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, array in {**outputs, **{f"{name}.scale": scale for name, scale in scales.items()}}.items():
+                    with archive.open(f"{name}.npy", "w") as entry:
+                        np.lib.format.write_array(entry, np.asanyarray(array))
         else:
             np.savez_compressed(file, outputs=outputs, scale=next(iter(scales.values())),
                                 classes=classes(outputs, outputs[0].size))
