@@ -37,7 +37,7 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 
 
 LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits",
-                 "function_table", "stripes")
+                 "function_table", "stripes", "image_beats")
 """Fields that came after programs had been compiled; at their defaults they are not in the hash."""
 
 
@@ -82,6 +82,8 @@ class EngineConfig:
     activation_ports : 128-bit masters that load and store activations; a power of two, at most `slices` and 8. Slices that
         share a port come one after the other.
     stripes : whether slices can work on stripes of one image, too: each on the rows that follow those of the slice before.
+    image_beats : 128-bit beats of the buffer for raw pixels, from which the load unit makes the first layer's map itself; a
+        power of two, 16..4096. 0: there is none, and the host does it.
 
     Raises
     ------
@@ -124,6 +126,7 @@ class EngineConfig:
     digit_bits: int = 4
     function_table: bool = False
     stripes: bool = False
+    image_beats: int = 0
 
     def __post_init__(self):  # noqa: C901 - a sentence for each field that can be wrong
         if not isinstance(self.name, str):
@@ -158,6 +161,8 @@ class EngineConfig:
                              f"{max(1, SHARED_LANES // self.slices_per_port)} requantize_lanes")
         if self.stripes and self.slices == 1:
             raise BadValue("stripes of an image are for several slices; use slices of 2 or more, or stripes = false")
+        if self.image_beats:
+            _power_of_two("image_beats", self.image_beats, 16, 4096)
         _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)

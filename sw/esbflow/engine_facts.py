@@ -69,6 +69,19 @@ LEVEL_ENTRIES = 256
 """Entries of the function table, of 8 bits each."""
 LEVEL_ROWS = 64
 """Rows of the function table; a row is written at once, by every weight port its part."""
+IMAGE_DESTINATION, IMAGE_TABLE_DESTINATION = 6, 7
+"""LOAD: the image buffer; the image table and the steps of UNFOLD, a row of each a beat."""
+STEP_COUNT = 64
+"""Steps that the load unit holds; as many rows has its table, of four entries each."""
+STEP_FIELDS = (("line", 16), ("y", 11), ("x", 14), ("length", 5), ("place", 4), ("ends", 1))
+"""A step takes `length` bytes, 0 to 16, from byte `x` of the line `line` beats and `y` rows behind the group's first one, to
+byte `place` of a slot of 16 bytes; with `ends` the slot is complete, and bytes beyond it begin the next. `line` counts modulo
+2**16, `x` is signed."""
+STEP_SHIFT = 64
+"""A step's first bit in its beat; the four entries of the table's row are in the lowest 32."""
+SLOT_BYTES = 16
+UNFOLD_LATENCY = 10
+"""UNFOLD: from its acceptance to its last write, beyond its steps and the digits of a word."""
 TAP_SIDE = 3
 """Rows and columns of the channel unit's window."""
 TAPS = TAP_SIDE * TAP_SIDE

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import Flow
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
-from esbflow.engine_facts import TABLE_DESTINATION, activation_masters, weight_masters
+from esbflow.engine_facts import STEP_SHIFT, TABLE_DESTINATION, activation_masters, weight_masters
 from esbflow.registers import COUNTERS
 from esbhw.engine.accumulators import Accumulators, control_layout
 from esbhw.engine.activation_buffer import ActivationBuffer
@@ -19,11 +19,13 @@ from esbhw.engine.counters import Counters
 from esbhw.engine.drain import Drain
 from esbhw.engine.faults import FaultEncoder, Watchdog
 from esbhw.engine.fetch import UNITS, Fetch
+from esbhw.engine.image_buffer import ImageBuffer
 from esbhw.engine.loader import Loader
 from esbhw.engine.queue import InstructionQueue
 from esbhw.engine.residual_buffer import ResidualBuffer
 from esbhw.engine.sequencer import Sequencer
-from esbhw.engine.tokens import Tokens
+from esbhw.engine.tokens import IMAGE, NAMES, Tokens
+from esbhw.engine.unfolder import Unfolder
 from esbhw.engine.weight_slots import WeightSlots
 from esbhw.engine.writer import Writer
 
@@ -54,6 +56,8 @@ FAULTS = (
 )
 """(code, unit, which address, which layer); of several in one cycle the first is reported."""
 QUEUED_OPCODES = {"load": "LOAD", "weights": "WEIGHTS", "compute": "PASS", "store": "DRAIN"}
+UNFOLD_OPCODES = {"load": ("LOAD", "UNFOLD")}
+"""In place of the above where there are image buffers."""
 
 
 class _Slice:
@@ -62,6 +66,8 @@ class _Slice:
     def __init__(self, config: EngineConfig):
         self.activation_buffer, self.accumulators = ActivationBuffer(config), Accumulators(config)
         self.residual_buffer = ResidualBuffer(config)
+        if config.image_beats:
+            self.image_buffer = ImageBuffer(config)
         if config.channel_unit:
             self.channel_unit = ChannelUnit(config)
             self.channel_buffer_0, self.channel_buffer_1 = ActivationBuffer(config), ActivationBuffer(config)
@@ -134,12 +140,14 @@ class Engine(Elaboratable):
         # -- what a run's end resets ---------------------------------------------------------------------
         units = {
             "fetch": fetch, "load": load, "weights": weights,
-            "sequencer": Sequencer(config), "drain": Drain(config), "tokens": Tokens(),
+            "sequencer": Sequencer(config), "drain": Drain(config),
+            "tokens": Tokens((*NAMES, IMAGE) if config.image_beats else NAMES),
             "slots": WeightSlots(config), "array": make_array(config), "constants": ConstantBanks(config),
             "watchdog": Watchdog(WATCHED), "writer": writer,
+            **({"unfolder": Unfolder(config)} if config.image_beats else {}),
             "faults": FaultEncoder(FAULTS, len(ADDRESSES), len(LAYERS)),
             **{f"{unit}_queue": InstructionQueue(opcode, config.queue_depth, config)
-               for unit, opcode in QUEUED_OPCODES.items()},
+               for unit, opcode in (QUEUED_OPCODES | (UNFOLD_OPCODES if config.image_beats else {})).items()},
         }
         slices = [_Slice(config) for _ in range(config.slices)]
         units |= {f"{name}{_of_slice(number)}": unit
@@ -166,8 +174,9 @@ class Engine(Elaboratable):
             m.d.comb += port.run.eq(control.running)
 
         # -- data: memory -> buffers -------------------------------------------------------------------------
+        unfolder = self._connect_unfolder(m, load, tokens, units["unfolder"]) if config.image_beats else None
         for number, part in enumerate(slices):
-            self._connect_loads(m, part, load, number)
+            self._connect_loads(m, part, load, number, unfolder)
         ways = range(config.weight_ports)
         to_constants = weights.write_valid
         if config.function_table:
@@ -230,7 +239,7 @@ class Engine(Elaboratable):
         wiring.connect(m, drain.transfers, writer.i)
 
         # Slices do the same in the same cycle.
-        self._connect_tokens(m, load, weights, sequencer, slices[0].accumulators, drain, writer, tokens)
+        self._connect_tokens(m, load, weights, sequencer, slices[0].accumulators, drain, writer, tokens, unfolder)
 
         # -- counters, watchdog, errors ------------------------------------------------------------------------
         events = {
@@ -244,7 +253,7 @@ class Engine(Elaboratable):
             counters.events.eq(Cat(events[name] for name, _ in COUNTERS)), control.counters.eq(counters.values),
             watchdog.limit.eq(control.watchdog),
             watchdog.progress.eq(Cat(
-                fetch.beat, fetch.dispatched, load.beat, weights.beat, writer.beat_taken, writer.done_valid,
+                fetch.beat, fetch.dispatched, load.beat if unfolder is None else load.beat | ~unfolder.idle, weights.beat, writer.beat_taken, writer.done_valid,
                 sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
         ]
@@ -268,16 +277,38 @@ class Engine(Elaboratable):
             self._connect(m, getattr(self, f"{name}_write"), port.axi)
         return m
 
-    def _connect_loads(self, m, part, load, number: int) -> None:
-        """What comes through a slice's port goes to its buffers."""
+    def _connect_unfolder(self, m, load, tokens, unfolder):
+        """UNFOLD goes from the load unit to the unfolder; steps come through the first slice's port."""
+        m.d.comb += [
+            unfolder.start.eq(load.unfold), unfolder.fields.eq(load.i.payload), load.unfold_idle.eq(unfolder.idle),
+            unfolder.step_valid.eq(load.write_valid[0] & load.write_destination[:3].all()),
+            unfolder.step_row.eq(load.write_address[:16]), unfolder.step.eq(load.write_data[STEP_SHIFT:AXI_BEAT_BITS]),
+            load.image_here.eq(tokens.image_full.available), tokens.image_full.take.eq(load.take_image),
+            tokens.image_full.post.eq(load.post[2]),
+        ]
+        return unfolder
+
+    def _connect_loads(self, m, part, load, number: int, unfolder) -> None:
+        """What comes through a slice's port goes to its buffers, or by way of its image buffer."""
         port = number % self.config.activation_ports
         destination, address, data = (signal.word_select(port, width) for signal, width in (
             (load.write_destination, 3), (load.write_address, 16), (load.write_data, AXI_BEAT_BITS)))
         valid, to_residual = load.write_valid[number], destination >= 2
+        own = (valid & ~to_residual, destination[0], address, data)
+        if unfolder is not None:
+            image, to_image = part.image_buffer, destination[1:].all()
+            m.d.comb += [
+                image.write_valid.eq(valid & to_image & ~destination[0]), image.table_valid.eq(valid & to_image & destination[0]),
+                image.write_address.eq(address), image.write_data.eq(data), image.read.eq(unfolder.read),
+            ]
+            valid = valid & ~to_image
+            # While it unfolds nothing else comes to these buffers.
+            own = (own[0] | unfolder.write_valid, *(Mux(unfolder.write_valid, *pair) for pair in (
+                (unfolder.write_half, own[1]), (unfolder.write_address, own[2]), (image.data, own[3]))))
         for buffer in part.activation_buffers:
             m.d.comb += [
-                buffer.write_valid.eq(valid & ~to_residual), buffer.write_half.eq(destination[0]),
-                buffer.write_address.eq(address), buffer.write_data.eq(data),
+                buffer.write_valid.eq(own[0]), buffer.write_half.eq(own[1]),
+                buffer.write_address.eq(own[2]), buffer.write_data.eq(own[3]),
             ]
         residual = part.residual_buffer
         m.d.comb += [
@@ -324,13 +355,14 @@ class Engine(Elaboratable):
             ]
 
     @staticmethod
-    def _connect_tokens(m, load, weights, sequencer, accumulators, drain, writer, tokens):
+    def _connect_tokens(m, load, weights, sequencer, accumulators, drain, writer, tokens, unfolder):
         # A loader has a pair of semaphores for each kind of buffers that it fills.
         for loader, kinds in ((load, ("activations", "residual")), (weights, ("weights", "constants"))):
             for kind, name in enumerate(kinds):
                 free, full = getattr(tokens, f"{name}_free"), getattr(tokens, f"{name}_full")
                 m.d.comb += [loader.free[kind].eq(free.available), free.take.eq(loader.take_free[kind]),
-                             full.post.eq(loader.post[kind])]
+                             full.post.eq(loader.post[kind] | unfolder.post if name == "activations" and unfolder is not None
+                                          else loader.post[kind])]
         m.d.comb += [
             load.stores_count.eq(tokens.stores.count),
             tokens.stores.take.eq(load.take_stores), tokens.stores.amount.eq(load.stores_amount),
@@ -359,6 +391,10 @@ class Engine(Elaboratable):
     @staticmethod
     def _report_faults(m, control, fetch, load, weights, sequencer, drain, still, units, slices):
         faults, writer, bark = units["faults"], units["writer"], units["watchdog"].bark
+        load_field = load.field_fault | Cat(part.activation_buffer.address_fault
+                                            | part.residual_buffer.address_fault for part in slices).any()
+        if "unfolder" in units:
+            load_field |= units["unfolder"].field_fault | Cat(part.image_buffer.address_fault for part in slices).any()
         conditions = {
             ("axi_read", "fetch"): fetch.port.fault, ("axi_read", "load"): load.axi_fault,
             ("axi_read", "weights"): weights.axi_fault, ("axi_write", "store"): writer.axi_fault,
@@ -367,8 +403,7 @@ class Engine(Elaboratable):
             ("range", "fetch"): fetch.range_fault, ("range", "load"): load.range_fault,
             ("range", "weights"): weights.range_fault, ("range", "store"): writer.range_fault,
             ("opcode", "fetch"): fetch.opcode_fault,
-            ("field", "load"): load.field_fault | Cat(part.activation_buffer.address_fault
-                                                              | part.residual_buffer.address_fault for part in slices).any(),
+            ("field", "load"): load_field,
             ("field", "weights"): weights.field_fault | units["slots"].address_fault | units["constants"].address_fault,
             ("field", "compute"): sequencer.field_fault, ("field", "store"): drain.field_fault | writer.field_fault,
             ("field", "none"): units["tokens"].overflow,

@@ -13,7 +13,7 @@ from esbhw.engine.axi import ReadPort
 from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
-UNITS = {"load": ("LOAD",), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"), "store": ("DRAIN", "STAMP", "END")}
+UNITS = {"load": ("LOAD", "UNFOLD"), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"), "store": ("DRAIN", "STAMP", "END")}
 RUN_BITS = 14
 """The program is asked for in runs of at most 2**14 instructions, because a transfer's run counts 16 bits of beats."""
 
@@ -35,7 +35,7 @@ class Fetch(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._max_burst = min(FETCH_BURST, config.max_burst)
-        self._missing = () if config.channel_unit else ("CHANNEL",)
+        self._missing = [name for name, has in (("CHANNEL", config.channel_unit), ("UNFOLD", config.image_beats)) if not has]
         self.port = ReadPort(tag_bits=1)
         super().__init__({
             "start": In(1), "length": In(32), "regions": In(REGION_LAYOUT),

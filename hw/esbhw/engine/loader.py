@@ -19,6 +19,8 @@ ARRIVED_BITS = 5
 """A port may be ahead of another by as many transfers as it has bursts in flight."""
 KINDS = 2
 """Kinds of buffers that a loader fills, with tokens of their own."""
+UNFOLD_BIT = 3
+"""Of the opcode: UNFOLD has it, LOAD has not."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Loader(wiring.Component):
     write_valid : Out, of a part or slice each;  write_destination, write_address (rows of a beat a port), write_data : Out,
         those of port k in the k-th part
     stride : In, with several slices: see Spread
+    With an image buffer a third kind is posted, and UNFOLD waits for it:
+    image_here : In(1), is there such a token;  take_image : Out(1);  unfold : Out(1), an UNFOLD is accepted, whose fields
+        are on `i`;  unfold_idle : In(1), low from the next cycle on until it is done. Nothing else is accepted meanwhile
     layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address : of any of the ports
     range_fault, field_fault, fault_address : as BurstSplitter
     """
@@ -69,20 +74,23 @@ class Loader(wiring.Component):
         self._stripes = slices > 1 and config.stripes
         self._parts = ports if slices == 1 else 1
         self._group_bits = (slices // ports - 1).bit_length() if slices > 1 else 0
+        self._unfolds = opcode == "LOAD" and config.image_beats > 0
+        self._kinds = KINDS + self._unfolds
         # `ends`: with the burst's last beat a token of that kind is posted.
-        self._tag = StructLayout({"destination": 3, "local": 16, "ends": KINDS, "group": self._group_bits})
+        self._tag = StructLayout({"destination": 3, "local": 16, "ends": self._kinds, "group": self._group_bits})
         self.ports = [ReadPort(tag_bits=self._tag.size) for _ in range(ports)]
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
             "free": In(KINDS), "take_free": Out(KINDS),
             "stores_count": In(COUNT_BITS), "take_stores": Out(1), "stores_amount": Out(COUNT_BITS),
-            "post": Out(KINDS),
+            "post": Out(self._kinds),
             "write_valid": Out(max(ports, slices)), "write_destination": Out(3 * ports), "write_address": Out(16 * ports),
             "write_data": Out(AXI_BEAT_BITS * ports),
             "range_fault": Out(1), "field_fault": Out(1), "axi_fault": Out(1), "axi_protocol": Out(1),
             "fault_address": Out(AXI_ADDRESS_BITS), "layer": Out(12), "beat": Out(1),
             "address": Out(AXI_ADDRESS_BITS), "waiting": Out(1), **({"stride": In(STRIDE_BITS)} if slices > 1 else {}),
+            **({"image_here": In(1), "take_image": Out(1), "unfold": Out(1), "unfold_idle": In(1)} if self._unfolds else {}),
         })
 
     def elaborate(self, platform):
@@ -104,16 +112,21 @@ class Loader(wiring.Component):
             transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments), transfer.stride.eq(fields.stride),
             transfer.address.eq(fields.address),
             transfer.tag.eq(Cat(fields.destination, fields.post_full, *([fields.apart] if self._stripes else []))),
-            accept.eq(splitter.i.ready & granted),
-            splitter.i.valid.eq(granted), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
             self.stores_amount.eq(fields.wait_stores),
         ]
-        m.d.sync += granted.eq(self.i.valid & ~accept & (~fields.wait_free | Mux(second, self.free[1], self.free[0]))
-                               & (self.stores_count >= fields.wait_stores))
+        tokens_here = ((~fields.wait_free | Mux(second, self.free[1], self.free[0]))
+                       & (self.stores_count >= fields.wait_stores))
+        take_free, take_stores = Cat(~second, second) & fields.wait_free.replicate(KINDS), fields.wait_stores != 0
+        if self._unfolds:
+            tokens_here, take_free, take_stores = self._share_with_unfolds(
+                m, splitter, granted, accept, tokens_here, take_free, take_stores)
+        else:
+            m.d.comb += [accept.eq(splitter.i.ready & granted), splitter.i.valid.eq(granted)]
+        m.d.comb += self.i.ready.eq(accept)
+        m.d.sync += granted.eq(self.i.valid & ~accept & tokens_here)
         with m.If(accept):
-            m.d.comb += [self.take_free.eq(Cat(~second, second) & fields.wait_free.replicate(KINDS)),
-                         self.take_stores.eq(fields.wait_stores != 0)]
+            m.d.comb += [self.take_free.eq(take_free), self.take_stores.eq(take_stores)]
             m.d.sync += self.layer.eq(fields.layer)
 
         bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
@@ -129,6 +142,10 @@ class Loader(wiring.Component):
         name_address(m, ports, [~port.quiescent for port in ports], [port.fault | port.protocol for port in ports],
                      self.address)
         second = self._second(piece_tag.destination)
+        kind = Cat(~second, second)
+        if self._unfolds:
+            image = _is_image(piece_tag.destination)
+            kind = Cat(~second, second & ~image, image)
         arrived = []
         for k, port in enumerate(ports):
             tag = Signal(self._tag, name=f"tag_{k}")
@@ -137,7 +154,7 @@ class Loader(wiring.Component):
             following = Signal(16, name=f"following_{k}")  # address of the next beat of this burst
             m.d.comb += [
                 tag.destination.eq(piece_tag.destination), tag.local.eq(bursts.local), tag.group.eq(bursts.group),
-                tag.ends.eq(Cat(~second, second) & (bursts.last & piece_tag.post).replicate(KINDS)),
+                tag.ends.eq(kind & (bursts.last & piece_tag.post).replicate(self._kinds)),
                 port.bursts.valid.eq(bursts.valid[k]), port.bursts.payload.address.eq(bursts.addresses[k]),
                 port.bursts.payload.length.eq(bursts.length), port.bursts.payload.tag.eq(tag),
                 beat.eq(port.beat_tag), address.eq(Mux(port.beat_first, beat.local, following)),
@@ -149,13 +166,27 @@ class Loader(wiring.Component):
             ]
             with m.If(port.beat_valid):
                 m.d.sync += following.eq(address + 1)
-            arrived.append(beat.ends & (port.beat_valid & port.beat_last).replicate(KINDS))
-        for kind in range(KINDS):
-            signs = [ends[kind] for ends in arrived]
+            arrived.append(beat.ends & (port.beat_valid & port.beat_last).replicate(self._kinds))
+        for number in range(self._kinds):
+            signs = [ends[number] for ends in arrived]
             if self._slices > 1:
-                signs = [_delayed(m, sign, f"arrived_{kind}_{k}") for k, sign in enumerate(signs)]
-            joined(m, signs, self.post[kind], ARRIVED_BITS, f"kind_{kind}_")
+                signs = [_delayed(m, sign, f"arrived_{number}_{k}") for k, sign in enumerate(signs)]
+            joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_")
         return m
+
+    def _share_with_unfolds(self, m, splitter, granted, accept, tokens_here, take_free, take_stores) -> tuple:
+        """(are its tokens here, which of those that say that a buffer is free it takes, does it take stores) of a LOAD or an
+        UNFOLD. One is accepted when neither the splitter nor the unfolder has anything to do."""
+        unfold = Signal(instruction_layout("UNFOLD", self._config))
+        is_unfold = self.i.payload[UNFOLD_BIT]
+        m.d.comb += [
+            unfold.eq(self.i.payload), accept.eq(splitter.i.ready & self.unfold_idle & granted),
+            splitter.i.valid.eq(granted & self.unfold_idle & ~is_unfold), self.unfold.eq(accept & is_unfold),
+            self.take_image.eq(self.unfold & unfold.wait_image),
+        ]
+        unfold_here = (~unfold.wait_free | self.free[0]) & (~unfold.wait_image | self.image_here)
+        return (Mux(is_unfold, unfold_here, tokens_here), Mux(is_unfold, unfold.wait_free, take_free),
+                take_stores & ~is_unfold)
 
     def _second(self, destination) -> Value:
         """Whether a destination is of the second kind of buffers."""
@@ -181,6 +212,11 @@ class Loader(wiring.Component):
             list(spread.valid),
             [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))], spread.length, spread.local,
             spread.last, spread.tag, spread.group)
+
+
+def _is_image(destination) -> Value:
+    """Whether a LOAD goes to the image buffer, or to its table."""
+    return destination[1:].all()
 
 
 def _delayed(m, value, name: str) -> Signal:

@@ -13,13 +13,16 @@ from esbhw.engine.fifo import Fifo
 class InstructionQueue(wiring.Component):
     """A Fifo of `depth` instructions: `i` waits while it is full. `config` says which fields the engine has; None: all.
 
+    opcode : of the unit's instructions, or several: the bits of the longest are stored.
+
     Members
     -------
     i : In(stream of 256 bits);  o : Out(stream of 256 bits)
     """
 
-    def __init__(self, opcode: str, depth: int, config: EngineConfig | None = None):
-        self._bits = max(low + width for low, width in places(opcode, config).values())
+    def __init__(self, opcode: str | tuple, depth: int, config: EngineConfig | None = None):
+        opcodes = (opcode,) if isinstance(opcode, str) else opcode
+        self._bits = max(low + width for name in opcodes for low, width in places(name, config).values())
         self._depth = depth
         word = stream.Signature(instructions.INSTRUCTION_BITS)
         super().__init__({"i": In(word), "o": Out(word)})

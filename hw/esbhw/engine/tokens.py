@@ -11,6 +11,8 @@ NAMES = (
     "constants_full", "constants_free", "accumulators_full", "accumulators_free", "stores",
 )
 COUNT_BITS = 12
+IMAGE = "image_full"
+"""The semaphore that an engine with an image buffer has beside these."""
 SEVERAL = ("stores",)
 """Of these a taker may take more than one at once."""
 
@@ -49,16 +51,17 @@ class Tokens(wiring.Component):
 
     Members
     -------
-    one token_signature() for each of NAMES;  overflow : Out(1), high for good when a count left its range
+    one token_signature() for each of the names;  overflow : Out(1), high for good when a count left its range
     """
 
-    def __init__(self):
-        super().__init__({**{name: Out(token_signature(name)) for name in NAMES}, "overflow": Out(1)})
+    def __init__(self, names: tuple = NAMES):
+        self._names = names
+        super().__init__({**{name: Out(token_signature(name)) for name in names}, "overflow": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        left = Signal(len(NAMES))  # a count that is negative, or too large, has one bit more
-        for i, name in enumerate(NAMES):
+        left = Signal(len(self._names))  # a count that is negative, or too large, has one bit more
+        for i, name in enumerate(self._names):
             token = getattr(self, name)
             count = Signal(COUNT_BITS + 1, name=f"{name}_count")
             if name in SEVERAL:
