@@ -105,6 +105,16 @@ class Loader(wiring.Component):
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
         # splitter is idle again.
         granted, accept, second = Signal(), Signal(), self._second(fields.destination)
+        taken, offered = splitter.i.ready & granted, granted
+        free, stores = ~fields.wait_free | Mux(second, self.free[1], self.free[0]), self.stores_count >= fields.wait_stores
+        take_free, take_stores = Cat(~second, second) & fields.wait_free.replicate(KINDS), fields.wait_stores != 0
+        if self._unfolds:
+            # UNFOLD, too: one is accepted when neither the splitter nor the unfolder has anything to do.
+            unfold, is_unfold = self._unfold(m, accept)
+            taken, offered = taken & self.unfold_idle, granted & self.unfold_idle & ~is_unfold
+            free = Mux(is_unfold, ~unfold.wait_free | self.free[0], free)
+            stores = Mux(is_unfold, ~unfold.wait_image | self.image_here, stores)
+            take_free, take_stores = Mux(is_unfold, unfold.wait_free, take_free), take_stores & ~is_unfold
         m.d.comb += [
             fields.eq(self.i.payload),
             splitter.regions.eq(self.regions),
@@ -112,19 +122,12 @@ class Loader(wiring.Component):
             transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments), transfer.stride.eq(fields.stride),
             transfer.address.eq(fields.address),
             transfer.tag.eq(Cat(fields.destination, fields.post_full, *([fields.apart] if self._stripes else []))),
+            accept.eq(taken),
+            splitter.i.valid.eq(offered), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
             self.stores_amount.eq(fields.wait_stores),
         ]
-        tokens_here = ((~fields.wait_free | Mux(second, self.free[1], self.free[0]))
-                       & (self.stores_count >= fields.wait_stores))
-        take_free, take_stores = Cat(~second, second) & fields.wait_free.replicate(KINDS), fields.wait_stores != 0
-        if self._unfolds:
-            tokens_here, take_free, take_stores = self._share_with_unfolds(
-                m, splitter, granted, accept, tokens_here, take_free, take_stores)
-        else:
-            m.d.comb += [accept.eq(splitter.i.ready & granted), splitter.i.valid.eq(granted)]
-        m.d.comb += self.i.ready.eq(accept)
-        m.d.sync += granted.eq(self.i.valid & ~accept & tokens_here)
+        m.d.sync += granted.eq(self.i.valid & ~accept & free & stores)
         with m.If(accept):
             m.d.comb += [self.take_free.eq(take_free), self.take_stores.eq(take_stores)]
             m.d.sync += self.layer.eq(fields.layer)
@@ -174,19 +177,12 @@ class Loader(wiring.Component):
             joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_")
         return m
 
-    def _share_with_unfolds(self, m, splitter, granted, accept, tokens_here, take_free, take_stores) -> tuple:
-        """(are its tokens here, which of those that say that a buffer is free it takes, does it take stores) of a LOAD or an
-        UNFOLD. One is accepted when neither the splitter nor the unfolder has anything to do."""
-        unfold = Signal(instruction_layout("UNFOLD", self._config))
-        is_unfold = self.i.payload[UNFOLD_BIT]
-        m.d.comb += [
-            unfold.eq(self.i.payload), accept.eq(splitter.i.ready & self.unfold_idle & granted),
-            splitter.i.valid.eq(granted & self.unfold_idle & ~is_unfold), self.unfold.eq(accept & is_unfold),
-            self.take_image.eq(self.unfold & unfold.wait_image),
-        ]
-        unfold_here = (~unfold.wait_free | self.free[0]) & (~unfold.wait_image | self.image_here)
-        return (Mux(is_unfold, unfold_here, tokens_here), Mux(is_unfold, unfold.wait_free, take_free),
-                take_stores & ~is_unfold)
+    def _unfold(self, m, accept) -> tuple:
+        """(fields of the instruction that is on offer, as UNFOLD has them; is it an UNFOLD?)"""
+        unfold, is_unfold = Signal(instruction_layout("UNFOLD", self._config)), self.i.payload[UNFOLD_BIT]
+        m.d.comb += [unfold.eq(self.i.payload), self.unfold.eq(accept & is_unfold),
+                     self.take_image.eq(self.unfold & unfold.wait_image)]
+        return unfold, is_unfold
 
     def _second(self, destination) -> Value:
         """Whether a destination is of the second kind of buffers."""
