@@ -7,9 +7,15 @@ allow a race gives wrong integers under some order, and one that can lock up doe
 import numpy as np
 
 from esbflow.engine_facts import (
+    IMAGE_DESTINATION,
+    IMAGE_TABLE_DESTINATION,
     LEVEL_ENTRIES,
     LEVEL_ROWS,
     RESIDUAL_PLANE,
+    SLOT_BYTES,
+    STEP_COUNT,
+    STEP_FIELDS,
+    STEP_SHIFT,
     TABLE_DESTINATION,
     TAPS,
     array_offset,
@@ -28,9 +34,10 @@ from esbflow.numbers import ESB, Signed, Unsigned
 from esbflow.registers import REGIONS
 from esbflow.requantizer import constant_fields, multiplicand_bits
 from esbflow.runtime import layout
+from esbflow.runtime.images import table_rows, write_lines
 from esbflow.runtime.program_file import outputs_of
 
-UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "CHANNEL": "compute", "DRAIN": "store", "STAMP": "store", "END": "store"}
+UNIT_OF = {"LOAD": "load", "WEIGHTS": "weights", "PASS": "compute", "CHANNEL": "compute", "DRAIN": "store", "STAMP": "store", "END": "store", "UNFOLD": "load"}
 SEMAPHORE_LIMIT = 4095
 
 
@@ -63,6 +70,8 @@ class Machine:
         self.slots = np.full(config.weight_slots * config.tile_beats * 16, 0x5A, np.uint8)
         self.constants = np.full((2, config.tile_channels * 16), 0x5A, np.uint8)
         self.table = np.full(LEVEL_ROWS * config.weight_ports * 16, 0x5A, np.uint8)
+        self.levels = np.full(config.image_beats * 16, 0x5A, np.uint8)
+        self.image_table, self.steps = np.full(256, 0x5A, np.uint8), [{}] * STEP_COUNT
         self.accumulators = np.full((2, config.accumulator_depth, config.cols), 0x5A5A, np.int64)
         self.tile, self.weights, self.books, self.taps = None, None, [None, None], None
         self.tokens, self.highest, self.others = {}, {}, []
@@ -92,16 +101,24 @@ class Machine:
 
     def _run(self, images, order):
         meta = self.program.meta
+        if "raw" in meta["input"]:
+            write_lines(self.memory["input"], images, meta["input"]["raw"])
+            rows = table_rows(self.program.table, meta["input"]["raw"])
+            self.memory["input"][-rows.size:] = rows
+        else:
+            self._fill_input(np.moveaxis(images, 3, 1) if meta["input"].get("channels_last") else images, meta)
+        self._execute(order)
+        found = {name: layout.unpack_output(self.memory["output"], output, len(images), self.config)
+                 for name, output in outputs_of(meta).items()}
+        return found if "outputs" in meta else found["output"]
+
+    def _fill_input(self, images, meta):
         codes = layout.fold_windows(layout.encode_images(images, self.program.table), meta["input"])
         packed = layout.pack(codes, self.config.rows, meta["input"]["digits"], meta["input"]["pitch"], self.config.digit_bits,
                              layout.space_of(meta["input"]))
         _fill_rows(packed, meta["input"], len(images), self.config.rows)
         assert packed.size == meta["regions"]["input"]
         self.memory["input"][:] = packed
-        self._execute(order)
-        found = {name: layout.unpack_output(self.memory["output"], output, len(images), self.config)
-                 for name, output in outputs_of(meta).items()}
-        return found if "outputs" in meta else found["output"]
 
     def _execute(self, order):
         instructions = [decode(word) for word in self.program.words]
@@ -134,6 +151,8 @@ class Machine:
         if opcode in ("LOAD", "WEIGHTS"):
             kind = _kind(opcode, f)
             return [(f"{kind}_free", f["wait_free"]), ("stores", f["wait_stores"])]
+        if opcode == "UNFOLD":
+            return [("activations_free", f["wait_free"]), ("image_full", f["wait_image"])]
         if opcode in ("PASS", "CHANNEL"):
             return [("weights_full", f["wait_weights"]), ("activations_full", f["wait_activations"]),
                     ("accumulators_free", f["wait_accumulators"])]
@@ -145,6 +164,8 @@ class Machine:
     def _posts(opcode, f):
         if opcode in ("LOAD", "WEIGHTS"):
             return [(f"{_kind(opcode, f)}_full", f["post_full"])]
+        if opcode == "UNFOLD":
+            return [("activations_full", f["post_full"])]
         if opcode in ("PASS", "CHANNEL"):
             return [("weights_free", f["post_weights"]), ("activations_free", f["post_activations"]),
                     ("accumulators_full", f["post_accumulators"])]
@@ -185,11 +206,49 @@ class Machine:
             at += size
 
     def _load(self, f):
+        if f["destination"] == IMAGE_DESTINATION:
+            self._transfer(f, self.levels)
+            loaded = slice(16 * f["address"], 16 * (f["address"] + f["beats"] * f["segments"]))
+            self.levels[loaded] = self.image_table[self.levels[loaded]]
+            return None
+        if f["destination"] == IMAGE_TABLE_DESTINATION:
+            rows = np.zeros(16 * STEP_COUNT, np.uint8)
+            self._transfer(f, rows)
+            assert f["beats"] == STEP_COUNT and f["segments"] == 1
+            self.image_table = rows.reshape(-1, 16)[:, :4].reshape(-1)
+            self.steps = [_step(int.from_bytes(row[STEP_SHIFT // 8:].tobytes(), "little")) for row in rows.reshape(-1, 16)]
+            return None
         if f["destination"] < 2:
             return self._transfer(f, self.activations[f["destination"]])
         bank, plane = divmod(f["destination"] - 2, 2)
         higher, address = divmod(f["address"], RESIDUAL_PLANE)
         self._transfer({**f, "address": address}, self.residuals[bank * residual_planes(self.config) + 2 * higher + plane])
+
+    def _unfold(self, f):
+        """Bytes, slot by slot; then their digits."""
+        config = self.config
+        made = []
+        for row in range(f["rows"]):
+            for group in range(f["groups"]):
+                slot = [0] * 2 * SLOT_BYTES
+                for step in self.steps[f["first"]:f["first"] + f["steps"]]:
+                    y = f["y"] + row * f["y_step"] + step["y"]
+                    line = f["line"] + row * f["row_beats"] + step["line"]
+                    for k in range(step["length"]):
+                        x = f["x"] + group * f["x_step"] + step["x"] + k
+                        if 0 <= y < f["height"] and 0 <= x < f["width"]:
+                            slot[step["place"] + k] = int(self.levels[(16 * line + x) % self.levels.size])
+                    if step["ends"]:
+                        made += slot[:SLOT_BYTES]
+                        slot = slot[SLOT_BYTES:] + [0] * SLOT_BYTES
+                assert not any(slot), "a slot is not complete"
+        levels = np.array(made, np.uint8)
+        half = self.activations[f["half"]]
+        for digit in range(f["digits"]):
+            packed = layout.pack_digits(levels >> config.digit_bits * digit & (1 << config.digit_bits) - 1, config.digit_bits)
+            at = 16 * (f["address"] + digit * f["plane_step"])
+            assert packed.size % 16 == 0 and at + packed.size <= half.size
+            half[at:at + packed.size] = packed
 
     def _weights(self, f):
         targets = {0: self.slots, 1: self.constants[0], 2: self.constants[1], TABLE_DESTINATION: self.table}
@@ -372,9 +431,20 @@ def _entry(config, bits):
 
 
 def _kind(opcode, fields):
+    if opcode == "LOAD" and fields["destination"] >= IMAGE_DESTINATION:
+        return "image"
     if opcode == "LOAD":
         return "residual" if fields["destination"] >= 2 else "activations"
     return "constants" if fields["destination"] else "weights"
+
+
+def _step(word):
+    fields, low = {}, 0
+    for name, bits in STEP_FIELDS:
+        value = word >> low & (1 << bits) - 1
+        fields[name] = value - (1 << bits) if name == "x" and value >> bits - 1 else value
+        low += bits
+    return fields
 
 
 def _fill_rows(packed, meta, images, rows):

@@ -31,6 +31,7 @@ from esbflow.engine_facts import (
     FIFO_LATENCY,
     FIFO_PLACE_CYCLES,
     HAZARD_CYCLES,
+    IMAGE_DESTINATION,
     JOIN_CYCLES,
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
@@ -39,13 +40,14 @@ from esbflow.engine_facts import (
     SPLIT_CYCLES,
     SPREAD_CYCLES,
     TOKEN_CYCLES,
+    UNFOLD_LATENCY,
     burst_lengths,
     compute_latency,
     load_tail,
     output_digits,
 )
 from esbflow.errors import BadValue
-from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, WEIGHTS, decode
+from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, UNFOLD, WEIGHTS, decode
 from esbflow.registers import LOG_BEATS
 from esbflow.requantizer import drain_latency
 
@@ -210,7 +212,7 @@ class CycleModel:
         """Of each opcode the unit, and what it does with the instruction."""
         return {LOAD: ("load", self._load), WEIGHTS: ("weights", self._weights), PASS: ("compute", self._pass),
                 CHANNEL: ("compute", self._pass), DRAIN: ("store", self._drain), STAMP: ("store", self._stamp),
-                END: ("store", self._end)}
+                END: ("store", self._end), UNFOLD: ("load", self._unfold)}
 
     def run(self) -> Cycles:
         handlers, depth = self._handlers(), self.config.queue_depth
@@ -285,7 +287,7 @@ class CycleModel:
         return taken
 
     def _load(self, unit: Unit, fields: dict, ready: int):
-        kind = "residual" if fields["destination"] >= 2 else "activations"
+        kind = "image" if fields["destination"] >= IMAGE_DESTINATION else "residual" if fields["destination"] >= 2 else "activations"
         here = ready
         if fields["wait_free"]:
             here = max(here, (yield from self._take(f"{kind}_free")))
@@ -294,6 +296,19 @@ class CycleModel:
         accept = max(here + LOOK_CYCLES, unit.free)
         self._pop(unit, accept)
         yield from self._transfer(unit, fields, accept, f"{kind}_full")
+
+    def _unfold(self, unit: Unit, fields: dict, ready: int):
+        here = ready
+        if fields["wait_free"]:
+            here = max(here, (yield from self._take("activations_free")))
+        if fields["wait_image"]:
+            here = max(here, (yield from self._take("image_full")))
+        accept = max(here + LOOK_CYCLES, unit.free)
+        self._pop(unit, accept)
+        last = accept + fields["rows"] * fields["groups"] * fields["steps"] + UNFOLD_LATENCY + fields["digits"]
+        unit.free = last + 1
+        if fields["post_full"]:
+            self._post("activations_full", last)
 
     def _weights(self, unit: Unit, fields: dict, ready: int):
         kind = "constants" if fields["destination"] else "weights"

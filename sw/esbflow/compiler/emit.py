@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice, takewhile
 
 from esbflow.compiler.channels import ChannelPass, columns
+from esbflow.compiler.images import Unfolding
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
 from esbflow.compiler.stripes import pages, rows_of_slices, steps
@@ -40,6 +41,7 @@ class PlannedLayer:
     tiling: Tiling
     weights: LayerWeights
     resident: bool  # all weight tiles stay in their slots for the whole layer
+    unfolding: Unfolding | None = None  # of raw pixels
 
 
 @dataclass(eq=False)
@@ -87,6 +89,7 @@ class _State:
     uses: Counter = field(default_factory=Counter)  # and how often the layer's passes will yet take them from there
     books: list = field(default_factory=lambda: [None] * BOOKS)  # codebooks in the array
     last_book: int = 0
+    images: bool = False  # raw pixels have been loaded
 
 
 def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
@@ -157,7 +160,7 @@ def _parts(config: EngineConfig, chunk: _Chunk, index: int):
     start = 0
     for end in range(1, len(touched) + 1):
         enough = min(end - start, len(touched) - end) * beats >= PART_BEATS
-        if (enough or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
+        if (enough and plan.unfolding is None or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
             yield _Part(chunk, index, chunk.planes[start:end], start * beats, start == 0)
             start = end
     if chunk.residual_group is not None:
@@ -234,6 +237,8 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     chunk, plan = part.chunk, part.chunk.plan
     wait = max(0, needed - state.taken)
     state.taken += wait
+    if part.planes and plan.unfolding is not None:
+        return _emit_unfolds(config, state, part)
     if not part.planes:
         return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
@@ -246,6 +251,33 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
             "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
             wait_free=int(k == 0 and part.begins and part.index >= 2), post_full=int(k == len(transfers) - 1),
             wait_stores=wait if k == 0 else 0))
+
+
+def _emit_unfolds(config: EngineConfig, state: _State, part: _Part) -> None:
+    """The planes of a chunk, all at once, from lines of raw pixels."""
+    chunk, plan, number = part.chunk, part.chunk.plan, part.chunk.plan.number
+    raw, digits = plan.unfolding, plan.source.digits
+    assert raw is not None and part.planes == [plane - plane % digits + k for plane in part.planes[::digits]
+                                               for k in range(digits)]
+    images, span = plan.source.parts[0].images, (chunk.row.in0, chunk.row.in1)
+    window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, len(plan.tiling.cols) == 1)
+    row_beats = window[1] // config.words_per_beat * config.beats_per_word
+    plane_step = (span[1] - span[0]) * row_beats
+    if raw.image.tables == 1 and not state.images:
+        state.words.append(encode("LOAD", layer=number, **raw.table_load(0, images)))
+    state.images = True
+    free = part.index >= 2
+    for first, end in raw.pieces(*span, plan.layer.row_step):
+        loads, common = raw.piece(chunk.image, (first, end), plan.layer.row_step, window, images)
+        for k, load in enumerate(loads):
+            state.words.append(encode("LOAD", layer=number, **load, post_full=int(k == len(loads) - 1)))
+        for k, plane in enumerate(part.planes[::digits]):
+            step, steps = raw.groups[plane // digits]
+            state.words.append(encode(
+                "UNFOLD", layer=number, half=part.index & 1, first=step, steps=steps, digits=digits, plane_step=plane_step,
+                address=k * digits * plane_step + (first - span[0]) * row_beats, **common, wait_free=int(free),
+                wait_image=int(k == 0), post_full=int(end == span[1] and k == len(part.planes) // digits - 1)))
+            free = False
 
 
 def _emit_residual_load(config, state, chunk, wait) -> None:

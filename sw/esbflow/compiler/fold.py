@@ -7,6 +7,7 @@ A first linear layer reads the whole image as channels, however many they are: i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,11 +41,15 @@ class Fold:
                 "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 
 
-def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (), digit_bits: int = 4) -> tuple:
+def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (), digit_bits: int = 4,
+               unfolder: Callable | None = None, channels_last: bool = False) -> tuple:
     """(Fold or None, the layer that reads the folded input). `rows`, `cols` (by default as many) and
     `digit_bits` are the engine's.
 
     wide : forms of the layer that make several pixels at once, from words of one pixel; the fold is of one of them.
+    unfolder : (Fold or None, the layer that reads it) -> cycles in which the load unit makes the input from raw pixels, or
+        None if it cannot; without it the host makes the input.
+    channels_last : the order of channels within a word is (kernel row, column, channel).
 
     Chooses what takes the fewest cycles, of passes or of the load, whichever is longer; and of equals the smallest input.
     """
@@ -57,22 +62,27 @@ def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (
         compute = passes * out_groups * form.conv_shape[1] * form.conv_shape[2]
         return max(compute, words * rows * digit_bits // AXI_BEAT_BITS), compute, words
 
-    options = []
+    def offer(price, fold, form):
+        cycles = unfolder(fold, form) if unfolder else 0
+        if cycles is not None:
+            options.append(((max(price[0], cycles), *price[1:]), fold, form))
+
+    options: list = []
     for form in wide or (layer,):
         (ky, kx), channels = form.kernel, form.in_shape[0]
-        options.append((cost(form, ky * kx * -(-channels // rows), plain), None, form))
+        offer(cost(form, ky * kx * -(-channels // rows), plain), None, form)
         for count, hop in ([(ky, ky)] if form.stacked else [(n, hop) for n in range(1, ky + 1) for hop in range(1, n + 1)]):
-            fold, folded = _folded(form, count, hop)
+            fold, folded = _folded(form, count, hop, channels_last)
             groups = -(-folded.in_shape[0] // rows)
             words = groups * folded.in_shape[1] * folded.in_shape[2]
             # What the host's CPU writes: many channels only where they take little more memory than the image, at large
             # strides.
             if words <= plain * (GROWTH_LIMIT if form.stacked or folded.in_shape[0] <= 4 * rows else WIDE_LIMIT):
-                options.append((cost(form, groups * folded.kernel[0], words), fold, folded))
-    return min(options, key=lambda option: option[0])[1:]
+                offer(cost(form, groups * folded.kernel[0], words), fold, folded)
+    return min(options, key=lambda option: option[0])[1:] if options else (None, layer)
 
 
-def _folded(layer: Layer, rows: int, hop: int) -> tuple:
+def _folded(layer: Layer, rows: int, hop: int, channels_last: bool = False) -> tuple:
     """`rows` kernel rows as channels, and all columns; kernel rows from one tap to the next: `hop`, at most `rows`.
 
     What a tap has of kernel rows that belong to the next one is zero, as is what lies beyond the kernel. A hop of the
@@ -90,6 +100,8 @@ def _folded(layer: Layer, rows: int, hop: int) -> tuple:
     for tap in range(taps):
         end = min(ky, tap * hop + (rows if tap == taps - 1 else hop))
         weight[:, :, :end - tap * hop, :, tap] = layer.weight[:, :, tap * hop:end]
+    if channels_last:
+        weight = weight.transpose(0, 2, 3, 1, 4)
     shape = (channels * rows * kx, height, out_width)
     fold = Fold(layer.kernel, layer.stride, layer.padding, layer.dilation, rows, 0 if rows == 1 else -py, step)
     return fold, replace(

@@ -15,6 +15,7 @@ without, unpacks what did not pay, and keeps the fastest program.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -153,11 +154,13 @@ def obstacle(layer: Layer, taken: int, given: int, phases: int | None = None, li
 
 
 def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set, batch: int,
-           stripes: bool = False) -> dict:
+           stripes: bool = False, fold: Callable = fold_input) -> dict:
     """{tensor: pixels in a word} of those maps that are better packed, by estimate.
 
     layers : as they come to tiling, none of them packed.  first : layer 0 before its input was folded, if it was.
     outputs : the graph's, which are never packed.  stripes : slices work on stripes of one image.
+    fold : how the input is folded.
+
 
     Maps that must be alike, as a residual and what it is added to, go together. It starts with none packed, and changes one
     group of maps at a time, as long as the sum of all layers' estimates falls.
@@ -174,7 +177,7 @@ def choose(config: EngineConfig, layers: list, first: Layer | None, outputs: set
         layer = layers[number]
         try:
             if number == 0 and first is not None:
-                layer = _fold_wide(config, first, given)[1] if given > 1 else layer
+                layer = _fold_wide(config, first, given, fold)[1] if given > 1 else layer
             else:
                 layer = pack_pixels(layer, taken, given, limit=phase_limit(config))
             return _estimate(config, cut(layer, config.slices) if stripes else layer, batch)
@@ -218,8 +221,10 @@ def worthwhile(layers: list, pixels: dict, plain: list, packed: list) -> dict:
     return kept
 
 
-def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: Fold | None, pixels: dict) -> tuple:
-    """(Fold or None, the layers that read and make maps of so many pixels in a word); `fold` is that of the layers given.
+def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: Fold | None, pixels: dict,
+                how: Callable = fold_input) -> tuple:
+    """(Fold or None, the layers that read and make maps of so many pixels in a word); `fold` is that of the layers given,
+    `how` it is chosen.
 
     Raises
     ------
@@ -234,19 +239,19 @@ def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: F
         if any(pixels.get(source, 1) > 1 for source in layer.sources[1:]):
             raise CompileError(f"layer {layer.name}: a map that is read together with others cannot be packed")
         if number == 0 and first is not None and given > 1:
-            fold, layer = _fold_wide(config, first, given)
+            fold, layer = _fold_wide(config, first, given, how)
         elif (taken, given) != (1, 1):
             layer = pack_pixels(layer, taken, given, limit=phase_limit(config))
         packed.append(layer)
     return fold, packed
 
 
-def _fold_wide(config: EngineConfig, layer: Layer, given: int) -> tuple:
+def _fold_wide(config: EngineConfig, layer: Layer, given: int, fold: Callable) -> tuple:
     """(Fold or None, the first layer that makes words of `given` pixels), in the phases that take the fewest cycles."""
     fewest, limit = fewest_phases(layer, 1, given), phase_limit(config)
     forms = [pack_pixels(layer, 1, given, phases, limit) for phases in (fewest, 2 * fewest, 4 * fewest)
              if phases == fewest or obstacle(layer, 1, given, phases, limit) is None]
-    return fold_input(layer, config.rows, config.cols, tuple(forms), config.digit_bits)
+    return fold(layer, config.rows, config.cols, tuple(forms), config.digit_bits)
 
 
 def leaves_room(config: EngineConfig, channels: int) -> bool:

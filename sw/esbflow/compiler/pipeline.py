@@ -1,5 +1,6 @@
 """The compiler: named passes from an integer graph to a program for one engine and one batch size."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
+from esbflow.compiler.images import HostFolds, RawImage, raw_image, unfolding
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, TensorLayout, place, tensor_layout
 from esbflow.compiler.lower import Layer, lower, skip_rows
@@ -23,7 +25,7 @@ from esbflow.compiler.stripes import cut, spaces, unstacked
 from esbflow.compiler.tile import heights, tile
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
-from esbflow.engine_facts import BEATS_PER_4K
+from esbflow.engine_facts import BEATS_PER_4K, STEP_COUNT
 from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
 from esbflow.registers import LOG_BEATS
@@ -34,7 +36,8 @@ BATCH_LIMIT = 256
 
 
 def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool = True,
-                  packing: dict | None = None, stripes: bool | None = None) -> Program:
+                  packing: dict | None = None, stripes: bool | None = None, raw: bool = True,
+                  channels_last: bool = False) -> Program:
     """Compile for runs of `batch` images. An engine of several slices shares them out: each slice has as many, and the
     program is that of one slice. Or, on an engine with stripes, all slices work on stripes of one image after the other.
 
@@ -46,6 +49,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
 
     packing : {tensor: pixels in a word}; by default what takes the fewest cycles, and nothing without `fold`.
     stripes : whether slices work on stripes of one image; by default what takes fewer cycles.
+    raw : on an engine with an image buffer, whether the load unit makes the first layer's map from raw pixels where it can.
+    channels_last : images are (n, h, w, c) arrays, and not (n, c, h, w).
 
     Raises
     ------
@@ -58,30 +63,66 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         raise CompileError(f"engine {config.name} is built without stripes of an image (stripes = false); use an engine "
                            "with them, or a batch of images")
     if stripes is None and config.stripes:
-        return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way) for way in (False, True)))
-    stripes = bool(stripes)
+        return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way, raw, channels_last)
+                         for way in (False, True)))
+    build = partial(_with_input, graph, config, batch, fold, packing, bool(stripes), channels_last)
+    try:
+        if not raw:
+            raise HostFolds("it was asked to")
+        if stripes:
+            raise HostFolds("slices work on stripes of one image")
+        return build(True)
+    except HostFolds as reason:
+        program = build(False)
+        if config.image_beats:
+            program.meta["input"]["host"] = str(reason)
+        return program
+
+
+def _with_input(graph: Graph, config: EngineConfig, batch: int, fold: bool, packing: dict | None, stripes: bool,
+                channels_last: bool, raw: bool) -> Program:
+    """The program whose input is raw pixels, or what the host makes of them.
+
+    Raises
+    ------
+    HostFolds
+        if it cannot be raw.
+    """
     images = config.rounds(batch, stripes)
     graph = split_large_pools(store_bipolar(graph))
     layers, fold_choice, first = [shift_requantizer(config, layer) for layer in lower(graph)], None, None
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
+    alone = readers == layers[:1] and layers[0].sources == (graph.input.name,) and layers[0].residual is None
+    pixels = raw_image(config, graph, layers[0] if alone else None, channels_last) if raw else None
+    how = partial(fold_input, unfolder=partial(_unfold_cycles, config, pixels), channels_last=channels_last
+                  ) if pixels else fold_input
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         first = layers[0]
-        fold_choice, layers[0] = fold_input(first, config.rows, config.cols, digit_bits=config.digit_bits)
+        fold_choice, layers[0] = how(first, config.rows, config.cols, digit_bits=config.digit_bits)
     layers = place_on_unit(config, split_pools(config, layers, images, stripes))
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
-    build, outputs = partial(_compile, graph, config, batch, stripes, first, fold_choice), graph.ends
+    build, outputs = partial(_compile, graph, config, batch, stripes, first, fold_choice, how, pixels, channels_last), graph.ends
     if packing is not None or not fold:
         return build(layers, packing or {})
-    pixels = choose(config, layers, first, outputs, images, stripes)
-    program = _fastest(partial(build, layers), layers, pixels) if pixels else build(layers, {})
+    chosen = choose(config, layers, first, outputs, images, stripes, how)
+    program = _fastest(partial(build, layers), layers, chosen) if chosen else build(layers, {})
     copied = with_copies(config, layers, outputs)
     if len(copied) > len(layers):
-        copied = without_idle(copied, layers, choose(config, copied, first, outputs, images, stripes))
+        copied = without_idle(copied, layers, choose(config, copied, first, outputs, images, stripes, how))
     if len(copied) > len(layers):
-        return _faster(lambda: program, partial(build, copied, choose(config, copied, first, outputs, images, stripes)))
+        return _faster(lambda: program, partial(build, copied, choose(config, copied, first, outputs, images, stripes, how)))
     return program
+
+
+def _unfold_cycles(config: EngineConfig, pixels: RawImage, fold: Fold | None, layer: Layer) -> int | None:
+    """Cycles in which the load unit makes the map of one image that `layer` reads; None if it cannot."""
+    try:
+        found = unfolding(config, pixels, fold, layer.stacked)
+    except HostFolds:
+        return None
+    return found.cycles(*layer.in_shape[1:])
 
 
 def _faster(first, second) -> Program:
@@ -115,12 +156,13 @@ def _fastest(build, layers: list, packing: dict) -> Program:
 
 
 def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, first: Layer | None, fold_choice: Fold | None,
-             layers: list, packing: dict) -> Program:
+             how: Callable, pixels: RawImage | None, channels_last: bool, layers: list, packing: dict) -> Program:
     """The program of layers that are ready to be packed, as compile_graph has them."""
     images = config.rounds(batch, stripes)
     shapes = {layer.target: layer.out_shape for layer in layers}
     if packing:
-        fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing)
+        fold_choice, layers = pack_layers(config, layers, first, fold_choice, packing, how)
+    raw = unfolding(config, pixels, fold_choice, layers[0].stacked) if pixels else None
     if len(layers) > LAYER_LIMIT:
         raise CompileError(f"graph {graph.name} has {len(layers)} layers and the engine numbers {LAYER_LIMIT}")
 
@@ -155,10 +197,12 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
         tile_beats = config.tap_beats if on_unit else config.tile_beats
         tiling = tile(config, layer, source, target, -(-passes // planes), heights(layer, images), planes,
                       0 if resident else weights.tiles * tile_beats)
+        if number == 0 and raw and tiling.planes_at_once % source.digits:
+            raise HostFolds("half of the activation buffer does not hold all digits of a tile's channels")
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
             residual=Source((added,)) if added else None, target=target, tiling=tiling,
-            weights=weights, resident=resident))
+            weights=weights, resident=resident, unfolding=raw if number == 0 else None))
     log_bytes = len(layers) * LOG_BEATS * BEAT_BYTES
     log_pages = -(-log_bytes // PAGE_BYTES)
     try:
@@ -168,6 +212,9 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
     workspace = max((layouts[layer.target].offset + layouts[layer.target].beats for layer in layers
                      if layouts[layer.target].region == "workspace"), default=0) * BEAT_BYTES
     given, results = layouts[graph.input.name], [layouts[name] for name in graph.ends]
+    input_bytes = given.bytes
+    if raw:
+        input_bytes = (images * raw.image.beats + raw.image.tables * STEP_COUNT) * BEAT_BYTES
     meta = {
         "format": FORMAT, "version": VERSION, "name": graph.name, "batch": batch, "stripes": stripes,
         "engine": config.to_dict(), "engine_hash": f"{config.hash:016x}",
@@ -175,10 +222,12 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
             "shape": list(graph.input.shape), "digits": given.digits, "channels": given.channels,
             "height": given.height, "width": given.width, **_rows(config, given),
             "fold": fold_choice.to_meta() if fold_choice else None,
+            **({"channels_last": True} if channels_last else {}),
+            **({"raw": raw.image.to_meta(raw.steps)} if raw else {}),
         },
         **_outputs(graph, config, layouts),
         "regions": {
-            "workspace": workspace, "input": given.bytes, "output": sum(result.bytes for result in results),
+            "workspace": workspace, "input": input_bytes, "output": sum(result.bytes for result in results),
             "log": log_bytes,
         },
         "layers": [{

@@ -22,6 +22,7 @@ from esbflow.runtime.errors import (
     ProgramError,
     RuntimeFault,
 )
+from esbflow.runtime.images import table_rows, write_lines
 from esbflow.runtime.in_flight import Submits
 from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack_output
 from esbflow.runtime.pages import whole_pages
@@ -179,6 +180,11 @@ class Engine(Submits):
                 self._buffers[region] = self._allocate(sizes[region], f"{region} region")
         self._put("program", [program.instructions.astype("<u8").view(np.uint8).reshape(-1)])
         self._put("weights", [program.weights])
+        if "raw" in program.meta["input"]:
+            rows = table_rows(program.table, program.meta["input"]["raw"])
+            for array in _arrays(self._buffers["input"]):
+                array[wanted["input"] - rows.size:wanted["input"]] = rows
+            self._buffers["input"].flush()
         self._settings = {"PROGRAM_LENGTH": len(program.instructions), "WATCHDOG": self._watchdog}
         for region in REGIONS:
             address = self._buffers[region].address
@@ -233,7 +239,7 @@ class Engine(Submits):
     @in_turn
     def run(self, images: np.ndarray, progress=None, deadline_cycles: int | None = None) -> Result:
         """Run uint8 images (n, c, h, w), sequences (n, c, length) or rows (n, features), any n; the program's batch is
-        filled up with zeros.
+        filled up with zeros. A program compiled for `channels_last` takes (n, h, w, c).
 
         `progress`, if given, is called with the number of images done; it cannot use the engine. A batch
         that takes more engine cycles than `deadline_cycles` is stopped; None leaves it to the watchdog.
@@ -278,7 +284,7 @@ class Engine(Submits):
             part = images[start:start + batch]
             filled = np.zeros((places * own_images, *part.shape[1:]), dtype=np.uint8)
             filled[:len(part)] = part
-            self._put("input", [self._packed(own) for own in np.split(filled, places)])
+            self._put_images(np.split(filled, places))
             self._start()
             cycles += self._finish(deadline_cycles)
             outputs.append({name: values[:len(part)] for name, values in self._outputs().items()})
@@ -302,13 +308,26 @@ class Engine(Submits):
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise InputError(f"images must be uint8, not {images.dtype}; the program's table does the normalisation")
+        if self._loaded.meta["input"].get("channels_last"):
+            shape = (*shape[1:], shape[0])
         images = as_maps(images, shape, InputError)
         if len(images) == 0:
             raise InputError("there are no images to run: the batch is empty")
         return images
 
+    def _put_images(self, parts: list) -> None:
+        """Write the images of each part of memory: their lines as they are, or what the first layer reads."""
+        meta, buffer = self._loaded.meta["input"], self._buffers["input"]
+        if "raw" not in meta:
+            return self._put("input", [self._packed(own) for own in parts])
+        for array, own in zip(_arrays(buffer), parts, strict=True):
+            write_lines(array, own, meta["raw"])
+        buffer.flush()
+
     def _packed(self, images: np.ndarray) -> np.ndarray:
         program, config, meta = self._loaded, self._loaded.config, self._loaded.meta["input"]
+        if meta.get("channels_last"):
+            images = np.moveaxis(images, 3, 1)
         codes = fold_windows(encode_images(images, program.table), meta)
         return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))
 
