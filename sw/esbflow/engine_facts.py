@@ -74,9 +74,9 @@ IMAGE_DESTINATION, IMAGE_TABLE_DESTINATION = 6, 7
 STEP_COUNT = 64
 """Steps that the load unit holds; as many rows has its table, of four entries each."""
 STEP_FIELDS = (("line", 16), ("y", 11), ("x", 14), ("length", 5), ("place", 4), ("ends", 1))
-"""A step takes `length` bytes, 0 to 16, from byte `x` of the line `line` beats and `y` rows behind the group's first one, to
-byte `place` of a slot of 16 bytes; with `ends` the slot is complete, and bytes beyond it begin the next. `line` counts modulo
-2**16, `x` is signed."""
+"""A step takes `length` bytes, 0 to 16, to byte `place` of a slot of 16 bytes. They begin with byte `x`, which is signed, of
+the line `line` beats, modulo 2**16, and `y` rows behind the group's first one. With `ends` the slot is complete, and bytes
+beyond it begin the next."""
 STEP_SHIFT = 64
 """A step's first bit in its beat; the four entries of the table's row are in the lowest 32."""
 SLOT_BYTES = 16

@@ -22,7 +22,8 @@ _HEADER = (("opcode", 4), ("layer", 12))
 
 # A load copies `segments` runs of `beats` beats, `stride` beats apart in memory, into consecutive beats
 # of a buffer. Destinations of LOAD: 0 and 1 the halves of the activation buffer; 2 + 2*bank + plane the residual
-# buffer, plane 0 the low and 1 the high digit; 6 the image buffer, 7 the image table and the steps of UNFOLD. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants, 4 the function
+# buffer, plane 0 the low and 1 the high digit; 6 the image buffer, 7 the image table and
+# the steps of UNFOLD. Of WEIGHTS: 0 the slots, 1 and 2 the banks of constants, 4 the function
 # table.
 _TRANSFER = _HEADER + (
     ("region", 3), ("offset", 28), ("beats", 16), ("segments", 12), ("stride", 28),
@@ -66,10 +67,11 @@ FIELDS = {
     "STAMP": _HEADER + (("region", 3), ("offset", 28)),
     # Ends the run once every write has been answered.
     "END": _HEADER,
-    # Makes `rows` rows of words from the image buffer. A row is `groups` groups, each made in `steps` steps from step `first`
-    # on (engine_facts.STEP_FIELDS). Group (0, 0) has its lines from beat `line` of the image buffer on, which is row `y` of an
-    # image of `height` rows, and begins with byte `x` of lines of `width` bytes; what lies outside is zero. Of each integer
-    # `digits` digits are stored, their planes `plane_step` beats apart. `line` and `row_beats` count modulo 2**16.
+    # Makes `rows` rows of words from the image buffer. A row is `groups` groups, each made in `steps` steps from step
+    # `first` on (engine_facts.STEP_FIELDS). Group (0, 0) has its lines from beat `line` of the image buffer on. They begin
+    # with row `y` of an image of `height` rows, and it with byte `x` of lines of `width` bytes; what lies outside is zero.
+    # Of each integer `digits` digits are stored, their planes `plane_step` beats apart. `line` and `row_beats` count modulo
+    # 2**16.
     "UNFOLD": _HEADER + (
         ("half", 1), ("address", 16), ("plane_step", 16), ("digits", 3), ("rows", 10), ("groups", 10), ("steps", 7),
         ("first", 6), ("line", 16), ("row_beats", 16), ("y", 12), ("y_step", 11), ("height", 11), ("x", 14), ("x_step", 14),
@@ -91,7 +93,7 @@ for _name, _fields in FIELDS.items():
 
 
 def is_signed(opcode: str, name: str) -> bool:
-    return opcode in ("PASS", "CHANNEL") and name in ("y", "x", "address") or opcode == "UNFOLD" and name in ("y", "x")
+    return (opcode in ("PASS", "CHANNEL") and name in ("y", "x", "address")) or (opcode == "UNFOLD" and name in ("y", "x"))
 
 
 def layout(opcode: str) -> dict:

@@ -248,12 +248,13 @@ class Engine(Elaboratable):
             "program_beats": fetch.beat, "activation_beats": load.beat, "weight_beats": weights.beat,
             "store_beats": writer.beat_taken, "passes": sequencer.pass_done,
         }
+        loads = load.beat if unfolder is None else load.beat | ~unfolder.idle
         m.d.comb += [
             counters.clear.eq(control.start), counters.running.eq(control.running),
             counters.events.eq(Cat(events[name] for name, _ in COUNTERS)), control.counters.eq(counters.values),
             watchdog.limit.eq(control.watchdog),
             watchdog.progress.eq(Cat(
-                fetch.beat, fetch.dispatched, load.beat if unfolder is None else load.beat | ~unfolder.idle, weights.beat, writer.beat_taken, writer.done_valid,
+                fetch.beat, fetch.dispatched, loads, weights.beat, writer.beat_taken, writer.done_valid,
                 sequencer.issue, sequencer.preloading, drain.issue, control.start)),
             control.layer.eq(sequencer.layer), control.done.eq(drain.done),
         ]
@@ -298,7 +299,8 @@ class Engine(Elaboratable):
         if unfolder is not None:
             image, to_image = part.image_buffer, destination[1:].all()
             m.d.comb += [
-                image.write_valid.eq(valid & to_image & ~destination[0]), image.table_valid.eq(valid & to_image & destination[0]),
+                image.write_valid.eq(valid & to_image & ~destination[0]),
+                image.table_valid.eq(valid & to_image & destination[0]),
                 image.write_address.eq(address), image.write_data.eq(data), image.read.eq(unfolder.read),
             ]
             valid = valid & ~to_image

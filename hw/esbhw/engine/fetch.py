@@ -13,7 +13,8 @@ from esbhw.engine.axi import ReadPort
 from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
 
-UNITS = {"load": ("LOAD", "UNFOLD"), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"), "store": ("DRAIN", "STAMP", "END")}
+UNITS = {"load": ("LOAD", "UNFOLD"), "weights": ("WEIGHTS",), "compute": ("PASS", "CHANNEL"),
+         "store": ("DRAIN", "STAMP", "END")}
 RUN_BITS = 14
 """The program is asked for in runs of at most 2**14 instructions, because a transfer's run counts 16 bits of beats."""
 

@@ -80,7 +80,8 @@ class Unfolder(wiring.Component):
                 "line": Signal(16)}
         loops, inner = {}, Const(1, 1)
         for name, count in (("step", f.steps), ("group", f.groups), ("row", f.rows)):
-            left, last, once = Signal(len(count), name=f"{name}_left"), Signal(name=f"{name}_last"), Signal(name=f"{name}_once")
+            left = Signal(len(count), name=f"{name}_left")
+            last, once = Signal(name=f"{name}_last"), Signal(name=f"{name}_once")
             m.d.sync += once.eq(count == 1)
             with m.If(begin):
                 m.d.sync += [left.eq(count), last.eq(count == 1)]

@@ -287,7 +287,9 @@ class CycleModel:
         return taken
 
     def _load(self, unit: Unit, fields: dict, ready: int):
-        kind = "image" if fields["destination"] >= IMAGE_DESTINATION else "residual" if fields["destination"] >= 2 else "activations"
+        kind = "residual" if fields["destination"] >= 2 else "activations"
+        if fields["destination"] >= IMAGE_DESTINATION:
+            kind = "image"
         here = ready
         if fields["wait_free"]:
             here = max(here, (yield from self._take(f"{kind}_free")))

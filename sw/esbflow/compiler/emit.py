@@ -160,7 +160,7 @@ def _parts(config: EngineConfig, chunk: _Chunk, index: int):
     start = 0
     for end in range(1, len(touched) + 1):
         enough = min(end - start, len(touched) - end) * beats >= PART_BEATS
-        if (enough and plan.unfolding is None or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
+        if ((enough and plan.unfolding is None) or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
             yield _Part(chunk, index, chunk.planes[start:end], start * beats, start == 0)
             start = end
     if chunk.residual_group is not None:

@@ -196,7 +196,8 @@ class Unfolding:
             step = fold.row_step * row_step
             y = fold.first_row + first * step
             spans = [(image, low, high, 0)]
-            place = dict(line=(y - low) * raw.line_beats & 0xFFFF, row_beats=step * raw.line_beats & 0xFFFF, y=y, y_step=step)
+            place = dict(line=(y - low) * raw.line_beats & 0xFFFF, row_beats=step * raw.line_beats & 0xFFFF, y=y,
+                         y_step=step)
         loads = []
         for plane in range(raw.planes):
             if raw.tables > 1:
@@ -224,8 +225,8 @@ def unfolding(config: EngineConfig, image: RawImage, fold: Fold | None, stacked:
     lines = config.image_beats // (image.planes * image.line_beats)
     span = min(reach, image.shape[1]) if stacked else reach
     if lines < min(span, image.shape[1]):
-        raise HostFolds(f"the lines of one row, {min(span, image.shape[1]) * image.planes} of {image.line_beats} beats, do not "
-                        f"fit the image buffer of {config.image_beats}")
+        raise HostFolds(f"the lines of one row, {min(span, image.shape[1]) * image.planes} of {image.line_beats} beats, do "
+                        f"not fit the image buffer of {config.image_beats}")
     words, rows = max(1, SLOT_BYTES // config.rows), config.rows
     sources = _sources(image, fold, lines)
     steps: list[Step] = []

@@ -103,7 +103,8 @@ def _with_input(graph: Graph, config: EngineConfig, batch: int, fold: bool, pack
     if first is not None:
         # A pool that became a layer of its own is not the first layer's any more.
         first = replace(first, target=layers[0].target, out_shape=layers[0].out_shape, pool=layers[0].pool)
-    build, outputs = partial(_compile, graph, config, batch, stripes, first, fold_choice, how, pixels, channels_last), graph.ends
+    build = partial(_compile, graph, config, batch, stripes, first, fold_choice, how, pixels, channels_last)
+    outputs = graph.ends
     if packing is not None or not fold:
         return build(layers, packing or {})
     chosen = choose(config, layers, first, outputs, images, stripes, how)
