@@ -85,12 +85,25 @@ _DRAIN = {
     "table": "look the level up in the function table, of at most 8 bits; only where there is one",
 }
 
-MEANINGS = {"PASS": _PASS, "CHANNEL": _CHANNEL, "DRAIN": _DRAIN}
+_UNFOLD = {
+    "half": "half of the activation buffer", "address": "first beat of the half that is written",
+    "plane_step": "beats from one digit's plane to the next", "digits": "digits of a word",
+    "rows": "rows of the map to make", "groups": "groups of words in a row", "steps": "steps that make a group",
+    "first": "the first of them", "line": "beat of the image buffer where the first row's lines begin, modulo 2**16",
+    "row_beats": "beats from one row's lines to the next row's, modulo 2**16", "y": "image row of those lines, signed",
+    "y_step": "image rows from one row of the map to the next", "height": "rows of the image",
+    "x": "byte of a line with which the first group begins, signed", "x_step": "bytes from one group to the next",
+    "width": "bytes of a line", "wait_free": "take a token: the half is free",
+    "wait_image": "take a token: the lines are in the image buffer", "post_full": "give a token: the half is full",
+}
+
+MEANINGS = {"PASS": _PASS, "CHANNEL": _CHANNEL, "DRAIN": _DRAIN, "UNFOLD": _UNFOLD}
 
 _ABOUT = {
     "LOAD": "Copies `segments` runs of `beats` beats, `stride` beats apart in memory, to consecutive beats of the "
             "activation buffer (destination 0 and 1: its halves) or the residual buffer (2 + 2 * bank + plane; plane 0 "
-            "holds the low and 1 the high digit).",
+            "holds the low and 1 the high digit). In engines with an image buffer also to that (6), or its table and steps "
+            "(7, 64 beats); `wait_free` must then be zero.",
     "WEIGHTS": "As LOAD, through the weights port, to the weight slots (destination 0; `address` counts beats from slot "
                "0) or to the banks of constants (1: bank 0, 2: bank 1; `address` counts channels, one a beat). "
                "`wait_stores` must be zero.",
@@ -104,6 +117,8 @@ _ABOUT = {
              "group by channel group. Window coordinates clamp to the tile.",
     "STAMP": "Writes one log record: the counters, then zeros, then the layer number, as 32-bit words.",
     "END": "Ends the run once every write has been answered.",
+    "UNFOLD": "Makes rows of a map from raw pixels, in engines with an image buffer. Bytes that lie outside the image are "
+              "zero. One that does not wait for lines must follow another UNFOLD.",
 }
 
 

@@ -54,7 +54,9 @@ NARROW_LOOKUPS = EngineConfig(
     requantizer="shift", esb_output=False, residual=False, digit_bits=2, weight_min=-2, weight_max=1, slices=2,
     requantize_lanes=2, function_table=True)
 """A function table behind the shortest lanes, for digits of two bits, in two slices."""
-OTHERS = {config.name: config for config in (TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
+PIXELS = replace(ENGINES["tiny4x4"], name="pixels4x4", slices=2, image_beats=64)
+"""An image buffer in each of two slices."""
+OTHERS = {config.name: config for config in (PIXELS, TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
 
 
 def engine_of(name: str) -> EngineConfig:
