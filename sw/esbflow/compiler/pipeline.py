@@ -66,6 +66,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way, raw, channels_last)
                          for way in (False, True)))
     build = partial(_with_input, graph, config, batch, fold, packing, bool(stripes), channels_last)
+    if not config.image_beats:
+        return build(False)
     try:
         if not raw:
             raise HostFolds("it was asked to")
@@ -74,8 +76,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         return build(True)
     except HostFolds as reason:
         program = build(False)
-        if config.image_beats:
-            program.meta["input"]["host"] = str(reason)
+        program.meta["input"]["host"] = str(reason)
         return program
 
 
