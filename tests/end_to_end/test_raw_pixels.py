@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.graph.execute import execute
@@ -29,11 +30,14 @@ def compiled(random, batch):
 @pytest.mark.parametrize("number", range(8))
 def test_rtl_equals_graph_and_cycle_model(bench, seed, number):
     graph, program, images = compiled(np.random.default_rng((seed, 5000 + number)), 1 + number % 3)
-    _, engine = bench(ENGINE)
+    simulator, engine = bench(ENGINE)
     engine.load(program)
-    result = engine.run(images)
-    assert np.array_equal(result.outputs, execute(graph, images)), f"seed {seed}, number {number}"
-    assert result.cycles == count_cycles(program).total, f"seed {seed}, number {number}"
+    for budget in (None, 45.5, 8.25):
+        simulator.set_shared_bandwidth(budget)
+        result = engine.run(images)
+        assert np.array_equal(result.outputs, execute(graph, images)), f"seed {seed}, number {number}"
+        expected = count_shared_cycles(program, 40, budget) if budget else count_cycles(program)
+        assert result.cycles == expected.total, f"seed {seed}, number {number}, {budget} bytes a cycle"
 
 
 @pytest.mark.parametrize("number", range(20))
