@@ -43,7 +43,7 @@ class Product(Host):
 
     def shape_of(self, first, second):
         if second not in (first, (first[0], 1, 1)):
-            raise ValueError(f"shapes {first} and {second} are not the same, nor is the second one value a channel")
+            raise GraphError(f"shapes {first} and {second} are not the same, nor is the second one value a channel")
         return first
 
     def real(self, first, second):
@@ -114,7 +114,7 @@ class ConvTranspose2d(Host):
 
     def shape_of(self, first):
         if first[0] != len(self.weight) or len(self.bias) != self.weight.shape[1] * self.groups:
-            raise ValueError(f"{first[0]} channels do not fit weights of shape {self.weight.shape} in {self.groups} groups")
+            raise GraphError(f"{first[0]} channels do not fit weights of shape {self.weight.shape} in {self.groups} groups")
         return (len(self.bias), *((size - 1) * s - 2 * p + k + m for size, s, p, k, m in zip(
             first[1:], self.stride, self.padding, self._reach(), self.more)))
 
