@@ -3,7 +3,8 @@
 A block's LUTs are a sum of features, each a number that follows from the configuration (bits of all adders, bits of a RAM,
 requantizer lanes...), times coefficients; its flip-flops are the same sum with coefficients of their own. The coefficients
 lie in area_model.json, beside the largest error on engines that a fit had not seen. `python -m esbhw.area_fit` fits them
-to the records of open synthesis. Block RAM follows from widths and depths alone.
+to the records of open synthesis. Block RAM follows from widths and depths alone. An image buffer and its unfolder count in
+block RAM only.
 """
 
 import json
@@ -84,7 +85,7 @@ def block_rams(config: EngineConfig) -> float:
 
 def memories(config: EngineConfig) -> list:
     """(bits that are written at once, words, how many of them side by side, how many memories): accumulators, activations,
-    weight slots, constants, residual; the FIFOs apart."""
+    weight slots, constants, residual, image buffer; the FIFOs apart."""
     beats, lanes, ports = config.beats_per_word, config.requantize_lanes, config.weight_ports
     copies = facts.TAP_SIDE if config.channel_unit else 1
     residuals = facts.residual_planes(config) * config.residual
@@ -94,6 +95,7 @@ def memories(config: EngineConfig) -> list:
         (AXI_BEAT_BITS, config.weight_slots * config.tile_rows, config.weight_path_beats // ports, ports),
         (sum(bits for _, bits in constant_fields(config)), 2 * config.tile_channels // lanes, lanes // ports, ports),
         (AXI_BEAT_BITS, 2 * config.residual_beats // beats, beats, residuals * config.slices),
+        *([(AXI_BEAT_BITS, config.image_beats // 2, 1, 2 * config.slices)] if config.image_beats else []),
     ]
 
 

@@ -108,6 +108,7 @@ def test_estimate_has_cycles_rates_and_limits(esbflow, model, graph):
     assert content["macs_per_image"] == macs_per_image(graph)
     assert (content["lut"], content["ff"], content["bram"]) == (area(CONFIG).lut, area(CONFIG).ff, area(CONFIG).bram36)
     assert content["gops_per_klut"] == pytest.approx(content["gops"] / content["lut"] * 1000)
+    assert content["input"] == "the host folds: engine tiny4x4 has no image buffer (image_beats = 0)"
     assert 0 < content["area_error"] <= 0.1 and "resources" not in content
     for layer in content["layers"]:
         assert {"name", "op", "macs", "cycles", "utilization", "limit"} <= set(layer)

@@ -1,5 +1,6 @@
 """The area model: what it counts by construction, and that it is the fit to today's records."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def test_a_channel_unit_and_narrow_digits_change_what_they_should():
     assert narrow.blocks["shiftadd array"]["lut"] < 0.7 * plain.blocks["shiftadd array"]["lut"]
     assert engine_facts.residual_planes(EngineConfig("e", 32, 32, digit_bits=2)) == 4
     assert area.area(ENGINES["tiny4x4"]).bram36 == 8
+
+
+def test_an_image_buffer_counts_in_block_ram():
+    """Yosys maps 12 for tiny4x4 with 512 beats, and 8 without."""
+    tiny = ENGINES["tiny4x4"]
+    assert (area.block_rams(tiny), area.block_rams(replace(tiny, image_beats=512))) == (8, 12)

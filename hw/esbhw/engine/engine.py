@@ -307,6 +307,9 @@ class Engine(Elaboratable):
             # While it unfolds nothing else comes to these buffers.
             own = (own[0] | unfolder.write_valid, *(Mux(unfolder.write_valid, *pair) for pair in (
                 (unfolder.write_half, own[1]), (unfolder.write_address, own[2]), (image.data, own[3]))))
+            # The choice is a level before the buffers' own. A cycle later is early enough: tokens take two.
+            own = tuple(_registered(m, value, f"own_{name}_{number}", reset_less=name != "valid")
+                        for name, value in zip(("valid", "half", "address", "data"), own, strict=True))
         for buffer in part.activation_buffers:
             m.d.comb += [
                 buffer.write_valid.eq(own[0]), buffer.write_half.eq(own[1]),
@@ -428,3 +431,9 @@ class Engine(Elaboratable):
             control.error_address.eq(faults.error_address), control.error_layer.eq(faults.error_layer),
         ]
         assert len(conditions) == len(FAULTS)
+
+
+def _registered(m, value, name: str, reset_less: bool) -> Signal:
+    register = Signal(len(value), name=name, reset_less=reset_less)
+    m.d.sync += register.eq(value)
+    return register

@@ -102,10 +102,14 @@ class Unfolder(wiring.Component):
         return step, inner & running
 
     def _places(self, m, f, step, running, last) -> None:
-        """From a step to addresses, rotation and mask; each register is a cycle behind the one before."""
-        def later(value, name, cycles=1):
+        """From a step to addresses, rotation and mask; each register is a cycle behind the one before.
+
+        Data has no reset: it counts only beside a `running` that has one, and a reset is a level before registers that
+        logic clears.
+        """
+        def later(value, name, cycles=1, reset_less=True):
             for k in range(cycles):
-                register = Signal(value.shape(), name=f"{name}_{k}")
+                register = Signal(value.shape(), name=f"{name}_{k}", reset_less=reset_less)
                 m.d.sync += register.eq(value)
                 value = register
             return value
@@ -114,59 +118,65 @@ class Unfolder(wiring.Component):
         write, read = memory.write_port(), memory.read_port(domain="comb")
         m.d.comb += [write.en.eq(self.step_valid), write.addr.eq(self.step_row), write.data.eq(self.step),
                      read.addr.eq(step["number"])]
-        entry = Signal(STEP_LAYOUT)
+        entry = Signal(STEP_LAYOUT, reset_less=True)
         m.d.sync += entry.eq(read.data)
         x, y, line = (later(step[name], f"group_{name}") for name in ("x", "y", "line"))
 
         # -- where it begins
-        byte, row, beats = Signal(signed(X_BITS)), Signal(signed(13)), Signal(16)
+        byte, row = Signal(signed(X_BITS), reset_less=True), Signal(signed(13), reset_less=True)
+        beats = Signal(16, reset_less=True)
         m.d.sync += [byte.eq(x + entry.x), row.eq(y + entry.y), beats.eq(line + entry.line)]
         length, place = later(entry.length, "length"), later(entry.place, "place")
 
         # -- which beat, how far from its end; what lies before the line and on its right
-        beat, turn = Signal(len(self.read.even) + 1), Signal(4)
+        beat, turn = Signal(len(self.read.even) + 1, reset_less=True), Signal(4, reset_less=True)
         m.d.sync += [beat.eq(beats + (byte >> 4)), turn.eq(byte)]
         before = later(byte[4:], "before")  # whole beats, all ones in the one before the line
-        rest, below = Signal(signed(X_BITS + 1)), Signal(signed(13))
+        rest, below = Signal(signed(X_BITS + 1), reset_less=True), Signal(signed(13), reset_less=True)
         m.d.sync += [rest.eq(f.width - byte), below.eq(row - f.height)]
         above = later(row[-1], "above")
         length, place = later(length, "length_rest"), later(place, "place_rest")
 
         # -- addresses; bytes left out on the left, bytes up to the line's end, bytes to rotate by
         m.d.sync += [self.read.even.eq((beat + 1) >> 1), self.read.odd.eq(beat >> 1)]
-        left, right, inside, rotation = Signal(5), Signal(5), Signal(), Signal(5)
+        left, right, inside, rotation = (
+            Signal(bits, name=name, reset_less=True)
+            for name, bits in (("left", 5), ("right", 5), ("inside", 1), ("rotation", 5)))
         m.d.sync += [
             left.eq(Mux(before[-1], Mux(before.all(), SLOT_BYTES - turn, SLOT_BYTES), 0)),
             right.eq(Mux(rest[-1], 0, Mux(rest[4:-1].any(), SLOT_BYTES, rest[:4]))),
             inside.eq(~above & below[-1]),
             rotation.eq(Cat(turn, beat[0]) - place),
         ]
+        # Whether the line ends before the step does, in three parts: compared as a whole it is too many levels.
+        gone, far, close = (Signal(name=name, reset_less=True) for name in ("gone", "far", "close"))
+        m.d.sync += [gone.eq(rest[-1]), far.eq(rest[4:-1].any()), close.eq(rest[:4] < length)]
         length, place = later(length, "length_clip"), later(place, "place_clip")
 
         # -- the banks are read; bytes from the first to the end that counts
         m.d.sync += self.read.coarse.eq(rotation[3:])
         middle, fine = later(rotation[1:3], "middle"), later(rotation[0], "fine", 2)
         m.d.sync += [self.read.middle.eq(middle), self.read.fine.eq(fine)]
-        end, first, place = Signal(5), later(left, "first"), later(place, "place_end")
-        m.d.sync += end.eq(Mux(inside, Mux(right < length, right, length), 0))
+        end, first, place = Signal(5, reset_less=True), later(left, "first"), later(place, "place_end")
+        m.d.sync += end.eq(Mux(inside, Mux(gone | (~far & close), right, length), 0))
 
         # -- the same, counted from the slot's beginning
-        low, high = Signal(5), Signal(6)
+        low, high = Signal(5, reset_less=True), Signal(6, reset_less=True)
         m.d.sync += [low.eq(first + place), high.eq(end + place)]
         m.d.sync += [self.read.mask[k].eq((low <= k) & (high > k)) for k in range(SPAN)]
 
         # -- the slot; the beats
-        m.d.comb += self.read.valid.eq(later(running, "valid", 7))
-        ends = later(entry.ends & later(running, "ran"), "ends", 6)
+        m.d.comb += self.read.valid.eq(later(running, "valid", 7, reset_less=False))
+        ends = later(entry.ends & later(running, "ran", reset_less=False), "ends", 6, reset_less=False)
         m.d.comb += self.read.ends.eq(ends)
-        ended = later(ends, "ended")
+        ended = later(ends, "ended", reset_less=False)
         part_bits = (slots_in_a_beat(self._config) - 1).bit_length()
         part, full = Signal(part_bits), Signal()
         with m.If(ended):
             m.d.sync += part.eq(part + 1)
         m.d.sync += full.eq(ended & part.all())
         m.d.comb += [self.read.ended.eq(ended), self.read.full.eq(full)]
-        self._last = later(last, "last", 9)
+        self._last = later(last, "last", 9, reset_less=False)
 
     def _stores(self, m, f, last) -> None:
         """The beats of each digit, one a cycle, and the end."""

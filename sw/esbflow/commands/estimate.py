@@ -50,6 +50,7 @@ def print_estimate(content: dict) -> None:
     print(f"{content['cycles_per_image']:,.0f} cycles and {content['macs_per_image']:,} MACs an image, "
           f"{100 * content['utilization']:.1f} % of the array; lost to, %: "
           f"{largest(content['lost'], content['cycles_per_image'])}")
+    print(f"input: {content['input']}")
     print(f"at {content['clock_mhz']} MHz (stated, not routed): {content['frames_per_second']:,.0f} frames/s, "
           f"{content['gops']:.1f} of {content['gops_peak']:.1f} GOPS")
     if "lut" in content:

@@ -30,6 +30,7 @@ LINE_LIMIT = 4096
 ROW_LIMIT = 1024
 PLAIN = Fold(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), rows=1, first_row=0, row_step=1)
 """A map that is not folded has a pixel in each word."""
+NO_BUFFER = "engine {} has no image buffer (image_beats = 0)"
 
 
 class HostFolds(CompileError):
@@ -98,6 +99,14 @@ class RawImage:
                 "steps": [step.encode() for step in steps]}
 
 
+def said_of_input(program) -> str:
+    """Which way a program's images go to the first layer: "raw pixels", or "the host folds: REASON"."""
+    meta = program.meta["input"]
+    if "raw" in meta:
+        return "raw pixels"
+    return f"the host folds: {meta.get('host') or NO_BUFFER.format(program.config.name)}"
+
+
 def raw_image(config: EngineConfig, graph: Graph, first, channels_last: bool) -> RawImage:
     """The graph's input as raw lines. `first`: the only layer that reads it, or None.
 
@@ -108,7 +117,7 @@ def raw_image(config: EngineConfig, graph: Graph, first, channels_last: bool) ->
     """
     (channels, height, width), form = graph.input.shape, graph.input.format
     if not config.image_beats:
-        raise HostFolds(f"engine {config.name} has no image buffer (image_beats = 0)")
+        raise HostFolds(NO_BUFFER.format(config.name))
     if first is None:
         raise HostFolds("the input is read by several layers, or by one as a residual or beside other maps")
     if storage_bits(form) > LEVEL_BITS:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from esbflow.area import Area
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.ddr_cycles import count_shared_cycles
+from esbflow.compiler.images import said_of_input
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
@@ -50,7 +51,8 @@ def estimate(graph: Graph, config: EngineConfig, batch: int = 1, latency: int = 
     per_image = cycles.total / batch
     seconds = per_image / (config.clock_mhz * 1e6)
     result = {
-        "model": graph.name, "engine": config.name, "batch": batch, "clock_mhz": config.clock_mhz,
+        "model": graph.name, "engine": config.name, "batch": batch, "input": said_of_input(program),
+        "clock_mhz": config.clock_mhz,
         "memory_latency": latency, "memory_bytes_per_cycle": None if bandwidth is None else float(bandwidth),
         "macs_per_image": macs, "cycles_per_image": per_image,
         "utilization": macs / (per_image * config.macs_per_cycle),
