@@ -19,7 +19,7 @@ from esbflow.graph.random import random_graph, random_images
 from esbsim.engine import engine_library
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-WAIT = 120
+WAIT = 300
 
 
 def alive(pids) -> list:

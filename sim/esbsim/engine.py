@@ -7,7 +7,7 @@ import numpy as np
 
 from esbflow.engine_config import EngineConfig
 from esbflow.errors import BadValue
-from esbsim.build import HARNESS, TWO_CLOCKS, build
+from esbsim.build import TWO_CLOCKS, build
 from esbsim.simulator import IDEAL, MemoryTiming, Simulator
 from esbsim.waves import Waves, scopes
 
@@ -31,7 +31,7 @@ def engine_library(config: EngineConfig, trace: bool = False, cache_dir: str | P
     large = config.macs_per_cycle >= LARGE_LANES
     if trace or large:
         return build(_verilog(config), config.module_name, cache_dir, trace=trace, large=large)
-    return build(_rtlil(config, False), TOP, cache_dir, harness=HARNESS)
+    return build(_rtlil(config, False), TOP, cache_dir)
 
 
 @lru_cache(maxsize=4)

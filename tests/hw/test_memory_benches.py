@@ -40,7 +40,7 @@ def test_the_weight_slots_give_rows_of_the_weight_path(rows, path, slots, ports)
 
 @pytest.mark.parametrize("rows, cols, lanes, ports", [(4, 4, 4, 1), (4, 16, 4, 1), (4, 8, 1, 1), (4, 16, 4, 2), (16, 4, 2, 2)])
 def test_the_constants_come_in_groups_of_lanes(rows, cols, lanes, ports):
-    size = config(rows, cols, requantize_lanes=lanes, weight_path_beats=ports, weight_ports=ports)
+    size = config(rows, cols, requantize_lanes=lanes, weight_path_beats=ports, weight_ports=ports, accumulator_depth=64)
     build.run("constants_bench", build.build("constants", ConstantBanks(size)), size)
 
 
