@@ -60,7 +60,7 @@ def started():
     processes = []
 
     def start(arguments, cwd, **environment):
-        program = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from esbflow.cli import main; "
+        program = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); from esbflow.cli import main; "
                    "sys.exit(main())")
         processes.append(subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], cwd=cwd, text=True,
                                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}))
