@@ -1,5 +1,9 @@
 """The AXI4 masters and the units that use them, against a bus model that is not ours."""
 
+import dataclasses
+
+import pytest
+
 from esbflow.engines import ENGINES
 from esbhw.engine.axi import ReadPort, WritePort
 from esbhw.engine.fetch import Fetch
@@ -16,8 +20,9 @@ def test_the_write_port_never_waits_for_data_on_the_bus():
     build.run("write_port_bench", build.build("write_port", AxiTop(WritePort(32))), depth=32)
 
 
-def test_the_fetch_dispatches_in_order_and_knows_a_bad_program():
-    size = ENGINES["tiny4x4"]
+@pytest.mark.parametrize("size", [ENGINES["tiny4x4"], dataclasses.replace(ENGINES["small8x16-channel"], image_beats=64)],
+                         ids=["least", "every_opcode"])
+def test_the_fetch_dispatches_in_order_and_knows_a_bad_program(size):
     build.run("fetch_bench", build.build("fetch", AxiTop(Fetch(size))), size)
 
 

@@ -19,6 +19,13 @@ RUN_BITS = 14
 """The program is asked for in runs of at most 2**14 instructions, because a transfer's run counts 16 bits of beats."""
 
 
+def opcodes(config: EngineConfig) -> dict[str, int]:
+    """Names and codes of the instructions that this engine has units for."""
+    missing = {"CHANNEL"} if not config.channel_unit else set()
+    missing |= {"UNFOLD"} if not config.image_beats else set()
+    return {name: code for name, code in instructions.OPCODES.items() if name not in missing}
+
+
 class Fetch(wiring.Component):
     """Fetches `length` instructions from the start of the program region and dispatches one a cycle at most.
 
@@ -36,7 +43,7 @@ class Fetch(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._max_burst = min(FETCH_BURST, config.max_burst)
-        self._missing = [name for name, has in (("CHANNEL", config.channel_unit), ("UNFOLD", config.image_beats)) if not has]
+        self._opcodes = opcodes(config)
         self.port = ReadPort(tag_bits=1)
         super().__init__({
             "start": In(1), "length": In(32), "regions": In(REGION_LAYOUT),
@@ -65,7 +72,7 @@ class Fetch(wiring.Component):
         low = Signal(AXI_BEAT_BITS)
         odd = Signal()
         new, opcode = Signal(kept), low[:4]
-        of_unit = [opcode.matches(*(instructions.OPCODES[name] for name in names if name not in self._missing))
+        of_unit = [opcode.matches(*(self._opcodes[name] for name in names if name in self._opcodes))
                    for names in UNITS.values()]
         m.d.comb += [
             self.beat.eq(port.beat_valid), fifo.i.payload.eq(new), fifo.i.valid.eq(port.beat_valid & odd),

@@ -51,7 +51,7 @@ class Step:
     def encode(self) -> int:
         """
         >>> hex(Step(line=3, y=1, x=-1, length=2, place=0, ends=True).encode())
-        '0x404fff80010003'
+        '0x405fff8010003'
         """
         word, low = 0, 0
         for name, bits in STEP_FIELDS:
