@@ -14,8 +14,14 @@ def whole(path: str | Path):
     """The name PATH.part to write to, which becomes PATH if the block ends well and is removed if not.
 
     Missing folders are made.
+
+    Raises
+    ------
+    NotWritable
+        if PATH is a folder, or a device or pipe, which a renamed file would replace.
     """
     path = Path(path)
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -49,8 +55,7 @@ def check_writable(path: str | Path) -> Path:
         naming the file, if it cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise NotWritable(f"{path} is a folder; name a file")
+    _check_replaceable(path)
     with_probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         with_probe.parent.mkdir(parents=True, exist_ok=True)
@@ -61,3 +66,10 @@ def check_writable(path: str | Path) -> Path:
         with contextlib.suppress(OSError):
             with_probe.unlink()
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise NotWritable(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise NotWritable(f"{path} is a device or a pipe, not a file; name a file")

@@ -122,8 +122,8 @@ def check_overlay(bit: str | Path) -> EngineConfig:
     bit = Path(bit)
     missing = [path.name for path in (bit, bit.with_suffix(".hwh"), bit.with_suffix(".json")) if not path.exists()]
     if missing:
-        raise HandoffError(f"{bit.parent} lacks {' and '.join(missing)}: an overlay is a .bit, a .hwh and a .json of one "
-                           "name")
+        raise HandoffError(f"{bit.absolute().parent} lacks {' and '.join(missing)}: an overlay is a .bit, a .hwh and a "
+                           ".json of one name")
     path = bit.with_suffix(".json")
     try:
         content = json.loads(path.read_text())

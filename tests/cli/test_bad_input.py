@@ -149,7 +149,8 @@ def test_a_missing_or_damaged_data_file_is_named(refused, model, data, tmp_path)
     data.write_bytes(data.read_bytes()[:100])
     assert f"{data} is not a whole .npz with an array `images`" in refused("run", model, "--data", data)
     np.savez(data, pictures=np.zeros(3))
-    assert f"{data} is not a whole .npz with an array `images`" in refused("run", model, "--data", data)
+    assert f"{data} has no array `images`; it has pictures" in refused("run", model, "--data", data)
+    assert "x.npy is no .npz; write one with np.savez(" in refused("run", model, "--data", "x.npy")
 
 
 def test_labels_must_be_as_many_as_images(refused, model, graph, tmp_path):
@@ -195,7 +196,9 @@ def test_export_wants_a_trained_model(refused, tmp_path, model):
     out = tmp_path / "out.npz"
     assert refused("export", missing, "--out", out) == (
         f"esbflow export: there is no model file {missing}; make one with `esbflow train`")
-    assert f"{model} is not a model that `esbflow train` wrote" in refused("export", model, "--out", out)
+    assert f"{model} is not a quantized model that `esbflow train` or `save_model` wrote (" in refused(
+        "export", model, "--out", out)
+    assert "net.h5 is a Keras model; convert it with tf2onnx" in refused("export", "net.h5", "--out", out)
     assert not out.exists()
 
 
@@ -313,3 +316,15 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work_begins(refuse
     said = refused(*(part.format(blocked=tmp_path / "file", out=tmp_path / "out") for part in command))
     assert str(tmp_path / "file") in said and "cannot be written" in said
     assert not list(tmp_path.glob("**/*.probe"))
+
+
+def test_a_device_is_not_replaced_by_a_file(refused, model):
+    assert refused("inspect", model, "--html", "/dev/null") == (
+        "esbflow inspect: /dev/null is a device or a pipe, not a file; name a file")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_torch_cannot_use_is_named_before_anything_is_trained(refused, tmp_path, device):
+    said = refused("train", "digits", "--out", tmp_path / "out", "--device", device)
+    assert said.startswith(f"esbflow train: this torch cannot use the device {device!r} (") and "choose cpu" in said
+    assert not (tmp_path / "out").exists()

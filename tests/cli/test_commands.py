@@ -17,9 +17,16 @@ from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engines import ENGINES, engine
 from esbflow.graph.execute import execute
+from esbflow.graph.file import load
 from esbflow.graph.macs import macs_per_image
+from esbflow.networks.registry import network
+from esbflow.quant.export import export
+from esbflow.quant.quantize import quantize
+from esbflow.quant.recipe import Recipe
 from esbflow.runtime.program_file import load_program
-from esbflow.training.api import load_model
+from esbflow.training.api import load_model, save_float_model, save_model
+from esbflow.training.data import load_images
+from esbflow.training.loop import calibrate
 
 CONFIG = ENGINES["tiny4x4"]
 RUN_FIELDS = {"images", "top1", "mismatches", "cycles_per_image", "macs_per_image", "utilization", "sim_cycles_per_second"}
@@ -250,3 +257,33 @@ def test_the_module_runs_and_starts_light():
     result = subprocess.run([sys.executable, "-m", "esbflow", "run"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("esbflow run: the following arguments are required: model")
+
+
+def test_a_network_of_ones_own_is_saved_exported_inspected_and_searched(esbflow, tmp_path, monkeypatch, capsys):
+    """What it is made by is imported only where the command says so."""
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 10))\n")
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_images("digits", "train", 40)
+    np.savez("own.npz", images=images, labels=labels)
+    model, recipe = network("own_network:make")(), Recipe(weights="s4", activations="u4")
+    save_float_model(model, "own_network:make", tmp_path / "float.pt")
+    quantized = calibrate(quantize(model, recipe), images)
+    with pytest.raises(ValueError, match=r"^the shape of own_network:make's images is not known; give shape="):
+        save_model(quantized, recipe, "own_network:make", tmp_path / "own.pt")
+    save_model(quantized, recipe, "own_network:make", tmp_path / "own.pt", shape=(1, 8, 8))
+    esbflow("export", "own.pt", "--network", "own_network:make", "--out", "graph.npz")
+    expected = execute(export(quantized, "own", (1, 8, 8)), images)
+    assert np.array_equal(execute(load("graph.npz"), images), expected)
+    assert esbflow("inspect", "own.pt", "--network", "own_network:make")["model"] == "make"
+    found = esbflow("search", "digits", "--network", "own_network:make", "--float", "float.pt", "--data", "own.npz", "--budget",
+                    0.9, "--engine", "tiny4x4", "--out", "choice.json", "--candidates", "esb2.0 s8")
+    assert set(found["weights"]) == {"0", "4"}
+    for given, text in (([], "own.pt is of a network of your own; say that it may be imported: --network own_network:make"),
+                        (["--network", "own_network:none"], "own_network:none names no factory of a network"),
+                        (["--network", "no_network:make"], "there is no module no_network in"),
+                        (["--network", "digits"], "own.pt does not fit the network")):
+        assert main(["export", "own.pt", "--out", "graph.npz", *given]) == 2
+        assert text in capsys.readouterr().err

@@ -42,6 +42,11 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                         help=f"a named configuration, or the path of an engine.json (default {DEFAULT_ENGINE})")
 
 
+def add_own_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", metavar="MODULE:FACTORY",
+                        help="what makes the network, where the model is one of your own; it is imported")
+
+
 def engine_of(arguments) -> EngineConfig:
     return engine(arguments.engine or DEFAULT_ENGINE)
 
@@ -62,11 +67,18 @@ def load_data(name: str, count: int | None):
     if not str(name).endswith(".npz"):
         from esbflow.training.data import load_images
 
+        if str(name).endswith((".npy", ".png", ".jpg", ".jpeg", ".csv")):
+            raise UserError(f"{name} is no .npz; write one with np.savez(FILE, images=uint8 (n, channels, height, width), "
+                            "labels=(n,))")
         return load_images(name, "test", count)
     try:
         with np.load(name, allow_pickle=False) as archive:
+            if "images" not in archive.files:
+                raise UserError(f"{name} has no array `images`; it has {', '.join(archive.files) or 'none'}")
             images = archive["images"]
             labels = archive["labels"] if "labels" in archive.files else None
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no data file {name}") from None
     except Exception as error:  # whatever NumPy raises on a damaged archive

@@ -1,11 +1,14 @@
 """esbflow export: a trained model.pt to an integer graph, or a model to QONNX."""
 
-from esbflow.commands.common import JSON_HELP, load_graph, show
+from esbflow.commands.common import JSON_HELP, add_own_network, load_graph, show
+from esbflow.commands.model_files import other_tools
+from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("export", help="export a trained model to an integer graph or to QONNX")
     parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for qonnx also graph.npz")
+    add_own_network(parser)
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--format", choices=("graph", "qonnx"), default="graph",
                         help="graph: the integer graph, .npz (default); qonnx: .onnx with Quant and FloatQuant nodes")
@@ -44,4 +47,6 @@ def _graph(arguments):
         return load_graph(arguments.model)
     from esbflow.training.api import export_model
 
-    return export_model(arguments.model)[0]
+    if way := other_tools(arguments.model, (".pt", ".pth")):
+        raise UserError(way)
+    return export_model(arguments.model, arguments.network)[0]

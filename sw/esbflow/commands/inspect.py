@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, load_graph, print_table, show
+from esbflow.commands.common import JSON_HELP, add_engine, add_own_network, engine_of, load_graph, print_table, show
 from esbflow.errors import BadValue
 from esbflow.files import write_whole
 
@@ -13,6 +13,7 @@ def add_parser(commands) -> None:
         description="MODEL is a model.pt (real weights are known: SQNR and how scales were chosen are shown), a graph.npz "
                     "or zoo:NAME. With --formats BITS no model is needed: formats are compared.")
     parser.add_argument("model", nargs="?", help="model.pt, graph.npz or zoo:NAME")
+    add_own_network(parser)
     parser.add_argument("--html", metavar="FILE", help="write histograms with the levels drawn in")
     parser.add_argument("--formats", type=int, metavar="BITS",
                         help="list every ESB format of up to so many bits: error, multiplier, shift, accumulator, LUTs")
@@ -29,7 +30,7 @@ def run(arguments) -> None:
         raise BadValue("give a model to inspect, or --formats BITS")
     from esbflow.reports.inspection import inspect, last_layer, warnings
 
-    graph, model = _open(arguments.model)
+    graph, model = _open(arguments.model, arguments.network)
     entries = inspect(graph, model, engine_of(arguments).accumulator_width)
     if arguments.html:
         _write_html(Path(arguments.html), graph, entries, model)
@@ -48,12 +49,12 @@ def _on_host(graph, config) -> list:
             for part in split(graph, config)[1] if part.node is not None]
 
 
-def _open(name):
+def _open(name, network):
     if not str(name).endswith(".pt"):
         return load_graph(name), None
     from esbflow.training.api import export_model
 
-    return export_model(name)
+    return export_model(name, network)
 
 
 def _print(graph, entries, content) -> None:

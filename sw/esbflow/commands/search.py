@@ -1,6 +1,16 @@
 """esbflow search: the weights of each layer that lose least under a budget of engine cycles or bytes."""
 
-from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, resources_of, say, show
+from esbflow.commands.common import (
+    JSON_HELP,
+    add_engine,
+    engine_of,
+    load_data,
+    positive,
+    print_table,
+    resources_of,
+    say,
+    show,
+)
 from esbflow.errors import BadValue
 from esbflow.files import check_writable, write_json
 
@@ -12,6 +22,8 @@ def add_parser(commands) -> None:
                     "for `esbflow train --overrides`.")
     parser.add_argument("recipe", help="a named recipe that starts from trained weights, or any with --float")
     parser.add_argument("--float", dest="float_model", metavar="FILE", help="float.pt of an earlier run")
+    parser.add_argument("--network", metavar="MODULE:FACTORY", help="a network of your own instead of the recipe's")
+    parser.add_argument("--data", metavar="FILE.npz", help="`images` and `labels` to measure on, not the recipe's data")
     parser.add_argument("--budget", type=float, required=True,
                         help="at most 1: a share of what the finest weights cost; above 1: cycles an image, or bytes")
     parser.add_argument("--of", choices=("cycles", "bytes"), default="cycles")
@@ -28,21 +40,25 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
-    from esbflow.training.api import NETWORKS, load_float_model, load_weights, named
+    from esbflow.training.api import load_float_model, load_weights, named, named_network
     from esbflow.training.data import load_images
     from esbflow.training.layer_bits import BitSearch
 
     recipe = named(arguments.recipe)
     if arguments.float_model:
-        model = load_float_model(arguments.float_model, recipe.network)
-    elif recipe.start:
-        model = NETWORKS[recipe.network]()
+        model = load_float_model(arguments.float_model, arguments.network or recipe.network)
+    elif recipe.start and not arguments.network:
+        model = named_network(recipe.network)()
         load_weights(model, recipe.start)
     else:
-        raise BadValue(f"recipe {arguments.recipe} starts from nothing; give a trained network with --float")
+        what = arguments.network or f"recipe {arguments.recipe}"
+        raise BadValue(f"{what} starts from nothing; give a trained network with --float")
     if arguments.budget <= 0:
         raise BadValue(f"the budget must be positive, not {arguments.budget:g}")
-    images, labels = load_images(recipe.data, "train", arguments.images)
+    images, labels = (load_data(arguments.data, arguments.images) if arguments.data else
+                      load_images(recipe.data, "train", arguments.images))
+    if labels is None:
+        raise BadValue(f"{arguments.data} has no labels, by which losses are measured; put an array `labels` into it")
     check_writable(arguments.out)
     config = _within_luts(arguments, model, recipe.quant, images) if arguments.luts else engine_of(arguments)
     search = BitSearch(model.eval(), recipe.quant, images, labels, config,

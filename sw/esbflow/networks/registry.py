@@ -1,5 +1,8 @@
 """The networks by name: what makes one, the shape of its images and how many classes it tells apart."""
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,13 +81,44 @@ NETWORKS = {
 
 
 def network(name: str) -> Network:
-    """The entry of a name.
+    """The entry of a name, or of a network of the user's own: MODULE:FACTORY.
+
+    MODULE is imported as Python does, from the current folder too; FACTORY is called without arguments and makes an
+    nn.Module. Its `shape`, (c, h, w) of the images, may be an attribute of the factory; else it is None.
 
     Raises
     ------
     ValueError
-        for an unknown name, listing the known ones.
+        for an unknown name, listing the known ones; for a module or factory that is not there.
     """
+    if ":" in name:
+        return _own(name)
     if name not in NETWORKS:
         raise BadValue(no_such("network", name, NETWORKS))
     return NETWORKS[name]
+
+
+def _own(name: str) -> Network:
+    module, _, factory = name.partition(":")
+    here, places = os.getcwd(), list(sys.path)
+    try:
+        sys.path.insert(0, here)
+        make = getattr(importlib.import_module(module), factory)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise BadValue(f"there is no module {error.name} in {here} or on Python's path; a network of your own is "
+                       "MODULE:FACTORY, such as mynet:make") from None
+    except (AttributeError, ValueError) as error:
+        raise BadValue(f"{name} names no factory of a network ({error}); a network of your own is MODULE:FACTORY, such as "
+                       "mynet:make") from None
+    finally:
+        sys.path[:] = places
+
+    def made(classes=None) -> nn.Module:
+        model = make()
+        if not isinstance(model, nn.Module):
+            raise BadValue(f"{name} made a {type(model).__name__}, not an nn.Module; return the network in real numbers")
+        return model
+
+    return Network(made, getattr(make, "shape", None), 0)

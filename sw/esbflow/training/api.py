@@ -19,7 +19,8 @@ from esbflow.graph.doubts import unmoved, warn
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
 from esbflow.networks.checkpoints import load_checkpoint
-from esbflow.networks.registry import NETWORKS
+from esbflow.networks.registry import network as named_network
+from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.export import export
 from esbflow.quant.methods.srq import learns_bits, weigh_bits
 from esbflow.quant.quantize import quantize
@@ -29,6 +30,7 @@ from esbflow.training import record
 from esbflow.training.bit_costs import pass_cycles
 from esbflow.training.data import DataUnavailable, data_folder, load_images
 from esbflow.training.loop import evaluate, train
+from esbflow.training.machine_options import usable_device
 from esbflow.training.post_training import PostTraining, post_train
 from esbflow.training.recipes import RECIPES, TrainingRecipe
 from esbflow.training.run_state import Interrupted, checksum
@@ -62,6 +64,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     """
     recipe = named(recipe).with_epochs(epochs)
     quant, out = recipe.quant, Path(out)
+    usable_device(device)
     _check_names(recipe)
     images, labels = load_images(recipe.data, "train", train_images)
     test, test_labels = load_images(recipe.data, "test", test_images)
@@ -74,7 +77,7 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
     check_writable(out / "model.pt")
     with _kept(checkpoints):
         torch.manual_seed(seed)
-        model = NETWORKS[recipe.network]()
+        model = named_network(recipe.network)()
         stage = dict(mean=quant.mean, std=quant.std, precision=precision, compiled=compiled,
                      origin=_origin(recipe, float_model))
         if float_model:
@@ -133,7 +136,7 @@ def _check_names(recipe: TrainingRecipe) -> None:
     """The patterns of a recipe against its network, by formats that take no time, before hours of training."""
     quant = recipe.quant
     texts = dict.fromkeys(("weights", "first_weights", "last_weights"), "s8")
-    quantize(NETWORKS[recipe.network](), replace(
+    quantize(named_network(recipe.network)(), replace(
         quant, **texts, overrides=tuple((pattern, "s8") for pattern, _ in quant.overrides)))
 
 
@@ -161,7 +164,7 @@ def _teacher(recipe, model, cache):
         teacher = copy.deepcopy(model)
     else:
         network, weights = recipe.teacher
-        teacher = NETWORKS[network]()
+        teacher = named_network(network)()
         load_weights(teacher, weights)
     return CachedTeacher(teacher, cache) if cache else teacher.eval()
 
@@ -204,36 +207,58 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float((outputs.reshape(len(outputs), -1).argmax(axis=1) == labels).mean())
 
 
-def save_model(model, quant: Recipe, network: str, path: Path) -> None:
-    """The quantized model's state and what rebuilds it."""
+def save_model(model, quant: Recipe, network: str, path: Path, shape: tuple | None = None) -> None:
+    """The quantized model's state and what rebuilds it.
+
+    Parameters
+    ----------
+    network : a name of the registry, or MODULE:FACTORY of your own.
+    shape : (c, h, w) of the images; needed for a network of your own whose factory has no `shape`.
+
+    Raises
+    ------
+    ValueError
+        if there is no such network, or its shape is not known.
+    """
+    sized = next((module.shape for module in model.modules() if isinstance(module, InputQuantizer)), None)
+    shape = shape or sized or named_network(network).shape
+    if not shape:
+        raise BadValue(f"the shape of {network}'s images is not known; give shape=(channels, height, width)")
+    content = {"state": model.state_dict(), "recipe": quant.to_json(), "network": network, "shape": list(map(int, shape)),
+               "sized": sized is not None}
     with whole(path) as temporary:
-        torch.save({"state": model.state_dict(), "recipe": quant.to_json(), "network": network}, temporary)
+        torch.save(content, temporary)
 
 
-def load_model(path):
+def load_model(path, network: str | None = None):
     """The quantized model that `save_model` wrote, in eval mode.
+
+    network : MODULE:FACTORY of your own, which is imported: a file alone is not trusted with that. None where the file
+        names a network of the registry.
 
     Raises
     ------
     ValueError
         if the file is not such a model.
     """
-    try:
-        saved = torch.load(path, weights_only=True)
-        model = quantize(NETWORKS[saved["network"]](), Recipe.from_json(saved["recipe"]))
-        model.load_state_dict(saved["state"])
-    except FileNotFoundError:
-        raise BadValue(f"there is no model file {path}; make one with `esbflow train`") from None
-    except Exception as error:  # whatever torch raises on a damaged file
-        raise BadValue(f"{path} is not a model that `esbflow train` wrote ({error})") from None
-    return model.eval()
+    return _load_model(path, network)[0]
 
 
-def export_model(path) -> tuple:
+def export_model(path, network: str | None = None) -> tuple:
     """(integer graph, quantized model) of a file that `save_model` wrote; raises what `load_model` and `export` raise."""
-    model = load_model(path)
-    network = torch.load(path, weights_only=True)["network"]
-    return export(model, network, NETWORKS[network].shape), model
+    model, saved = _load_model(path, network)
+    return export(model, saved["network"].partition(":")[2] or saved["network"], saved["shape"]), model
+
+
+def _load_model(path, given: str | None) -> tuple:
+    """(model, content) of a file that `save_model` wrote."""
+    saved = _read(path, f"there is no model file {path}; make one with `esbflow train`", "recipe",
+                  "a quantized model that `esbflow train` or `save_model` wrote")
+    make = _network_of(saved, path, given)
+    saved["shape"] = tuple(saved.get("shape") or make.shape)
+    model = quantize(make(), Recipe.from_json(saved["recipe"]), saved["shape"] if saved.get("sized") else None)
+    _fill(model, saved, path)
+    return model.eval(), saved
 
 
 def save_float_model(model, network: str, path: Path) -> None:
@@ -245,22 +270,55 @@ def save_float_model(model, network: str, path: Path) -> None:
 def load_float_model(path, network: str | None = None):
     """The model that `save_float_model` wrote, in eval mode.
 
+    network : the name that it must have; or MODULE:FACTORY of your own, whatever the file calls it.
+
     Raises
     ------
     ValueError
         if the file is not such a model, or of another network than `network`.
     """
+    saved = _read(path, f"there is no file {path}; `esbflow train` writes float.pt into its folder", "network",
+                  "a network in real numbers that `esbflow train` wrote")
+    if network not in (None, saved["network"]) and ":" not in network:
+        raise BadValue(f"{path} holds {saved['network']}, and {network} is to be trained")
+    model = _network_of(saved, path, network)()
+    _fill(model, saved, path)
+    return model.eval()
+
+
+def _read(path, missing: str, needed: str, what: str) -> dict:
     try:
         saved = torch.load(path, weights_only=True)
-        model = NETWORKS[saved["network"]]()
-        model.load_state_dict(saved["state"])
     except FileNotFoundError:
-        raise BadValue(f"there is no file {path}; `esbflow train` writes float.pt into its folder") from None
+        raise BadValue(missing) from None
     except Exception as error:  # whatever torch raises on a damaged file
-        raise BadValue(f"{path} is not a network in real numbers that `esbflow train` wrote ({error})") from None
-    if network not in (None, saved["network"]):
-        raise BadValue(f"{path} holds {saved['network']}, and {network} is to be trained")
-    return model.eval()
+        raise BadValue(f"{path} is not {what} ({_first_line(error)})") from None
+    lacking = [key for key in ("state", "network", needed) if not isinstance(saved, dict) or key not in saved]
+    if lacking:
+        raise BadValue(f"{path} is not {what}: it has no {lacking[0]!r}")
+    return saved
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without its advice to trust the file."""
+    return str(error).strip().split("\n")[0].split(" (1)")[0].rstrip(". ") or type(error).__name__
+
+
+def _network_of(saved: dict, path, given: str | None):
+    """The registry's entry of a file's network, or the one that was given. A file alone has nothing imported."""
+    name = given or saved["network"]
+    if given is None and ":" in name:
+        raise BadValue(f"{path} is of a network of your own; say that it may be imported: --network {name} "
+                       f"(network={name!r} in Python)")
+    return named_network(name)
+
+
+def _fill(model, saved: dict, path) -> None:
+    try:
+        model.load_state_dict(saved["state"])
+    except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
+        raise BadValue(f"{path} does not fit the network {saved['network']} ({' '.join(str(error).split())[:200]}); it was "
+                       "saved by another version of it") from None
 
 
 def _say(text: str) -> None:

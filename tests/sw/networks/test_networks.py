@@ -80,7 +80,7 @@ def test_a_depth_that_no_cifar_resnet_has_is_refused(depth):
 
 
 def test_every_network_is_made_by_name_with_any_number_of_classes():
-    assert api.NETWORKS is NETWORKS
+    assert api.named_network("lenet5") is NETWORKS["lenet5"]
     for name, entry in NETWORKS.items():
         for options, classes in ((dict(), entry.classes), (dict(classes=3), 3)):
             with torch.device("meta"):

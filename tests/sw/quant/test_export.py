@@ -245,7 +245,7 @@ def test_a_model_file_that_is_damaged_or_missing_is_refused(tmp_path):
     content = path.read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"(?s)^.*model\.pt is not a model that `esbflow train` wrote \(.*\)$"):
+        with pytest.raises(ValueError, match=r"(?s)^.*model\.pt is not a quantized model that `esbflow train` or `save_model` wrote \(.+\)$"):
             load_model(path)
 
 

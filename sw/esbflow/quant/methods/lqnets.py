@@ -21,6 +21,10 @@ QUANTILE = 0.6745
 STARTS = (2.0, 1.7, 1.4, 1.2)
 """Ratios of neighbouring scalars that QEM starts from. It has local optima: from the released 2 alone it ends 5 % above the
 least error on Gaussian weights at 3 and 4 bits."""
+GAUSSIAN = {2: (0.529, 0.982), 3: (0.451, 0.749, 0.989), 4: (0.296, 0.557, 0.710, 1.130),
+            5: (0.240, 0.459, 0.581, 0.893, 0.961), 6: (0.129, 0.258, 0.507, 0.698, 0.867, 1.032)}
+"""One more start: the best bases of weights of N(0, 1) that 160 random starts found, 300 up to 4 bits. From 4 bits on no
+geometric start reaches them: at 4 bits their mean squared error is 9.86e-3, where the geometric ones end at 1.05e-2."""
 MOMENTUM = 0.9
 RIDGE = 1e-4
 
@@ -85,9 +89,11 @@ class LQWeightQuantizer(WeightQuantizer):
         rows = as_rows(w, self.per_channel)
         size = rows.square().mean(dim=1, keepdim=True).sqrt()
         best, least = None, None
-        for ratio in STARTS if self.bits > 1 else STARTS[:1]:
-            powers = ratio ** torch.arange(self.bits, dtype=w.dtype, device=w.device)
-            basis = size * powers / powers.norm()  # sums of independent signs then have the rows' deviation
+        starts = [ratio ** torch.arange(self.bits, dtype=w.dtype, device=w.device) for ratio in STARTS[:self.bits ** 2]]
+        starts = [powers / powers.norm() for powers in starts]  # sums of independent signs then have the rows' deviation
+        starts += [torch.tensor(GAUSSIAN[self.bits]).to(w)] if self.bits in GAUSSIAN else []
+        for start in starts:
+            basis = size * start
             for _ in range(50):
                 basis = self._improved(rows, basis)
             error = (self._levels(rows, basis) - rows).square().sum(dim=1)

@@ -35,17 +35,17 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, step, form, factor, ends):
-        ratio = x / step
-        levels = round_to_levels(ratio, form)
-        ctx.save_for_backward(ratio, levels)
+        levels = round_to_levels(x / step, form)
+        ctx.save_for_backward(x, step, levels)
         ctx.form, ctx.factor, ctx.ends, ctx.shape = form, factor, ends, step.shape
         return levels * step
 
     @staticmethod
     def backward(ctx, gradient):
-        ratio, levels = ctx.saved_tensors
-        inside = (ratio > ctx.form.min) & (ratio < ctx.form.max)  # an end counts as outside, as published
-        to_step = gradient * torch.where(inside, 0 if ctx.ends else levels - ratio, levels)
+        x, step, levels = ctx.saved_tensors
+        # An end counts as outside, as published: the product, as _LearnedRange has it, since x / step is rounded.
+        inside = (x > ctx.form.min * step) & (x < ctx.form.max * step)
+        to_step = gradient * torch.where(inside, 0 if ctx.ends else levels - x / step, levels)
         return gradient * inside, to_step.sum_to_size(ctx.shape) * ctx.factor, None, None, None
 
 

@@ -20,6 +20,15 @@ def test_qem_lowers_the_error_at_each_step():
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(errors)) and errors[-1] < 0.8 * errors[0]
 
 
+@pytest.mark.parametrize("bits, least", [(2, 0.11744), (3, 0.03524), (4, 0.00990), (5, 0.00262)])
+def test_qem_finds_the_best_bases_of_gaussian_weights(bits, least):
+    """Those of 300 random starts; with four geometric ones alone 4 bits ended at 0.01054 and 5 at 0.00291."""
+    w = torch.special.ndtri((torch.arange(5001, dtype=torch.float64) + 0.5) / 5001).float()[None]
+    quantizer = LQWeightQuantizer(bits)
+    quantizer.prepare(w)
+    assert (quantizer.eval()(w) - w).square().mean() < 1.01 * least
+
+
 def test_qem_survives_coinciding_planes():
     rows = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     basis = solve_basis(rows, encode(rows, torch.tensor([[1.0, 1.0]]), combinations(2, -1)), torch.tensor([[1.0, 1.0]]),
