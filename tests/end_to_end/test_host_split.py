@@ -125,6 +125,9 @@ def test_host_operators_equal_torch(corners):
     assert np.allclose(bilinear.real(x[0]), F.interpolate(torch.from_numpy(x[0]), scale_factor=(2, 3), mode="bilinear",
                                                           align_corners=corners).numpy())
     assert np.allclose(host.Softmax(**common).real(x[0]), torch.softmax(torch.from_numpy(x[0]), 1).numpy())
+    pixels, channels = torch.from_numpy(random.standard_normal((2, 8, 2, 3))), torch.from_numpy(random.standard_normal((2, 2, 4, 6)))
+    assert np.array_equal(host.DepthToSpace(**common, crd=True).real(pixels.numpy()), F.pixel_shuffle(pixels, 2).numpy())
+    assert np.array_equal(host.SpaceToDepth(**common, crd=True).real(channels.numpy()), F.pixel_unshuffle(channels, 2).numpy())
     assert np.allclose(host.Product(**common).real(x[0], y), x[0] * y)
 
 

@@ -20,6 +20,9 @@ class Host(ir.Node):
     low: float = -np.inf
     high: float = np.inf
 
+    WHY = "has no exact integer form"
+    """Why the engine does not compute it, as reports say it."""
+
     def shape_of(self, *shapes: tuple) -> tuple:
         """(c, h, w) of the result for inputs of such shapes; raises ValueError for shapes that do not fit."""
         raise NotImplementedError
@@ -138,7 +141,63 @@ class ConvTranspose2d(Host):
         return float(first * sums + np.abs(self.bias).max())
 
 
-HOST_OPERATORS = {cls.__name__: cls for cls in (Product, Softmax, Bilinear, ConvTranspose2d)}
+@dataclass(frozen=True, eq=False)
+class DepthToSpace(Host):
+    """Channels to pixels, integers as they are: each pixel becomes a square of `block` x `block`.
+
+    crd : the places of a square are the fastest index of a channel, as in torch's pixel_shuffle and ONNX's mode CRD; else
+        the slowest (DCR).
+    """
+
+    block: int = 2
+    crd: bool = False
+
+    WHY = "moves channels into pixels, which the engine does not"
+
+    def shape_of(self, first):
+        if first[0] % self.block ** 2:
+            raise GraphError(f"{first[0]} channels are not squares of {self.block} x {self.block} pixels")
+        return first[0] // self.block ** 2, first[1] * self.block, first[2] * self.block
+
+    def real(self, x):
+        n, _, height, width = x.shape
+        channels, b = self.shape_of(x.shape[1:])[0], self.block
+        if self.crd:
+            parts = x.reshape(n, channels, b, b, height, width).transpose(0, 1, 4, 2, 5, 3)
+        else:
+            parts = x.reshape(n, b, b, channels, height, width).transpose(0, 3, 4, 1, 5, 2)
+        return parts.reshape(n, channels, height * b, width * b)
+
+    def reach(self, first):
+        return first
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceToDepth(Host):
+    """The inverse of DepthToSpace: each square of `block` x `block` pixels becomes one, of so many times the channels."""
+
+    block: int = 2
+    crd: bool = False
+
+    WHY = "moves pixels into channels, which the engine does not"
+
+    def shape_of(self, first):
+        if first[1] % self.block or first[2] % self.block:
+            raise GraphError(f"a map of {first[1:]} has no squares of {self.block} x {self.block} pixels")
+        return first[0] * self.block ** 2, first[1] // self.block, first[2] // self.block
+
+    def real(self, x):
+        n, channels, height, width = x.shape
+        b = self.block
+        parts = x.reshape(n, channels, height // b, b, width // b, b)
+        parts = parts.transpose((0, 1, 3, 5, 2, 4) if self.crd else (0, 3, 5, 1, 2, 4))
+        return parts.reshape(n, channels * b * b, height // b, width // b)
+
+    def reach(self, first):
+        return first
+
+
+HOST_OPERATORS = {cls.__name__: cls for cls in (Product, Softmax, Bilinear, ConvTranspose2d, DepthToSpace, SpaceToDepth)}
 
 
 def check(node: Host, where: str, *inputs: ir.Node) -> list:

@@ -7,7 +7,7 @@ from esbflow.graph.errors import GraphError
 from esbflow.interchange.functions import as_functions_of_one, of_levels
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized
-from esbflow.lowering.hosted import Hosted, bilinear, product
+from esbflow.lowering.hosted import Hosted, bilinear, product, shuffle
 from esbflow.maps import plane
 
 KNOWN = (Constant, Quantized)
@@ -57,4 +57,15 @@ def interpolated(walk, node, value, shape: tuple) -> Hosted:
     return bilinear(node.name, walk.builder.stored(value, where), shape, rule == "align_corners", where)
 
 
-HOSTED = {"ConvTranspose": conv_transpose, "Softmax": softmax}
+def depth_to_space(walk, node, value):
+    """DepthToSpace and SpaceToDepth: integers move, so a ReLU and a quantizer behind are those of the layer before."""
+    options, kind = attributes(node), host.HOST_OPERATORS[node.op_type]
+    block, crd = options["blocksize"], options.get("mode", "DCR").upper() == "CRD"
+    value = walk.builder.plain(value, title(node))
+    return walk.builder.moved(value, walk.shape(node.output[0], node),
+                              lambda name, source: shuffle(kind, name, source, block, crd), node.name or node.output[0],
+                              title(node))
+
+
+HOSTED = {"ConvTranspose": conv_transpose, "Softmax": softmax, "DepthToSpace": depth_to_space,
+          "SpaceToDepth": depth_to_space}

@@ -31,9 +31,11 @@ def _weight_format(levels: np.ndarray, where: str) -> Format:
                      "quantize weights symmetrically (WeightSymmetric=True, or int8 weights)")
 
 
-def _weights(node, value, axis: int) -> dict:
+def _weights(walk, node, value, axis: int) -> dict:
     """Fields of a layer; the output axis comes first."""
     where = title(node)
+    if isinstance(value, Constant) and walk.thresholds and not (value.value % 1).any():  # FINN's weights are the integers
+        value = Quantized(value.value.astype(np.int64), np.ones(1, np.float32), None)
     if isinstance(value, Constant):
         raise GraphError(f"{where}: its weights are not quantized; quantize them too")
     if not isinstance(value, Quantized):
@@ -89,8 +91,8 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
 
 def conv(walk, node, value, weight, bias=None):
     value, around = unpadded(value)
-    options, source = attributes(node), walk.builder.stored(value, title(node))
-    fields, shape = _weights(node, weight, 0), walk.shape(node.output[0], node)
+    options, source = attributes(node), walk.builder.factor(value, title(node))
+    fields, shape = _weights(walk, node, weight, 0), walk.shape(node.output[0], node)
     kernel = fields["weight"].shape[2:]
     dilation = plane(options.get("dilations", (1, 1)[:len(kernel)]), 1)
     window = _window(node, options, source, kernel, around, shape, dilation)
@@ -113,11 +115,11 @@ def matmul(walk, node, value, weight):
 
 def _linear(walk, node, value, weight, axis, bias=None, alpha=1.0, beta=1.0):
     where = title(node)
-    source = walk.builder.stored(value, where)
+    source = walk.builder.factor(value, where)
     if len(walk.model.shape(node.input[0], where)) != 2:
         raise GraphError(f"{where}: it multiplies along the width; only linear layers of (n, features) have an integer "
                          "form, flatten before it")
-    fields = _weights(node, weight, axis)
+    fields = _weights(walk, node, weight, axis)
     if fields["weight"].ndim != 2:
         raise GraphError(f"{where}: weights of {fields['weight'].ndim} axes have no integer form")
     out = len(fields["weight"])
@@ -150,7 +152,7 @@ def _maximum(walk, node, value, shape: tuple, window: dict):
 def average_pool(walk, node, value):
     options, where = attributes(node), title(node)
     value, around = unpadded(value)
-    source, shape = walk.builder.stored(value, where), walk.shape(node.output[0], node)
+    source, shape = walk.builder.factor(value, where), walk.shape(node.output[0], node)
     window = _window(node, options, source, options["kernel_shape"], around, shape)
     if any(d != 1 for d in options.get("dilations", ())):
         raise GraphError(f"{where}: average pooling with dilation has no integer form; leave it out")
@@ -180,7 +182,7 @@ def over_map(walk, node, value, shape: tuple):
         value = walk.builder.plain(value, title(node))
         whole = shape_of(value)[1:]
         return _maximum(walk, node, value, shape, dict(kernel=whole, stride=whole, padding=(0, 0)))
-    source = walk.builder.stored(value, title(node))
+    source = walk.builder.factor(value, title(node))
     return Open.average_of(source, node.name, source.shape[1:], source.shape[1:], (0, 0), shape=shape)
 
 
@@ -190,8 +192,8 @@ def _scaled(layer: Open, factor: np.ndarray, shift: np.ndarray, where: str) -> O
     low, high = layer.low, layer.high
     if not layer.is_linear:
         if (shift != 0).any() or (factor <= 0).any() or np.ptp(factor) != 0:
-            raise GraphError(f"{where}: it follows a ReLU, Clip, MaxPool or Resize that is not quantized; put a quantizer "
-                             "between")
+            raise GraphError(f"{where}: it follows a ReLU, PRelu, Clip, MaxPool or Resize that is not quantized; put a "
+                             "quantizer between")
         low, high = low * factor[0], high * factor[0]
         factor, shift = np.full(len(layer.gain), factor[0]), np.zeros(len(layer.gain))
     return replace(layer.affine(factor, shift), low=low, high=high)
@@ -318,6 +320,9 @@ def _leaky(walk, node, value, slope: np.ndarray):
     if isinstance(value, Function) and not value.after and np.ptp(slope) == 0:
         below = value.values * np.float32(slope[0])
         return replace(value, values=np.where(value.values < 0, below, value.values))
+    if isinstance(value, Open) and value.is_linear and not value.is_copy:
+        walk.builder.notes.append(f"{where}: nothing is quantized before it, so the layer before it is computed twice")
+        return replace(value, slope=slope, name=value.name or node.name)
     source = walk.builder.stored(value, where)
     name = walk.builder.unique(f"{node.name or node.output[0]}_positive")
     positive = walk.builder.append(positive_part(name, source))

@@ -8,7 +8,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.padding import within
-from esbflow.interchange.quantization import Quantization, limited
+from esbflow.interchange.quantization import NoFormat, Quantization, limited
 from esbflow.interchange.values import Function, Image, Joined, Open, Table, shape_of
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import one_a_channel
@@ -18,7 +18,7 @@ from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import check_finite, last_table, lookup
 from esbflow.lowering.nodes import Stored, choice, repetition, selection
 from esbflow.lowering.padding import Padded
-from esbflow.numbers import Format, Signed, Unsigned
+from esbflow.numbers import Binary, Format, Signed, Unsigned
 
 
 class Builder(GraphBuilder):
@@ -60,6 +60,13 @@ class Builder(GraphBuilder):
         if not isinstance(value, Stored):
             raise GraphError(f"{where}: its input is not quantized; put a quantizer before it")
         return value
+
+    def factor(self, value, where: str) -> Stored:
+        """`value`, whose integers are multiplied: a stored tensor times one number is that tensor with another scale."""
+        scaled = isinstance(value, Open) and not value.after and value.is_copy and not value.offset.any()
+        if scaled and value.gain[0] > 0 and np.ptp(value.gain) == 0:
+            return replace(value.source, scale=float(value.gain[0]))
+        return self.stored(value, where)
 
     def image(self, value: Image, where: str) -> Stored:
         """The image in codes of 8 bits, where the model reads it in real numbers: exact where values are pixels times a
@@ -119,9 +126,46 @@ class Builder(GraphBuilder):
         if isinstance(value, Stored) and value.scale == rule.step and _holds(rule.form, value.form):
             return value
         layer = self.open(value, where)
+        if layer.slope is not None:
+            return self._leaky(layer, rule, name, where)
         offset = layer.offset - (0.5 * rule.step if rule.rounding == "floor" else 0.0)  # floor(x) = round(x - 1/2)
-        form = limited(rule.form, layer.low / rule.step, layer.high / rule.step, where)
-        return self.close(replace(layer, offset=offset), name, form, rule.step, where)
+        layer, low, high = replace(layer, offset=offset), layer.low / rule.step, layer.high / rule.step
+        try:
+            return self.close(layer, name, limited(rule.form, low, high, where), rule.step, where)
+        except NoFormat:
+            if low not in (0, -np.inf) or not isinstance(rule.form, (Signed, Unsigned)) or rule.form.bits > 8:
+                raise
+        whole = self.close(layer, f"{name}_whole", limited(rule.form, low, np.inf, where), rule.step, where)
+        return self._cut_off(whole, int(rule.form.nearest(high)), name)
+
+    def _cut_off(self, whole: Stored, top: int, name: str) -> Stored:
+        """min(integer, top), for levels that are no format: top - max(top - integer, 0), by the formats' own clamps."""
+        form = Unsigned((top - whole.form.min).bit_length())
+        above = self._mirrored(whole, top, self.unique(f"{name}_below"), form)
+        return self._mirrored(above, top, self.unique(name), whole.form)
+
+    def _mirrored(self, source: Stored, top: int, name: str, form: Format) -> Stored:
+        """The node of top - integer."""
+        same = ir.Requantizer.pass_through(source.shape[0])
+        return self.append(ir.Requantize(name=name, inputs=(source.name,), shape=source.shape, format=form,
+                                         scale=source.scale, requantizer=replace(same, m=-same.m, b=top * same.m)))
+
+    def _leaky(self, layer: Open, rule: Quantization, name: str, where: str) -> Stored:
+        """A layer behind which values below zero are multiplied: rounded above zero and below, by a layer each, and added.
+        Ties below zero go away from it."""
+        if isinstance(rule.form, Binary) or not rule.form.signed:
+            raise GraphError(f"{where}: {rule.form} has no levels on both sides of zero; use a signed quantizer behind it")
+        if rule.rounding != "nearest":
+            raise GraphError(f"{where}: it rounds down behind a LeakyRelu or PRelu; use rounding_mode ROUND")
+        plain, slope = replace(layer, after=(), slope=None), layer.slope
+        wide = Unsigned(rule.form.bits) if isinstance(rule.form, Signed) else rule.form  # -8 of s4 needs an 8
+        parts = [self.quantize(replace(part, low=0.0), replace(rule, form=limited(form, 0, np.inf, where)), f"{name}_{side}",
+                               where)
+                 for part, form, side in ((plain, rule.form, "above"),
+                                          (plain.affine(-np.abs(slope), np.zeros(len(slope))), wide, "below"))]
+        total = Open(ir.Add, name, parts[0], {}, np.full(len(slope), rule.step), np.zeros(len(slope)), parts[1],
+                     np.where(slope < 0, 1, -1) * rule.step, shape=layer.shape, after=layer.after)
+        return self.close(total, name, rule.form, rule.step, where)
 
     def look_up(self, value: Function, rule: Quantization, name: str, where: str) -> Stored:
         """The table of a function."""
@@ -201,6 +245,8 @@ class Builder(GraphBuilder):
             return result
         if not isinstance(value, Open):
             raise GraphError(f"{where}: it does not depend on a quantized input; put a quantizer after the input")
+        if value.slope is not None:
+            raise GraphError(f"{where}: the model ends in a LeakyRelu or PRelu that is not quantized; quantize its output")
         rectified = value.low == 0 < value.high
         if not rectified and (value.low > -np.inf or value.high < np.inf):
             raise GraphError(f"{where}: the model ends in a Clip from {value.low:g} to {value.high:g}, and the engine's "

@@ -17,8 +17,9 @@ def elementwise(handler: Callable) -> Callable:
     return handler
 
 
-_QONNX_TEXTS = ("rounding_mode",)
-"""Attributes of QONNX's nodes that are texts; all others are integers."""
+_QONNX_TYPES = {**dict.fromkeys(("rounding_mode", "data_layout", "out_dtype"), AttributeProto.STRING),
+                **dict.fromkeys(("out_scale", "out_bias"), AttributeProto.FLOAT)}
+"""Attributes of QONNX's nodes that are no integers."""
 
 
 def check_attributes(node: onnx.NodeProto, opset: int) -> None:
@@ -52,5 +53,4 @@ def _schema_types(node, opset) -> dict:
 
 
 def _qonnx_types(node) -> dict:
-    return {attribute.name: AttributeProto.STRING if attribute.name in _QONNX_TEXTS else AttributeProto.INT
-            for attribute in node.attribute}
+    return {attribute.name: _QONNX_TYPES.get(attribute.name, AttributeProto.INT) for attribute in node.attribute}

@@ -16,7 +16,7 @@ OPSETS = range(9, 25)
 """Versions of the ONNX operator set whose operators the import knows."""
 
 QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
-QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant", "Trunc")
+QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant", "Trunc", "MultiThreshold")
 OPERATOR_FORMAT = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
 CODE_INPUTS = {TensorProto.UINT8: "uint8", TensorProto.INT8: "int8"}
 UNSUPPORTED_TYPES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}

@@ -40,7 +40,6 @@ FIXES = {
     "LogSoftmax": "leave it to the host: cut it off, the largest value stays the largest",
     "ArgMax": "leave it to the host: cut it off",
     "Trunc": "use Quant", "QuantAvgPool2d": "use AveragePool and Quant",
-    "MultiThreshold": "import the QONNX model as it was before FINN's conversion",
     "LayerNormalization": "use BatchNormalization",
 }
 
@@ -153,6 +152,7 @@ class Walk:
         self.builder = Builder(name)
         self.values = {key: Constant(value) for key, value in model.constants.items()}
         self.codes_in = model.input_codes
+        self.thresholds = any(node.op_type == "MultiThreshold" for node in model.nodes)
         self.consumers = {}
         for node in model.nodes:
             for tensor in node.input:

@@ -19,6 +19,10 @@ class Inexpressible(GraphError):
     """The levels of a quantizer are no number format of this project."""
 
 
+class NoFormat(GraphError):
+    """What a clip leaves of a quantizer's levels is no number format of this project."""
+
+
 def linear_format(low: int, high: int, where: str) -> Format:
     """The format of all integers low..high.
 
@@ -140,7 +144,7 @@ def limited(form: Format, low: float, high: float, where: str) -> Format:
 
     Raises
     ------
-    GraphError
+    NoFormat
         if there is none.
 
     >>> [str(limited(form, 0, high, "q")) for form, high in ((Signed(8), np.inf), (ESB(4, 1), np.inf), (Unsigned(4), 7))]
@@ -156,5 +160,5 @@ def limited(form: Format, low: float, high: float, where: str) -> Format:
             return linear_format(first, last, where)
         except Inexpressible:
             pass
-    raise GraphError(f"{where}: a clip to {low:g}..{high:g} steps before it leaves levels {first}..{last} of {form}, which "
-                     "are no format; let the quantizer's range be the clip's")
+    raise NoFormat(f"{where}: a clip to {low:g}..{high:g} steps before it leaves levels {first}..{last} of {form}, which "
+                   "are no format; let the quantizer's range be the clip's")

@@ -1,5 +1,7 @@
 """QuantizeLinear and DequantizeLinear of ONNX; Quant, FloatQuant, BipolarQuant and Trunc of QONNX."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from esbflow.graph.errors import GraphError
@@ -7,10 +9,13 @@ from esbflow.interchange import quantization
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.quantization import ROUNDINGS, Quantization
-from esbflow.interchange.values import Codes, Constant, Function, Image, Open, Quantized
+from esbflow.interchange.values import Codes, Constant, Function, Image, Open, Quantized, shape_of
 
 CODE_RANGES = {"int2": (-2, 1), "uint2": (0, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
                "int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1), "int32": (-(1 << 31), (1 << 31) - 1)}
+BEFORE_FINN = "import the QONNX model as it was before FINN's conversion"
+EVEN = 1e-3
+"""How far a threshold may be from where even steps would have it, in steps."""
 _OUTPUT_TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22: "int4"}  # numbers of onnx.TensorProto
 
 
@@ -112,6 +117,44 @@ def bipolar_quant(walk, node, value, scale):
     return _apply(walk, node, value, quantization.bipolar(_known(node, scale, "scale"), title(node)))
 
 
+def multi_threshold(walk, node, value, thresholds):
+    """FINN's: out_scale * (how many thresholds of its channel a value reaches) + out_bias. Where they step evenly that is a
+    gain, an offset and a rounding down."""
+    options, where = attributes(node), title(node)
+    if options.get("data_layout", "NCHW") not in ("NCHW", "NC"):
+        raise GraphError(f"{where}: its channels are last; import the model as it was before qonnx made them so")
+    rows = np.atleast_2d(np.asarray(_known(node, thresholds, "thresholds"), np.float64))
+    scale, bias, count = options.get("out_scale", 1.0), options.get("out_bias", 0.0), rows.shape[1]
+    first, step = rows[:, 0], (rows[:, -1] - rows[:, 0]) / max(1, count - 1)
+    if scale <= 0 or not (np.isfinite(rows).all() and (step > 0).all() if count > 1 else np.isfinite(rows).all()):
+        raise GraphError(f"{where}: its thresholds do not rise; {BEFORE_FINN}")
+    step = step if count > 1 else np.full(len(rows), scale)  # of one, any does
+    if np.abs(rows - first[:, None] - step[:, None] * np.arange(count)).max(axis=1).max() > EVEN * step.min():
+        raise GraphError(f"{where}: its thresholds do not step evenly, which no requantizer does; {BEFORE_FINN}")
+    channels = shape_of(value)[0]
+    if len(rows) not in (1, channels):
+        raise GraphError(f"{where}: it has thresholds for {len(rows)} channels and its input has {channels}")
+    low = bias / scale
+    if count == 1 and low == -0.5:
+        rule, gain, offset = quantization.bipolar(scale / 2, where), np.ones(1), -first
+    else:
+        if low != round(low):
+            raise GraphError(f"{where}: its output has no level at zero; {BEFORE_FINN}")
+        rule = quantization.linear(round(low), round(low) + count, scale, where, rounding="floor")
+        if rule.form is None:
+            raise GraphError(f"{where}: its levels {rule.low}..{rule.high} are no number format; {BEFORE_FINN}")
+        gain, offset = scale / step, scale * (1 - first / step) + bias
+    gain, offset = (np.broadcast_to(v, (channels,)).astype(np.float64) for v in (gain, offset))
+    if isinstance(value, Image):
+        value = replace(value, values=(value.values * gain[:, None] + offset[:, None]).astype(np.float32))
+    else:
+        layer = walk.builder.open(value, where)
+        if not layer.is_linear:
+            raise GraphError(f"{where}: it follows a ReLU, Clip or pool that is not quantized; {BEFORE_FINN}")
+        value = layer.affine(gain, offset)
+    return _apply(walk, node, value, rule)
+
+
 # -- ONNX -------------------------------------------------------------------------------------------------------
 def _along(node, array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     """A vector as an array that broadcasts along `axis` of a tensor of `rank` axes."""
@@ -208,5 +251,5 @@ def clip_codes(walk, node, codes, low=None, high=None):
 
 
 QUANTIZERS = {"Quant": quant, "IntQuant": quant, "FloatQuant": float_quant, "BipolarQuant": bipolar_quant,
-              "Trunc": trunc,
+              "Trunc": trunc, "MultiThreshold": multi_threshold,
               "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear}

@@ -50,10 +50,11 @@ class Open(OpenLayer):
 
     shape: tuple = ()
     after: tuple = ()
+    slope: np.ndarray | None = None  # (c,) of what is below zero, in a LeakyRelu or PRelu
 
     @property
     def is_linear(self) -> bool:
-        return not self.after and super().is_linear
+        return not self.after and self.slope is None and super().is_linear
 
     @property
     def out_shape(self) -> tuple:

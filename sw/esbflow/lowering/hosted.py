@@ -1,6 +1,6 @@
 """Tensors that the host computes, as both front doors have them until a quantizer stores them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,3 +54,10 @@ def bilinear(name: str, source, shape: tuple, corners: bool, where: str) -> Host
         raise GraphError(f"{where}: bilinear upsampling from {source.shape[1:]} to {shape[1:]} is not known; use whole "
                          "factors")
     return Hosted(host.Bilinear, name, (source,), shape, dict(factor=factor, corners=corners))
+
+
+def shuffle(node: type, name: str, source, block: int, crd: bool) -> host.Host:
+    """A host.DepthToSpace or SpaceToDepth of a stored tensor, whose integers stay what they are."""
+    made = node(name=name, inputs=(source.name,), shape=(0, 0, 0), format=source.form, scale=source.scale, block=block,
+                crd=crd)
+    return replace(made, shape=made.shape_of(source.shape))

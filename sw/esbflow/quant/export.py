@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from esbflow.graph import ir
+from esbflow.graph import host, ir
 from esbflow.graph.doubts import doubts, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer, powers_of_two
-from esbflow.lowering.hosted import Hosted
+from esbflow.lowering.hosted import Hosted, shuffle
 from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import last_table, lookup
@@ -274,6 +274,14 @@ class _Exporter(GraphBuilder):
             raise GraphError(f"{node.name}: upsampling from {source.shape[1:]} to {shape[1:]} has no integer form; use "
                              "whole factors")
         return self._repeated(source, node.name, tuple(b // a for a, b in zip(source.shape[1:], shape[1:])))
+
+    def _shuffle(self, node, module, value):
+        source = self._need_stored(value, node)
+        names = ("upscale_factor",), ("downscale_factor",)
+        down = "unshuffle" in (type(module).__name__ if module is not None else node.target.__name__).lower()
+        block, = options(node, module, names[down]).values()
+        kind = host.SpaceToDepth if down else host.DepthToSpace
+        return self.append(shuffle(kind, node.name, source, block, True))
 
     def _repeated(self, source, name, factor):
         return self.append(repetition(f"{name}_repeated" if name in self.model.quantizers else name, source, factor))

@@ -63,8 +63,9 @@ class QuantizerInsertion:
         """Once."""
         readers = {"input": self._input, "conv": self._conv, "linear": self._conv, "avgpool": self._avgpool,
                    "norm": self._norm, "add": self._add, "relu": self._relu, "concat": self._moved, "maxpool": self._moved,
-                   "pad": self._pad, "upsample": self._moved, "crop": self._moved, "positive": self._moved,
-                   "pass": self._pass, "host": self._pass, "lookup": self._lookup, "hosted": self._hosted}
+                   "pad": self._pad, "upsample": self._moved, "crop": self._moved, "shuffle": self._moved,
+                   "positive": self._moved, "pass": self._pass, "host": self._pass, "lookup": self._lookup,
+                   "hosted": self._hosted}
         for node in list(self.graph.nodes):
             for source in tensors(node):
                 if source in self.open and len([user for user in source.users if self._kind(user) != "size"]) > 1:

@@ -54,6 +54,7 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
         if kind == "upsample":
             check_upsample(node, module)
     _pad_unequal_sides(traced, modules)
+    _rectify_before_shuffles(traced, modules)
     with shown(traced.graph):
         layers = _swap_layers(traced, modules, recipe)
         if recipe.power_of_two:
@@ -145,3 +146,14 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> list:
         parent, _, leaf = name.rpartition(".")
         setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))
     return [(name, *names[name]) for name in dict.fromkeys(order)]
+
+
+def _rectify_before_shuffles(traced: fx.GraphModule, modules: dict) -> None:
+    """A ReLU that alone reads a pixel shuffle comes before it: so it is the layer's own, and nothing is stored signed."""
+    for node in list(traced.graph.nodes):
+        if kind_of(node, modules) == "shuffle" and [kind_of(user, modules) for user in node.users] == ["relu"]:
+            (source,), (relu,) = node.all_input_nodes, node.users
+            relu.replace_all_uses_with(node)
+            node.replace_input_with(source, relu)
+            relu.replace_input_with(node, source)
+            relu.append(node)

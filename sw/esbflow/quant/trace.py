@@ -20,6 +20,7 @@ MODULES = (
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "maxpool"),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "avgpool"), ((nn.Upsample,), "upsample"),
     ((nn.ConstantPad1d, nn.ConstantPad2d), "pad"), ((PositivePart,), "positive"), ((Quantizer,), "quantizer"),
+    ((nn.PixelUnshuffle,), "shuffle"),
     ((nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.PixelShuffle), "host"),
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten), "pass"))
 FUNCTIONS = (
@@ -30,7 +31,7 @@ FUNCTIONS = (
     ((F.interpolate, F.upsample), "upsample"),
     ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.sigmoid, torch.sigmoid, F.logsigmoid, F.tanh, torch.tanh,
       torch.argmax, F.pixel_shuffle), "host"),
-    ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
+    ((F.pixel_unshuffle,), "shuffle"), ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
     ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
@@ -48,7 +49,7 @@ _FIXES = {
     **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d", "instance_norm"),
                     "use BatchNorm2d"),
     **dict.fromkeys(("reflectionpad2d", "replicationpad2d", "circularpad2d"), "pad with zeros"),
-    **dict.fromkeys(("softmax", "log_softmax", "logsoftmax", "argmax", "pixelshuffle", "pixel_shuffle"),
+    **dict.fromkeys(("softmax", "log_softmax", "logsoftmax", "argmax"),
                     "only behind the last layer, where it is left to the host"),
     "max": "use MaxPool2d, or amax over dim=(2, 3)",
     **dict.fromkeys(("getitem", "chunk", "split", "narrow"), "only whole channels can be chosen, of a map whose layers tell "
@@ -101,8 +102,9 @@ def trace(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 
 def kind_of(node: fx.Node, modules: dict) -> str:
     """What an fx node means to the engine: one of input, conv, linear, norm, relu, add, maxpool, avgpool, upsample,
-    concat, pad, crop, positive, pass, quantizer, lookup (a function of single values), hosted (what the host computes
-    between programs), size, output, and host: behind the last layer, what rises with its values or moves them.
+    concat, pad, crop, shuffle (of channels and pixels), positive, pass, quantizer, lookup (a function of single values),
+    hosted (what the host computes between programs), size, output, and host: behind the last layer, what rises with its
+    values or moves them.
 
     Raises
     ------
@@ -133,6 +135,8 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     else:
         name = str(target)
         kind = METHODS.get(name) if node.op == "call_method" else None
+    if kind == "host" and name.lower().replace("_", "") == "pixelshuffle" and not _ends(node, modules):
+        return "shuffle"
     if _is_hosted(node, target, kind, modules):
         return "hosted"
     if (kind is None or (kind == "host" and not _ends(node, modules))) and is_function(node, modules):

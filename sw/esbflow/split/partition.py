@@ -68,7 +68,7 @@ def _pieces(node: ir.Node, homes: dict):
 def _reason(node: ir.Node, homes: dict, config: EngineConfig) -> str:
     """Why the host computes a node; empty if the engine does."""
     if isinstance(node, Host):
-        return f"{type(node).__name__} has no exact integer form"
+        return f"{type(node).__name__} {node.WHY}"
     if isinstance(node, ir.Lookup) and not config.function_table:
         return "the engine has no function table"
     return "it joins tensors of several parts" if len({homes[name] for name in node.inputs}) > 1 else ""

@@ -174,7 +174,7 @@ def test_mean_and_std_are_in_the_table(capsys, tmp_path):
 def test_a_graph_is_exported_as_qonnx_only(capsys, tmp_path):
     path = save(random_graph(np.random.default_rng(0)), tmp_path / "a.npz")
     assert main(["export", str(path), "--out", str(tmp_path / "b.npz")]) == 2
-    assert "is not a model that `esbflow train` wrote" in capsys.readouterr().err
+    assert "is not a quantized model that `esbflow train` or `save_model` wrote" in capsys.readouterr().err
 
 
 def test_compiled_for_an_engine(capsys, tmp_path):

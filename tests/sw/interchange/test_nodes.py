@@ -246,7 +246,7 @@ def test_what_moves_values_may_stand_before_the_quantizer():
     m = Model(("n", 3, 6, 6))
     x = m.add("Resize", conv_layer(m, random, image_in(m)), "", np.float32([1, 1, 2, 2]), mode="nearest")
     x = m.qdq(m.add("Add", x, np.float32(1), name="odd"), 2**-3, INT8)
-    assert refused(m, x) == ("Add node 'odd': it follows a ReLU, Clip, MaxPool or Resize that is not quantized; put a "
+    assert refused(m, x) == ("Add node 'odd': it follows a ReLU, PRelu, Clip, MaxPool or Resize that is not quantized; put a "
                              "quantizer between")
 
 

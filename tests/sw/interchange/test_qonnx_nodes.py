@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from esbflow.engines import ENGINES
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.interchange.onnx_file import GraphError
+from esbflow.split.program import compile_split
 from tests.sw.interchange.models import OFF_TIES, QONNX, Model, imported, random_pixels, real, run_qonnx
 
 
@@ -116,3 +118,81 @@ def test_concat_of_other_scales_takes_eight_bits():
     expected = run_qonnx(proto, real(pixels))[proto.graph.output[0].name]
     difference = np.abs(execute(graph, pixels) * graph.output.scale - expected)
     assert difference[:, 4:].max() < 0.6 * graph.output.scale and (difference > 0.6 * graph.output.scale).mean() < 0.01
+
+
+def sums(m, random, channels: int = 8):
+    """A convolution whose sums lie beside all ties."""
+    w = m.quant(random.normal(size=(channels, 3, 3, 3)), np.full((channels, 1, 1, 1), 2**-2, np.float32), 4)
+    return m.add("Conv", m.quant("image", 2**-5, 8), w, np.full(channels, OFF_TIES, np.float32))
+
+
+@pytest.mark.parametrize("high", [6.0, 2.5])
+@pytest.mark.parametrize("signed, form", [(0, "u8"), (1, "u7")])
+def test_a_clip_within_the_quantizers_range(high, signed, form):
+    """ReLU6 in steps of a power of two, as Brevitas trains it: 0..192 and 0..80 are no formats."""
+    m = Model((1, 3, 6, 6))
+    x = m.add("Clip", sums(m, np.random.default_rng(21)), np.float32(0), np.float32(high))
+    graph = qonnx_exact(m, m.quant(x, 2**-5 if not signed else 2**-4, 8, signed=signed), form)
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", "Requantize", "Requantize"]
+
+
+@pytest.mark.parametrize("bits, narrow, form", [(4, 0, "s4"), (4, 1, "esb4.2"), (8, 0, "s8")])
+@pytest.mark.parametrize("operator, slope", [("LeakyRelu", 0.25), ("PRelu", np.float32([0.5, -0.25] * 4).reshape(8, 1, 1))])
+def test_a_leaky_relu_of_sums(operator, slope, bits, narrow, form):
+    m = Model((1, 3, 6, 6))
+    x = sums(m, np.random.default_rng(22))
+    x = m.add(operator, x, alpha=slope) if operator == "LeakyRelu" else m.add(operator, x, slope)
+    x = m.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    graph = qonnx_exact(m, m.quant(x, 2**-2, bits, narrow=narrow), form)
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", "Conv2d", "Add", "MaxPool2d"]
+    assert "so the layer before it is computed twice" in graph.info["notes"][-1]
+
+
+@pytest.mark.parametrize("operator, options", [("DepthToSpace", {}), ("DepthToSpace", {"mode": "CRD"}), ("SpaceToDepth", {})])
+def test_channels_to_pixels_and_back(operator, options):
+    """Before the ReLU and the quantizer of the layer, as the qonnx zoo's ESPCN has it, and a layer that reads it."""
+    random, m = np.random.default_rng(23), Model((1, 3, 6, 6))
+    x = m.add(operator, sums(m, random), blocksize=2, **options)
+    x = m.quant(m.add("Relu", x), 2**-2, 4, signed=0)
+    w = m.quant(random.normal(size=(3, 2 if operator == "DepthToSpace" else 32, 1, 1)), 2**-2, 4)
+    graph = qonnx_exact(m, m.quant(m.add("Conv", x, w, np.full(3, OFF_TIES, np.float32)), 2**-1, 4), "s4")
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", operator, "Conv2d"]
+    program = compile_split(graph, ENGINES["tiny4x4"], 2)
+    assert [part.node and type(part.node).__name__ for part in program.parts] == [None, operator, None]
+
+
+def thresholds(m, x, rows, **options):
+    return m.add("MultiThreshold", x, np.float32(rows), domain=QONNX, **options)
+
+
+@pytest.mark.parametrize("options, form", [
+    (dict(out_dtype="UINT4"), "u4"), (dict(out_dtype="INT4", out_bias=-8.0), "s4"),
+    (dict(out_dtype="UINT4", out_scale=0.5, out_bias=0.0, data_layout="NCHW"), "u4")])
+@pytest.mark.parametrize("channels", [1, 8])
+def test_thresholds_that_step_evenly(channels, options, form):
+    """FINN's form of a quantizer, each channel with steps of its own; then its scale, and a layer of whole weights."""
+    random, m = np.random.default_rng(24), Model((1, 3, 6, 6))
+    steps = 2.0 ** random.integers(-3, 1, (channels, 1))
+    x = thresholds(m, sums(m, random), steps * (np.arange(15) - random.integers(0, 8, (channels, 1)) + 0.5), **options)
+    qonnx_exact(m, x, form)
+    x = m.add("Mul", x, np.float32(0.25))
+    x = m.add("Conv", x, random.integers(-3, 4, (4, 8, 1, 1)).astype(np.float32), np.full(4, OFF_TIES, np.float32))
+    graph = qonnx_exact(m, m.quant(x, 2.0, 4), "s4")
+    assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", "Conv2d"]
+
+
+def test_one_threshold_is_a_sign():
+    m = Model((1, 3, 6, 6))
+    qonnx_exact(m, thresholds(m, sums(m, np.random.default_rng(25)), np.arange(8)[:, None], out_dtype="BIPOLAR", out_scale=2.0,
+                              out_bias=-1.0), "bin")
+
+
+@pytest.mark.parametrize("rows, options, message", [
+    ([[0, 1, 3]], {}, "do not step evenly, which no requantizer does; import the QONNX model as it was before FINN's"),
+    ([[3, 2, 1]], {}, "do not rise"), ([[0, 1, 2, 3]], {}, r"its levels 0\.\.4 are no number format"),
+    ([[0, 1, 2]], dict(out_bias=-1.5), "no level at zero"), ([[0, 1, 2]], dict(data_layout="NHWC"), "its channels are last"),
+    (np.tile(np.arange(3), (3, 1)), {}, "thresholds for 3 channels and its input has 8")])
+def test_thresholds_that_are_refused(rows, options, message):
+    m = Model((1, 3, 6, 6))
+    with pytest.raises(GraphError, match=message):
+        imported(m.proto(thresholds(m, sums(m, np.random.default_rng(26)), rows, **options)))

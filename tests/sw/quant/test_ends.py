@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from esbflow.graph.errors import GraphError
 from esbflow.graph.execute import execute
 from esbflow.quant.export import export
+from esbflow.quant.integer_module import integer_module
 from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
 from esbflow.training.loop import calibrate
@@ -63,6 +64,30 @@ def test_pixels_that_are_shuffled_at_the_end_are_those_of_the_graph():
     found = F.pixel_shuffle(torch.from_numpy(execute(graph, images) * graph.output.scale), 2).numpy()
     with torch.no_grad():
         assert distance(found, quantized(torch.from_numpy(images) / 255).numpy(), graph.output.scale) < 0.01
+
+
+class Shuffles(nn.Module):
+    """Pixels to channels at first, channels to pixels within."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.up(self.first(F.pixel_unshuffle(x, 2)))))
+
+
+def test_pixels_that_are_shuffled_within_are_the_hosts():
+    """The ReLU becomes the layer's before it: nothing is stored with a sign."""
+    images = images_for((1, 8, 8), 8)
+    model = calibrate(quantize(Shuffles(), Recipe(weights="s8", activations="u8")), images).eval()
+    graph = export(model, "net", (1, 8, 8))
+    assert [(type(node).__name__, str(node.format)) for node in graph.nodes[1:4]] == [
+        ("SpaceToDepth", str(graph.input.format)), ("Conv2d", "u8"), ("DepthToSpace", "u8")]
+    found = execute(graph, images) * graph.output.scale
+    with torch.no_grad():
+        assert distance(found, model(torch.from_numpy(images) / 255).numpy(), graph.output.scale) < 0.01
+    assert np.array_equal(integer_module(model, (1, 8, 8))(torch.from_numpy(images)).numpy(), execute(graph, images))
 
 
 def test_an_argmax_at_the_end_is_that_of_the_graph():
