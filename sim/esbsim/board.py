@@ -66,7 +66,10 @@ def read_overlay(path: str | Path) -> EngineConfig:
         text = file.read(1 << 16) if head == MARK.encode() else b""
     if not text:
         raise BadValue(f"{path} was not made for the simulated board; make one with esbsim.board.write_overlay")
-    return EngineConfig.from_dict(json.loads(text))
+    try:
+        return EngineConfig.from_dict(json.loads(text))
+    except ValueError as error:
+        raise BadValue(f"{path} is damaged ({error}); write it again with esbsim.board.write_overlay") from None
 
 
 class SimulatedZcu102(Device):

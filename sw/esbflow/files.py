@@ -1,6 +1,7 @@
 """Files that are there are whole: written under a temporary name, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 from contextlib import contextmanager
@@ -18,15 +19,21 @@ def whole(path: str | Path):
     Raises
     ------
     NotWritable
-        if PATH is a folder, or a device or pipe, which a renamed file would replace.
+        if PATH is a folder, or a device or pipe, which a renamed file would replace; if the disk is full.
     """
     path = Path(path)
     _check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # Libraries hide it: torch.save raises a RuntimeError of its own.
+        reason = _of_the_disk(error)
+        if reason is None:
+            raise
+        raise NotWritable(f"{path} cannot be written: {reason}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,3 +80,13 @@ def _check_replaceable(path: Path) -> None:
         raise NotWritable(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
         raise NotWritable(f"{path} is a device or a pipe, not a file; name a file")
+
+
+def _of_the_disk(error: BaseException | None) -> str | None:
+    """What the system says of a disk or folder that takes no more, if that is behind an exception."""
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+    if isinstance(error, OSError) and error.errno in full:
+        return error.strerror or str(error)
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return "the disk takes no more"
+    return None if error is None else _of_the_disk(error.__context__)

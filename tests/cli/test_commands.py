@@ -187,6 +187,8 @@ def test_train_and_export_agree(esbflow, tmp_path):
     content = esbflow("train", "digits", "--out", tmp_path, "--epochs", 1, "--images", 128)
     assert {"float_top1", "fake_quant_top1", "graph_top1", "images", "seconds", "seed"} <= set(content)
     assert json.loads((tmp_path / "metrics.json").read_text()) == content
+    info = load(tmp_path / "graph.npz").info
+    assert info["graph_top1"] == content["graph_top1"] and "seconds" not in info, "equal runs give equal files"
     again = esbflow("export", tmp_path / "model.pt", "--out", tmp_path / "again.npz")
     assert again["nodes"] > 3
     run = [esbflow("run", path, "--data", "digits", "--images", 50)

@@ -9,6 +9,8 @@ pytest.importorskip("pynq")
 
 from esbflow import handoff
 from esbflow.engines import ENGINES
+from esbflow.errors import UserError
+from esbflow.runtime import pynq_driver
 from esbflow.runtime.errors import EngineMissing
 from esbflow.runtime.pynq_driver import open_engine
 from esbhw.boards import BOARDS
@@ -38,6 +40,26 @@ def test_a_missing_file_is_named(tmp_path, suffix):
     bit = write_overlay(CONFIG, tmp_path)
     bit.with_suffix(suffix).unlink()
     with pytest.raises(handoff.HandoffError, match=rf"lacks engine{suffix}: an overlay is a .bit, a .hwh and a .json of one name$"):
+        open_engine(bit)
+
+
+@pytest.mark.parametrize("suffix, message", [(".hwh", "engine.hwh cannot be read as a .hwh"), (".bit", "engine.bit is damaged"),
+                                             (".json", "engine.json is not an engine.json as")])
+def test_a_truncated_file_is_named(tmp_path, suffix, message):
+    path = write_overlay(CONFIG, tmp_path).with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=message):
+        open_engine(tmp_path / "engine.bit")
+
+
+def test_a_machine_without_a_board_is_told_where_to_go(tmp_path, monkeypatch):
+    """What PYNQ says there: a RuntimeError like any other."""
+    def overlay(*_, **__):
+        raise RuntimeError("No Devices Found")
+
+    bit = write_overlay(CONFIG, tmp_path)
+    monkeypatch.setattr(pynq_driver.pynq, "Overlay", overlay)
+    with pytest.raises(EngineMissing, match=r"^PYNQ finds no board on this machine; run this on a board with PYNQ's image, or"):
         open_engine(bit)
 
 

@@ -158,12 +158,18 @@ def open_engine(bit, device=None) -> EsbEngineDriver:
     esbflow.handoff.HandoffError
         naming each fact in which .hwh and .json differ, or the file that is missing; nothing was loaded then.
     EngineMissing
-        if the engine in the FPGA is not the one that the files describe, and which it is.
+        if PYNQ finds no board; if the engine in the FPGA is not the one that the files describe, and which it is.
     """
     config = handoff.check_overlay(bit)
     bind(config)
     # PYNQ keeps what it knows of an overlay by its .bit, and would serve it for a rebuilt .hwh too.
-    overlay = pynq.Overlay(str(bit), device=device)
+    try:
+        overlay = pynq.Overlay(str(bit), device=device)
+    except RuntimeError as error:
+        if "No Devices" not in str(error):
+            raise
+        raise EngineMissing("PYNQ finds no board on this machine; run this on a board with PYNQ's image, or on the "
+                            "simulated one (--backend rtl, or import esbsim.board first)") from None
     place = handoff.read(str(bit).removesuffix(".bit") + ".hwh")
     entry = overlay.ip_dict.get(place.cell, {})
     if entry.get("phys_addr") != place.address:

@@ -111,7 +111,8 @@ def train_network(recipe: str | TrainingRecipe, out: str | Path, epochs: int | N
                    "epochs": 0 if post_training else recipe.low_bit.epochs,
                    "weights_bits": record.weights_bits(model), "activation_bits": record.activation_bits(model),
                    "bytes": record.model_bytes(model)}
-        graph.info.update(metrics)
+        # Without the time that it took: equal runs give equal files.
+        graph.info.update({key: value for key, value in metrics.items() if key != "seconds"})
         save(graph, out / "graph.npz")
         save_model(model, quant, recipe.network, out / "model.pt")
         write_json(out / "metrics.json", metrics)
