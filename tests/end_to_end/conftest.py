@@ -56,7 +56,13 @@ NARROW_LOOKUPS = EngineConfig(
 """A function table behind the shortest lanes, for digits of two bits, in two slices."""
 PIXELS = replace(ENGINES["tiny4x4"], name="pixels4x4", slices=2, image_beats=64)
 """An image buffer in each of two slices."""
-OTHERS = {config.name: config for config in (PIXELS, TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
+WIDE_PIXELS = EngineConfig(
+    "pixels32x4", rows=32, cols=4, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2,
+    accumulator_depth=128, activation_beats=128, residual_beats=128, weight_slots=4, max_burst=16, slices=4,
+    activation_ports=2, image_beats=64)
+"""Words of two slots, a beat of four; image buffers that share ports."""
+OTHERS = {config.name: config for config in (
+    PIXELS, WIDE_PIXELS, TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
 
 
 def engine_of(name: str) -> EngineConfig:

@@ -24,7 +24,7 @@ class ImageBuffer(wiring.Component):
     -------
     write_valid, write_address, write_data : In, raw pixels;  table_valid : In(1), a row of the table in their place
     read : In(read_layout);  data : Out(128)
-    address_fault : Out(1), for good, on a write behind the end
+    address_fault : Out(1), for good, on a write behind the end of the buffer or of the table
     """
 
     def __init__(self, config: EngineConfig):
@@ -59,7 +59,7 @@ class ImageBuffer(wiring.Component):
         address, valid, pair = Signal(range(beats)), Signal(), []
         fits = self.write_address < beats
         m.d.sync += [address.eq(self.write_address), valid.eq(self.write_valid & fits)]
-        with m.If(self.write_valid & ~fits):
+        with m.If((self.write_valid & ~fits) | (self.table_valid & (self.write_address >= STEP_COUNT))):
             m.d.sync += self.address_fault.eq(1)
         for odd, place in enumerate((self.read.even, self.read.odd)):
             m.submodules[f"bank{odd}"] = memory = Memory(shape=unsigned(AXI_BEAT_BITS), depth=beats // 2, init=[])

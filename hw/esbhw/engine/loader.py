@@ -61,8 +61,9 @@ class Loader(wiring.Component):
         those of port k in the k-th part
     stride : In, with several slices: see Spread
     With an image buffer a third kind is posted, and UNFOLD waits for it:
-    image_here : In(1), is there such a token;  take_image : Out(1);  unfold : Out(1), an UNFOLD is accepted, whose fields
-        are on `i`;  unfold_idle : In(1), low from the next cycle on until it is done. Nothing else is accepted meanwhile
+    image_here : In(1), is there such a token;  take_image : Out(1)
+    unfold : Out(1), an UNFOLD is accepted, whose fields are on `i`;  unfold_idle : In(1), low from the next cycle on until
+        the last one in which it does anything, so that what is accepted next is what was on offer then
     layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address : of any of the ports
     range_fault, field_fault, fault_address : as BurstSplitter
     """
@@ -111,10 +112,13 @@ class Loader(wiring.Component):
         if self._unfolds:
             # UNFOLD, too: one is accepted when neither the splitter nor the unfolder has anything to do.
             unfold, is_unfold = self._unfold(m, accept)
-            taken, offered = taken & self.unfold_idle, granted & self.unfold_idle & ~is_unfold
-            free = Mux(is_unfold, ~unfold.wait_free | self.free[0], free)
+            offered = granted & ~is_unfold
+            free = Mux(is_unfold, ~unfold.wait_free | self.free[0], free) & self.unfold_idle
             stores = Mux(is_unfold, ~unfold.wait_image | self.image_here, stores)
-            take_free, take_stores = Mux(is_unfold, unfold.wait_free, take_free), take_stores & ~is_unfold
+            # What is granted was there a cycle before.
+            wants_stores = Signal()
+            m.d.sync += wants_stores.eq(take_stores & ~is_unfold)
+            take_free, take_stores = Mux(is_unfold, unfold.wait_free, take_free), wants_stores
         m.d.comb += [
             fields.eq(self.i.payload),
             splitter.regions.eq(self.regions),

@@ -39,13 +39,15 @@ class Unfolder(wiring.Component):
     """Steps through rows, groups and steps of an UNFOLD; knows where each step's bytes lie and which of them count.
 
     Accepted in cycle a, its steps are issued from a + 2 on. The last beat of n steps and d digits is written in cycle
-    a + n + UNFOLD_LATENCY + d; `post` is high then if `post_full` was given, and `idle` is from the next cycle on.
+    a + n + UNFOLD_LATENCY + d; `post` is high then if `post_full` was given, and `idle` is from then on.
 
     Members
     -------
     start : In(1), with `fields`, only while idle;  fields : In(256), the instruction
     step_valid, step_row, step : In, writes a step
-    idle : Out(1);  post : Out(1);  field_fault : Out(1), for good, on a count of zero or of more digits than there are
+    idle : Out(1), and already in the last cycle of an UNFOLD;  post : Out(1)
+    field_fault : Out(1), for good, on a count of zero or of more digits than there are, and on a last step that leaves a
+        beat incomplete, which would never be written
     read : Out(read_layout), to the image buffers
     write_valid, write_half, write_address : Out, to the activation buffers, whose data the image buffers give
     """
@@ -68,10 +70,11 @@ class Unfolder(wiring.Component):
         with m.If(self.start):
             m.d.sync += [f.eq(self.fields), self.idle.eq(0)]
         m.d.comb += wrong.eq(~f.rows.any() | ~f.groups.any() | ~f.steps.any() | ~f.digits.any() | (f.digits > planes))
-        m.d.sync += [begin.eq(self.start), self.field_fault.eq(self.field_fault | (begin & wrong))]
         step, last = self._walk(m, f, begin, running)
         self._places(m, f, step, running, last)
-        self._stores(m, f, last)
+        incomplete = self._last & ~self.read.full
+        m.d.sync += [begin.eq(self.start), self.field_fault.eq(self.field_fault | (begin & wrong) | incomplete)]
+        self._stores(m, f, begin)
         return m
 
     def _walk(self, m, f, begin, running) -> tuple:
@@ -178,20 +181,21 @@ class Unfolder(wiring.Component):
         m.d.comb += [self.read.ended.eq(ended), self.read.full.eq(full)]
         self._last = later(last, "last", 9, reset_less=False)
 
-    def _stores(self, m, f, last) -> None:
+    def _stores(self, m, f, begin) -> None:
         """The beats of each digit, one a cycle, and the end."""
         at, left, ending = Signal(16), Signal(3), Signal()
-        only = Signal()
+        only, done, ends = Signal(), Signal(), Signal()
         with m.If(self.read.full):
             m.d.sync += [self.write_address.eq(at), at.eq(at + 1), left.eq(f.digits), only.eq(f.digits == 1),
                          self.write_valid.eq(1), ending.eq(self._last)]
+            m.d.comb += ends.eq((f.digits == 1) & self._last)
         with m.Else():
             m.d.sync += [self.write_address.eq(self.write_address + f.plane_step), left.eq(left - 1), only.eq(left == 2),
                          self.write_valid.eq(self.write_valid & ~only)]
-            with m.If(self.start):
-                m.d.sync += at.eq(instruction_layout("UNFOLD", self._config)(self.fields).address)
-        m.d.comb += [self.write_half.eq(f.half), self.read.next.eq(self.write_valid)]
-        done = self.write_valid & only & ending
-        m.d.comb += self.post.eq(done & f.post_full)
-        with m.If(done):
+            m.d.comb += ends.eq(self.write_valid & ~only & (left == 2) & ending)
+            with m.If(begin):
+                m.d.sync += at.eq(f.address)
+        m.d.comb += [self.write_half.eq(f.half), self.read.next.eq(self.write_valid), self.post.eq(done & f.post_full)]
+        m.d.sync += done.eq(ends)
+        with m.If(ends):
             m.d.sync += self.idle.eq(1)

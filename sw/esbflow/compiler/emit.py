@@ -89,7 +89,7 @@ class _State:
     uses: Counter = field(default_factory=Counter)  # and how often the layer's passes will yet take them from there
     books: list = field(default_factory=lambda: [None] * BOOKS)  # codebooks in the array
     last_book: int = 0
-    images: bool = False  # raw pixels have been loaded
+    lines: list | None = None  # LOADs of the raw pixels that the image buffer has now
 
 
 def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
@@ -263,20 +263,21 @@ def _emit_unfolds(config: EngineConfig, state: _State, part: _Part) -> None:
     window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, len(plan.tiling.cols) == 1)
     row_beats = window[1] // config.words_per_beat * config.beats_per_word
     plane_step = (span[1] - span[0]) * row_beats
-    if raw.image.tables == 1 and not state.images:
+    if raw.image.tables == 1 and state.lines is None:
         state.words.append(encode("LOAD", layer=number, **raw.table_load(0, images)))
-    state.images = True
     free = part.index >= 2
     for first, end in raw.pieces(*span, plan.layer.row_step):
         loads, common = raw.piece(chunk.image, (first, end), plan.layer.row_step, window, images)
-        for k, load in enumerate(loads):
+        fresh = loads != state.lines  # tiles side by side, and chunks of a tile, have the same
+        state.lines = loads
+        for k, load in enumerate(loads if fresh else []):
             state.words.append(encode("LOAD", layer=number, **load, post_full=int(k == len(loads) - 1)))
         for k, plane in enumerate(part.planes[::digits]):
             step, steps = raw.groups[plane // digits]
             state.words.append(encode(
                 "UNFOLD", layer=number, half=part.index & 1, first=step, steps=steps, digits=digits, plane_step=plane_step,
                 address=k * digits * plane_step + (first - span[0]) * row_beats, **common, wait_free=int(free),
-                wait_image=int(k == 0), post_full=int(end == span[1] and k == len(part.planes) // digits - 1)))
+                wait_image=int(fresh and k == 0), post_full=int(end == span[1] and k == len(part.planes) // digits - 1)))
             free = False
 
 

@@ -28,6 +28,8 @@ LEVEL_BITS = 8
 LINE_LIMIT = 4096
 """Bytes of a line, and rows of an image: bytes and rows are signed fields of 14 and 12 bits, and windows reach beyond."""
 ROW_LIMIT = 1024
+LOAD_CYCLES = 16
+"""What a LOAD takes beyond its beats, roughly."""
 PLAIN = Fold(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), rows=1, first_row=0, row_step=1)
 """A map that is not folded has a pixel in each word."""
 NO_BUFFER = "engine {} has no image buffer (image_beats = 0)"
@@ -157,6 +159,13 @@ class Unfolding:
     def cycles(self, height: int, width: int) -> int:
         """Roughly those of a map."""
         return height * -(-width // self.words) * len(self.steps)
+
+    def load_cycles(self, in0: int, in1: int, chunks: int, side: int) -> int:
+        """Roughly those that bring the lines of rows [in0, in1) of a map, without its row step, for a tile of so many
+        chunks, of which `side` lie side by side. Nothing is unfolded meanwhile. Lines that fit come once for all."""
+        lines = self._lines(in0, in1, 1)
+        cycles = self.image.planes * (lines * self.image.line_beats + LOAD_CYCLES)
+        return chunks * cycles if lines > self.lines else cycles // side
 
     def pieces(self, in0: int, in1: int, row_step: int):
         """(first row, end) of as many rows of the map as the buffer holds the lines for."""

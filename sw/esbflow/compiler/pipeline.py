@@ -22,12 +22,13 @@ from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
 from esbflow.compiler.stripes import cut, spaces, unstacked
-from esbflow.compiler.tile import heights, tile
+from esbflow.compiler.tile import heights, tile, tile_with_cost
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import BEATS_PER_4K, STEP_COUNT
 from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
+from esbflow.numbers import Format
 from esbflow.registers import LOG_BEATS
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
@@ -95,8 +96,8 @@ def _with_input(graph: Graph, config: EngineConfig, batch: int, fold: bool, pack
     readers = [layer for layer in layers if graph.input.name in (*layer.sources, layer.residual)]
     alone = readers == layers[:1] and layers[0].sources == (graph.input.name,) and layers[0].residual is None
     pixels = raw_image(config, graph, layers[0] if alone else None, channels_last) if raw else None
-    how = partial(fold_input, unfolder=partial(_unfold_cycles, config, pixels), channels_last=channels_last
-                  ) if pixels else fold_input
+    how = partial(fold_input, unfolder=partial(_unfold_cycles, config, pixels, graph.input.format, images),
+                  channels_last=channels_last) if pixels else fold_input
     if fold and len(readers) == 1 and readers[0] is layers[0]:
         first = layers[0]
         fold_choice, layers[0] = how(first, config.rows, config.cols, digit_bits=config.digit_bits)
@@ -118,13 +119,21 @@ def _with_input(graph: Graph, config: EngineConfig, batch: int, fold: bool, pack
     return program
 
 
-def _unfold_cycles(config: EngineConfig, pixels: RawImage, fold: Fold | None, layer: Layer) -> int | None:
-    """Cycles in which the load unit makes the map of one image that `layer` reads; None if it cannot."""
+def _unfold_cycles(config: EngineConfig, pixels: RawImage, form: Format, images: int, fold: Fold | None,
+                   layer: Layer) -> int | None:
+    """Roughly the cycles of one image in `layer`, whose tiles share rows that are made from raw pixels for each of them;
+    None if the load unit cannot."""
+    source = Source((tensor_layout(config, "input", layer.in_shape, form, images),))
+    target = tensor_layout(config, "workspace", layer.out_shape, layer.out_format, images)
+    turns = -(-min(config.tile_channels, layer.conv_shape[0]) // config.cols)
+    passes = layer.kernel[0] * layer.kernel[1] * layer.phases * turns
     try:
-        found = unfolding(config, pixels, fold, layer.stacked)
-    except HostFolds:
+        raw = unfolding(config, pixels, fold, layer.stacked)
+        cycles, _ = tile_with_cost(config, layer, source, target, passes, heights(layer, images),
+                                   source.groups * source.digits, 0, raw)
+    except CompileError:
         return None
-    return found.cycles(*layer.in_shape[1:])
+    return -(-cycles // images)
 
 
 def _faster(first, second) -> Program:
@@ -197,14 +206,18 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
         layer = skip_rows(layer, source.row_beats)
         resident = weights.tiles <= config.weight_slots
         tile_beats = config.tap_beats if on_unit else config.tile_beats
-        tiling = tile(config, layer, source, target, -(-passes // planes), heights(layer, images), planes,
-                      0 if resident else weights.tiles * tile_beats)
-        if number == 0 and raw and tiling.planes_at_once % source.digits:
+        pixels_of = raw if number == 0 else None
+        try:
+            tiling = tile(config, layer, source, target, -(-passes // planes), heights(layer, images), planes,
+                          0 if resident else weights.tiles * tile_beats, pixels_of)
+        except CompileError as error:
+            raise HostFolds(str(error)) if pixels_of else error from None
+        if pixels_of and tiling.planes_at_once % source.digits:
             raise HostFolds("half of the activation buffer does not hold all digits of a tile's channels")
         plans.append(PlannedLayer(
             number=number, layer=layer, source=source,
             residual=Source((added,)) if added else None, target=target, tiling=tiling,
-            weights=weights, resident=resident, unfolding=raw if number == 0 else None))
+            weights=weights, resident=resident, unfolding=pixels_of))
     log_bytes = len(layers) * LOG_BEATS * BEAT_BYTES
     log_pages = -(-log_bytes // PAGE_BYTES)
     try:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from esbflow.compiler.errors import CompileError
+from esbflow.compiler.images import Unfolding
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer
 from esbflow.engine_config import EngineConfig
@@ -68,7 +69,7 @@ def tile(*arguments) -> Tiling:
 
 
 def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: TensorLayout, passes_per_plane: int,
-                   heights: tuple, planes: int, weight_beats: int = 0) -> tuple:
+                   heights: tuple, planes: int, weight_beats: int = 0, raw: Unfolding | None = None) -> tuple:
     """(cycles, Tiling): tiles chosen by an estimate of first load + passes, weights, loads or drains + last drain.
 
     weight_beats : what each tile of outputs brings of weights: none where the slots hold all of the layer's.
@@ -76,6 +77,7 @@ def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: T
     heights : (conv rows, input rows) of the map, which for a stacked linear layer is that of the whole batch.
     passes_per_plane : passes that each input plane takes for one group of output channels.
     planes : input planes (channel groups x digits) that a tile needs at most.
+    raw : how the load unit makes the input from raw pixels, if it does: all digits of a word together.
 
     Raises
     ------
@@ -99,7 +101,7 @@ def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: T
         step = min(width, target.width)
         columns = _columns(layer, step, target.width, conv_width, in_width, words)
         candidate = _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target,
-                               passes_per_plane, planes, weight_beats)
+                               passes_per_plane, planes, weight_beats, raw)
         if candidate is not None and (best is None or candidate[0] < best[0]):
             best = candidate
         # Narrower tiles may be so much taller that pools share fewer rows between them.
@@ -153,12 +155,13 @@ def window_words(layer: Layer, column: Span, words: int, pitch: int, whole: bool
 
 
 def _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target, passes_per_plane, planes,
-               weight_beats):
+               weight_beats, raw):
     words = config.words_per_beat
     whole = len(columns) == 1
+    together = source.digits if raw else 1
     tallest = None
     for height in range(out_height, 0, -1):
-        if _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole):
+        if _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole, together):
             tallest = height
             break
     if tallest is None:
@@ -171,7 +174,7 @@ def _best_rows(config, layer, columns, out_height, conv_height, in_height, sourc
         plane_beats = max(_plane_beats(config, layer, row, column, source, words, whole)
                           for row in rows for column in columns)
         tiling = Tiling(rows, columns, _at_once(config, plane_beats, planes, source.digits))
-        cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats)
+        cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats, raw)
         if best is None or cost < best[0]:
             best = (cost, tiling)
     return best
@@ -182,7 +185,7 @@ def _plane_beats(config, layer, row, column, source, words, whole):
     return (row.in1 - row.in0) * (window // words) * config.beats_per_word
 
 
-def _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole) -> bool:
+def _fits(config, layer, columns, height, out_height, conv_height, in_height, source, words, whole, together) -> bool:
     for y0, y1 in _cut(out_height, height):
         row = span(layer, 0, y0, y1, conv_height, in_height)
         for column in columns:
@@ -191,7 +194,7 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
                 return False
             if max(row.in1 - row.in0, window_words(layer, column, words, source.pitch, whole)[1]) > ROW_LIMIT:
                 return False
-            if _plane_beats(config, layer, row, column, source, words, whole) > config.activation_beats:
+            if together * _plane_beats(config, layer, row, column, source, words, whole) > config.activation_beats:
                 return False
             if layer.residual is not None:
                 pitch = -(-conv_cols // words)
@@ -200,7 +203,7 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
     return True
 
 
-def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats) -> int:
+def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats, raw) -> int:
     """Cycles, roughly: what cannot be hidden and, of each tile, the longest of compute, weights, load, drains and fetch."""
     out_groups = -(-layer.conv_shape[0] // config.tile_channels)
     images = 1 if layer.stacked else target.images
@@ -212,12 +215,20 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
         for column in tiling.cols:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
             compute = out_groups * planes * passes_per_plane * max(pixels // layer.phases, shortest)
+            whole = len(tiling.cols) == 1
             load = config.slices_per_port * reloads * planes * _plane_beats(
-                config, layer, row, column, source, config.words_per_beat, len(tiling.cols) == 1)
+                config, layer, row, column, source, config.words_per_beat, whole)
+            if raw:
+                window = window_words(layer, column, config.words_per_beat, source.pitch, whole)[1]
+                chunks = reloads * -(-planes // tiling.planes_at_once)
+                load = reloads * raw.cycles(row.in1 - row.in0, window) + raw.load_cycles(
+                    row.in0, row.in1, chunks, len(tiling.cols))
             words = (row.out1 - row.out0) * (column.out1 - column.out0)
             last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
                           * config.tile_channels // config.requantize_lanes)
             fetch = INSTRUCTION_BEATS * out_groups * (planes * passes_per_plane + 2)
             total += max(compute, weights, load, out_groups * last_drain, fetch)
     first_load = config.slices_per_port * min(planes, tiling.planes_at_once) * plane_beats
+    if raw:
+        first_load = raw.cycles(tiling.rows[0].in1 - tiling.rows[0].in0, source.pitch)
     return images * total + first_load + last_drain
