@@ -16,11 +16,12 @@ test: setup
 setup: tools $(STAMP)
 
 # The environment is made anew when a requirement changes. Warnings there are about how editable packages are laid out.
+# Python compiles what is imported, when it is: all at once would take half of the set-up's time.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "esbflow needs Python 3.10 to 3.12, and $(PYTHON) is %d.%d; set PYTHON=..." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,saliency,hw,sim,report,interchange,test,docs]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[train,saliency,hw,sim,report,interchange,test,docs]'
 	@touch $@
 
 # g++ compiles the simulator, Icarus runs the benches, and tclsh the steps of the Vivado flow. They are installed only when missing, and only when allowed.
