@@ -1,4 +1,7 @@
-"""The wheel, installed beside NumPy alone as on a board's image: driver, compiler, recordings and the command line."""
+"""The wheel, installed beside NumPy alone as on a board's image: driver, compiler, recordings and the command line.
+
+ESBFLOW_BOARD_PYTHON may name another Python that has NumPy, as 3.10 of PYNQ's images; without it this one stands for it.
+"""
 
 import ast
 import json
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BOARD_PYTHON = os.environ.get("ESBFLOW_BOARD_PYTHON", sys.executable)
 BOARD_PACKAGES = ("", "runtime", "compiler", "graph", "zoo")
 
 
@@ -19,17 +23,18 @@ BOARD_PACKAGES = ("", "runtime", "compiler", "graph", "zoo")
 def board(tmp_path_factory):
     """The Python of an environment with NumPy and the wheel."""
     folder = tmp_path_factory.mktemp("board")
-    for arguments in (("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT),
-                      ("venv", "--without-pip", folder / "venv")):
-        made = run(sys.executable, "-m", *arguments)
+    for maker, *arguments in ((sys.executable, "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT),
+                              (BOARD_PYTHON, "venv", "--without-pip", folder / "venv")):
+        made = run(maker, "-m", *arguments)
         assert made.returncode == 0, made.stderr
     python = folder / "venv" / "bin" / "python"
     wheel, = folder.glob("esbflow-*.whl")
     made = run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     assert made.returncode == 0, made.stderr
     site, = (folder / "venv" / "lib").glob("python*/site-packages")
-    for name in ("numpy", "numpy.libs"):  # and nothing else of this environment
-        source = Path(np.__file__).parents[1] / name
+    packages = Path(run(BOARD_PYTHON, "-c", "import numpy; print(numpy.__file__)").stdout.strip()).parents[1]
+    for name in ("numpy", "numpy.libs"):  # and nothing else of that environment
+        source = packages / name
         if source.exists():
             (site / name).symlink_to(source)
     return python
