@@ -1,6 +1,6 @@
 """Proves that the primitives of a target compute what the plain RTL does, for every input and every cycle.
 
-    python -m esbhw.equivalence ENGINE [ENGINE.json ...] [--out FILE.json]
+    python -m esbhw.equivalence ENGINE [ENGINE.json ...] [--record docs/results/equivalence.json]
 
 A module that is equal word for word for both targets needs no proof; each other one, the engine's own and the shared
 ones (target.py), is proven by itself. The modules inside it are cut out, so that what they take becomes an output and what
@@ -11,6 +11,7 @@ inputs of three cycles from the empty memory (write, write or read, read), not b
 """
 
 import argparse
+import importlib.metadata
 import json
 import re
 import sys
@@ -205,22 +206,24 @@ def _stub(name: str, body: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engines", nargs="+", metavar="ENGINE")
-    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--record", metavar="FILE", help="write there after each engine; those of other names stay")
     arguments = parser.parse_args()
-    record, known = {}, set()
+    path = Path(arguments.record) if arguments.record else None
+    record = json.loads(path.read_text()) if path and path.exists() else {}
+    known: set = set()
     for name in arguments.engines:
-        begun = time.monotonic()
+        begun, config = time.monotonic(), engine(name)
         print(f"{name}:", file=sys.stderr)
-        found = prove(engine(name), progress=lambda module, seconds: print(f"  {module} {seconds:.0f} s", file=sys.stderr),
+        found = prove(config, progress=lambda module, seconds: print(f"  {module} {seconds:.0f} s", file=sys.stderr),
                       known=known)
-        record[name] = {"configuration": f"{engine(name).hash:016x}", "equal text": sum(how == EQUAL for _, how in found),
-                        **{module: how for module, how in found if how != EQUAL},
-                        "seconds": round(time.monotonic() - begun)}
-        content = {"command": f"python -m esbhw.equivalence {' '.join(arguments.engines)}",
-                   "yosys": yosys.require().version, "engines": record}
-        if arguments.out:
-            write_json(Path(arguments.out), content)
-    print(json.dumps(content, indent=2))
+        record[config.name] = {
+            "configuration": f"{config.hash:016x}", "command": f"python -m esbhw.equivalence {name}",
+            "tools": {"yosys": yosys.require().version, "amaranth": importlib.metadata.version("amaranth")},
+            "date": time.strftime("%Y-%m-%d"), "equal_text": sum(how == EQUAL for _, how in found),
+            "proven": {module: how for module, how in found if how != EQUAL}, "seconds": round(time.monotonic() - begun)}
+        if path:
+            write_json(path, record)
+        print(json.dumps({config.name: record[config.name]}, indent=2), flush=True)
     return 0
 
 
