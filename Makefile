@@ -58,9 +58,9 @@ docs: setup
 	$(BIN)/python -m esbhw.document
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# BOARD: docs/hardware.md lists them; ulx3s needs pip packages alone. ARGUMENTS=--dry-run writes every file only.
+# BOARD: docs/hardware.md lists them; ulx3s and tang-mega-138k need pip packages alone. ARGUMENTS=--dry-run writes every file only.
 BOARD ?= zcu102
-ENGINE ?= $(if $(filter ulx3s,$(BOARD)),tiny4x4,base16x16)
+ENGINE ?= $(if $(filter ulx3s tang-mega-138k,$(BOARD)),tiny4x4,base16x16)
 bitstream: setup
 	@$(BIN)/esbflow bitstream --board $(BOARD) --engine $(ENGINE) $(ARGUMENTS) || exit 2
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
 from esbflow.files import write_json, write_whole
-from esbhw import ecp5_flow, vivado_flow
+from esbhw import vivado_flow
 from esbhw.boards import Board
+from esbhw.ecp5_flow import ECP5
 from esbhw.engine.two_clocks import check_mhz
 from esbhw.flow_error import FlowError
+from esbhw.gowin_flow import GOWIN
 from esbhw.performance import is_of
 
-FLOWS = {"vivado": vivado_flow, "ecp5": ecp5_flow}
+FLOWS = {"vivado": vivado_flow, "ecp5": ECP5, "gowin": GOWIN}
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "engines.json"
 KINDS = {"lut": "LUTs", "ff": "flip-flops", "bram": "block RAMs"}
 
@@ -103,13 +105,13 @@ def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: 
 
 def publish(config: EngineConfig, board: Board, work: Path, out: Path, figures: dict,
             compute_mhz: int | None = None) -> Path:
-    """Copy .bit, .hwh (if there is one) and .json with one stem, figures and README into a new folder, then rename it."""
+    """Copy .bit or .fs, .hwh (if there is one) and .json of one stem, figures and README into a new folder; rename it."""
     target = Path(out) / board.name / config.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{config.name}-") as staging:
         new = Path(staging) / "new"
         new.mkdir()
-        for suffix in (".bit", ".hwh"):
+        for suffix in (".bit", ".fs", ".hwh"):
             source = Path(work) / "work" / f"{config.name}{suffix}"
             if source.exists():
                 shutil.copy(source, new)

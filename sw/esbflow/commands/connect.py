@@ -33,7 +33,7 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
 
 def _simulated_pins(config):
     from esbhw.boards import board
-    from esbhw.ecp5_flow import top_name, top_rtlil
+    from esbhw.open_flow import top_name, top_rtlil
     from esbsim.serial_board import SerialBoard
 
     ulx3s = board("ulx3s")
