@@ -52,16 +52,18 @@ class BlockMemory(wiring.Component):
         turn = Signal(range(self._readers))
         address = Signal(AXI_ADDRESS_BITS - 4)
         left = Signal(9)
-        outside, valid, last, host_asked = Signal(), Signal(), Signal(), Signal()
+        outside, valid, last = Signal(), Signal(), Signal()
+        host_asked, host_taken = Signal(), Signal()
         ready = Array([reader.rready for reader in readers])[owner]
         busy = (left != 0) | valid
-        host_read = self.host_request & ~self.host_write & ~host_asked
+        host_read = self.host_request & ~self.host_write & ~host_asked & ~host_taken
         for i, reader in enumerate(readers):
             m.d.comb += [reader.rdata.eq(port.data), reader.rvalid.eq(valid & (owner == i)), reader.rlast.eq(last),
                          reader.rresp.eq(Mux(outside, DECERR, 0))]
         word = port.data.word_select(self.host_address[:2], 32)
-        m.d.comb += [port.addr.eq(address), port.en.eq(0), self.host_result.eq(word)]
-        m.d.sync += host_asked.eq(0)
+        m.d.comb += [port.addr.eq(address), port.en.eq(0)]
+        # In a register of its own: from the block RAMs to the bridge is the longest way on the FPGA.
+        m.d.sync += [host_asked.eq(0), host_taken.eq(host_asked), self.host_result.eq(word)]
         with m.If(~busy):
             m.d.sync += turn.eq(Mux(turn == self._readers - 1, 0, turn + 1))
             with m.If(host_read):
@@ -81,7 +83,7 @@ class BlockMemory(wiring.Component):
             m.d.sync += [valid.eq(left != 0), last.eq(left == 1)]
             with m.If(left != 0):
                 m.d.sync += [address.eq(address + 1), left.eq(left - 1)]
-        self._host_read_done = host_asked
+        self._host_read_done = host_taken
 
     def _writes(self, m, port):
         bus = self.write
