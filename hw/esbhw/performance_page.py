@@ -183,9 +183,10 @@ def _simulation_section(simulated: dict) -> str:
 
 def _placed_section(placed: dict) -> str:
     """Engines that open tools have placed and routed, on the devices that they know."""
-    lines = ["## Placed and routed, on another device", "",
-             "Figures of an ECP5, which has LUTs of four inputs and is slower: they only hint at a ZU9EG's long paths. "
-             "The whole FPGA is counted: engine, block RAM as its memory, and host bridge.", "",
+    lines = ["## Placed and routed, on other devices", "",
+             "Figures of FPGAs that open tools know, with LUTs of four inputs and slower: they only hint at a ZU9EG's long "
+             "paths. The whole FPGA is counted: engine, block RAM as its memory, and host bridge. Delays of the GW5A are "
+             "apycula's, which calls its support of this part initial.", "",
              "| engine | board, device | Fmax MHz | logic cells | flip-flops | block RAM (18 Kb) | multipliers | record |",
              "|---|---|---:|---:|---:|---:|---:|---|"]
     for name, r in placed.items():
@@ -193,7 +194,7 @@ def _placed_section(placed: dict) -> str:
                      f"{r['lut_available']:,} | {r['ff']:,} | {r['bram']} of {r['bram_available']} | {r['dsp']} | "
                      f"[results/{name}.json](results/{name}.json): `{r['command']}`{r.get('note', '')} |")
     for r in placed.values():
-        lines += ["", f"Critical path of {r['engine']}, {r['critical_path_ns']} ns:", "",
+        lines += ["", f"Critical path of {r['engine']} on {r['board']}, {r['critical_path_ns']} ns:", "",
                   "| block | ns of logic | ns of wires |", "|---|---:|---:|"]
         lines += [f"| {block} | {logic} | {wires} |" for block, logic, wires in r["critical_path"]]
     return "\n".join(lines)

@@ -26,6 +26,24 @@ def test_every_record_is_of_its_engine_s_configuration():
         assert record["dsp"] == record["latches"] == 0
 
 
+def test_the_page_of_verification_says_of_every_engine_what_the_records_say():
+    page = (ROOT / "docs" / "verification.md").read_text().split("\n## Engines\n\n")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:]]
+    named = {name: row for row in rows for name in row[0].split(", ") if not name.endswith(".json")}
+    assert named.keys() == ENGINES.keys()
+    assert sum(len(row[0].split(", ")) for row in rows if not row[0].endswith(".json")) == len(ENGINES), "an engine stands in two rows"
+    proofs = performance.read(ROOT / "docs" / performance.RESULTS / "equivalence.json")
+    placed = [performance.read(path) for path in (ROOT / "docs" / performance.RESULTS).glob("placed-*.json")]
+    for name, row in named.items():
+        assert (row[2] == "[whole engine](results/equivalence.json)") == (name in proofs), name
+        assert (row[3] == "yes") == (name in RECORDS), name
+        rates = [f"{record['fmax_mhz']} MHz" for record in placed if record["engine"] == name]
+        assert all(rate in row[4] for rate in rates) and (rates or row[4] == "no"), name
+    for name, proof in proofs.items():
+        assert proof["configuration"] == f"{ENGINES[name].hash:016x}", "run: python -m esbhw.equivalence"
+        assert proof["proven"] and all(how.startswith("proven") for how in proof["proven"].values())
+
+
 def test_the_readme_has_the_table_of_the_records():
     table = filled((ROOT / "README.md").read_text(), performance_page.MARK)
     assert table == performance_page.readme_table(RECORDS), "run: make docs"
