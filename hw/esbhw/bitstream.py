@@ -46,18 +46,22 @@ def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | N
 def check_size(config: EngineConfig, board: Board) -> None:
     """Refuses what does not fit, as far as records of open synthesis know it; raises as `prepare` does.
 
-    The records count LUTs of six inputs and 36 Kb blocks, so they say nothing of other families.
+    The records are of UltraScale+ and its primitives. Plain Verilog takes as many LUTs at least, of four inputs too. Blocks are
+    compared where they are as large.
     """
     records = _records()
     known = _of(records, config)
-    if board.target != "xilinx" or known is None:
+    if known is None:
         return
     over = _excess(known, board)
     if over:
+        exact = board.target == "xilinx"
         fitting = [c for c in ENGINES.values() if (found := _of(records, c)) and not _excess(found, board)]
         largest = max(fitting, key=lambda c: c.macs_per_cycle, default=None)
-        best = f"the largest named engine that fits is {largest.name}" if largest else "no named engine fits"
-        raise FlowError(f"{config.name} does not fit {board.title}: {' and '.join(over)} too many; {best}")
+        fits = "fits" if exact else "may fit"
+        best = f"the largest named engine that {fits} is {largest.name}" if largest else "no named engine fits"
+        amount = f"{'' if exact else 'at least '}{' and '.join(over)}"
+        raise FlowError(f"{config.name} does not fit {board.title}: {amount} too many; {best}")
 
 
 def _of(records: list, config: EngineConfig) -> dict | None:
@@ -75,7 +79,7 @@ def _records() -> list:
 def _excess(known: dict, board: Board) -> list:
     needed = {"lut": known["lut"], "ff": known["ff"], "bram": known["bram36"]}
     return [f"{needed[kind] - getattr(board.device, kind):,g} {name}" for kind, name in KINDS.items()
-            if needed[kind] > getattr(board.device, kind)]
+            if needed[kind] > getattr(board.device, kind) and (kind != "bram" or board.flow == "vivado")]
 
 
 def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: int | None = None, say=print,

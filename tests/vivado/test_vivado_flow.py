@@ -187,6 +187,10 @@ def test_a_failed_build_publishes_nothing_and_keeps_the_last_one(prepared, vivad
     (["--board", "zcu103"], "no board named 'zcu103'; known: zcu102, zcu104"),
     (["--board", "zcu102", "--engine", "huge"], "no engine named 'huge'; known: tiny4x4"),
     (["--board", "ultra96", "--engine", "table128x128-w4", "--dry-run"], r"does not fit Avnet Ultra96-V2: .*; the largest named engine that fits is"),
+    (["--board", "pynq-z2", "--engine", "table128x128-w4", "--dry-run"],
+     r"does not fit TUL PYNQ-Z2: at least [\d,]+ LUTs and .*; the largest named engine that may fit is \w"),
+    (["--board", "ulx3s", "--engine", "large64x64"],
+     r"does not fit Radiona ULX3S-85F: at least [\d,]+ LUTs and [\d,]+ flip-flops too many; the largest named engine that may fit is"),
     (["--board", "zcu102", "--engine", "tiny4x4"], "Vivado is not installed, or its settings64.sh was not sourced; --dry-run"),
     (["--board", "ulx3s", "--engine", "tiny4x4", "--clock-mhz", "50"], "ULX3S-85F runs at its oscillator's 25 MHz"),
 ])
