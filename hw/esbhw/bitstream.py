@@ -46,8 +46,8 @@ def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | N
 def check_size(config: EngineConfig, board: Board) -> None:
     """Refuses what does not fit, as far as records of open synthesis know it; raises as `prepare` does.
 
-    The records are of UltraScale+ and its primitives. Plain Verilog takes as many LUTs at least, of four inputs too. Blocks are
-    compared where they are as large.
+    The records are of UltraScale+ and its primitives. Plain Verilog takes as many LUTs at least, of four inputs too.
+    Blocks are compared where they are as large.
     """
     records = _records()
     known = _of(records, config)
