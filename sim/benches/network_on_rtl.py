@@ -19,6 +19,7 @@ import numpy as np
 
 from esbflow.compiler.cycles import Cycles, count_cycles
 from esbflow.compiler.ddr_cycles import count_shared_cycles
+from esbflow.compiler.images import said_of_input
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.compiler.program import Program
 from esbflow.compiler.shared_memory import DDR_BYTES
@@ -68,6 +69,7 @@ def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0
     expected = execute(graph, images)
     return {
         "network": graph.name, "engine": config.name, "config": config.to_dict(), "batch": batch, "latency": LATENCY,
+        "input": said_of_input(program),
         "values": int(expected.size), **_compared(program, result, count_cycles(program, LATENCY), expected),
         "shared_bytes_per_cycle": shared,
         **{f"shared_{name}": value for name, value in
@@ -96,6 +98,17 @@ def is_exact(row: dict) -> bool:
                and not row[f"{memory}layers_that_differ"] and not row[f"{memory}mismatches"] for memory in ("", "shared_"))
 
 
+def record(path: Path, rows: list) -> None:
+    """Put rows into a record, in the place of those of the same network, engine and batch; the others stay."""
+    kept = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = {_key(row): row for row in (*kept, *rows)}
+    write_json(path, {"machine": platform.machine(), "python": platform.python_version(), "runs": list(runs.values())})
+
+
+def _key(row: dict) -> tuple:
+    return row["network"], row["engine"], row["batch"]
+
+
 def main(arguments: list | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet18", help="as in the table of large engines (default resnet18)")
@@ -104,7 +117,7 @@ def main(arguments: list | None = None) -> int:
     parser.add_argument("--batch", type=int, default=0, help="images in a run (default: one for each slice)")
     parser.add_argument("--shared", type=float, default=DDR_BYTES, metavar="BYTES",
                         help=f"what all ports move a cycle in the second run (default {DDR_BYTES})")
-    parser.add_argument("--record", metavar="FILE.json", help="write the figures there too")
+    parser.add_argument("--record", metavar="FILE.json", help="put the figures there too; runs of other engines stay")
     asked = parser.parse_args(arguments)
     rows = []
     for name in asked.engine or ENGINES:
@@ -112,9 +125,8 @@ def main(arguments: list | None = None) -> int:
         rows.append(measure(graph_of(asked.network), config_of(name), asked.batch, shared=asked.shared))
         print(json.dumps(rows[-1]), flush=True)
     if asked.record:
-        command = ["python -m sim.benches.network_on_rtl", *(sys.argv[1:] if arguments is None else arguments)]
-        write_json(Path(asked.record), {"command": " ".join(command), "machine": platform.machine(),
-                                        "python": platform.python_version(), "runs": rows})
+        command = " ".join(["python -m sim.benches.network_on_rtl", *(sys.argv[1:] if arguments is None else arguments)])
+        record(Path(asked.record), [{**row, "command": command} for row in rows])
     return 0 if all(map(is_exact, rows)) else 1
 
 

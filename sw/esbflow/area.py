@@ -3,8 +3,7 @@
 A block's LUTs are a sum of features, each a number that follows from the configuration (bits of all adders, bits of a RAM,
 requantizer lanes...), times coefficients; its flip-flops are the same sum with coefficients of their own. The coefficients
 lie in area_model.json, beside the largest error on engines that a fit had not seen. `python -m esbhw.area_fit` fits them
-to the records of open synthesis. Block RAM follows from widths and depths alone. An image buffer and its unfolder count in
-block RAM only.
+to the records of open synthesis. Block RAM follows from widths and depths alone.
 """
 
 import json
@@ -66,7 +65,8 @@ def features(config: EngineConfig) -> dict:
     blocks = {
         "control and memory ports": {
             "engine": 1, "ports": config.weight_ports + 2 * (config.activation_ports - 1), "slices": config.slices - 1,
-            "channel unit": int(config.channel_unit > 0), "path beats": config.weight_path_beats},
+            "channel unit": int(config.channel_unit > 0), "path beats": config.weight_path_beats,
+            "image buffers": config.slices * (config.image_beats > 0)},
         f"{config.array} array": _table_array(config) if config.array == "table" else _shift_add_array(config),
         "accumulators": _accumulators(config),
         "drain and requantizer": _drain(config),
@@ -74,6 +74,9 @@ def features(config: EngineConfig) -> dict:
     }
     if config.channel_unit:
         blocks["channel unit"] = _channel_unit(config)
+    if config.image_beats:
+        blocks["image buffer"] = {"slices": config.slices, "planes": config.slices * (8 // config.digit_bits)}
+        blocks["unfolder"] = {"engine": 1}
     return blocks
 
 

@@ -107,6 +107,7 @@ def test_a_program_needs_its_engine_and_no_other_batch(refused, esbflow, model, 
     run += ["--backend", "rtl"]
     assert "is for engine tiny4x4, not base16x16; leave --engine out, or" in refused(*run, "--engine", "base16x16")
     assert "runs 2 images at a time; leave --batch out" in refused(*run, "--batch", 4)
+    assert "a compiled program knows how it takes images" in refused(*run, "--channels-last")
 
 
 def test_outputs_go_to_files_of_numpy_only(refused, model, data, tmp_path):

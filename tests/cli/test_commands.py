@@ -29,6 +29,7 @@ from esbflow.training.data import load_images
 from esbflow.training.loop import calibrate
 
 CONFIG = ENGINES["tiny4x4"]
+HOST_FOLDS = "the host folds: engine tiny4x4 has no image buffer (image_beats = 0)"
 RUN_FIELDS = {"images", "top1", "mismatches", "cycles_per_image", "macs_per_image", "utilization", "sim_cycles_per_second"}
 
 
@@ -52,11 +53,14 @@ def test_rtl_run_equals_graph_and_cycle_model(esbflow, model, data, graph, tmp_p
 
 
 def test_a_program_runs_as_compile_wrote_it_and_gives_its_outputs(esbflow, model, data, graph, tmp_path, monkeypatch):
-    esbflow("compile", model, "--engine", "tiny4x4", "--batch", 2, "--out", tmp_path / "program.npz")
+    compiled = esbflow("compile", model, "--engine", "tiny4x4", "--batch", 2, "--channels-last", "--out",
+                       tmp_path / "program.npz")
+    assert (compiled["channels_last"], compiled["input"]) == (True, HOST_FOLDS)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     content = esbflow("run", tmp_path / "program.npz", "--data", data, "--backend", "rtl", "--top", 2,
                       "--outputs", tmp_path / "outputs.npz")
+    assert content["input"] == HOST_FOLDS
     assert not list(tmp_path.glob("empty/*")), "scratch does not lie in the user's folder"
     expected = execute(graph, np.load(data)["images"])
     with np.load(tmp_path / "outputs.npz") as file:
@@ -115,7 +119,7 @@ def test_estimate_has_cycles_rates_and_limits(esbflow, model, graph):
     assert content["macs_per_image"] == macs_per_image(graph)
     assert (content["lut"], content["ff"], content["bram"]) == (area(CONFIG).lut, area(CONFIG).ff, area(CONFIG).bram36)
     assert content["gops_per_klut"] == pytest.approx(content["gops"] / content["lut"] * 1000)
-    assert content["input"] == "the host folds: engine tiny4x4 has no image buffer (image_beats = 0)"
+    assert content["input"] == HOST_FOLDS
     assert 0 < content["area_error"] <= 0.1 and "resources" not in content
     for layer in content["layers"]:
         assert {"name", "op", "macs", "cycles", "utilization", "limit"} <= set(layer)

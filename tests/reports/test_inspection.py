@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from esbflow.cli import main
+from esbflow.engines import ENGINES
 from esbflow.graph.random import random_graph
 from esbflow.networks.digits import DigitsNet
 from esbflow.numbers import Format
@@ -93,6 +95,10 @@ def test_the_command_prints_json_writes_a_page_and_refuses_nothing(trained, tmp_
     assert main(["inspect", str(tmp_path / "model.pt"), "--json", "--html", str(tmp_path / "page.html")]) == 0
     content = json.loads(capsys.readouterr().out)
     assert len(content["layers"]) == 4 and "integers" not in content["layers"][0]
+    assert content["input"] == "the host folds: engine base16x16 has no image buffer (image_beats = 0)"
+    (tmp_path / "engine.json").write_text(json.dumps(replace(ENGINES["base16x16"], image_beats=512).to_dict()))
+    assert main(["inspect", str(tmp_path / "model.pt"), "--engine", str(tmp_path / "engine.json")]) == 0
+    assert "input: raw pixels" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert main(["inspect", "--formats", "4"]) == 0
     assert "esb4.1" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.errors import UserError
 
+CHANNELS_LAST_HELP = "the engine's program takes images (n, h, w, c), as they are decoded; the engine folds them faster"
 JSON_HELP = "print one JSON object instead of a table"
 
 

@@ -35,8 +35,9 @@ def run(arguments) -> None:
     if arguments.html:
         _write_html(Path(arguments.html), graph, entries, model)
     host = _on_host(graph, engine_of(arguments))
+    way = None if host else _way_of_input(graph, engine_of(arguments))
     plain = [{key: value for key, value in e.items() if key not in ("integers", "form")} for e in entries]
-    show(arguments, {"model": graph.name, "layers": plain, "output": last_layer(graph), "host": host,
+    show(arguments, {"model": graph.name, "layers": plain, "output": last_layer(graph), "host": host, "input": way,
                      "warnings": warnings(entries)},
          lambda content: _print(graph, entries, content))
 
@@ -47,6 +48,20 @@ def _on_host(graph, config) -> list:
 
     return [{"name": part.node.name, "operator": type(part.node).__name__, "why": part.why}
             for part in split(graph, config)[1] if part.node is not None]
+
+
+def _way_of_input(graph, config) -> str | None:
+    """Which way images go to the first layer on an engine, in a run of one; None if the network does not fit it."""
+    from esbflow.compiler.errors import CompileError
+    from esbflow.compiler.images import NO_BUFFER, said_of_input
+    from esbflow.compiler.pipeline import compile_graph
+
+    if not config.image_beats:
+        return f"the host folds: {NO_BUFFER.format(config.name)}"
+    try:
+        return said_of_input(compile_graph(graph, config))
+    except CompileError:
+        return None
 
 
 def _open(name, network):
@@ -72,8 +87,9 @@ def _print(graph, entries, content) -> None:
           f"{e['scale_least']:.3g}..{e['scale_greatest']:.3g}", e["chosen_by"] or "", decibels(e["sqnr_db"]),
           decibels(e["gaussian_db"]), f"{100 * e['saturation']:.1f}", e["accumulator_bits"], e["headroom_bits"],
           histogram_line(e["integers"], e["form"])) for e in entries])
+    way = [f"input: {content['input']}"] if content["input"] else []
     host = [f"host: {part['operator']} {part['name']} ({part['why']})" for part in content["host"]]
-    for sentence in (said_of_last_layer(content["output"]), *host, *content["warnings"]):
+    for sentence in (said_of_last_layer(content["output"]), *way, *host, *content["warnings"]):
         print(sentence)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.commands.common import (
+    CHANNELS_LAST_HELP,
     JSON_HELP,
     add_engine,
     engine_of,
@@ -20,6 +21,8 @@ from esbflow.commands.common import (
 from esbflow.commands.connect import connect
 from esbflow.errors import UserError
 from esbflow.files import check_writable, whole
+from esbflow.maps import as_maps
+from esbflow.runtime.errors import InputError
 from esbflow.runtime.program_file import FORMAT, holds, load_program, outputs_of
 
 BACKENDS = ("golden", "rtl", "board", "serial")
@@ -38,6 +41,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--images", type=positive, default=100)
     parser.add_argument("--batch", type=positive, metavar="N",
                         help="images of one run on the engine (default 8, or the program's)")
+    parser.add_argument("--channels-last", action="store_true", help=CHANNELS_LAST_HELP)
     parser.add_argument("--overlay", metavar="FILE.bit", help="the bitstream to load, for --backend board")
     parser.add_argument("--port", metavar="PATH", help="for --backend serial: the board's serial port, as /dev/ttyUSB0, or "
                                                        "`simulated` for the ULX3S design simulated pin to pin")
@@ -71,13 +75,17 @@ def run(arguments) -> None:
         if arguments.batch not in (None, program.meta["batch"]):
             raise UserError(f"{arguments.model} runs {program.meta['batch']} images at a time; leave --batch out, or "
                             "compile the graph again")
+    if arguments.channels_last and (program is not None or arguments.backend == "golden"):
+        raise UserError("--channels-last says how a graph is compiled: use it with an integer graph and an engine; a "
+                        "compiled program knows how it takes images")
     several = graph.outputs if graph is not None else program.meta.get("outputs")
     if several and (arguments.top or str(arguments.outputs).endswith(".npy")):
         raise UserError(f"{arguments.model} has {len(several)} outputs: leave --top out, and write --outputs FILE.npz")
     port, waves = arguments.port if arguments.backend == "serial" else None, _waves(arguments)
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
         content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,
-                                      arguments.overlay, update, program, port, arguments.record, waves)
+                                      arguments.overlay, update, program, port, arguments.record, waves,
+                                      arguments.channels_last)
     if arguments.top:
         content["classes"] = classes(outputs, arguments.top).tolist()
     if arguments.outputs:
@@ -115,7 +123,8 @@ def classes(outputs: np.ndarray, count: int) -> np.ndarray:
 
 
 def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
-               progress=None, program=None, port: str | None = None, record: str | None = None, waves=None) -> tuple:
+               progress=None, program=None, port: str | None = None, record: str | None = None, waves=None,
+               channels_last: bool = False) -> tuple:
     """(fields of `esbflow run --json`, integer outputs (n, c, h, w) or {name: those} of several) of images run on one of
     BACKENDS.
 
@@ -140,15 +149,16 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
         outputs = expected
     else:
         if program is None:
-            program = _compile(graph, config, batch)
-        outputs, measured = _on_engine(program, connect(config, overlay, port, record, waves), images, progress)
+            program = _compile(graph, config, batch, channels_last)
+        outputs, measured = _on_engine(program, connect(config, overlay, port, record, waves), _as_taken(program, images),
+                                       progress)
         if waves is not None:
             from esbsim.board import board
 
             board().simulator.trace(None)  # ends the file
         cycles = measured.pop("cycles") / len(images)
         content.update(
-            engine=config.name, batch=program.meta["batch"], cycles_per_image=cycles,
+            engine=config.name, batch=program.meta["batch"], input=_said_of_input(program), cycles_per_image=cycles,
             utilization=content["macs_per_image"] / (cycles * config.macs_per_cycle), **measured)
         content["lost"] = _lost(program, config, content["layers"], cycles)
         if expected is not None:
@@ -212,10 +222,25 @@ def _save(path: Path, outputs, scales: dict) -> Path:
     return path
 
 
-def _compile(graph, config, batch):
+def _compile(graph, config, batch, channels_last):
     from esbflow.split.program import compile_split
 
-    return compile_split(graph, config, batch)
+    return compile_split(graph, config, batch, channels_last)
+
+
+def _said_of_input(program):
+    """Which way images go to the first layer; None of a network that the host has a share of."""
+    from esbflow.compiler.images import said_of_input
+
+    return said_of_input(program) if "input" in program.meta else None
+
+
+def _as_taken(program, images: np.ndarray) -> np.ndarray:
+    """Images (n, c, h, w) in the order of axes that the program takes."""
+    given = program.meta.get("input", {})
+    if not given.get("channels_last"):
+        return images
+    return np.ascontiguousarray(np.moveaxis(as_maps(images, tuple(given["shape"]), InputError), 1, 3))
 
 
 def _on_engine(program, driver, images, progress):
@@ -246,6 +271,8 @@ def _print(content: dict) -> None:
     if content["mismatches"] is not None:
         rows.append(("values that differ from the integer graph", f"{content['mismatches']} of {content['values']:,}"))
     if content["cycles_per_image"]:
+        if content["input"]:
+            rows.append(("input", content["input"]))
         rows += [("cycles an image", f"{content['cycles_per_image']:,.0f}"),
                  ("MACs an image", f"{content['macs_per_image']:,}"),
                  ("use of the array %", f"{100 * content['utilization']:.1f}"),

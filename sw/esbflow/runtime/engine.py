@@ -22,9 +22,9 @@ from esbflow.runtime.errors import (
     ProgramError,
     RuntimeFault,
 )
-from esbflow.runtime.images import table_rows, write_lines
+from esbflow.runtime.images import folded_input, table_rows, write_lines
 from esbflow.runtime.in_flight import Submits
-from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of, unpack_output
+from esbflow.runtime.layout import unpack_output
 from esbflow.runtime.pages import whole_pages
 from esbflow.runtime.program_file import LoadedProgram, load_program, outputs_of
 from esbflow.runtime.slices import sliced_regions, stride_of
@@ -319,17 +319,10 @@ class Engine(Submits):
         """Write the images of each part of memory: their lines as they are, or what the first layer reads."""
         meta, buffer = self._loaded.meta["input"], self._buffers["input"]
         if "raw" not in meta:
-            return self._put("input", [self._packed(own) for own in parts])
+            return self._put("input", [folded_input(self._loaded, own) for own in parts])
         for array, own in zip(_arrays(buffer), parts, strict=True):
             write_lines(array, own, meta["raw"])
         buffer.flush()
-
-    def _packed(self, images: np.ndarray) -> np.ndarray:
-        program, config, meta = self._loaded, self._loaded.config, self._loaded.meta["input"]
-        if meta.get("channels_last"):
-            images = np.moveaxis(images, 3, 1)
-        codes = fold_windows(encode_images(images, program.table), meta)
-        return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))
 
     def _outputs(self) -> dict:
         program, buffer, (_, images) = self._loaded, self._buffers["output"], self._places()

@@ -1,8 +1,11 @@
-"""Raw pixels in the engine's memory, for programs whose first layer's map the load unit makes itself: docs/engine.md."""
+"""Images in the engine's memory: as raw pixels, for programs whose first layer's map the load unit makes (docs/engine.md),
+or as that map, which the host makes else.
+"""
 
 import numpy as np
 
 from esbflow.engine_facts import LEVEL_ROWS, STEP_COUNT, STEP_SHIFT
+from esbflow.runtime.layout import encode_images, fold_windows, pack, space_of
 
 BEAT_BYTES = 16
 
@@ -32,3 +35,13 @@ def table_rows(table: np.ndarray, raw: dict) -> np.ndarray:
     steps[:len(raw["steps"])] = raw["steps"]
     beats[:, :, STEP_SHIFT // 8:] = steps.view(np.uint8).reshape(STEP_COUNT, -1)
     return beats.reshape(-1)
+
+
+def folded_input(program, images: np.ndarray) -> np.ndarray:
+    """What the host makes of uint8 images (n, c, h, w), or (n, h, w, c) as the program says, for one whose load unit does
+    not: the bytes of the first layer's map."""
+    config, meta = program.config, program.meta["input"]
+    if meta.get("channels_last"):
+        images = np.moveaxis(images, 3, 1)
+    codes = fold_windows(encode_images(images, program.table), meta)
+    return pack(codes, config.rows, meta["digits"], meta["pitch"], config.digit_bits, space_of(meta))

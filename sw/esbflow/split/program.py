@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.files import whole
@@ -47,8 +48,10 @@ class SplitProgram:
         return Path(path)
 
 
-def compile_split(graph: ir.Graph, config: EngineConfig, batch: int = 1):
+def compile_split(graph: ir.Graph, config: EngineConfig, batch: int = 1, channels_last: bool = False):
     """The program of a graph that the engine can run alone; else a SplitProgram.
+
+    channels_last : as compile_graph has it; only a graph that the engine can run alone takes such images.
 
     Raises
     ------
@@ -58,7 +61,10 @@ def compile_split(graph: ir.Graph, config: EngineConfig, batch: int = 1):
     split_graph, parts = split(graph, config)
     if len(parts) == 1 and parts[0].graph is not None:
         check(graph, config.accumulator_width)
-        return compile_graph(graph, config, batch)
+        return compile_graph(graph, config, batch, channels_last=channels_last)
+    if channels_last:
+        raise CompileError(f"the host has a share of {graph.name} and takes images (n, c, h, w) only; leave channels_last "
+                           "out")
     for part in parts:
         if part.graph is not None:
             check(part.graph, config.accumulator_width)
