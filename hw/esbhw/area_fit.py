@@ -109,6 +109,7 @@ def _parts(config: EngineConfig) -> set:
 
 
 def main(arguments: list) -> int:
+    """Fit the model to the records in docs/results, print the errors and write it; the exit code."""
     measured = engines(Path("docs") / performance.RESULTS)
     blocks, errors = fit(measured), left_out(measured)
     worst = max(abs(value) for found in errors.values() for value in found.values())

@@ -54,4 +54,5 @@ def sources() -> list:
 
 @lru_cache
 def sources_hash() -> str:
+    """SHA-256, in hexadecimal digits, of all sources that generate gateware."""
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources())).hexdigest()

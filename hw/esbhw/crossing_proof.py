@@ -196,6 +196,7 @@ def prove(from_bus: bool, spoil=None) -> None:
 
 
 def main() -> int:
+    """Prove both directions and print what was proven; the exit code."""
     for from_bus in (True, False):
         prove(from_bus)
         print("proven:", "from the buses to the arrays" if from_bus else "from the arrays to the buses")

@@ -123,6 +123,7 @@ _ABOUT = {
 
 
 def registers_page() -> str:
+    """docs/registers.md as text, from esbflow.registers."""
     about = (f"AXI4-Lite, 32-bit registers, interface version {INTERFACE_VERSION}. Other addresses read as zero and "
              "ignore writes. See [engine.md](engine.md) for the life of a run.\n")
     lines = [GENERATED, "# Registers\n", about,
@@ -147,6 +148,7 @@ def registers_page() -> str:
 
 
 def instructions_page() -> str:
+    """docs/instructions.md as text, from esbflow.instructions."""
     about = (f"A program is a list of {instructions.INSTRUCTION_BITS}-bit words, lowest bits first in memory. Bits that "
              "no field names are ignored. Counts are as they are (no minus one), addresses count 128-bit beats. Tokens "
              "order the units: [engine.md](engine.md) says which wait answers which post.\n")

@@ -204,6 +204,7 @@ def _stub(name: str, body: str) -> str:
 
 
 def main() -> int:
+    """Prove the engines that the command line names and print or write the record; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engines", nargs="+", metavar="ENGINE")
     parser.add_argument("--record", metavar="FILE", help="write there after each engine; those of other names stay")

@@ -52,9 +52,11 @@ class Depth:
 
     @property
     def passes(self) -> bool:
+        """Whether no path has more than MAX_LEVELS LUTs or ripples through more than MAX_CARRY carry bits."""
         return self.by_levels.levels <= MAX_LEVELS and self.by_carry.carry <= MAX_CARRY
 
     def to_dict(self) -> dict:
+        """As resources.json has it."""
         return {"levels": self.by_levels.levels, "carry": self.by_carry.carry, "longest": str(self.by_levels),
                 "longest_carry": str(self.by_carry)}
 
@@ -140,7 +142,7 @@ class _Graph:
         for pin, bits in pins.items():
             if _is_output(kind, pin) and pin != "Q31":
                 for b in bits:
-                    self.arcs[b] += [(a, 1, 0) for port in _read_address(kind, pin) for a in pins.get(port, ())
+                    self.arcs[b] += [(a, 1, 0) for port in _read_address(pin) for a in pins.get(port, ())
                                      if isinstance(a, int)]
 
     def _carry(self, pins):
@@ -352,7 +354,7 @@ def _is_output(kind: str, pin: str) -> bool:
     return pin.startswith(("DOUT", "CASDOUT", "CASDO", "DO", "CASOUT")) or pin in ("EMPTY", "FULL", "SBITERR", "DBITERR")
 
 
-def _read_address(kind: str, pin: str) -> tuple:
+def _read_address(pin: str) -> tuple:
     """The pins that say asynchronously what a LUT RAM or shift register shows on output `pin`."""
     if pin == "DPO":
         return ("DPRA", *(f"DPRA{i}" for i in range(8)))

@@ -49,12 +49,14 @@ class Netlist:
 
     @classmethod
     def load(cls, path: Path) -> "Netlist":
+        """What `save` wrote."""
         content = json.loads(gzip.decompress(Path(path).read_bytes()))
         return cls({name: tuple(port) for name, port in content["ports"].items()},
                    {name: tuple(cell) for name, cell in content["cells"].items()},
                    {int(bit): name for bit, name in content["names"].items()}, content["reads"])
 
     def save(self, path: Path) -> None:
+        """Write it as compressed JSON, the same bytes for the same netlist."""
         content = {"ports": self.ports, "cells": self.cells, "names": self.names, "reads": self.reads}
         Path(path).write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), compresslevel=3, mtime=0))
 

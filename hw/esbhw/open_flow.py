@@ -48,6 +48,7 @@ class Tool:
     takes_arguments: bool = True
 
     def command(self) -> list:
+        """The words that run it; raises FlowError with the package to install where it is missing."""
         found = shutil.which(self.program)
         if found:
             return [found]
@@ -125,6 +126,7 @@ class OpenFlow:
 
 
 def top_name(config: EngineConfig, board: Board) -> str:
+    """The name of a board's top module around an engine."""
     return f"{config.module_name}_{board.name.replace('-', '_')}"
 
 

@@ -105,6 +105,7 @@ def density(record: dict, mhz: float, lut: float | None = None) -> float:
 
 
 def main(names: list) -> int:
+    """Synthesize the named engines (all, if none) and write their records; the exit code."""
     unknown = [name for name in names if name not in ENGINES]
     if unknown:
         print(no_such("engine", unknown[0], ENGINES), file=sys.stderr)

@@ -88,6 +88,7 @@ class Resources:
     seconds: float = 0.0  # of this call; near zero from the cache
 
     def to_dict(self) -> dict:
+        """As resources.json has it; seconds of the whole alone."""
         fields = {k: v for k, v in asdict(self).items() if k != "blocks"}
         fields["seconds"] = round(self.seconds, 1)
         if self.blocks:
@@ -131,6 +132,7 @@ class Mapped:
 
     @property
     def netlist(self) -> Netlist:
+        """The mapped netlist, read from its file anew."""
         return Netlist.load(self.path)
 
 

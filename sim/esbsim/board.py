@@ -121,6 +121,7 @@ class SimulatedZcu102(Device):
 
     # -- what Overlay needs -------------------------------------------------------------------------------
     def get_bitfile_metadata(self, bitfile_name, partial=False):
+        """PYNQ's hook: what the .hwh beside a .bit says."""
         path = Path(bitfile_name).with_suffix(".hwh")
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; an overlay is a .bit and a .hwh of the same name")
@@ -146,6 +147,7 @@ class SimulatedZcu102(Device):
 
     # -- what MMIO needs ----------------------------------------------------------------------------------
     def mmap(self, base_addr, length):
+        """PYNQ's hook: a window of 32-bit registers, each access of which the bus carries out."""
         return tinynumpy.ndarray(shape=(length // 4,), dtype="u4", hook=_BusHook(self, base_addr))
 
     def read_register(self, address: int) -> int:
@@ -197,12 +199,15 @@ class SimulatedZcu102(Device):
 
     # -- what allocate and its buffers need ---------------------------------------------------------------
     def allocate(self, shape, dtype="u4", cacheable=1, **_):
+        """PYNQ's hook: contiguous memory, cached by the simulated processor or not."""
         return self.ddr.allocate(self, shape, dtype, bool(cacheable))
 
     def flush(self, bo, offset, virtual_address, nbytes):
+        """PYNQ's hook: what the processor wrote goes to memory."""
         self.ddr.flush(bo, offset, virtual_address, nbytes)
 
     def invalidate(self, bo, offset, virtual_address, nbytes):
+        """PYNQ's hook: what the processor has cached is forgotten."""
         self.ddr.invalidate(bo, offset, virtual_address, nbytes)
 
 

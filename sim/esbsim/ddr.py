@@ -30,6 +30,7 @@ class Ddr:
 
     @property
     def free_bytes(self) -> int:
+        """Bytes that nobody has."""
         return self._pages.free
 
     def allocate(self, device, shape, dtype, cacheable: bool) -> PynqBuffer:

@@ -22,15 +22,18 @@ class InterruptController:
 
     @property
     def irq(self) -> bool:
+        """Whether its output is high."""
         self._sense()
         return bool(self._latched & self._enabled & (self._master & 1))
 
     def read(self, offset: int) -> int:
+        """A register of the AXI interrupt controller, by byte offset."""
         self._sense()
         return {ISR: self._latched, IPR: self._latched & self._enabled, IER: self._enabled, MER: self._master,
                 IVR: 0 if self._latched & self._enabled else 0xFFFFFFFF}.get(offset, 0)
 
     def write(self, offset: int, value: int):
+        """A register of the AXI interrupt controller, by byte offset."""
         if offset == IER:
             self._enabled = value & 1
         elif offset == SIE:
@@ -60,6 +63,7 @@ class UioDevice:
         self._loop = None  # the loop on which a step is scheduled
 
     def add_event(self, event, number: int):
+        """PYNQ's hook: set `event` at the next interrupt."""
         self._events.append(event)
         loop = asyncio.get_running_loop()
         if self._loop is not loop:

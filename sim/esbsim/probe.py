@@ -19,11 +19,13 @@ class Probe:
         self.ports = {}
 
     def port(self, name, width=1, out=True):
+        """A port of the top module, as the simulator names it."""
         signal = Signal(width, name=name)
         self.ports[name] = (signal, out)
         return signal
 
     def module(self) -> Module:
+        """The gateware: one master that reads or writes as its registers say, and breaks the rules on request."""
         m = Module()
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.port("ap_clk", out=False)),
@@ -144,6 +146,7 @@ class Probe:
 
 
 def probe_rtlil() -> str:
+    """The probe as RTLIL text."""
     probe = Probe()
     module = probe.module()
     ports = [signal for signal, _ in probe.ports.values()]
@@ -157,6 +160,7 @@ class ProbeDriver:
         self.simulator = simulator
 
     def transfer(self, what, address, beats=1, bursts=1, quirks=(), max_cycles=20_000):
+        """One transfer of `bursts` of `beats` beats at a byte address; `quirks` name the rules that it breaks."""
         simulator = self.simulator
         for register, value in ((ADDRESS, address), (BEATS, beats), (BURSTS, bursts),
                                 (QUIRKS, sum(QUIRK_BITS[name] for name in quirks))):

@@ -44,6 +44,7 @@ class Activity:
         self.since[bit] = now
 
     def end(self, now: int) -> None:
+        """Count the time until `now` for the values that signals have."""
         for bit in range(self.bits):
             self._spend(bit, now)
 

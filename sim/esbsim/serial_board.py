@@ -42,9 +42,11 @@ class SerialBoard:
             library.board_trace(self._board, str(trace).encode())
 
     def send(self, data: bytes) -> None:
+        """Bytes to the board's receiving pin, in simulated time."""
         self._library.board_send(self._board, data, len(data))
 
     def receive(self, size: int, seconds: float) -> bytes:
+        """`size` bytes of its sending pin, or what came within so many simulated seconds."""
         there = self._library.board_run(self._board, size, min(MOST_CYCLES, int(seconds * self._clock_hz)))
         buffer = ctypes.create_string_buffer(int(there))
         count = self._library.board_take(self._board, buffer, min(size, there))
@@ -56,17 +58,21 @@ class SerialBoard:
 
     @property
     def cycles(self) -> int:
+        """Clock cycles so far."""
         return self._library.board_now(self._board)
 
     @property
     def leds(self) -> int:
+        """The eight LEDs, the first in the lowest bit."""
         return self._library.board_leds(self._board)
 
     @property
     def framing_errors(self) -> int:
+        """Bytes of the board whose stop bit was low."""
         return self._library.board_framing_errors(self._board)
 
     def close(self) -> None:
+        """End the simulation; once is enough."""
         if self._board is not None:
             self._library.board_destroy(self._board)
             self._board = None

@@ -71,6 +71,7 @@ class MemoryTiming:
                 raise BadValue(f"stall: the chance on {channel} must be at least 0 and below 1, not {chance!r}")
 
     def stalls(self) -> dict:
+        """{channel: share of cycles in which it stalls}."""
         return self.stall if isinstance(self.stall, dict) else dict.fromkeys(CHANNELS, self.stall)
 
 

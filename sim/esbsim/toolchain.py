@@ -118,6 +118,7 @@ def _version(binary: Path, root: Path) -> str:
 
 
 def verilator_environment(root: Path) -> dict:
+    """The environment in which Verilator finds itself in `root`."""
     return {**os.environ, "VERILATOR_ROOT": str(root)}
 
 

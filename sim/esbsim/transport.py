@@ -59,6 +59,7 @@ class SimulatedTransport:
         return buffer
 
     def release(self, offset: int, size: int) -> None:
+        """Give `size` bytes at an offset back, and fill them with what nobody wrote."""
         self.simulator.memory[offset:offset + size] = FREED
         self._pages.release(offset, size)
 

@@ -42,6 +42,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def read_request(address: int, words: int) -> bytes:
+    """The bytes that ask the bridge for `words` 32-bit words from a byte address."""
     return sealed(READ + struct.pack("<IH", address, words))
 
 

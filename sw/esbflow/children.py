@@ -126,7 +126,7 @@ def _signals():
         yield
         return
 
-    def stop(number, frame):
+    def stop(number, _frame):
         raise SystemExit(128 + number)
 
     taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]

@@ -249,6 +249,7 @@ class EngineConfig:
 
     @property
     def beats_per_word(self) -> int:
+        """128-bit beats of an activation word, at least one."""
         return max(1, self.word_bits // AXI_BEAT_BITS)
 
     @property
@@ -379,10 +380,12 @@ class EngineConfig:
         return max(self.accumulator_width + 12, 40) + 2
 
     def to_dict(self) -> dict:
+        """As engine.json has it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict) -> "EngineConfig":
+        """The configuration of such fields; raises ValueError for unknown, missing or contradicting ones."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(fields) - known
         if unknown:

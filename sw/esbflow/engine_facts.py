@@ -222,6 +222,7 @@ def channel_largest(config: EngineConfig) -> int:
 
 
 def channel_bits(config: EngineConfig) -> int:
+    """Bits of the largest sum of the channel unit, without a sign."""
     return channel_largest(config).bit_length()
 
 
@@ -269,6 +270,7 @@ def _ones(largest: int) -> int:
 
 
 def dot_bits(config: EngineConfig) -> int:
+    """Bits of the largest sum of products of one pass, without a sign."""
     return dot_largest(config).bit_length()
 
 

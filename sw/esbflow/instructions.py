@@ -93,6 +93,7 @@ for _name, _fields in FIELDS.items():
 
 
 def is_signed(opcode: str, name: str) -> bool:
+    """Whether an opcode's field is two's complement."""
     return (opcode in ("PASS", "CHANNEL") and name in ("y", "x", "address")) or (opcode == "UNFOLD" and name in ("y", "x"))
 
 

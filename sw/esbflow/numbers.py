@@ -45,18 +45,22 @@ class Format:
 
     @property
     def levels(self) -> np.ndarray:
+        """int64, all levels, ascending."""
         return _levels(self)
 
     @property
     def min(self) -> int:
+        """The smallest level."""
         return int(self.levels[0])
 
     @property
     def max(self) -> int:
+        """The largest level."""
         return int(self.levels[-1])
 
     @property
     def signed(self) -> bool:
+        """Whether there are levels below zero."""
         return self.min < 0
 
     def contains(self, values) -> np.ndarray:
@@ -200,6 +204,7 @@ class ESB(Format):
 
     @property
     def exponent_bits(self) -> int:
+        """Bits of E: what sign and fraction leave."""
         return self.bits - self.signed - self.significand
 
     @property
@@ -305,6 +310,7 @@ class Binary(Format):
 
     @property
     def bits(self) -> int:
+        """One."""
         return 1
 
     def _encode(self, values):
@@ -349,6 +355,7 @@ class Codebook(Format):
 
     @property
     def bits(self) -> int:
+        """Bits of an index into the integers, at least one."""
         return max(1, (len(self.values) - 1).bit_length())
 
     @property

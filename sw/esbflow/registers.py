@@ -68,6 +68,8 @@ def is_engine(ip_type: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Register:
+    """A 32-bit register: its byte offset in the engine's AXI4-Lite space and what its bits mean."""
+
     name: str
     offset: int
     access: str  # "read-only" or "read-write", as IP-XACT and PYNQ spell it

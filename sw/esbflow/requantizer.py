@@ -45,39 +45,48 @@ class Stages:
 
     @property
     def product(self) -> int:
+        """The first rows of acc*m are summed."""
         return RESIDUAL_BITS // DIGIT_STEP // ROWS_A_STAGE if self.config.residual else 0
 
     @property
     def total(self) -> int:
+        """All is summed: acc*m + r*n + b."""
         rows = 0 if self.config.requantizer == "shift" else FACTOR_BITS // DIGIT_STEP
         return self.product + rows // ROWS_A_STAGE
 
     @property
     def held(self) -> int:
+        """The largest sum of a pool's window so far."""
         return self.total + 1
 
     @property
     def coarse(self) -> int:
+        """Shifted by a multiple of 16."""
         return self.held + 1
 
     @property
     def fine(self) -> int:
+        """Shifted by the rest of s, and known whether the level lies beyond the format."""
         return self.coarse + 1
 
     @property
     def magnitude(self) -> int:
+        """Of engines with ESB output: how far the magnitude reaches."""
         return self.fine + 1
 
     @property
     def octave(self) -> int:
+        """Of engines with ESB output: the place of the leading one."""
         return self.magnitude + 1
 
     @property
     def rounded(self) -> int:
+        """Of engines with ESB output: rounded to the significant bits."""
         return self.octave + 1
 
     @property
     def output(self) -> int:
+        """The level, clamped, as it is packed or looked up."""
         return (self.rounded if self.config.esb_output else self.fine) + 1
 
     @property
@@ -87,6 +96,7 @@ class Stages:
 
     @property
     def count(self) -> int:
+        """Stages in all, which is a lane's latency in cycles."""
         return (self.lookup if self.config.function_table else self.output) + 1
 
 

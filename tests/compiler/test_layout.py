@@ -64,7 +64,7 @@ def test_tiles_cover_every_output_once_and_fit_the_buffers(name, number):
         whole = len(tiling.cols) == 1
         for row, col in itertools.product(tiling.rows, tiling.cols):
             assert (row.conv1 - row.conv0) * (col.conv1 - col.conv0) <= config.accumulator_depth
-            first, window = window_words(layer, col, config.words_per_beat, plan.source.pitch, whole)
+            first, window = window_words(col, config.words_per_beat, plan.source.pitch, whole)
             beats = (row.in1 - row.in0) * window // config.words_per_beat * config.beats_per_word
             assert tiling.planes_at_once >= 1 and beats * tiling.planes_at_once <= config.activation_beats
             assert first <= col.in0 and col.in1 <= first + window

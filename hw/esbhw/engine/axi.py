@@ -43,6 +43,7 @@ NORMAL_NON_CACHEABLE_BUFFERABLE = 0b0011
 
 
 def burst_layout(tag_bits: int):
+    """Fields of a burst's order: byte address, length as AXI counts it, and a tag that comes back with the data."""
     return StructLayout({"address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "tag": tag_bits})
 
 

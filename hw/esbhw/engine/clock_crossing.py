@@ -31,6 +31,7 @@ class Synchronizer:
                                        attrs={"ASYNC_REG": "TRUE"}) for stage in ("meta", "seen"))
 
     def connect(self, m: Module, domain: str, source) -> None:
+        """Sample `source`, of any clock, into `domain`; `seen` follows it two cycles later."""
         m.d[domain] += [self.meta.eq(source), self.seen.eq(self.meta)]
 
 

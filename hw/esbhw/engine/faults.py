@@ -54,7 +54,6 @@ class FaultEncoder(wiring.Component):
     error : Out(4), a code, or zero; error_unit, error_address, error_layer : Out, with it
     """
 
-
     def __init__(self, faults: list, addresses: int, layers: int):
         """`faults`: (code name, unit name, index of an address or None, index of a layer or None), the first one first."""
         self._faults = faults

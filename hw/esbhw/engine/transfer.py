@@ -17,6 +17,8 @@ REGION_LAYOUT = ArrayLayout(StructLayout({"base": AXI_ADDRESS_BITS, "beats": OFF
 
 
 def transfer_layout(tag_bits: int):
+    """Fields of a transfer: `segments` of `beats` beats, `stride` beats apart in memory, from `offset` of a region to
+    `address` of a buffer, with a tag."""
     return StructLayout({
         "region": 3, "offset": OFFSET_BITS, "beats": 16, "segments": 16, "stride": OFFSET_BITS,
         "address": 16, "tag": tag_bits,

@@ -18,6 +18,7 @@ SIGN_PORTS = 4
 
 
 def idle_signs(config: EngineConfig) -> int:
+    """How many signals say that write ports are idle: one for every SIGN_PORTS ports."""
     return -(-config.activation_ports // SIGN_PORTS)
 
 

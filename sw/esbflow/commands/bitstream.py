@@ -8,6 +8,7 @@ from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     from esbhw.boards import BOARDS  # facts only
 
     parser = commands.add_parser("bitstream", help="build a bitstream for a board",
@@ -27,6 +28,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbhw import bitstream
     from esbhw.boards import board
 

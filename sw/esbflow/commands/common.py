@@ -39,16 +39,19 @@ def above_zero(text: str) -> float:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
     parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
                         help=f"a named configuration, or the path of an engine.json (default {DEFAULT_ENGINE})")
 
 
 def add_own_network(parser: argparse.ArgumentParser) -> None:
+    """Add --network, for models whose network is no name of the registry."""
     parser.add_argument("--network", metavar="MODULE:FACTORY",
                         help="what makes the network, where the model is one of your own; it is imported")
 
 
 def engine_of(arguments) -> EngineConfig:
+    """The configuration that --engine names; raises ValueError for an unknown name or a bad file."""
     return engine(arguments.engine or DEFAULT_ENGINE)
 
 

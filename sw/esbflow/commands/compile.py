@@ -4,6 +4,7 @@ from esbflow.commands.common import CHANNELS_LAST_HELP, JSON_HELP, add_engine, e
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("compile", help="compile a model for an engine")
     parser.add_argument("model", help="an integer graph, graph.npz")
     add_engine(parser)
@@ -15,6 +16,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.compiler.images import said_of_input
     from esbflow.split.program import SplitProgram, compile_split
 

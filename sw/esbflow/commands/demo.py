@@ -19,6 +19,7 @@ from esbflow.files import check_writable, write_json
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser(
         "demo", help="train, export, generate, compile, run on the compiled RTL, report",
         description="LeNet-5 on MNIST with ESB(4,1) weights and 4-bit activations; without MNIST a smaller network on "
@@ -34,6 +35,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     content = demo(engine_of(arguments), Path(arguments.out), arguments.images, arguments.batch, arguments.seed,
                    arguments.json, arguments.zoo)
     show(arguments, content, print_demo)

@@ -12,6 +12,7 @@ from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("doctor", help="check what is installed, and say what to do about the rest")
     parser.add_argument("--board", action="store_true",
                         help="check a board: on it, with --overlay; or one at a serial port, with --port")
@@ -62,6 +63,7 @@ def checks() -> list:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     if arguments.board:
         if (arguments.overlay is None) == (arguments.port is None):
             raise UserError("--board needs --overlay FILE.bit on a PYNQ board, or --port PATH for a board at a serial port")

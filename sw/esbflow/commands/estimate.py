@@ -14,6 +14,7 @@ from esbflow.commands.common import (
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("estimate", help="cycles per layer, LUT/FF/BRAM, GOPS, frames/s",
                                  description="Cycles are exact for ideal memory, or for memory of a stated bandwidth; "
                                              "resources come from a model fitted to open synthesis; the clock is the "
@@ -30,6 +31,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.area import area
     from esbflow.reports.estimate import estimate
 
@@ -41,6 +43,7 @@ def run(arguments) -> None:
 
 
 def print_estimate(content: dict) -> None:
+    """Print the fields of `esbflow estimate --json` as a table and lines."""
     from esbflow.reports.lost import largest
 
     rows = [(layer["name"], layer["op"], f"{layer['macs']:,}", f"{layer['cycles']:,.0f}",

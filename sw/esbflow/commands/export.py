@@ -6,6 +6,7 @@ from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("export", help="export a trained model to an integer graph or to QONNX")
     parser.add_argument("model", help="model.pt, as `esbflow train` writes it; for qonnx also graph.npz")
     add_own_network(parser)
@@ -19,6 +20,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.graph.bounds import bounds
     from esbflow.graph.file import save
     from esbflow.reports.inspection import last_layer

@@ -16,6 +16,7 @@ def _numbers(text: str) -> tuple:
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("import", help="import a quantized ONNX or QONNX model",
                                  description="The model's input is taken as (pixel / 255 * pixel-max - mean) / std.")
     parser.add_argument("model", help="MODEL.onnx: ONNX with QuantizeLinear and DequantizeLinear, or QONNX")
@@ -32,6 +33,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.graph.bounds import bounds
     from esbflow.graph.file import save
     from esbflow.interchange.onnx_import import import_onnx

@@ -8,6 +8,7 @@ from esbflow.files import write_whole
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser(
         "inspect", help="what quantization has done to each layer",
         description="MODEL is a model.pt (real weights are known: SQNR and how scales were chosen are shown), a graph.npz "
@@ -23,6 +24,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     if arguments.formats:
         _formats(arguments)
         return
@@ -33,7 +35,7 @@ def run(arguments) -> None:
     graph, model = _open(arguments.model, arguments.network)
     entries = inspect(graph, model, engine_of(arguments).accumulator_width)
     if arguments.html:
-        _write_html(Path(arguments.html), graph, entries, model)
+        _write_html(Path(arguments.html), graph, entries)
     host = _on_host(graph, engine_of(arguments))
     way = None if host else _way_of_input(graph, engine_of(arguments))
     plain = [{key: value for key, value in e.items() if key not in ("integers", "form")} for e in entries]
@@ -93,7 +95,7 @@ def _print(graph, entries, content) -> None:
         print(sentence)
 
 
-def _write_html(path: Path, graph, entries, model) -> None:
+def _write_html(path: Path, graph, entries) -> None:
     from html import escape
 
     from esbflow.reports import plots

@@ -8,6 +8,7 @@ from esbflow.errors import UserError
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("report", help="draw a report.json as report.html")
     parser.add_argument("report", help="report.json, as the demo writes it")
     parser.add_argument("model", help="the integer graph that it speaks of, graph.npz")
@@ -18,6 +19,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.reports.html import write_report
 
     try:

@@ -8,6 +8,7 @@ from esbflow.files import write_json
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("rtl", help="generate an engine's Verilog",
                                  description="Writes engine.v, engine.json and the IP core's component.xml into --out.")
     add_engine(parser)
@@ -25,6 +26,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbhw import generate
 
     if arguments.flat and not arguments.report:

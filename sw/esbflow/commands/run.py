@@ -30,6 +30,7 @@ BATCH = 8
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("run", help="run images through a network",
                                  description="golden: the integer graph; rtl: compiled RTL behind the PYNQ driver on the "
                                              "simulated board; board: a real one; serial: a board without a processor, "
@@ -58,6 +59,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     graph, program = _model(arguments.model)
     config = _engine(arguments, program)
     images, labels = load_data(arguments.data, arguments.images)

@@ -16,6 +16,7 @@ from esbflow.files import check_writable, write_json
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser(
         "search", help="choose each layer's weights under a budget of engine cycles or bytes",
         description="Measures a trained network on a few images, compiles each choice, and writes the weights of each layer "
@@ -40,6 +41,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.training.api import load_float_model, load_weights, named, named_network
     from esbflow.training.data import load_images
     from esbflow.training.layer_bits import BitSearch

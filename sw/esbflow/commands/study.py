@@ -9,6 +9,7 @@ from esbflow.training.machine_options import add_machine
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser(
         "study", help="measure text, saliency or citation networks, or one network by many methods",
         description="Trains, exports, runs the integers, and records what they reach. docs/accuracy.md lists the records.")
@@ -95,6 +96,7 @@ def _add_table(parser) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     module = importlib.import_module(f"esbflow.studies.{arguments.study}")  # here: they need torch, and help is quick
     if getattr(arguments, "table", None):
         print(module.table(arguments.table))

@@ -8,6 +8,7 @@ from esbflow.training.machine_options import add_machine, said_of_machine
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("train", help="train a network by a recipe and export it",
                                  description="Writes model.pt, graph.npz and metrics.json into --out.")
     parser.add_argument("recipe", help="a named recipe, such as lenet5-mnist or resnet20-cifar10-w4a4")
@@ -50,6 +51,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow.training import distributed
     from esbflow.training.api import named, train_network
 

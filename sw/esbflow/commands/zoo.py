@@ -5,6 +5,7 @@ from esbflow.files import write_whole
 
 
 def add_parser(commands) -> None:
+    """Add the command and its options."""
     parser = commands.add_parser("zoo", help="list the trained models, or copy one",
                                  description="Wherever a command takes a graph.npz, zoo:NAME works too.")
     parser.add_argument("name", nargs="?", help="the model to copy")
@@ -14,6 +15,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments) -> None:
+    """Carry the command out; raises UserError for bad input."""
     from esbflow import zoo
 
     if arguments.name:

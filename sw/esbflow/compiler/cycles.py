@@ -78,10 +78,12 @@ class Cycles:
 
     @property
     def compute(self) -> int:
+        """Cycles in which the array is at work."""
         return sum(layer["compute"] for layer in self.layers.values())
 
     @property
     def per_layer(self) -> list:
+        """Cycles of each layer, in the program's order."""
         return [after - before for before, after in zip([0, *self.stamps], self.stamps)]
 
 
@@ -215,6 +217,7 @@ class CycleModel:
                 END: ("store", self._end), UNFOLD: ("load", self._unfold)}
 
     def run(self) -> Cycles:
+        """Go through the program once; the cycles of all."""
         handlers, depth = self._handlers(), self.config.queue_depth
         previous = -1
         fetch = self._fetch()

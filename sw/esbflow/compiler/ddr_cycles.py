@@ -60,6 +60,7 @@ class SharedCycleModel(CycleModel):
 
     # -- who runs when ------------------------------------------------------------------------------------
     def run(self) -> Cycles:
+        """Go through the program once; the cycles of all, in which ports have waited for each other."""
         self._ready = [self._fetch(), self._dispatch(), self._write(), self._hold(), *map(self._work, self.units)]
         while self.total is None:
             while self._ready:

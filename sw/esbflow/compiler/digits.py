@@ -24,6 +24,7 @@ class WeightDigit:
 
     @property
     def values(self) -> np.ndarray:
+        """int64, the integers that the codes stand for."""
         return self.book[self.codes]
 
     @property

@@ -155,7 +155,7 @@ def _parts(config: EngineConfig, chunk: _Chunk, index: int):
     plan = chunk.plan
     touched = list(dict.fromkeys(p.plane for _, passes in _own_passes(chunk) for p, _ in passes))
     whole = len(plan.tiling.cols) == 1
-    _, window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    _, window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
     beats = (chunk.row.in1 - chunk.row.in0) * (window // config.words_per_beat) * config.beats_per_word
     start = 0
     for end in range(1, len(touched) + 1):
@@ -243,7 +243,7 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
         return _emit_residual_load(config, state, chunk, wait)
     whole = len(plan.tiling.cols) == 1
     above, taken, _ = steps(plan.layer)
-    window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
     transfers = list(row_transfers(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
                                    window, whole, part.address, plan.layer.row_step, taken))
     for k, transfer in enumerate(transfers):
@@ -260,7 +260,7 @@ def _emit_unfolds(config: EngineConfig, state: _State, part: _Part) -> None:
     assert raw is not None and part.planes == [plane - plane % digits + k for plane in part.planes[::digits]
                                                for k in range(digits)]
     images, span = plan.source.parts[0].images, (chunk.row.in0, chunk.row.in1)
-    window = window_words(plan.layer, chunk.col, config.words_per_beat, plan.source.pitch, len(plan.tiling.cols) == 1)
+    window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, len(plan.tiling.cols) == 1)
     row_beats = window[1] // config.words_per_beat * config.beats_per_word
     plane_step = (span[1] - span[0]) * row_beats
     if raw.image.tables == 1 and state.lines is None:
@@ -308,7 +308,7 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
     chunk, half = parts[0].chunk, parts[0].index & 1
     plan, layer = chunk.plan, chunk.plan.layer
     whole = len(plan.tiling.cols) == 1
-    first_col, window = window_words(layer, chunk.col, config.words_per_beat, plan.source.pitch, whole)
+    first_col, window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
     in_rows = chunk.row.in1 - chunk.row.in0
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
     arrived = set()

@@ -37,6 +37,7 @@ class Fold:
     row_step: int
 
     def to_meta(self) -> dict:
+        """As the program's file has it."""
         return {"kernel": list(self.kernel), "stride": list(self.stride), "padding": list(self.padding),
                 "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 

@@ -76,10 +76,12 @@ class RawImage:
 
     @property
     def pixel_bytes(self) -> int:
+        """Bytes from a pixel to the next of a line."""
         return self.shape[0] if self.channels_last else 1
 
     @property
     def planes(self) -> int:
+        """How many planes an image has in memory: one, or one a channel."""
         return 1 if self.channels_last else self.shape[0]
 
     @property
@@ -89,6 +91,7 @@ class RawImage:
 
     @property
     def line_beats(self) -> int:
+        """Beats of a line, filled up to whole ones."""
         return -(-self.width // BEAT_BYTES)
 
     @property
@@ -97,6 +100,7 @@ class RawImage:
         return self.planes * self.shape[1] * self.line_beats
 
     def to_meta(self, steps) -> dict:
+        """As the program's file has it, with the unfolding `steps`."""
         return {"channels_last": self.channels_last, "pitch": self.line_beats * BEAT_BYTES, "tables": self.tables,
                 "steps": [step.encode() for step in steps]}
 

@@ -43,10 +43,12 @@ class TensorLayout:
 
     @property
     def beats(self) -> int:
+        """128-bit beats of the tensor: all channel groups and digits."""
         return self.groups * self.digits * self.plane_beats
 
     @property
     def bytes(self) -> int:
+        """Bytes of the tensor in memory."""
         return self.beats * AXI_BEAT_BITS // 8
 
     def beat(self, plane: int, image: int, row: int, column: int) -> int:
@@ -65,34 +67,42 @@ class Source:
 
     @property
     def groups(self) -> int:
+        """Channel groups of all parts together."""
         return sum(part.groups for part in self.parts)
 
     @property
     def digits(self) -> int:
+        """Digits of a value."""
         return self.parts[0].digits
 
     @property
     def signed(self) -> bool:
+        """Whether values have a sign."""
         return self.parts[0].signed
 
     @property
     def height(self) -> int:
+        """Rows of a map."""
         return self.parts[0].height
 
     @property
     def width(self) -> int:
+        """Pixels of a row."""
         return self.parts[0].width
 
     @property
     def pitch(self) -> int:
+        """Words from a row to the next."""
         return self.parts[0].pitch
 
     @property
     def row_beats(self) -> int:
+        """Beats from a row to the next."""
         return self.parts[0].row_beats
 
     @property
     def contiguous(self) -> bool:
+        """Whether rows follow each other without a gap, in every part."""
         return all(part.contiguous for part in self.parts)
 
     def beat(self, plane: int, image: int, row: int, column: int) -> tuple:

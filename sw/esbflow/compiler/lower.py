@@ -25,6 +25,8 @@ POOL_LIMIT = 15
 
 @dataclass(frozen=True)
 class Pool:
+    """A window of a pool, (y, x) each; of one pixel where there is no pool."""
+
     kernel: tuple = (1, 1)
     stride: tuple = (1, 1)
     padding: tuple = (0, 0)
@@ -80,6 +82,7 @@ class Layer:
 
     @property
     def kernel(self) -> tuple:
+        """(y, x) of the weights."""
         return self.weight.shape[2:]
 
     @property

@@ -25,6 +25,7 @@ class Program:
 
     @property
     def config(self) -> EngineConfig:
+        """The engine that the program is for."""
         return EngineConfig.from_dict(self.meta["engine"])
 
     @property

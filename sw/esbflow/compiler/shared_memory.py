@@ -141,10 +141,13 @@ class Port:
 
     @property
     def place(self) -> int:
+        """The cycle from which there is a place for one more burst; 0 where there has always been one."""
         return self.over[self.taken - self.places] + FIFO_PLACE_CYCLES if self.taken >= self.places else 0
 
 
 class WritePort(Port):
+    """A port that writes: as many bursts under way as the engine's write port has."""
+
     def __init__(self, channel: int):
         super().__init__(channel, OUTSTANDING_WRITES)
         self.popped: list[int] = []  # cycles in which a beat of its last source left

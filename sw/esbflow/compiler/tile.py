@@ -99,7 +99,7 @@ def tile_with_cost(config: EngineConfig, layer: Layer, source: Source, target: T
     halvings = 0
     while True:
         step = min(width, target.width)
-        columns = _columns(layer, step, target.width, conv_width, in_width, words)
+        columns = _columns(layer, step, target.width, conv_width, in_width)
         candidate = _best_rows(config, layer, columns, out_height, conv_height, in_height, source, target,
                                passes_per_plane, planes, weight_beats, raw)
         if candidate is not None and (best is None or candidate[0] < best[0]):
@@ -132,7 +132,7 @@ def _repeated(config, layer, source, target, planes) -> Tiling:
         raise CompileError(f"layer {layer.name}: repeating a column {across} times does not fit the engine's "
                            f"{config.tile_pixels} accumulators; use a larger engine, or several smaller factors")
     cols = tuple(Span(x0, x1, x0, x1, x0 // across, x1 // across) for x0, x1 in _cut(target.width, width))
-    plane_beats = max(_plane_beats(config, layer, rows[0], column, source, words, len(cols) == 1) for column in cols)
+    plane_beats = max(_plane_beats(config, rows[0], column, source, words, len(cols) == 1) for column in cols)
     return Tiling(rows, cols, _at_once(config, plane_beats, planes, source.digits))
 
 
@@ -142,11 +142,11 @@ def _at_once(config, plane_beats, planes, digits) -> int:
     return count - count % digits if count > digits else count
 
 
-def _columns(layer, step, out_width, conv_width, in_width, words) -> tuple:
+def _columns(layer, step, out_width, conv_width, in_width) -> tuple:
     return tuple(span(layer, 1, x0, x1, conv_width, in_width) for x0, x1 in _cut(out_width, step))
 
 
-def window_words(layer: Layer, column: Span, words: int, pitch: int, whole: bool) -> tuple:
+def window_words(column: Span, words: int, pitch: int, whole: bool) -> tuple:
     """(first column, words) of the buffer window: whole beats, or the whole row with its padding."""
     if whole:
         return 0, pitch
@@ -171,7 +171,7 @@ def _best_rows(config, layer, columns, out_height, conv_height, in_height, sourc
     for count in range(fewest, min(out_height, fewest + MORE_TILES) + 1):
         height = -(-out_height // count)
         rows = tuple(span(layer, 0, y0, y1, conv_height, in_height) for y0, y1 in _cut(out_height, height))
-        plane_beats = max(_plane_beats(config, layer, row, column, source, words, whole)
+        plane_beats = max(_plane_beats(config, row, column, source, words, whole)
                           for row in rows for column in columns)
         tiling = Tiling(rows, columns, _at_once(config, plane_beats, planes, source.digits))
         cost = _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, target, weight_beats, raw)
@@ -180,8 +180,8 @@ def _best_rows(config, layer, columns, out_height, conv_height, in_height, sourc
     return best
 
 
-def _plane_beats(config, layer, row, column, source, words, whole):
-    _, window = window_words(layer, column, words, source.pitch, whole)
+def _plane_beats(config, row, column, source, words, whole):
+    _, window = window_words(column, words, source.pitch, whole)
     return (row.in1 - row.in0) * (window // words) * config.beats_per_word
 
 
@@ -192,9 +192,9 @@ def _fits(config, layer, columns, height, out_height, conv_height, in_height, so
             conv_rows, conv_cols = row.conv1 - row.conv0, column.conv1 - column.conv0
             if conv_rows * conv_cols > config.tile_pixels or max(conv_rows, conv_cols) > ROW_LIMIT:
                 return False
-            if max(row.in1 - row.in0, window_words(layer, column, words, source.pitch, whole)[1]) > ROW_LIMIT:
+            if max(row.in1 - row.in0, window_words(column, words, source.pitch, whole)[1]) > ROW_LIMIT:
                 return False
-            if together * _plane_beats(config, layer, row, column, source, words, whole) > config.activation_beats:
+            if together * _plane_beats(config, row, column, source, words, whole) > config.activation_beats:
                 return False
             if layer.residual is not None:
                 pitch = -(-conv_cols // words)
@@ -217,9 +217,9 @@ def _cost(config, layer, tiling, plane_beats, planes, passes_per_plane, source, 
             compute = out_groups * planes * passes_per_plane * max(pixels // layer.phases, shortest)
             whole = len(tiling.cols) == 1
             load = config.slices_per_port * reloads * planes * _plane_beats(
-                config, layer, row, column, source, config.words_per_beat, whole)
+                config, row, column, source, config.words_per_beat, whole)
             if raw:
-                window = window_words(layer, column, config.words_per_beat, source.pitch, whole)[1]
+                window = window_words(column, config.words_per_beat, source.pitch, whole)[1]
                 chunks = reloads * -(-planes // tiling.planes_at_once)
                 load = reloads * raw.cycles(row.in1 - row.in0, window) + raw.load_cycles(
                     row.in0, row.in1, chunks, len(tiling.cols))

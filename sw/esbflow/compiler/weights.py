@@ -50,6 +50,7 @@ class LayerWeights:
 
     @property
     def tiles(self) -> int:
+        """Different weight tiles of the layer."""
         return len({weight_pass.offset for passes in self.groups for weight_pass in passes})
 
     @property
@@ -81,6 +82,7 @@ class WeightsRegion:
         return offset
 
     def bytes(self) -> np.ndarray:
+        """uint8 (bytes,), the region as it lies in memory."""
         return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.uint8)
 
     def tile(self, codes: np.ndarray) -> int:

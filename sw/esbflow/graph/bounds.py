@@ -29,6 +29,7 @@ class Bound:
 
     @property
     def sum_bits(self) -> int:
+        """Two's-complement bits of sum_low..sum_high."""
         return max(int(self.sum_high).bit_length(),
                    int(~self.sum_low).bit_length() if self.sum_low < 0 else 0) + 1
 

@@ -25,6 +25,7 @@ class Codebook:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of codewords and indices."""
         return self.codewords.nbytes + self.indices.nbytes
 
     def weights(self) -> np.ndarray:

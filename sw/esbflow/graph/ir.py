@@ -205,6 +205,7 @@ class Graph:
 
     @property
     def input(self) -> Input:
+        """The first node."""
         return self.nodes[0]
 
     @property

@@ -22,6 +22,7 @@ def multiplied(walk, node, left, right):
 
 
 def conv_transpose(walk, node, value, weight, bias=None):
+    """A transposed convolution with constant weights and bias, which the host computes."""
     options, where = attributes(node), title(node)
     if not isinstance(weight, KNOWN) or not (bias is None or isinstance(bias, KNOWN)):
         raise GraphError(f"{where}: its weights or bias are computed at run time; the host needs constants")
@@ -42,6 +43,7 @@ def conv_transpose(walk, node, value, weight, bias=None):
 
 
 def softmax(walk, node, value):
+    """A softmax over channels that something reads, which the host computes."""
     where, rank = title(node), len(walk.model.shape(node.input[0], title(node)))
     if attributes(node).get("axis", -1 if walk.model.opset >= 13 else 1) % rank != 1:
         raise GraphError(f"{where}: the host computes a softmax over channels only (axis 1)")

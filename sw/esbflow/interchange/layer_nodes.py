@@ -90,6 +90,7 @@ def _window(node, options: dict, source: Stored, kernel: tuple, around: tuple, s
 
 
 def conv(walk, node, value, weight, bias=None):
+    """A convolution of images or sequences: opens a layer."""
     value, around = unpadded(value)
     options, source = attributes(node), walk.builder.factor(value, title(node))
     fields, shape = _weights(walk, node, weight, 0), walk.shape(node.output[0], node)
@@ -102,6 +103,7 @@ def conv(walk, node, value, weight, bias=None):
 
 
 def gemm(walk, node, value, weight, bias=None):
+    """A linear layer with alpha, beta and perhaps transposed weights: opens a layer."""
     options = attributes(node)
     if options.get("transA", 0):
         raise GraphError(f"{title(node)}: transA has no integer form; leave it 0")
@@ -110,6 +112,7 @@ def gemm(walk, node, value, weight, bias=None):
 
 
 def matmul(walk, node, value, weight):
+    """A linear layer of rows (n, features): opens a layer."""
     return _linear(walk, node, value, weight, 1)
 
 
@@ -129,6 +132,7 @@ def _linear(walk, node, value, weight, axis, bias=None, alpha=1.0, beta=1.0):
 
 # -- pools ------------------------------------------------------------------------------------------------------
 def max_pool(walk, node, value):
+    """A pool of a stored tensor, or one that waits until an open layer is closed."""
     options, where = attributes(node), title(node)
     if len(node.output) > 1 and node.output[1]:
         raise GraphError(f"{where}: the indices of a max pool have no integer form")
@@ -150,6 +154,7 @@ def _maximum(walk, node, value, shape: tuple, window: dict):
 
 
 def average_pool(walk, node, value):
+    """A pool that counts its zeros: opens a layer."""
     options, where = attributes(node), title(node)
     value, around = unpadded(value)
     source, shape = walk.builder.factor(value, where), walk.shape(node.output[0], node)
@@ -162,6 +167,7 @@ def average_pool(walk, node, value):
 
 
 def global_pool(walk, node, value, axes=None):
+    """The mean or the maximum over the whole map."""
     if node.op_type.startswith("Reduce"):
         rank = len(walk.model.shape(node.input[0], title(node)))
         if rank not in (3, 4) or reduced_axes(node, axes, rank) != list(range(2, rank)):
@@ -222,6 +228,7 @@ def _with_constant(walk, node, value, constant, place: int):
 
 @elementwise
 def arithmetic(walk, node, left, right):
+    """Add, Sub, Mul or Div: of a constant, of two tensors, of functions of one tensor, or of what the host multiplies."""
     if node.op_type == "Mul" and not isinstance(left, KNOWN) and not isinstance(right, KNOWN):
         return multiplied(walk, node, left, right)
     if any(isinstance(value, Function) for value in (left, right)):
@@ -252,6 +259,7 @@ def _sum(node, first: Open, second: Open) -> Open:
 
 
 def batch_norm(walk, node, value, gamma, beta, mean, variance):
+    """A gain and an offset a channel of the open layer, or of the image."""
     options, where = attributes(node), title(node)
     if options.get("training_mode", 0):
         raise GraphError(f"{where}: it is in training mode; export the model after model.eval()")
@@ -289,16 +297,19 @@ def _clip(walk, node, value, low: float, high: float):
 
 @elementwise
 def relu(walk, node, value):
+    """A clip at zero."""
     return _clip(walk, node, value, 0.0, np.inf)
 
 
 @elementwise
 def leaky_relu(walk, node, value):
+    """Values below zero times alpha."""
     return _leaky(walk, node, value, np.full(shape_of(value)[0], attributes(node).get("alpha", 0.01)))
 
 
 @elementwise
 def prelu(walk, node, value, slope):
+    """Values below zero times a constant, one or one a channel."""
     if not isinstance(slope, KNOWN):
         raise GraphError(f"{title(node)}: its slope is computed at run time; the integer graph needs a constant")
     where = title(node)
@@ -332,6 +343,7 @@ def _leaky(walk, node, value, slope: np.ndarray):
 
 @elementwise
 def clip(walk, node, value, low=None, high=None):
+    """A clip between constants, given as inputs or, in old opsets, as attributes."""
     options, ends = attributes(node), []
     for end, name, default in ((low, "min", -np.inf), (high, "max", np.inf)):
         if end is not None and not isinstance(end, KNOWN):

@@ -159,6 +159,7 @@ class Walk:
                 self.consumers.setdefault(tensor, []).append(node)
 
     def visit(self, node) -> None:
+        """Take a node in: what its outputs are. Raises GraphError for what has no integer form, naming the node."""
         inputs = []
         for tensor in node.input:
             if tensor and tensor not in self.values:

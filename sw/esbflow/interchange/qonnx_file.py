@@ -23,6 +23,7 @@ class Writer:
         self.kinds = {}  # of tensors that are not float32
 
     def constant(self, name: str, values, kind=np.float32) -> str:
+        """Add an initializer; its name."""
         self.constants[name] = np.asarray(values, kind)
         return name
 

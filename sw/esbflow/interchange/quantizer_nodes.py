@@ -48,6 +48,7 @@ def _rounding(node, options: dict) -> str:
 # -- QONNX ------------------------------------------------------------------------------------------------------
 @elementwise
 def quant(walk, node, value, scale, zero_point, bits):
+    """QONNX's Quant: linear levels, or signs for one signed bit."""
     options, where = attributes(node), title(node)
     bits, scale = _whole(node, bits, "bit width"), _known(node, scale, "scale")
     zero = _whole(node, zero_point, "zero point")
@@ -94,6 +95,7 @@ def trunc(walk, node, value, scale, zero_point, bits, output_scale, output_bits=
 
 @elementwise
 def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None):
+    """QONNX's FloatQuant: levels of an ESB format."""
     options, where = attributes(node), title(node)
     if not options.get("saturation", 1) or not options.get("has_subnormal", 0):
         raise GraphError(f"{where}: the engine's floating point saturates and has subnormals; use saturation=1 and "
@@ -114,6 +116,7 @@ def float_quant(walk, node, value, scale, exponent, mantissa, bias, largest=None
 
 @elementwise
 def bipolar_quant(walk, node, value, scale):
+    """QONNX's BipolarQuant: signs times a scale."""
     return _apply(walk, node, value, quantization.bipolar(_known(node, scale, "scale"), title(node)))
 
 
@@ -173,6 +176,7 @@ def _codes(node, kind: str) -> tuple:
 
 @elementwise
 def quantize_linear(walk, node, value, scale, zero_point=None):
+    """ONNX's QuantizeLinear: codes of the levels and a zero point."""
     options, where = attributes(node), title(node)
     scale = quantization.check_scale(_known(node, scale, "scale"), where)
     if zero_point is None:
@@ -210,6 +214,7 @@ def _shifted_codes(walk, node, value: Open, rule: Quantization) -> Function:
 
 @elementwise
 def dequantize_linear(walk, node, value, scale, zero_point=None):
+    """ONNX's DequantizeLinear: the tensor that codes stand for, constant weights among them."""
     options, where = attributes(node), title(node)
     scale = quantization.check_scale(_known(node, scale, "scale"), where)
     zeros = np.zeros(1) if zero_point is None else _known(node, zero_point, "zero point")

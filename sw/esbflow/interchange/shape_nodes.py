@@ -53,6 +53,7 @@ def gather(walk, node, data, indices):
 
 
 def concat(walk, node, *values):
+    """A concatenation of channels, or of rows of features."""
     where = title(node)
     rank = len(walk.model.shape(node.output[0], where))
     values = [walk.builder.plain(value, where) if isinstance(value, Padded) else value for value in values]
@@ -68,6 +69,7 @@ def concat(walk, node, *values):
 
 
 def resize(walk, node, value, *others):
+    """An upsampling: pixels repeated, or interpolated by the host."""
     options, value = attributes(node), walk.builder.plain(value, title(node))
     shape, before = walk.shape(node.output[0], node), shape_of(value)
     if options.get("mode", "nearest") == "linear":

@@ -28,6 +28,7 @@ class Quantized:
 
     @property
     def value(self) -> np.ndarray:
+        """The real values, float64."""
         return self.levels * self.scale.astype(np.float64)
 
 
@@ -54,10 +55,12 @@ class Open(OpenLayer):
 
     @property
     def is_linear(self) -> bool:
+        """Whether nothing but gain and offset has been applied."""
         return not self.after and self.slope is None and super().is_linear
 
     @property
     def out_shape(self) -> tuple:
+        """(c, h, w) of what the last node after the layer makes."""
         return self.after[-1][0] if self.after else self.shape
 
     def is_multiple_of(self, step: float) -> bool:
@@ -77,10 +80,12 @@ class Function:
 
     @classmethod
     def identity(cls, source: Stored) -> "Function":
+        """The stored tensor itself as a function."""
         return cls(source, (entries(source.form) * source.scale).astype(np.float32))
 
     @property
     def shape(self) -> tuple:
+        """(c, h, w) of what the last node after the table makes."""
         return self.after[-1][0] if self.after else self.source.shape
 
 
@@ -100,6 +105,7 @@ class Joined:
 
     @property
     def shape(self) -> tuple:
+        """(c, h, w) of all parts together."""
         return (sum(shape_of(part)[0] for part in self.parts), *shape_of(self.parts[0])[1:])
 
 

@@ -16,6 +16,7 @@ class GraphBuilder:
         self._copies = {}  # (tensor, format, scale) -> the tensor in that format
 
     def append(self, node: ir.Node) -> Stored:
+        """Append a node; the tensor that it stores."""
         self.graph.nodes.append(node)
         return Stored(node.name, node.shape, node.format, node.scale)
 

@@ -87,9 +87,11 @@ class SparseRows:
         return torch.sparse_csr_tensor(*self._row, values, self.shape, check_invariants=False)
 
     def transposed(self, values: torch.Tensor) -> torch.Tensor:
+        """The transposed matrix with such values of its entries, in their order."""
         return torch.sparse_csr_tensor(*self._column, values[self.by_columns], self.shape[::-1], check_invariants=False)
 
     def to_dense(self) -> torch.Tensor:
+        """The matrix with all its zeros."""
         return self.forward(self.values).to_dense()
 
     def product(self, weight: torch.Tensor, dropout: float) -> torch.Tensor:

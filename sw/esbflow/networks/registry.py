@@ -115,7 +115,7 @@ def _own(name: str) -> Network:
     finally:
         sys.path[:] = places
 
-    def made(classes=None) -> nn.Module:
+    def made(classes=None) -> nn.Module:  # noqa: ARG001 - a network of one's own has its classes
         model = make()
         if not isinstance(model, nn.Module):
             raise BadValue(f"{name} made a {type(model).__name__}, not an nn.Module; return the network in real numbers")

@@ -151,4 +151,5 @@ class InputQuantizer(Quantizer):
         return self.step
 
     def real_scale(self) -> float:
+        """The real size of one step of the input's codes."""
         return float(self.step)

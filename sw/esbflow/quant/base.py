@@ -94,6 +94,7 @@ class Quantizer(nn.Module):
         self.form = form
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """The real size of one step, positive, in a shape that broadcasts against x."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its scale comes about")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ def replace_functions(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         roots[node] = node
         inputs = [source for source in node.all_input_nodes if not _is_number(traced, source)]
-        if not inputs or not _is_elementwise(traced, node, modules):
+        if not inputs or not _is_elementwise(node, modules):
             continue
         found = {roots[source] for source in inputs}
         if len(found) > 1 or next(iter(found)).op == "placeholder":
@@ -148,7 +148,7 @@ def _is_product(node: fx.Node, tensors: list) -> bool:
         node.target in _RATIOS and operands[0] not in tensors)
 
 
-def _is_elementwise(traced: fx.GraphModule, node: fx.Node, modules: dict) -> bool:
+def _is_elementwise(node: fx.Node, modules: dict) -> bool:
     if node.op == "call_module":
         return isinstance(modules.get(node.target), (*FUNCTION_MODULES, *_CLIP_MODULES))
     if node.op not in ("call_function", "call_method"):

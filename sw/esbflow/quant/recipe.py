@@ -182,10 +182,12 @@ class Recipe:
                                      + ", ".join(names[0] for names in known))
 
     def to_json(self) -> str:
+        """As models and graphs keep it."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
+        """What `to_json` gave; raises ValueError for values that no recipe takes."""
         fields = json.loads(text)
         return cls(**fields)
 

@@ -64,9 +64,11 @@ class Shapes:
 
     @property
     def last(self) -> str:
+        """The name of the node that was added last."""
         return self.graph.output.name
 
     def add(self, kind, source, shape, form=None, **fields) -> str:
+        """Append a node of `kind` that reads `source`, by name, and has `shape`; its name."""
         sources = source if isinstance(source, tuple) else (source,)
         form = form or self.graph[sources[0]].format
         name = f"{kind.__name__.lower()}{len(self.graph.nodes)}"
@@ -91,6 +93,7 @@ class Shapes:
 
 
 def vgg16_convolutions(size: int = 224) -> ir.Graph:
+    """The convolutions and pools of VGG-16, shapes only, for images of size x size."""
     net = Shapes("vgg16-convolutions", size)
     for channels, layers in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(layers):
@@ -100,6 +103,7 @@ def vgg16_convolutions(size: int = 224) -> ir.Graph:
 
 
 def yolov3_tiny(size: int = 416) -> ir.Graph:
+    """YOLOv3-tiny with both heads, shapes only, for images of size x size."""
     net = Shapes("yolov3-tiny", size)
     for channels in (16, 32, 64, 128, 256):
         route = net.conv(channels)

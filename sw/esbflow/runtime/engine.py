@@ -130,6 +130,7 @@ class Engine(Submits):
 
     @property
     def hash(self) -> int:
+        """The configuration hash that the engine's registers hold, 64 bits."""
         return self._read("HASH_LO") | self._read("HASH_HI") << 32
 
     # -- program ------------------------------------------------------------------------------------------------

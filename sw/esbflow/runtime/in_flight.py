@@ -33,10 +33,12 @@ class Run(Future):
         self._worker = worker
 
     def result(self, timeout: float | None = None):
+        """As of any future; raises EngineInUse where waiting would never end."""
         self._check()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None):
+        """As of any future; raises EngineInUse where waiting would never end."""
         self._check()
         return super().exception(timeout)
 

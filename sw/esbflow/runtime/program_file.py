@@ -27,9 +27,11 @@ class LoadedProgram:
 
     @property
     def config(self) -> EngineConfig:
+        """The engine that the program is for."""
         return EngineConfig.from_dict(self.meta["engine"])
 
     def layer_name(self, number: int) -> str:
+        """The name of a layer by its number in the log, for sentences."""
         layers = self.meta["layers"]
         return layers[number]["name"] if number < len(layers) else "no such layer"
 

@@ -110,30 +110,38 @@ class EsbEngineDriver(DefaultIP):
         return self._engine
 
     def load(self, program) -> None:
+        """`Engine.load`."""
         self.engine.load(program)
 
     def run(self, images, progress=None, deadline_cycles=None):
+        """`Engine.run`."""
         return self.engine.run(images, progress, deadline_cycles)
 
     def submit(self, images, progress=None, deadline_cycles=None):
+        """`Engine.submit`."""
         return self.engine.submit(images, progress, deadline_cycles)
 
     async def run_async(self, images, progress=None, deadline_cycles=None):
         return await self.engine.run_async(images, progress, deadline_cycles)
 
     def another(self) -> Engine:
+        """`Engine.another`."""
         return self.engine.another()
 
     def unload(self) -> None:
+        """`Engine.unload`."""
         self.engine.unload()
 
     def counters(self) -> dict:
+        """`Engine.counters`."""
         return self.engine.counters()
 
     def recover(self, seconds: float = QUIET_SECONDS) -> None:
+        """`Engine.recover`."""
         self.engine.recover(seconds)
 
     def abort(self) -> None:
+        """`Engine.abort`."""
         self.engine.abort()
 
 

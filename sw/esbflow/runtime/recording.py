@@ -73,6 +73,7 @@ class Recorder:
         return waited
 
     def close(self) -> None:
+        """Close the recording's file."""
         self._file.close()
 
 
@@ -145,6 +146,7 @@ class Replay:
 
     @property
     def finished(self) -> bool:
+        """Whether all that was recorded has been asked for."""
         return self._at == len(self._entries)
 
     def read(self, offset: int) -> int:

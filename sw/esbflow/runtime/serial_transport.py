@@ -67,10 +67,12 @@ class SerialPort:
                             "it?") from None
 
     def send(self, data: bytes) -> None:
+        """All of `data`, in as many writes as the port wants."""
         while data:
             data = data[os.write(self._file, data):]
 
     def receive(self, size: int, seconds: float) -> bytes:
+        """`size` bytes, or what came within the time."""
         got, until = b"", time.monotonic() + seconds
         while len(got) < size:
             ready, _, _ = select.select([self._file], [], [], max(0.0, until - time.monotonic()))
@@ -83,6 +85,7 @@ class SerialPort:
         return got
 
     def close(self) -> None:
+        """Give the port back; once is enough."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -128,6 +131,7 @@ class SerialTransport:
         return SerialBuffer(self, start, size)
 
     def release(self, start: int, size: int) -> None:
+        """Give `size` bytes of the board's memory back."""
         self._pages.release(start, size)
 
     def wait_for_interrupt(self, seconds: float) -> bool:

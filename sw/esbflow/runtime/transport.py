@@ -14,11 +14,14 @@ class Buffer(Protocol):
     address: int
     array: np.ndarray
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """What the host has written becomes visible to the engine."""
 
-    def invalidate(self) -> None: ...
+    def invalidate(self) -> None:
+        """What the engine has written becomes visible to the host."""
 
-    def free(self) -> None: ...
+    def free(self) -> None:
+        """Give the memory back; nothing may use it afterwards."""
 
 
 class Transport(Protocol):

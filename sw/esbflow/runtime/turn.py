@@ -23,6 +23,7 @@ class Turn:
         self._process = os.getpid()
 
     def check(self) -> None:
+        """Raises EngineInUse in a copy of the process, or in a callback of this thread's own run."""
         self.check_process()
         frame: FrameType | None = sys._getframe()
         while frame is not None:
@@ -31,6 +32,7 @@ class Turn:
             frame = frame.f_back
 
     def check_process(self) -> None:
+        """Raises EngineInUse in a copy of the process that made the driver."""
         if os.getpid() != self._process:
             raise EngineInUse(f"this driver belongs to process {self._process}, and this is its copy in process "
                               f"{os.getpid()}; load the overlay and the program in the process that runs them")

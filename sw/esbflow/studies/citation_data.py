@@ -32,6 +32,7 @@ class GraphData:
 
     @property
     def classes(self) -> int:
+        """How many classes nodes have."""
         return int(self.labels.max()) + 1
 
 

@@ -95,6 +95,7 @@ class Task:
                            teacher=teacher, checkpoint=checkpoint, origin=str(recipe))
 
     def accuracy(self, network, part: str = "test") -> float:
+        """Percent of the nodes of a part that a network answers rightly."""
         return accuracy(network, self.data, self.topology, part, self.stored(network))
 
 

@@ -58,6 +58,7 @@ def _least(call) -> float:
 
 
 def main(argv: list | None = None) -> None:
+    """Measure the network that the command line names and print a JSON object."""
     parser = argparse.ArgumentParser(description="Sizes and times of codebooks on this CPU.")
     parser.add_argument("network")
     parser.add_argument("--weights", default="pq:256,9")

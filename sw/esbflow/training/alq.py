@@ -111,6 +111,7 @@ class AMSGrad:
         self.steps = 0
 
     def update(self, gradient: torch.Tensor) -> None:
+        """Take a gradient in."""
         self.steps += 1
         self.m.lerp_(gradient, 1 - BETAS[0])
         self.v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
@@ -123,9 +124,11 @@ class AMSGrad:
         return slope, (self.top.sqrt() + TINY) / math.sqrt(1 - BETAS[1] ** steps)
 
     def state(self) -> dict:
+        """For checkpoints."""
         return {"m": self.m, "v": self.v, "top": self.top, "steps": self.steps}
 
     def load(self, state: dict) -> None:
+        """What `state` gave."""
         for name in ("m", "v", "top"):
             getattr(self, name).copy_(state[name])
         self.steps = state["steps"]

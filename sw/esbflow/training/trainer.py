@@ -70,6 +70,7 @@ class Trainer:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """What `state_dict` gave."""
         self.optimizer.load_state_dict(state)
 
     # -- the loop -------------------------------------------------------------------------------------------

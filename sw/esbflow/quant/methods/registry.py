@@ -92,7 +92,7 @@ def _srq(arguments, options, name):
     return SRQWeightQuantizer(_bits(arguments, "srq:BITS"), mode, _channels(options, False), name=name)
 
 
-def _alq(arguments, options, name):
+def _alq(arguments, _options, name):
     if len(arguments) > 2:
         raise BadValue(f"{arguments[2]!r} is no option here")
     return ALQQuantizer(_bits(arguments, "alq:BITS"), *arguments[1:], name=name)

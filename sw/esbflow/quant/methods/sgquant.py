@@ -47,6 +47,7 @@ class Codes:
     low: torch.Tensor
 
     def values(self) -> torch.Tensor:
+        """The real values that the codes stand for."""
         return self.codes * self.scale + self.low
 
 
@@ -103,6 +104,7 @@ class FeatureQuantizer(nn.Module):
 
     @property
     def widest(self) -> int:
+        """Bits of the group of nodes that has most."""
         return max(self.bits) if isinstance(self.bits, tuple) else self.bits
 
     def buckets(self, rows: Rows) -> torch.Tensor:

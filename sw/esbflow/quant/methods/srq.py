@@ -182,9 +182,11 @@ class SRQWeightQuantizer(WeightQuantizer):
         return self.penalty_rate * self.cost * shells.sum()
 
     def get_extra_state(self) -> dict:
+        """Whether the bit-width is fixed, for state dicts."""
         return {"fixed": self.fixed}
 
     def set_extra_state(self, state: dict) -> None:
+        """What `get_extra_state` gave."""
         self.fixed = state["fixed"]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
