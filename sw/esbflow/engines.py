@@ -56,7 +56,7 @@ ENGINES = {
                      weight_ports=2, channel_unit=16, image_beats=2048, clock_mhz=200,
                      **{**_LARGE, "residual_beats": 1024, "requantize_lanes": 8}),
         EngineConfig("pynq-z2-w4a4", rows=16, cols=32, weight_min=-8, weight_max=7, requantize_lanes=8, channel_unit=8,
-                     weight_path_beats=2, image_beats=2048, clock_mhz=100),
+                     weight_path_beats=2, clock_mhz=100),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""
