@@ -127,7 +127,7 @@ def test_a_circle_without_a_register_is_named(found):
 
 TINY = ENGINES["tiny4x4"]
 SMALL = {
-    "tiny4x4 with an image buffer": replace(TINY, image_beats=512), "small8x16-channel": ENGINES["small8x16-channel"],
+    "tiny4x4": TINY,
     "four accumulators a pixel, shifts, narrow digits, tables, 2 slices on 2 ports, function table": replace(
         TINY, rows=16, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2, requantizer="shift", slices=2,
         activation_ports=2, function_table=True),
