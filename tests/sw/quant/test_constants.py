@@ -110,7 +110,7 @@ def test_power_of_two_scales_cost_floating_sets_little(form, average, worst):
 MEASURED = {"esb4.1": 1.26849e-2, "esb2.0": 1.90174e-1, "vecq:1": 3.63380e-1, "vecq:2": 1.18846e-1,
             "vecq:4": 1.15429e-2, "ul2q:2": 1.18846e-1, "ul2q:4": 1.15429e-2, "twn": 0.191625,
             "binary": 0.363380, "pot:4": 3.77450e-2, "apot:4": 1.2100e-2, "apot:5": 6.005e-3, "lqnets:1": 0.363380,
-            "lqnets:2": 1.17482e-1, "lqnets:3": 3.5267e-2, "lqnets:4": 1.0581e-2}
+            "lqnets:2": 1.17482e-1, "lqnets:3": 3.5267e-2, "lqnets:4": 9.90e-3}
 
 
 @pytest.mark.parametrize("text", MEASURED)
