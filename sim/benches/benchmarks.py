@@ -7,7 +7,6 @@ What the engines take is measured by esbhw.performance; docs/performance.md show
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from esbflow.runtime.engine import Engine
 from esbsim.engine import engine_library
 from esbsim.simulator import MemoryTiming, Simulator
 from esbsim.transport import SimulatedTransport, memory
+from sim.benches.provenance import machine
 
 LATENCY = 40
 TARGETS = {"base16x16": 0.92, "large64x64": 0.80}
@@ -96,8 +96,7 @@ def main() -> int:
     engines = ["base16x16"] if arguments.quick else list(TARGETS)
     if arguments.quick and arguments.record:
         parser.error("--record needs every engine; leave --quick out")
-    content = {"command": "python -m sim.benches.benchmarks", "python": platform.python_version(),
-               "machine": platform.machine(), "latency": LATENCY,
+    content = {"command": "python -m sim.benches.benchmarks", **machine(), "latency": LATENCY,
                "utilization": [], "speed": None}
     for name in engines:
         print(f"utilization of {name}", file=sys.stderr, flush=True)

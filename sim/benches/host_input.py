@@ -8,8 +8,6 @@ such times is what docs/driver.md states. Milliseconds are of this machine.
 
 import argparse
 import json
-import platform
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from esbflow.graph import ir
 from esbflow.graph.random import random_images
 from esbflow.reports.lanes_table import graph_of
 from esbflow.runtime.images import folded_input, write_lines
+from sim.benches.provenance import command, machine
 
 ROWS = (("resnet18", "zcu102-w4a4"), ("resnet20", "zcu102-w4a4"), ("mobilenet-v2", "zcu102-w4a4"),
         ("resnet18", "table64x64-w4"), ("resnet18", "table64x64-w4-slices2"), ("resnet18", "table64x64-w4-slices4"),
@@ -73,9 +72,7 @@ def main(arguments: list | None = None) -> int:
     rows = [measure(first_layer(graph_of(network)), ENGINES[name]) for network, name in ROWS]
     print(json.dumps(rows, indent=2))
     if asked.record:
-        command = " ".join(["python -m sim.benches.host_input", *(sys.argv[1:] if arguments is None else arguments)])
-        write_json(Path(asked.record), {"command": command, "machine": platform.machine(),
-                                        "python": platform.python_version(), "runs": rows})
+        write_json(Path(asked.record), {"command": command("sim.benches.host_input", arguments), **machine(), "runs": rows})
     return 0 if all(row.get("ratio", 2) > 1 for row in rows) else 1
 
 

@@ -9,8 +9,6 @@ The exit status is 1 if a value differs.
 
 import argparse
 import json
-import platform
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from esbflow.runtime.serial_transport import SerialTransport
 from esbhw.boards import Board, board
 from esbhw.open_flow import top_name, top_rtlil
 from esbsim.serial_board import SerialBoard
+from sim.benches.provenance import command, machine
 
 
 def measure(graph: ir.Graph, config: EngineConfig, chosen: Board, images: int, baud: int = 0, seed: int = 0) -> dict:
@@ -77,9 +76,7 @@ def main(arguments: list | None = None) -> int:
     row = measure(load_graph(asked.network), engine_of(asked), board(asked.board), asked.images, asked.baud)
     print(json.dumps(row), flush=True)
     if asked.record:
-        command = ["python -m sim.benches.network_on_pins", *(sys.argv[1:] if arguments is None else arguments)]
-        write_json(Path(asked.record), {"command": " ".join(command), "machine": platform.machine(),
-                                        "python": platform.python_version(), **row})
+        write_json(Path(asked.record), {"command": command("sim.benches.network_on_pins", arguments), **machine(), **row})
     return 1 if row["mismatches"] else 0
 
 

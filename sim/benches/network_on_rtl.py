@@ -9,7 +9,6 @@ a cycle; on both every cycle must be the model's. The exit status is 1 if a valu
 
 import argparse
 import json
-import platform
 import sys
 import time
 from fractions import Fraction
@@ -33,6 +32,7 @@ from esbflow.runtime.engine import Engine, Result
 from esbsim.engine import engine_library
 from esbsim.simulator import MemoryTiming, Simulator
 from esbsim.transport import SimulatedTransport, memory
+from sim.benches.provenance import command, machine
 
 LATENCY = 40
 ENGINES = ("table64x64-w4", "zcu102-w4a4")
@@ -102,7 +102,7 @@ def record(path: Path, rows: list) -> None:
     """Put rows into a record, in the place of those of the same network, engine and batch; the others stay."""
     kept = json.loads(path.read_text())["runs"] if path.exists() else []
     runs = {_key(row): row for row in (*kept, *rows)}
-    write_json(path, {"machine": platform.machine(), "python": platform.python_version(), "runs": list(runs.values())})
+    write_json(path, {**machine(), "runs": list(runs.values())})
 
 
 def _key(row: dict) -> tuple:
@@ -125,8 +125,8 @@ def main(arguments: list | None = None) -> int:
         rows.append(measure(graph_of(asked.network), config_of(name), asked.batch, shared=asked.shared))
         print(json.dumps(rows[-1]), flush=True)
     if asked.record:
-        command = " ".join(["python -m sim.benches.network_on_rtl", *(sys.argv[1:] if arguments is None else arguments)])
-        record(Path(asked.record), [{**row, "command": command} for row in rows])
+        made = command("sim.benches.network_on_rtl", arguments)
+        record(Path(asked.record), [{**row, "command": made} for row in rows])
     return 0 if all(map(is_exact, rows)) else 1
 
 

@@ -21,9 +21,8 @@ RUN_BITS = 14
 
 def opcodes(config: EngineConfig) -> dict[str, int]:
     """Names and codes of the instructions that this engine has units for."""
-    missing = {"CHANNEL"} if not config.channel_unit else set()
-    missing |= {"UNFOLD"} if not config.image_beats else set()
-    return {name: code for name, code in instructions.OPCODES.items() if name not in missing}
+    has = {"CHANNEL": config.channel_unit, "UNFOLD": config.image_beats}
+    return {name: code for name, code in instructions.OPCODES.items() if has.get(name, True)}
 
 
 class Fetch(wiring.Component):

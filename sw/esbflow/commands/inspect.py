@@ -55,11 +55,11 @@ def _on_host(graph, config) -> list:
 def _way_of_input(graph, config) -> str | None:
     """Which way images go to the first layer on an engine, in a run of one; None if the network does not fit it."""
     from esbflow.compiler.errors import CompileError
-    from esbflow.compiler.images import NO_BUFFER, said_of_input
+    from esbflow.compiler.images import BY_HOST, NO_BUFFER, said_of_input
     from esbflow.compiler.pipeline import compile_graph
 
     if not config.image_beats:
-        return f"the host folds: {NO_BUFFER.format(config.name)}"
+        return BY_HOST.format(NO_BUFFER.format(config.name))
     try:
         return said_of_input(compile_graph(graph, config))
     except CompileError:

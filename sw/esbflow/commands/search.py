@@ -42,7 +42,8 @@ def add_parser(commands) -> None:
 
 def run(arguments) -> None:
     """Carry the command out; raises UserError for bad input."""
-    from esbflow.training.api import load_float_model, load_weights, named, named_network
+    from esbflow.networks.registry import network
+    from esbflow.training.api import load_float_model, load_weights, named
     from esbflow.training.data import load_images
     from esbflow.training.layer_bits import BitSearch
 
@@ -50,7 +51,7 @@ def run(arguments) -> None:
     if arguments.float_model:
         model = load_float_model(arguments.float_model, arguments.network or recipe.network)
     elif recipe.start and not arguments.network:
-        model = named_network(recipe.network)()
+        model = network(recipe.network)()
         load_weights(model, recipe.start)
     else:
         what = arguments.network or f"recipe {arguments.recipe}"

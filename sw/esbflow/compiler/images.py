@@ -32,6 +32,7 @@ LOAD_CYCLES = 16
 """What a LOAD takes beyond its beats, roughly."""
 PLAIN = Fold(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), rows=1, first_row=0, row_step=1)
 """A map that is not folded has a pixel in each word."""
+BY_HOST = "the host folds: {}"
 NO_BUFFER = "engine {} has no image buffer (image_beats = 0)"
 
 
@@ -110,7 +111,7 @@ def said_of_input(program) -> str:
     meta = program.meta["input"]
     if "raw" in meta:
         return "raw pixels"
-    return f"the host folds: {meta.get('host') or NO_BUFFER.format(program.config.name)}"
+    return BY_HOST.format(meta.get("host") or NO_BUFFER.format(program.config.name))
 
 
 def raw_image(config: EngineConfig, graph: Graph, first, channels_last: bool) -> RawImage:

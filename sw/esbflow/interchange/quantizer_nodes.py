@@ -129,7 +129,7 @@ def multi_threshold(walk, node, value, thresholds):
     rows = np.atleast_2d(np.asarray(_known(node, thresholds, "thresholds"), np.float64))
     scale, bias, count = options.get("out_scale", 1.0), options.get("out_bias", 0.0), rows.shape[1]
     first, step = rows[:, 0], (rows[:, -1] - rows[:, 0]) / max(1, count - 1)
-    if scale <= 0 or not (np.isfinite(rows).all() and (step > 0).all() if count > 1 else np.isfinite(rows).all()):
+    if scale <= 0 or not np.isfinite(rows).all() or (count > 1 and (step <= 0).any()):
         raise GraphError(f"{where}: its thresholds do not rise; {BEFORE_FINN}")
     step = step if count > 1 else np.full(len(rows), scale)  # of one, any does
     if np.abs(rows - first[:, None] - step[:, None] * np.arange(count)).max(axis=1).max() > EVEN * step.min():
