@@ -37,6 +37,7 @@ tools:
 # Records what every named engine takes and does in docs/results, and writes docs/performance.md and the README's table.
 bench: setup
 	$(BIN)/python -m esbhw.performance; measured=$$?; \
+	$(BIN)/python -m esbhw.block_records && \
 	$(BIN)/python -m sim.benches.benchmarks --out build/bench --record docs/results/engine-simulation.json && \
 	$(BIN)/python -m sim.benches.network_on_rtl --record docs/results/resnet18-on-rtl.json && \
 	$(BIN)/python -m sim.benches.network_on_pins --baud 10000000 --record docs/results/lenet5-on-pins.json && \

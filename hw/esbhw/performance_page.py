@@ -5,8 +5,9 @@ from pathlib import Path
 from esbflow import area
 from esbflow.engines import ENGINES
 from esbflow.reports.marks import fill
-from esbhw import logic_depth
+from esbhw import goals, logic_depth
 from esbhw.area_samples import SAMPLES_FILE
+from esbhw.block_records import BLOCKS_FILE
 from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, SIMULATION_FILE, density, gops, read
 from esbhw.performance_picture import PICTURE
 from esbhw.published import PUBLISHED
@@ -14,7 +15,6 @@ from esbhw.published import PUBLISHED
 MARK = "table of engines"
 DEVICE, DEVICE_LUT = "ZU9EG", 274_080
 STATED_MHZ = 250
-
 
 
 def fill_readme(readme: str, records: dict) -> str:
@@ -36,7 +36,11 @@ def readme_table(records: dict) -> str:
 def page(folder: Path) -> str:
     """docs/performance.md from the records in `folder`/results."""
     records = read(folder / RESULTS / ENGINES_FILE)
-    parts = [_HEAD, _engine_table(records), _options_table(records), _published_table(records), _depth_section(records)]
+    blocks = read(folder / RESULTS / BLOCKS_FILE)
+    parts = [_HEAD, _engine_table(records), goals.goals_section(records)]
+    if blocks:
+        parts.append(goals.blocks_section(blocks, records))
+    parts += [_options_table(records), _published_table(records), _depth_section(records)]
     simulated = read(folder / RESULTS / SIMULATION_FILE)
     if simulated:
         parts.append(_simulation_section(simulated))
@@ -88,26 +92,29 @@ def _engine_table(records: dict) -> str:
 
 def _options_table(records: dict) -> str:
     """Every named engine with its options; of those without a record the area model's figures."""
+    columns = ("engine", "array", "requantizer", "weights", "digit", "slices", "stripes", "lanes", "weight ports",
+               "activation ports", "channel unit", "function table", "image buffer", "table groups", "slots",
+               "residual, ESB", "LUT", f"% of a {DEVICE}", "BRAM36", f"GOPS/kLUT at {PLANNING_MHZ}")
     lines = ["## Named engines", "",
-             "Engines named after a board fit its part; `digit` is the width of a stored activation digit. Figures marked "
-             "*model* are the [area model's](#area-model): the engine has not been synthesized.", "",
-             "| engine | array | slices | weights | digit | lanes | weight ports | channel unit | table groups | slots | "
-             "residual, ESB | "
-             f"LUT | % of a {DEVICE} | BRAM36 | GOPS/kLUT at {PLANNING_MHZ} |", "|---|---|---:|" + "---:|" * 12]
+             "Engines named after a board fit its part; `digit` is the width of a stored activation digit; the channel unit "
+             "counts channels, the image buffer beats of 16 bytes. Figures marked *model* are the "
+             "[area model's](#area-model): the engine has not been synthesized.", "",
+             f"| {' | '.join(columns)} |", "|---|---|---|" + "---:|" * (len(columns) - 3)]
     for name, config in ENGINES.items():
         record = records.get(name)
         found = area.area(config)
         lut, ram = (record["lut"], record["bram36"]) if record else (found.lut, found.bram36)
-        dense = density({"rows": config.rows, "cols": config.cols, "slices": config.slices, "lut": lut}, PLANNING_MHZ)
-        parts = "yes" if config.residual and config.esb_output else f"{int(config.residual)}, {int(config.esb_output)}"
-        groups = config.table_groups if config.array == "table" else ""
-        lines.append(
-            f"| {name} | {config.array}, {config.rows} x {config.cols} | {config.slices} | "
-            f"{config.weight_min}..{config.weight_max} | "
-            f"{config.digit_bits} | {config.requantize_lanes} | {config.weight_ports} | {config.channel_unit or ''} | "
-            f"{groups} | {config.weight_slots} | {parts} | {lut:,}{'' if record else ' *model*'} | "
-            f"{100 * lut / DEVICE_LUT:.0f} | {ram:g} | "
-            f"{dense:.2f} |")
+        both = config.residual and config.esb_output
+        cells = (
+            name, f"{config.array}, {config.rows} x {config.cols}", config.requantizer,
+            f"{config.weight_min}..{config.weight_max}", config.digit_bits, config.slices, "yes" if config.stripes else "",
+            config.requantize_lanes, config.weight_ports, config.activation_ports, config.channel_unit or "",
+            "yes" if config.function_table else "", f"{config.image_beats:,}" if config.image_beats else "",
+            config.table_groups if config.array == "table" else "", config.weight_slots,
+            "yes" if both else f"{int(config.residual)}, {int(config.esb_output)}",
+            f"{lut:,}{'' if record else ' *model*'}", f"{100 * lut / DEVICE_LUT:.0f}", f"{ram:g}",
+            f"{goals.density_of(config, lut):.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

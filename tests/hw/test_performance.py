@@ -7,7 +7,8 @@ import pytest
 from esbflow import area
 from esbflow.engines import ENGINES
 from esbflow.reports.marks import filled
-from esbhw import performance, performance_page, performance_picture, yosys
+from esbhw import goals, performance, performance_page, performance_picture, yosys
+from esbhw.block_records import BLOCKS, BLOCKS_FILE, measure
 from esbhw.boards import BOARDS
 from esbhw.interfaces import masters
 from esbhw.synthesis import Resources, synthesize
@@ -80,6 +81,29 @@ def test_the_page_has_a_row_for_each_record_and_marks_what_is_over_the_bar(tmp_p
     assert "| mine *earlier RTL* | table, 16 x 32 |" in older, "a record from before the RTL changed says so"
 
 
+def test_goals_are_reached_and_one_that_is_not_is_marked():
+    assert all(goals.density_of(ENGINES[goal.engine], RECORDS[goal.engine]["lut"]) >= goal.wanted
+               for goal in goals.GOALS if goal.engine in RECORDS)
+    section = goals.goals_section({"table64x64": {"lut": 80_000}})
+    assert "| 4,096 | 35 | table64x64 | 30.72 **missed** | 30.5 (+" in section
+    assert "| 17, then 24 | large64x64 | 27.01 *model* |" in section
+    unit = goals.price(ENGINES["small8x16"], {"channel_unit": 8})
+    measured = RECORDS["small8x16-channel"]["lut"] - RECORDS["small8x16"]["lut"]
+    assert unit == pytest.approx(measured, rel=0.1)
+    assert goals.price(ENGINES["zcu102-w4a4"], {"function_table": True}) == 0
+
+
+def test_blocks_take_what_their_record_says():
+    blocks = performance.read(ROOT / "docs" / performance.RESULTS / BLOCKS_FILE)
+    over = [name for name, block in BLOCKS.items() if blocks[name]["lut"] > block.limit * block.count]
+    assert over == ["accumulator column, digits of 2 bits"]
+    assert "accumulator column, digits of 2 bits | 84 a column **over** | 75 |" in goals.blocks_section(blocks, {})
+    tool = yosys.require()
+    name = "accumulator column"
+    if blocks[name]["tool"] == f"{tool.package} {tool.version}":
+        assert measure(BLOCKS[name]).items() <= blocks[name].items(), "run: python -m esbhw.block_records"
+
+
 def test_measuring_one_engine_leaves_the_records_of_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(performance, "measure", lambda config: {"rows": config.rows, **Resources(lut=5).to_dict()})
     path = tmp_path / "results" / "engines.json"
@@ -128,7 +152,7 @@ def test_the_page_lists_every_engine_and_marks_the_model_s_figures(tmp_path):
     page = performance_page.page(tmp_path)
     for name in ENGINES:
         assert any(line.startswith(f"| {name} |") and "*model*" in line for line in page.splitlines()), name
-    assert "| zcu102-w2a2 | table, 128 x 128 | 1 | -2..1 | 2 |" in page
+    assert "| zcu102-w2a2 | table, 128 x 128 | multiply | -2..1 | 2 | 1 |" in page
 
 
 def test_the_picture_has_a_point_for_each_size_and_says_which_are_measured():
