@@ -5,7 +5,7 @@ throughout, so that a swap is nothing but another way to name the axes of the sa
 a flatten in that order becomes another order of the weights that read it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,23 +15,25 @@ from esbflow.interchange.handlers import ELEMENTWISE
 from esbflow.interchange.layer_nodes import over_map, reduced_axes
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.values import Constant, Quantized, shape_of
+from esbflow.lowering.view import View, in_place
 
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelsLast:
-    """A tensor that ONNX sees as (n, h, w, c), or (n, w, c) where h is 1, and `value` as the graph has it."""
-
-    value: object
+def last(value) -> View:
+    """A tensor that ONNX sees as (n, h, w, c), or (n, w, c) where h is 1."""
+    return View(value, in_place(shape_of(value)).transpose(TO_LAST))
 
 
-@dataclass(frozen=True, eq=False)
-class RowsLast:
-    """A tensor (c, h, w) that ONNX sees as (n, h*w*c)."""
+def is_last(value) -> bool:
+    """Whether a tensor is seen as `last` has it."""
+    return isinstance(value, View) and np.array_equal(value.indices, last(value.value).indices)
 
-    value: object
+
+def is_rows(value) -> bool:
+    """Whether ONNX sees a tensor as (n, h*w*c)."""
+    return isinstance(value, View) and np.array_equal(value.indices, last(value.value).indices.reshape(1, -1))
 
 
 def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
@@ -56,36 +58,36 @@ def input_is_last(nodes: list, tensor: str, shapes: dict) -> bool:
 
 
 def compute(walk, handler, node, inputs: list):
-    """What `handler` makes of a node of which an input is a ChannelsLast or RowsLast.
+    """What `handler` makes of a node whose inputs that are a View are all maps with channels last, or all rows of such maps.
 
     Raises
     ------
     GraphError
         if the node has no meaning in that order of axes.
     """
-    kinds = {type(value) for value in inputs if isinstance(value, (ChannelsLast, RowsLast))}
-    if kinds == {RowsLast}:
+    views = [value for value in inputs if isinstance(value, View)]
+    if all(map(is_rows, views)):
         return _rows(walk, handler, node, inputs)
-    if len(kinds) == 1:
+    if all(map(is_last, views)):
         return _map(walk, handler, node, inputs)
     raise _refused(node)
 
 
 def _map(walk, handler, node, inputs):
-    place, value = next((i, value.value) for i, value in enumerate(inputs) if isinstance(value, ChannelsLast))
+    place, value = next((i, value.value) for i, value in enumerate(inputs) if isinstance(value, View))
     rank = len(walk.model.shape(node.input[place], title(node)))
     joins = node.op_type == "Concat" and attributes(node)["axis"] % rank == rank - 1
-    if joins and all(isinstance(v, ChannelsLast) for v in inputs):
-        return ChannelsLast(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
+    if joins and all(isinstance(v, View) for v in inputs):
+        return last(handler(walk, _with_axis(node, 1), *(value.value for value in inputs)))
     if node.op_type == "Pad" and len(inputs) > 1 and all(isinstance(v, Constant) for v in inputs[1:] if v is not None):
-        return ChannelsLast(handler(walk, node, value, *_moved_pads(rank, *inputs[1:])))
+        return last(handler(walk, node, value, *_moved_pads(rank, *inputs[1:])))
     reduces = node.op_type in ("ReduceMean", "ReduceMax")
     if reduces and reduced_axes(node, inputs[1] if len(inputs) > 1 else None, rank) == list(range(1, rank - 1)):
         pooled = over_map(walk, node, value, (shape_of(value)[0], 1, 1))
-        return ChannelsLast(pooled) if attributes(node).get("keepdims", 1) else pooled
+        return last(pooled) if attributes(node).get("keepdims", 1) else pooled
     if node.op_type in ELEMENTWISE:
-        others = [v.value if isinstance(v, ChannelsLast) else _first(v, rank) for v in inputs]
-        return ChannelsLast(handler(walk, node, *others))
+        others = [v.value if isinstance(v, View) else _first(v, rank) for v in inputs]
+        return last(handler(walk, node, *others))
     raise _refused(node)
 
 
@@ -97,11 +99,11 @@ def _moved_pads(rank: int, pads: Constant, fill=None, axes=None) -> tuple:
 
 def _rows(walk, handler, node, inputs):
     first, *others = inputs
-    if node.op_type in ("MatMul", "Gemm") and isinstance(first, RowsLast):
+    if node.op_type in ("MatMul", "Gemm") and isinstance(first, View):
         axis = 1 if node.op_type == "Gemm" and attributes(node).get("transB", 0) else 0
         return handler(walk, node, first.value, _reordered(others[0], axis, shape_of(first.value), node), *others[1:])
     single = all(value is None or np.size(getattr(value, "value", None)) == 1 for value in others)
-    if node.op_type in ELEMENTWISE and isinstance(first, RowsLast) and single:
+    if node.op_type in ELEMENTWISE and isinstance(first, View) and single:
         return replace(first, value=handler(walk, node, first.value, *others))
     raise GraphError(f"{title(node)}: it reads rows that were flattened from (height, width, channels), which only linear "
                      "layers and what is done to each value by itself can; put it before the flatten")

@@ -15,18 +15,18 @@ from esbflow.graph.doubts import doubts, few_codes, fewest_codes, warn
 from esbflow.graph.errors import GraphError
 from esbflow.graph.validate import validate
 from esbflow.interchange import channels_last, moves
-from esbflow.interchange.channels_last import ChannelsLast, RowsLast
 from esbflow.interchange.functions import FUNCTIONS
 from esbflow.interchange.handlers import HANDLERS
 from esbflow.interchange.layer_nodes import LAYERS
 from esbflow.interchange.layers import Builder
 from esbflow.interchange.merge import merge_clamps
-from esbflow.interchange.moves import MOVES, Moved
+from esbflow.interchange.moves import MOVES
 from esbflow.interchange.node_checks import check_attributes, check_inputs
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, sizes_of, title
 from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
+from esbflow.lowering.view import View
 from esbflow.maps import map_shape
 
 DAMAGE = (ValueError, LookupError, ArithmeticError)
@@ -82,7 +82,7 @@ def import_model(model: Model, name: str | None = None, mean=0.0, std=1.0, pixel
     last = channels_last.input_is_last(model.nodes, model.input, model.shapes)
     shape = map_shape((shape[-1], *shape[:-1]) if last else shape)
     image = Image(_pixels(shape[0], mean, std, pixel_max, walk.codes_in), shape)
-    walk.values[model.input] = ChannelsLast(image) if last else image
+    walk.values[model.input] = channels_last.last(image) if last else image
     if last:
         axes = "(height, width, channels)" if len(model.shapes[model.input]) == 4 else "(length, channels)"
         walk.builder.notes.append(f"the model's images are {axes}, the graph's {shape}")
@@ -204,10 +204,8 @@ class Walk:
             if isinstance(value, Codes) and handler is not clip_codes and node.op_type != "DequantizeLinear":
                 if node.op_type not in SHAPES or not isinstance(value.value, Quantized):
                     raise GraphError(f"{title(node)}: it computes with codes {tensor!r}; export the model in QDQ format")
-        if not moved and any(isinstance(value, Moved) for value in inputs):
+        if not moved and any(isinstance(value, View) for value in inputs):
             return moves.compute(self, handler, node, inputs)
-        if not moved and any(isinstance(value, (ChannelsLast, RowsLast)) for value in inputs):
-            return channels_last.compute(self, handler, node, inputs)
         return handler(self, node, *inputs)
 
     def _moved_codes(self, node, codes: Codes, inputs: list):
@@ -244,12 +242,12 @@ class Walk:
 
 def _changed(value, inner):
     """The tensor `inner` in the order that `value` has."""
-    return replace(value, value=inner) if isinstance(value, (ChannelsLast, RowsLast, Moved)) else inner
+    return replace(value, value=inner) if isinstance(value, View) else inner
 
 
 def _in_order(value):
     """A tensor, whatever the order of its values."""
-    return value.value if isinstance(value, (ChannelsLast, RowsLast, Moved)) else value
+    return value.value if isinstance(value, View) else value
 
 
 def _array(value) -> np.ndarray:

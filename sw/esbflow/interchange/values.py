@@ -123,4 +123,6 @@ def shape_of(value) -> tuple:
     if isinstance(value, Padded):
         (channels, height, width), (top, left, bottom, right) = shape_of(value.value), value.pads
         return channels, height + top + bottom, width + left + right
+    if isinstance(value, Codes):
+        return shape_of(value.value)
     return value.out_shape if isinstance(value, Open) else value.shape

@@ -3,7 +3,26 @@
 A model may have any chain of splits, slices, views and transposes: a tensor of indices goes through it in place of values.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A tensor whose values a model has in other places than the graph.
+
+    `indices` (1, ...), in the model's axes, are places in `value` (c, h, w), flat. `by` is the node that sentences name.
+    """
+
+    value: object
+    indices: np.ndarray
+    by: str = ""
+
+
+def in_place(shape: tuple) -> np.ndarray:
+    """int64 (1, c, h, w): the indices of a tensor of `shape` that nothing has moved."""
+    return np.arange(np.prod(shape)).reshape(1, *shape)
 
 
 def channels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
