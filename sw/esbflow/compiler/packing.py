@@ -28,7 +28,7 @@ from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.layout import Source, tensor_layout
 from esbflow.compiler.lower import Layer, Pool, skip_rows
 from esbflow.compiler.stripes import cut
-from esbflow.compiler.tile import heights, tile_with_cost
+from esbflow.compiler.tile import TileTask, tile_with_cost
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
@@ -283,7 +283,7 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
         passes, tiles = _passes(config, layer, source.digits)
     layer = skip_rows(layer, source.row_beats)
     weights = 0 if tiles <= config.weight_slots else tiles * config.tile_beats
-    return tile_with_cost(config, layer, source, target, -(-passes // planes), heights(layer, batch), planes, weights)[0]
+    return tile_with_cost(TileTask(config, layer, source, target, -(-passes // planes), planes, weights))[0]
 
 
 def _passes(config: EngineConfig, layer: Layer, in_digits: int) -> tuple:

@@ -22,7 +22,7 @@ from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
 from esbflow.compiler.stripes import cut, spaces, unstacked
-from esbflow.compiler.tile import heights, tile, tile_with_cost
+from esbflow.compiler.tile import TileTask, tile, tile_with_cost
 from esbflow.compiler.weights import WeightsRegion, pack_layer
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import BEATS_PER_4K, STEP_COUNT
@@ -129,8 +129,7 @@ def _unfold_cycles(config: EngineConfig, pixels: RawImage, form: Format, images:
     passes = layer.kernel[0] * layer.kernel[1] * layer.phases * turns
     try:
         raw = unfolding(config, pixels, fold, layer.stacked)
-        cycles, _ = tile_with_cost(config, layer, source, target, passes, heights(layer, images),
-                                   source.groups * source.digits, 0, raw)
+        cycles, _ = tile_with_cost(TileTask(config, layer, source, target, passes, source.groups * source.digits, raw=raw))
     except CompileError:
         return None
     return -(-cycles // images)
@@ -208,8 +207,8 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
         tile_beats = config.tap_beats if on_unit else config.tile_beats
         pixels_of = raw if number == 0 else None
         try:
-            tiling = tile(config, layer, source, target, -(-passes // planes), heights(layer, images), planes,
-                          0 if resident else weights.tiles * tile_beats, pixels_of)
+            tiling = tile(TileTask(config, layer, source, target, -(-passes // planes), planes,
+                                   0 if resident else weights.tiles * tile_beats, pixels_of))
         except CompileError as error:
             raise HostFolds(str(error)) if pixels_of else error from None
         if pixels_of and tiling.planes_at_once % source.digits:

@@ -15,7 +15,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.layout import Source, tensor_layout
 from esbflow.compiler.lower import Layer, Pool, identity
 from esbflow.compiler.stripes import pool_fits
-from esbflow.compiler.tile import tile
+from esbflow.compiler.tile import TileTask, tile
 from esbflow.engine_config import EngineConfig
 from esbflow.graph.ir import Requantizer
 
@@ -42,7 +42,7 @@ def _is_cheaper_apart(config, layer, batch) -> bool:
         layer.weight, f"layer {layer.name}", False, config.weight_min, config.weight_max, config.radix_bits))
     _, height, width = layer.conv_shape
     try:
-        tiling = tile(config, layer, source, target, passes, (height, layer.in_shape[1]), planes)
+        tiling = tile(TileTask(config, layer, source, target, passes, planes))
     except CompileError:
         return True
     computed = sum(row.conv1 - row.conv0 for row in tiling.rows) * sum(col.conv1 - col.conv0 for col in tiling.cols)
