@@ -1,12 +1,16 @@
 """Engines of several slices on RTL: batches of any size, stripes of one image, and faults that name the slice's memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.program import instruction_array
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_graph, random_images
+from esbflow.instructions import decode, encode
 from esbflow.runtime.errors import EngineFault
 from tests.end_to_end.conftest import engine_of
 
@@ -87,3 +91,25 @@ def test_a_port_that_stops_ends_in_the_watchdog(rig):
             assert caught.value.unit == unit
             simulator.release_stall()
             assert np.array_equal(engine.run(images).outputs, execute(graph, images))
+
+
+def test_an_accumulator_that_overflows_stops_the_run_on_both_arrays(rig):
+    """No compiled program adds the same dots up until they overflow; the next run is right."""
+    config, _, engine, graph = rig
+    program = compile_graph(graph, config, config.slices, stripes=False)
+    images = random_images(np.random.default_rng(1), graph, config.slices)
+    words = list(program.words)
+    within = [(fields["rows"] * fields["cols"], -place) for place, (opcode, fields) in enumerate(map(decode, words))
+              if opcode == "PASS" and fields["y"] >= 0 and fields["x"] >= 0]
+    place = -max(within)[1]  # the largest that does not begin outside the map
+    first = {name: value for name, value in decode(words[place])[1].items() if name != "opcode"}
+    posts = {name: 0 for name in first if name.startswith("post_")}
+    again = {**first, **{name: 0 for name in first if name.startswith("wait_")}, "first": 0, "load_book": 0, "keep": 1,
+             "shift": config.largest_shift}
+    repeated = [encode("PASS", **first | posts), *[encode("PASS", **again | posts)] * 1000, encode("PASS", **again)]
+    engine.load(replace(program, instructions=instruction_array([*words[:place], *repeated, *words[place + 1:]])))
+    with pytest.raises(EngineFault, match="overflow") as caught:
+        engine.run(images, deadline_cycles=5_000_000)
+    assert (caught.value.code, caught.value.unit) == ("overflow", "compute")
+    engine.load(program)
+    assert np.array_equal(engine.run(images).outputs, execute(graph, images))
