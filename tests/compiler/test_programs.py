@@ -9,9 +9,9 @@ import pytest
 from esbflow import instructions
 from esbflow.compiler import pipeline
 from esbflow.compiler.cycles import CycleModel, count_cycles
-from esbflow.compiler.emit import POSTS_PER_LAYER
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.store_tokens import POSTS_PER_LAYER
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
 from esbflow.graph import ir

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from esbflow.compiler import emit
+from esbflow.compiler import store_tokens
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import lower
@@ -103,7 +103,7 @@ def test_a_stripe_waits_for_the_rows_of_its_neighbours(monkeypatch):
         return all(np.array_equal(Machine(program).run(images, np.random.default_rng(k)), execute(graph, images)) for k in range(2))
 
     assert agree()
-    monkeypatch.setattr(emit, "rows_of_slices", lambda config, first, end, apart, height: rows_of_slices(config, first, end, 0, height))
+    monkeypatch.setattr(store_tokens, "rows_of_slices", lambda config, first, end, apart, height: rows_of_slices(config, first, end, 0, height))
     assert not agree(), "tokens of a slice's own rows would be enough"
 
 

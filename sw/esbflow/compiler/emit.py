@@ -10,38 +10,21 @@ from functools import partial
 from itertools import islice, takewhile
 
 from esbflow.compiler.channels import ChannelPass, columns
-from esbflow.compiler.images import Unfolding
-from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, rounding_fields
-from esbflow.compiler.stripes import pages, rows_of_slices, steps
-from esbflow.compiler.tile import Span, Tiling, window_words
+from esbflow.compiler.planned_layer import PlannedLayer
+from esbflow.compiler.store_tokens import StoreTokens
+from esbflow.compiler.stripes import pages, steps
+from esbflow.compiler.tile import Span, window_words
 from esbflow.compiler.transfers import REGION, row_transfers
-from esbflow.compiler.weights import LayerWeights, WeightPass
+from esbflow.compiler.weights import WeightPass
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import BOOKS, LEVEL_ROWS, MOST_DIGITS, MOST_RESIDUAL_DIGITS, RESIDUAL_PLANE, TABLE_DESTINATION
 from esbflow.instructions import encode
 from esbflow.registers import LOG_BEATS
 
-POSTS_PER_LAYER = 256
-"""Store tokens that a layer posts at most: the loader waits for up to 1023 at once."""
 PART_BEATS = 96
 """What a load brings at least before its passes begin, and leaves to the next one."""
 LAYER_LIMIT = 4095
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedLayer:
-    """Everything that emission needs of one layer."""
-
-    number: int
-    layer: Layer
-    source: Source
-    residual: Source | None
-    target: TensorLayout
-    tiling: Tiling
-    weights: LayerWeights
-    resident: bool  # all weight tiles stay in their slots for the whole layer
-    unfolding: Unfolding | None = None  # of raw pixels
 
 
 @dataclass(eq=False)
@@ -72,6 +55,7 @@ class _Part:
 
 @dataclass
 class _State:
+    stores: StoreTokens
     words: list = field(default_factory=list)
     drains: int = 0  # gives bank and constants bank
     drained: int = 0  # of their tokens that constants are free, so many were taken
@@ -82,9 +66,6 @@ class _State:
     residual_loads: int = 0
     tiles: int = 0  # weight tiles loaded
     freed: deque = field(default_factory=deque)  # slots that are free again, in the order of their tokens
-    stores: dict = field(default_factory=dict)  # tensor -> _Stores
-    posted: int = 0
-    taken: int = 0
     slots: dict = field(default_factory=dict)  # resident tiles: beat offset -> slot
     uses: Counter = field(default_factory=Counter)  # and how often the layer's passes will yet take them from there
     books: list = field(default_factory=lambda: [None] * BOOKS)  # codebooks in the array
@@ -97,7 +78,7 @@ def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
 
     log_pages : from one slice's log to the next one's, beside SLICE_BYTES.
     """
-    state = _State()
+    state = _State(StoreTokens(config))
     work = [chunk for plan in plans for chunk in _chunks(plan)]
     parts_of = [list(_parts(config, chunk, i)) for i, chunk in enumerate(work)]
     parts = [part for own in parts_of for part in own]
@@ -172,71 +153,18 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     chunk, plan = part.chunk, part.chunk.plan
     if part.planes:
         step, (above, taken, _) = plan.layer.row_step, steps(plan.layer)
-        wanted = [(*plan.source.find(plane), chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above)
-                  for plane in part.planes]
-        names, apart, layouts = plan.layer.sources, taken * step, plan.source.parts
-    else:
-        assert chunk.residual_group is not None and plan.residual is not None
-        first = chunk.residual_group * config.planes_per_tile
-        wanted = [(0, group, chunk.row.conv0, chunk.row.conv1)
-                  for group in range(first, min(plan.residual.groups, first + config.planes_per_tile))]
-        names, apart, layouts = (plan.layer.residual,), steps(plan.layer)[2], plan.residual.parts
-    needed = 0
-    for number, group, row0, row1 in wanted:
-        layout = layouts[number]
-        if layout.region == "input":
-            continue
-        stores = state.stores.get(names[number])
-        if stores is None:
-            return None
-        if plan.layer.stacked:
-            height = layout.height
-            first, last = row0 // height, (row1 - 1) // height
-            spans = [(image, max(row0 - image * height, 0), min(row1 - image * height, height))
-                     for image in range(first, last + 1)]
-        else:
-            spans = [(chunk.image, row0, row1)]
-        for image, low, high in spans:
-            rows = rows_of_slices(config, low, high, apart, layout.height)
-            tokens = _tokens(config, stores, image, rows, group // config.planes_per_tile)
-            if tokens is None:
-                return None
-            needed = max(needed, tokens)
-    return needed
-
-
-class _Stores:
-    """Which drains have written which rows of which output groups of a tensor, and the token that says so."""
-
-    def __init__(self, plan: PlannedLayer):
-        self.plan = plan
-        self.expected = len(plan.tiling.cols)
-        self.rows: dict = {}  # (image, row span index, output group) -> [drains so far, token index]
-        images = 1 if plan.layer.stacked else plan.target.images
-        self.total = self.expected * len(plan.weights.groups) * len(plan.tiling.rows) * images
-        self.every = -(-self.total // POSTS_PER_LAYER)
-        self.done = 0
-
-
-def _tokens(config: EngineConfig, stores: _Stores, image: int, rows: int, group: int):
-    layer, height = stores.plan.layer, stores.plan.target.height
-    if layer.stacked:
-        # One tall map: image i is row i.
-        image, rows, height = 0, rows << image * height, height * stores.plan.target.images
-    latest, made = 0, steps(layer)[2]
-    for k, span in enumerate(stores.plan.tiling.rows):
-        if rows & rows_of_slices(config, span.out0, span.out1, made, height):
-            entry = stores.rows.get((image, k, group))
-            if entry is None or entry[0] < stores.expected or entry[1] is None:
-                return None
-            latest = max(latest, entry[1])
-    return latest
+        rows = chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above
+        return state.stores.needed(plan.layer, plan.layer.sources, plan.source, part.planes, chunk.image, rows, taken * step)
+    assert chunk.residual_group is not None and plan.residual is not None
+    first, digits = chunk.residual_group * config.planes_per_tile, plan.residual.digits
+    planes = range(first * digits, min(plan.residual.groups, first + config.planes_per_tile) * digits, digits)
+    return state.stores.needed(plan.layer, (plan.layer.residual,), plan.residual, planes, chunk.image,
+                               (chunk.row.conv0, chunk.row.conv1), steps(plan.layer)[2])
 
 
 def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) -> None:
     chunk, plan = part.chunk, part.chunk.plan
-    wait = max(0, needed - state.taken)
-    state.taken += wait
+    wait = state.stores.take(needed)
     if part.planes and plan.unfolding is not None:
         return _emit_unfolds(config, state, part)
     if not part.planes:
@@ -454,19 +382,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     whole = len(plan.tiling.cols) == 1 and target.contiguous
     first_group = group * config.planes_per_tile
     pool = layer.pool
-    stores = state.stores.setdefault(layer.target, _Stores(plan))
-    stores.done += 1
-    posts = stores.done % stores.every == 0 or stores.done == stores.total
-    # A drain without a token of its own is covered by the next token.
-    key = (chunk.image, plan.tiling.rows.index(chunk.row), group)
-    entry = stores.rows.setdefault(key, [0, None])
-    entry[0] += 1
-    entry[1] = None
-    if posts:
-        state.posted += 1
-        for waiting in stores.rows.values():
-            if waiting[1] is None:
-                waiting[1] = state.posted
+    posts = state.stores.drained(plan, chunk.image, chunk.row, group)
     residual = {}
     if plan.residual is not None:
         residual = dict(residual=1, residual_bank=state.residuals & 1, residual_signed=int(plan.residual.signed),

@@ -10,7 +10,7 @@ from esbflow.compiler.bipolar import store_bipolar
 from esbflow.compiler.channels import columns, pack_channels, place_on_unit, uses_unit
 from esbflow.compiler.copies import with_copies, without_idle
 from esbflow.compiler.cycles import count_cycles
-from esbflow.compiler.emit import LAYER_LIMIT, PlannedLayer, emit
+from esbflow.compiler.emit import LAYER_LIMIT, emit
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold, fold_input
 from esbflow.compiler.images import HostFolds, RawImage, raw_image, unfolding
@@ -18,6 +18,7 @@ from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, TensorLayout, place, tensor_layout
 from esbflow.compiler.lower import Layer, lower, skip_rows
 from esbflow.compiler.packing import choose, pack_layers, worthwhile
+from esbflow.compiler.planned_layer import PlannedLayer
 from esbflow.compiler.pools import split_pools
 from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
@@ -64,6 +65,7 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
         raise CompileError(f"engine {config.name} is built without stripes of an image (stripes = false); use an engine "
                            "with them, or a batch of images")
     if stripes is None and config.stripes:
+        # Each way lowers the graph anew: a millisecond of the seconds that pools, packing and tiles take, which differ.
         return _faster(*(partial(compile_graph, graph, config, batch, fold, packing, way, raw, channels_last)
                          for way in (False, True)))
     build = partial(_with_input, graph, config, batch, fold, packing, bool(stripes), channels_last)
