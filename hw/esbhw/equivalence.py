@@ -54,8 +54,11 @@ design -copy-from gold -as gold gold
 design -copy-from gate -as gate gate
 {method}
 """
+# The first equiv_simple stops at signals that both sides share, which is enough for most registers; the second one proves
+# the others. Together they take half as long as the second one alone.
 BY_REGISTERS = """equiv_make gold gate equiv
 hierarchy -top equiv
+equiv_simple -undef -short
 equiv_simple -undef
 equiv_status -assert"""
 # A RAM block's words have no names of their own. From empty memories, whatever is written and read in MEMORY_CYCLES.
