@@ -12,7 +12,7 @@ from esbhw.engine.control import Control
 from esbhw.engine.faults import CODES
 from esbhw.engine.transfer import REGION_LAYOUT
 from sim.benches.axi_memory import pauses
-from sim.benches.testbench import Testbench, config, join
+from sim.benches.testbench import RegisterAccess, Testbench, config, join
 
 CLEARED = 1
 """Cycles from a write's acceptance to a `done` that it does not clear."""
@@ -22,7 +22,7 @@ PLAIN = [r.name for r in REGISTERS.values()
          if r.access == "read-write" and r.name not in {"CONTROL", "IRQ_STATUS"} | SLICED]
 
 
-class Bench(Testbench):
+class Bench(Testbench, RegisterAccess):
     def __init__(self, dut):
         super().__init__(dut, Control(config()).signature)
         self.bus = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "axi_"), dut.clk)
@@ -46,16 +46,6 @@ class Bench(Testbench):
             self.running_cycles += self.get("running")
             self.aborts += self.get("abort")
             assert not self.get("start") or self.get("running")
-
-    async def write(self, name: str, value: int) -> None:
-        await self.bus.write_dword(REGISTERS[name].offset, value)
-
-    async def read(self, name: str) -> int:
-        return await self.bus.read_dword(REGISTERS[name].offset)
-
-    async def status(self) -> dict:
-        word = await self.read("STATUS")
-        return {name: word >> low & ((1 << width) - 1) for name, low, width in REGISTERS["STATUS"].fields}
 
     async def pulse(self, **values):
         self.set(**values)

@@ -11,10 +11,10 @@ from esbflow.engine_config import AXI_BEAT_BITS
 from esbflow.engine_facts import weight_masters
 from esbflow.graph import ir
 from esbflow.numbers import ESB, Signed, Unsigned
-from esbflow.registers import COUNTERS, LOG_BEATS, REGIONS, REGISTERS
+from esbflow.registers import COUNTERS, LOG_BEATS, REGIONS
 from esbflow.runtime.layout import encode_images, fold_windows, pack, unpack
 from sim.benches.axi_memory import IdealReadMemory, IdealWriteMemory, ReadMemory, WriteMemory
-from sim.benches.testbench import PERIOD_NS
+from sim.benches.testbench import PERIOD_NS, RegisterAccess
 
 PAGE = 4096
 BEAT_BYTES = AXI_BEAT_BITS // 8
@@ -47,7 +47,7 @@ def small_graph(channels: int = 4, height: int = 3, width: int = 36, seed: int =
     ])
 
 
-class Host:
+class Host(RegisterAccess):
     """Clock, reset, registers, and one memory behind the three masters.
 
     Parameters
@@ -89,16 +89,6 @@ class Host:
         await self.tick(4)
         self.dut.ap_rst_n.value = 1
         await self.tick(2)
-
-    async def write(self, name: str, value: int) -> None:
-        await self.bus.write_dword(REGISTERS[name].offset, value)
-
-    async def read(self, name: str) -> int:
-        return await self.bus.read_dword(REGISTERS[name].offset)
-
-    async def status(self) -> dict:
-        word = await self.read("STATUS")
-        return {name: word >> low & ((1 << width) - 1) for name, low, width in REGISTERS["STATUS"].fields}
 
     async def counters(self) -> dict:
         return {name: await self.read(f"COUNT_{name.upper()}") for name, _ in COUNTERS}

@@ -15,6 +15,7 @@ from cocotb.simtime import get_sim_time
 from cocotb.triggers import RisingEdge
 
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
+from esbflow.registers import REGISTERS
 
 PERIOD_NS = 10
 
@@ -125,6 +126,20 @@ class Testbench:
         if name not in self._handles:
             self._handles[name] = getattr(self.dut, name)
         return self._handles[name]
+
+
+class RegisterAccess:
+    """Registers by name over `bus`, an AxiLiteMaster that the bench has."""
+
+    async def write(self, name: str, value: int) -> None:
+        await self.bus.write_dword(REGISTERS[name].offset, value)
+
+    async def read(self, name: str) -> int:
+        return await self.bus.read_dword(REGISTERS[name].offset)
+
+    async def status(self) -> dict:
+        word = await self.read("STATUS")
+        return {name: word >> low & ((1 << width) - 1) for name, low, width in REGISTERS["STATUS"].fields}
 
 
 class Source:

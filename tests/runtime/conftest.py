@@ -10,6 +10,7 @@ from esbflow.engine_config import INTERFACE_VERSION
 from esbflow.engines import ENGINES
 from esbflow.registers import COUNTERS, ID_VALUE, REGISTERS
 from esbflow.runtime import layout
+from esbflow.runtime.engine import Engine
 
 CONFIG = ENGINES["small8x16"]
 NAMES = {register.offset: name for name, register in REGISTERS.items()}
@@ -144,3 +145,13 @@ def make_program():
         return SimpleNamespace(meta=meta, instructions=np.ones((3, 4), np.uint64),
                                weights=np.arange(100, dtype=np.uint8), table=table)
     return make
+
+
+@pytest.fixture
+def engine(fake, make_program):
+    """(driver with a loaded program, the stand-in behind it)"""
+    transport, program = fake(), make_program()
+    transport.meta = program.meta
+    driver = Engine(transport)
+    driver.load(program)
+    return driver, transport

@@ -27,16 +27,6 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(engine_module, "STILL_SECONDS", 0.05)
 
 
-@pytest.fixture
-def engine(fake, make_program):
-    """(driver with a loaded program, the stand-in behind it)"""
-    transport, program = fake(), make_program()
-    transport.meta = program.meta
-    driver = Engine(transport)
-    driver.load(program)
-    return driver, transport
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_any_number_of_images_comes_back_in_order(engine, n):
     driver, transport = engine

@@ -38,14 +38,10 @@ class Gate:
 
 
 @pytest.fixture
-def engine(fake, make_program):
-    """(driver with a loaded program, the stand-in behind it); afterwards the next submitted run must be right."""
-    transport, program = fake(), make_program()
-    transport.meta = program.meta
-    driver = Engine(transport)
-    driver.load(program)
-    yield driver, transport
-    assert right(driver.submit(images(3, 99)).result(10), images(3, 99))
+def engine(engine):
+    """Afterwards the next submitted run must be right."""
+    yield engine
+    assert right(engine[0].submit(images(3, 99)).result(10), images(3, 99))
 
 
 def test_runs_are_done_in_the_order_of_their_submission(engine):

@@ -41,14 +41,10 @@ def short_waits(monkeypatch):
 
 
 @pytest.fixture
-def engine(fake, make_program):
-    """(driver with a loaded program, the stand-in behind it); afterwards the next run must be right."""
-    transport, program = fake(), make_program()
-    transport.meta = program.meta
-    driver = Engine(transport)
-    driver.load(program)
-    yield driver, transport
-    assert right(driver, seed=99)
+def engine(engine):
+    """Afterwards the next run must be right."""
+    yield engine
+    assert right(engine[0], seed=99)
 
 
 def in_threads(*functions):

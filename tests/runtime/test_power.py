@@ -11,7 +11,6 @@ import pytest
 
 from esbflow.errors import BadValue
 from esbflow.runtime import power
-from esbflow.runtime.engine import Engine
 from esbflow.runtime.errors import InputError, SensorsMissing
 
 
@@ -37,12 +36,8 @@ def rails(**more):
 
 
 @pytest.fixture
-def engine(fake, make_program):
-    transport, program = fake(), make_program()
-    transport.meta = program.meta
-    driver = Engine(transport)
-    driver.load(program)
-    return driver
+def engine(engine):
+    return engine[0]
 
 
 def images(n):

@@ -20,7 +20,7 @@ from esbflow.compiler.lower import Layer, lower, skip_rows
 from esbflow.compiler.packing import choose, pack_layers, worthwhile
 from esbflow.compiler.planned_layer import PlannedLayer
 from esbflow.compiler.pools import split_pools
-from esbflow.compiler.program import FORMAT, VERSION, Program, instruction_array
+from esbflow.compiler.program import Program, instruction_array
 from esbflow.compiler.shifts import shift_requantizer
 from esbflow.compiler.stripes import cut, spaces, unstacked
 from esbflow.compiler.tile import TileTask, tile, tile_with_cost
@@ -31,6 +31,7 @@ from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
 from esbflow.numbers import Format
 from esbflow.registers import LOG_BEATS
+from esbflow.runtime.program_file import FORMAT, VERSION
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
 PAGE_BYTES = BEATS_PER_4K * BEAT_BYTES

@@ -2,31 +2,16 @@
 
 import json
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from esbflow.engine_config import EngineConfig
 from esbflow.files import whole
-
-FORMAT = "esbflow program"
-VERSION = 2
+from esbflow.runtime.program_file import ARRAYS, LoadedProgram
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
-    """`meta` is plain JSON (docs/program.md), `instructions` uint64 (n, 4), `weights` bytes, `table` int64 (c, 256)."""
-
-    meta: dict
-    instructions: np.ndarray
-    weights: np.ndarray
-    table: np.ndarray
-
-    @property
-    def config(self) -> EngineConfig:
-        """The engine that the program is for."""
-        return EngineConfig.from_dict(self.meta["engine"])
+class Program(LoadedProgram):
+    """What the compiler makes, and can save."""
 
     @property
     def words(self) -> list:
@@ -37,8 +22,8 @@ class Program:
         """Write the file, whole or not at all."""
         meta = np.frombuffer(json.dumps(self.meta).encode(), dtype=np.uint8)
         with whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in (("meta", meta), ("instructions", self.instructions), ("weights", self.weights),
-                                ("table", self.table)):
+            for name in ARRAYS:
+                array = meta if name == "meta" else getattr(self, name)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
         return Path(path)

@@ -9,7 +9,11 @@ NONE = (0, 0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """A tensor with zeros around it, (top, left, bottom, right) of them, which the layer that reads it takes over."""
+    """A tensor with zeros around it, (top, left, bottom, right) of them, which the layer that reads it takes over.
+
+    Not a View with an index for zeros: what is done to each value by itself goes through any View, but through zeros only if
+    it keeps them. An Add of 1 behind a Pad makes ones of them. And a layer needs these four numbers, not indices.
+    """
 
     value: object
     pads: tuple

@@ -18,7 +18,8 @@ ARRAYS = {"meta": np.uint8, "instructions": np.uint64, "weights": np.uint8, "tab
 
 @dataclass(frozen=True, eq=False)
 class LoadedProgram:
-    """The content of a program file; `meta` as docs/program.md has it."""
+    """The content of a program file: `meta` is plain JSON (docs/program.md), `instructions` uint64 (n, 4), `weights` bytes,
+    `table` int64 (c, 256)."""
 
     meta: dict
     instructions: np.ndarray
