@@ -9,6 +9,7 @@ a cycle; on both every cycle must be the model's. The exit status is 1 if a valu
 
 import argparse
 import json
+import os
 import sys
 import time
 from fractions import Fraction
@@ -47,22 +48,22 @@ def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0
     -------
     dict
         cycles of RTL and model, `layers_that_differ` (names of layers whose cycles are not the model's), `mismatches`
-        (output values that are not the graph's) of `values`, `utilization` of the lanes, seconds of wall time that the
-        library took (0 and some from the cache) and that the run took; of the second run the same with `shared_` before
-        their names, and `shared_bytes_per_cycle`.
+        (output values that are not the graph's) of `values`, `utilization` of the lanes, seconds of wall time and of CPU
+        time, of all tools, that the library took (few from the cache) and that the run took; of the second run the same
+        but for seconds with `shared_` before their names, and `shared_bytes_per_cycle`.
     """
     batch = batch or config.slices
     program = compile_graph(graph, config, batch)
-    began = time.monotonic()
+    began, spent = time.monotonic(), _cpu_seconds()
     library = engine_library(config)
-    built = time.monotonic()
+    built = {"library_seconds": time.monotonic() - began, "library_cpu_seconds": _cpu_seconds() - spent}
     simulator = Simulator(library, memory(megabytes), timing=MemoryTiming(latency=LATENCY))
     engine = Engine(SimulatedTransport(simulator))
     engine.load(program)
     images = random_images(np.random.default_rng(seed), graph, batch)
-    start = time.monotonic()
+    began, spent = time.monotonic(), _cpu_seconds()
     result = engine.run(images)
-    seconds = time.monotonic() - start
+    ran = {"run_seconds": time.monotonic() - began, "run_cpu_seconds": _cpu_seconds() - spent}
     simulator.set_shared_bandwidth(Fraction(shared))
     again = engine.run(images)
     simulator.close()
@@ -74,8 +75,14 @@ def measure(graph: ir.Graph, config: EngineConfig, batch: int = 0, seed: int = 0
         "shared_bytes_per_cycle": shared,
         **{f"shared_{name}": value for name, value in
            _compared(program, again, count_shared_cycles(program, LATENCY, shared), expected).items()},
-        "library_seconds": built - began, "run_seconds": seconds,
+        **built, **ran,
     }
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the tools that it has run: what a machine that others load too does not change."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _compared(program: Program, result: Result, model: Cycles, expected: np.ndarray) -> dict:

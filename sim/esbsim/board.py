@@ -81,6 +81,7 @@ class SimulatedZcu102(Device):
     timing, shared_bytes_per_cycle : memory of the next overlay loaded, see Simulator.
     trace : path of a VCD file, or esbsim.waves.Waves, for the next overlay loaded, or None.
     access_cycles : engine cycles that pass with each register access.
+    make_simulator : of the next overlay loaded: simulate_engine, or what has its parameters (esbsim.paced).
     """
 
     _probe_priority_ = 10  # before the real board's 50
@@ -97,7 +98,7 @@ class SimulatedZcu102(Device):
         self.simulator = None
         self._bus = threading.RLock()  # threads wait for each other, and while an overlay is being loaded
         self.timing, self.shared_bytes_per_cycle, self.trace = MemoryTiming(), None, None
-        self.access_cycles = ACCESS_CYCLES
+        self.access_cycles, self.make_simulator = ACCESS_CYCLES, simulate_engine
         self.controller = InterruptController(self._level)
         self._ps_registers = _reset_ps_registers()
         self.connect_interrupt(True)
@@ -134,8 +135,8 @@ class SimulatedZcu102(Device):
             if self.simulator is not None:
                 self.simulator.close()
                 self.simulator = None
-            self.simulator = simulate_engine(config, self.ddr.memory, self.ddr.base, self.timing,
-                                             self.shared_bytes_per_cycle, self.trace)
+            self.simulator = self.make_simulator(config, self.ddr.memory, self.ddr.base, self.timing,
+                                                 self.shared_bytes_per_cycle, self.trace)
             self.controller.__init__(self._level)
             super().post_download(bitstream, parser, self.name)
 

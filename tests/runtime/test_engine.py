@@ -37,6 +37,14 @@ def test_any_number_of_images_comes_back_in_order(engine, n):
     assert done[-1] == n and len(done) == result.runs and result.scale == 0.5
 
 
+def test_the_host_makes_the_next_batch_ready_while_the_engine_works(engine, monkeypatch):
+    driver, transport = engine
+    busy, folded = [], engine_module.folded_input
+    monkeypatch.setattr(engine_module, "folded_input", lambda *given: busy.append(transport.busy) or folded(*given))
+    assert (driver.run(images(5)).outputs == images(5).astype(int) - 128).all()
+    assert busy == [False, True, True]
+
+
 def test_layer_counters_are_differences_of_records(engine):
     result = engine[0].run(images(4))
     assert [[layer["name"] for layer in run] for run in result.layers] == [["first", "second"]] * 2

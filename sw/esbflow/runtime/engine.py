@@ -280,13 +280,14 @@ class Engine(Submits):
     def _run(self, images, progress, deadline_cycles) -> Result:
         program = self._loaded
         batch, outputs, layers, cycles = program.meta["batch"], [], [], 0
-        places, own_images = self._places()
-        for start in range(0, len(images), batch):
+        starts = range(0, len(images), batch)
+        ready = self._made_ready(images[:batch])
+        for start in starts:
             part = images[start:start + batch]
-            filled = np.zeros((places * own_images, *part.shape[1:]), dtype=np.uint8)
-            filled[:len(part)] = part
-            self._put_images(np.split(filled, places))
+            self._put_images(ready)
             self._start()
+            if start != starts[-1]:  # the host's work for the next batch, while the engine does this one
+                ready = self._made_ready(images[start + batch:start + 2 * batch])
             cycles += self._finish(deadline_cycles)
             outputs.append({name: values[:len(part)] for name, values in self._outputs().items()})
             layers.append(self._layer_counters())
@@ -316,12 +317,20 @@ class Engine(Submits):
             raise InputError("there are no images to run: the batch is empty")
         return images
 
-    def _put_images(self, parts: list) -> None:
-        """Write the images of each part of memory: their lines as they are, or what the first layer reads."""
+    def _made_ready(self, images: np.ndarray) -> list:
+        """Of each part of memory the images of a batch, filled up with zeros; or what the first layer reads of them."""
+        places, own_images = self._places()
+        filled = np.zeros((places * own_images, *images.shape[1:]), dtype=np.uint8)
+        filled[:len(images)] = images
+        parts = np.split(filled, places)
+        return parts if "raw" in self._loaded.meta["input"] else [folded_input(self._loaded, own) for own in parts]
+
+    def _put_images(self, ready: list) -> None:
+        """Write what _made_ready gave to memory."""
         meta, buffer = self._loaded.meta["input"], self._buffers["input"]
         if "raw" not in meta:
-            return self._put("input", [folded_input(self._loaded, own) for own in parts])
-        for array, own in zip(_arrays(buffer), parts, strict=True):
+            return self._put("input", ready)
+        for array, own in zip(_arrays(buffer), ready, strict=True):
             write_lines(array, own, meta["raw"])
         buffer.flush()
 

@@ -4,6 +4,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ class LoadedProgram:
     weights: np.ndarray
     table: np.ndarray
 
-    @property
+    @cached_property
     def config(self) -> EngineConfig:
         """The engine that the program is for."""
         return EngineConfig.from_dict(self.meta["engine"])
