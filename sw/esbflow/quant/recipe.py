@@ -17,6 +17,7 @@ from esbflow.quant.activation import ACTIVATION_SCALES, ActivationQuantizer, Inp
 from esbflow.quant.methods.esb import SCALE_MODES
 from esbflow.quant.methods.registry import Options, activation_quantizer, weight_quantizer
 from esbflow.quant.weights import WeightQuantizer
+from esbflow.suggest import nearest
 
 TEXTS = {"weights": "s4", "activations": "u4", "signed_activations": "s8", "pooled_activations": "u8",
          "residual_activations": "u8", "first_weights": "s8", "last_weights": "s8"}
@@ -86,7 +87,7 @@ class Recipe:
             if not isinstance(text, str) and (text is not None or field != "residual_activations"):
                 raise BadValue(f"{field} must be the text of a format or method, such as {TEXTS[field]!r}, not {text!r}")
         for field in ("overrides", "activation_overrides"):
-            object.__setattr__(self, field, pairs(field, getattr(self, field)))
+            object.__setattr__(self, field, _with_texts(field, pairs(field, getattr(self, field))))
         object.__setattr__(self, "exclude", _patterns(self.exclude))
         for field in ("mean", "std"):
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
@@ -117,8 +118,8 @@ class Recipe:
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise BadValue("mean and std need one entry a channel, and std must be positive")
         least = 2 if max(self.mean) > 0 else 1
-        if not least <= self.input_bits <= 8:
-            raise BadValue(f"input_bits must be in {least}..8, not {self.input_bits}")
+        if type(self.input_bits) is not int or not least <= self.input_bits <= 8:
+            raise BadValue(f"input_bits must be an integer in {least}..8, not {self.input_bits!r}")
         form = self.input_quantizer().form
         for mean, std, row in zip(self.mean, self.std, self.input_table(len(self.mean))):
             codes = fewest_codes(row[None])
@@ -179,7 +180,8 @@ class Recipe:
             for pattern in patterns:
                 if not any(_matches(pattern, names) for names in known):
                     raise BadValue(f"{field}: no {what} is called {pattern!r}; there are "
-                                     + ", ".join(names[0] for names in known))
+                                   + ", ".join(names[0] for names in known)
+                                   + nearest(pattern, [names[0] for names in known]))
 
     def to_json(self) -> str:
         """As models and graphs keep it."""
@@ -215,10 +217,20 @@ def pairs(field: str, given) -> tuple:
     return found
 
 
+def _with_texts(field: str, given: tuple) -> tuple:
+    for pattern, text in given:
+        if not isinstance(text, str):
+            raise BadValue(f"{field}: {pattern!r} needs the text of a format or method, such as 's8', not {text!r}")
+    return given
+
+
 def _patterns(given) -> tuple:
-    found = (given,) if isinstance(given, str) else tuple(given)
+    try:
+        found = (given,) if isinstance(given, str) else tuple(given)
+    except TypeError:
+        found = (None,)
     if not all(isinstance(pattern, str) for pattern in found):
-        raise BadValue(f"exclude must be name patterns, not {given!r}")
+        raise BadValue(f"exclude must be a name pattern or several, not {given!r}")
     return found
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esbflow.errors import BadValue
+from esbflow.suggest import nearest
 from esbflow.training import record
 from esbflow.training.api import named, train_network
 from esbflow.training.machine_options import said_of_machine
@@ -105,11 +106,12 @@ def carry_out(name: str, out: Path, results: Path, only: str | None = None, seed
         for an unknown study or run, naming those there are.
     """
     if name not in STUDIES:
-        raise BadValue(f"no study named {name!r}; there are {', '.join(STUDIES)}")
+        raise BadValue(f"no study named {name!r}; there are {', '.join(STUDIES)}{nearest(name, STUDIES)}")
     study = STUDIES[name] if epochs is None else replace(STUDIES[name], epochs=epochs)
     runs = [run for run in study.runs if only in (None, run.name)]
     if not runs:
-        raise BadValue(f"study {name} has no run {only!r}; it has {', '.join(run.name for run in study.runs)}")
+        known = [run.name for run in study.runs]
+        raise BadValue(f"study {name} has no run {only!r}; it has {', '.join(known)}{nearest(only, known)}")
     written, machine = [], dict(device=device, precision=precision, compiled=compiled)
     for run in runs:
         path = results / f"{name}-{run.name}.json"

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from esbflow.errors import BadValue
+from esbflow.suggest import nearest
 
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
@@ -29,7 +30,8 @@ def graph_path(name: str) -> Path:
     """
     path = FOLDER / f"{name}.npz"
     if not path.exists():
-        raise BadValue(f"the zoo has no model {name!r}; it has {', '.join(entries()) or 'none'}")
+        raise BadValue(f"the zoo has no model {name!r}; it has {', '.join(entries()) or 'none'}"
+                       f"{nearest(name, entries())}")
     return path
 
 

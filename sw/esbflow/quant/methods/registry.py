@@ -27,6 +27,7 @@ from esbflow.quant.methods.ul2q import MuL2QQuantizer
 from esbflow.quant.methods.uniform import UniformQuantizer
 from esbflow.quant.methods.vecq import VecQQuantizer
 from esbflow.quant.weights import WeightQuantizer
+from esbflow.suggest import nearest
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _from_format(text, options, name):
         form = Format.parse(text)
     except ValueError:
         raise BadValue(f"{text!r} is neither a format (esb4.1, s8) nor a method ("
-                         + ", ".join(m.usage for m in WEIGHT_METHODS.values()) + ", sq:METHOD)") from None
+                       + ", ".join(m.usage for m in WEIGHT_METHODS.values()) + ", sq:METHOD)"
+                       + nearest(text.partition(":")[0], [*WEIGHT_METHODS, "sq"])) from None
     if not form.signed:
         raise BadValue(f"weights need a signed format, not {text}: negative ones would be lost")
     return ESBWeightQuantizer(form, _channels(options, True), options.scale_mode, name=name)
@@ -203,7 +205,8 @@ def _activation_quantizer(text: str, scale: str, name: str) -> ActivationQuantiz
         form = Format.parse(text)
     except ValueError:
         raise BadValue(f"{text!r} is neither a format (u4, uesb4.2) nor a method for activations ("
-                         + ", ".join(m.usage for m in ACTIVATION_METHODS.values()) + ")") from None
+                       + ", ".join(m.usage for m in ACTIVATION_METHODS.values()) + ")"
+                       + nearest(text.partition(":")[0], ACTIVATION_METHODS)) from None
     if not isinstance(form, (ESB, Signed, Unsigned)) or not form.contains(0):
         raise BadValue(f"an activation format must contain zero, {form} does not")
     return ActivationQuantizer(form, scale, name=name)

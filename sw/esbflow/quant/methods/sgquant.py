@@ -17,6 +17,7 @@ from esbflow.quant.base import check_finite, straight_through
 from esbflow.quant.layers import QuantLinear
 from esbflow.quant.methods.registry import weight_quantizer
 from esbflow.quant.recipe import pairs
+from esbflow.suggest import nearest
 
 RANGES = ("tensor", "bucket", "node")
 SPLITS = (4, 8, 16)
@@ -227,7 +228,8 @@ def quantize_graph_network(network: nn.Module, recipe: GraphRecipe) -> nn.Module
     """
     for pattern, _ in recipe.overrides:
         if not any(fnmatch.fnmatch(name, pattern) for name in network.POINTS):
-            raise BadValue(f"no tensor matches {pattern!r}; the network stores {', '.join(network.POINTS)}")
+            raise BadValue(f"no tensor matches {pattern!r}; the network stores {', '.join(network.POINTS)}"
+                           f"{nearest(pattern, network.POINTS)}")
     network = copy.deepcopy(network)
     for name, component in network.POINTS.items():
         ranges = "node" if component == "input" else recipe.ranges
