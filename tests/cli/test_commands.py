@@ -12,6 +12,7 @@ import pytest
 import esbflow as esbflow_package
 from esbflow.area import area
 from esbflow.cli import main, parser
+from esbflow.commands.common import print_table
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.ddr_cycles import count_shared_cycles
 from esbflow.compiler.pipeline import compile_graph
@@ -254,6 +255,19 @@ def test_tables_are_printed_without_json(model, capsys):
     assert re.search(r"BRAM36, 0 DSP \(model, \d+ % off at most on engines it had not seen\)", printed)
     assert main(["doctor"]) == 0
     assert "what to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_table_is_whole_at_any_width(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    header = ("layer", *(f"column {i}" for i in range(9)), "lost to, %")
+    rows = [(f"layer{row}_0_relu2_low", *(f"{row}{i}1,179,648" for i in range(9)), f"digits {row}1, edge {row}2") for row in range(2)]
+    print_table("a title", header, rows)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width and "…" not in said
+    for word in " ".join(cell for row in rows for cell in row).split():
+        assert word in said, "no word is cut"
+    assert said.count("layer1_0_relu2_low") > 1, "each part says whose numbers it has"
 
 
 def test_the_module_runs_and_starts_light():

@@ -113,14 +113,51 @@ def print_table(title: str, header: tuple, rows: list) -> None:
         for row in [header, *rows]:
             print("  ".join(str(cell) for cell in row))
         return
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    # Not narrower than the table needs: logs and pipes have no width of their own.
-    console = Console()
-    Console(width=max(console.width, 110) if not console.is_terminal else None).print(table)
+    console = Console()  # 80 columns wide, or COLUMNS, where there is no terminal
+    texts = [[str(cell) for cell in row] for row in [header, *rows]]
+    words, whole = ([max(len(part) for row in texts for part in (row[i].split(between) or [""])) for i in range(len(header))]
+                    for between in (None, "\n"))
+    for i, chosen in enumerate(_side_by_side(words, console.width)):
+        table = Table(title=None if i else title, title_justify="left")
+        for column, wide in zip(chosen, _widths(words, whole, chosen, console.width)):
+            table.add_column(texts[0][column], justify="right" if column else "left", overflow="fold", width=wide)
+        for row in texts[1:]:
+            table.add_row(*(row[column] for column in chosen))
+        console.print(table)
+
+
+def _side_by_side(words: list, width: int) -> list:
+    """The columns of each table that one is split into, so that no word need be cut where lines have `width` characters.
+    The first column comes again in each.
+
+    words : characters of each column's longest word.
+
+    >>> _side_by_side([4, 5, 6], 22)
+    [[0, 1], [0, 2]]
+    """
+    tables = [[0]]
+    for column in range(1, len(words)):
+        if len(tables[-1]) > 1 and _width(words, [*tables[-1], column]) > width:
+            tables.append([0])
+        tables[-1].append(column)
+    return tables
+
+
+def _widths(words: list, whole: list, columns: list, width: int) -> list:
+    """Characters for each column: those of its longest word at least, and what is left to those that need least to hold a
+    cell in one line. None, for all, where not even the words fit."""
+    left, wide = width - _width(words, columns), {column: words[column] for column in columns}
+    if left < 0:
+        return [None] * len(columns)
+    for column in sorted(columns, key=lambda column: whole[column] - words[column]):
+        more = min(left, whole[column] - words[column])
+        wide[column], left = wide[column] + more, left - more
+    return list(wide.values())
+
+
+def _width(words: list, columns: list) -> int:
+    """Characters of a table's line, its borders included."""
+    return 1 + sum(3 + words[column] for column in columns)
 
 
 def say(text: str) -> None:
