@@ -61,3 +61,18 @@ def test_a_choice_of_channels_costs_a_pass_a_block_that_it_reads(order, blocks):
 
 def test_groups_leave_out_what_no_group_reads():
     assert passes_of(np.ones((48, 1, 1, 1), np.int64), groups=48) == 2 * 3
+
+
+@pytest.mark.parametrize("name, channels, kernel, size", [
+    ("table64x64-w4", (200, 40), 1, 1), ("table64x64-w4", (48, 40), 3, 7), ("table64x64-w4", (20, 16), 1, 60),
+    ("table64x64-w4-slices4", (96, 80), 3, 7)])
+def test_weights_are_loaded_once_for_all_images_and_tiles(name, channels, kernel, size):
+    """Of linear layers, of layers whose weights fit their slots, and of any where each slice has an image."""
+    weight = np.random.default_rng(0).integers(1, 8, (*channels[::-1], kernel, kernel))
+    graph = one_conv(weight, (channels[0], size, size), padding=(kernel // 2,) * 2)
+    beats = []
+    for batch in (1, 4):
+        program = compile_graph(graph, ENGINES[name], batch, fold=False)
+        loads = [fields for opcode, fields in map(instructions.decode, program.words) if opcode == "WEIGHTS"]
+        beats.append(sum(load["beats"] * load["segments"] for load in loads if load["destination"] == 0))
+    assert beats[1] == beats[0] >= program.config.tile_beats
