@@ -33,7 +33,14 @@ COMMANDS = (doctor, train, search, study, export, import_onnx, inspect, rtl, bit
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one sentence that points at --help, with the nearest choice where a name is not known."""
+    """Errors as one sentence that points at --help, with the nearest choice where a name is not known; help on one screen."""
+
+    def format_help(self):
+        # Optional arguments stand in the list below alone: a usage line with all of train's fills a quarter of a screen.
+        formatter = self._get_formatter()
+        formatter.add_usage(None, [action for action in self._actions if action.required], [], prefix="")
+        self.usage = formatter.format_help().strip().replace(self.prog, f"{self.prog} [options]", 1)
+        return super().format_help()
 
     def error(self, message):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
