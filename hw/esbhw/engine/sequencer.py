@@ -1,5 +1,7 @@
 """Carries out passes: brings a weight tile into the array, then streams a tile's pixels through it."""
 
+from dataclasses import dataclass
+
 from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import View
@@ -12,6 +14,26 @@ from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.stripe_rows import RowsInside, StripeRows
+
+
+@dataclass(frozen=True, eq=False)
+class _Staged:
+    """The pass that preload holds for the stream stage.
+
+    fields : the instruction;  here : there is one;  loaded : and its weights are in the array;  legal : its fields are
+    one_row, one_col : it has one;  is_channel : it is a CHANNEL
+    head, weights_here : of the queue's next pass, the instruction, and whether its weights are there
+    """
+
+    head: View
+    fields: View
+    here: Signal
+    loaded: Signal
+    legal: Value
+    one_row: Signal
+    one_col: Signal
+    is_channel: Value
+    weights_here: Value
 
 
 class Sequencer(wiring.Component):
@@ -67,15 +89,16 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        self._stream(m, self._preload(m))
+        return m
+
+    def _preload(self, m) -> _Staged:
+        """Takes a pass off the queue once its weights are there, checks it, and brings them into the array."""
         config = self._config
         layout = instruction_layout("PASS", config)
-        load_cycles = config.tile_load_cycles
-
-        # -- preload ---------------------------------------------------------------------------------
         head = Signal(layout)
         staged = Signal(layout)
-        now = Signal(layout)
-        # has what is staged
+        # Of what is staged.
         one_row = Signal()
         one_col = Signal()
         have_staged = Signal()
@@ -97,27 +120,10 @@ class Sequencer(wiring.Component):
             comes, is_channel = head.opcode == instructions.CHANNEL, Signal(name="is_channel")
             with m.If(self.i.valid & self.i.ready):
                 m.d.sync += is_channel.eq(comes)
-        # A row of a set in each cycle; then nothing until the set's time is over.
-        set_cycles, set_rows = config.set_cycles, max(1, config.tile_rows // config.table_sets)
-        row_bits, set_bits = (set_rows - 1).bit_length(), (config.table_sets - 1).bit_length()
-        step = Signal(range(load_cycles + 1))
+        entries = Signal(len(staged.codebook))
         stepping = Signal()
         booking = Signal()
-        waiting = Signal()
-        index = Signal((config.tile_rows - 1).bit_length())
-        within = (set_cycles - 1).bit_length()
-        entries = Signal(len(staged.codebook))
-        entry = Signal(range(facts.BOOK_CYCLES))
-        tail = Signal(range(facts.load_tail(config) + 1))
-        reading = Signal()
-        m.d.comb += [
-            index.eq(Mux(is_channel, step, Cat(step[:row_bits], step[within:within + set_bits]))),
-            reading.eq(stepping & (is_channel | (step[row_bits:within] == 0))),
-            self.slot_address.eq(Cat(index, staged.slot)),
-            self.preloading.eq(stepping | booking | waiting),
-            self.book_en.eq(booking), self.book_address.eq(Cat(entry, staged.book)),
-            self.book_data.eq(entries),
-        ]
+        step, index, reading, waiting, entry = self._places(m, staged, is_channel, stepping, booking, entries)
         legal = ~no_row & ~no_col & ~beyond & ~wrong_channel
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += self.take_weights.eq(head.wait_weights)
@@ -136,9 +142,41 @@ class Sequencer(wiring.Component):
             m.d.sync += [entry.eq(entry + 1), entries.eq(entries >> facts.BOOK_ENTRY_BITS)]
             with m.If(entry == facts.BOOK_CYCLES - 1):
                 m.d.sync += [booking.eq(0), stepping.eq(1), entry.eq(0)]
+        self._step(m, staged, is_channel, stepping, step, waiting, loaded)
+        m.d.sync += [self.load_en.eq(reading & ~is_channel), self.load_index.eq(index)]
+        if config.channel_unit:
+            m.d.sync += self.channel_load_en.eq(reading & is_channel)
+        return _Staged(head, staged, have_staged, loaded, legal, one_row, one_col, is_channel, weights_here)
+
+    def _places(self, m, staged, is_channel, stepping, booking, entries) -> tuple:
+        """(step, row of the slot that it reads, whether it does, is the array late, entry of the codebook): what of a tile
+        moves in this cycle. A row of a set in each cycle; then nothing until the set's time is over."""
+        config = self._config
+        set_cycles, set_rows = config.set_cycles, max(1, config.tile_rows // config.table_sets)
+        row_bits, set_bits = (set_rows - 1).bit_length(), (config.table_sets - 1).bit_length()
+        step = Signal(range(config.tile_load_cycles + 1))
+        waiting = Signal()
+        index = Signal((config.tile_rows - 1).bit_length())
+        within = (set_cycles - 1).bit_length()
+        entry = Signal(range(facts.BOOK_CYCLES))
+        reading = Signal()
+        m.d.comb += [
+            index.eq(Mux(is_channel, step, Cat(step[:row_bits], step[within:within + set_bits]))),
+            reading.eq(stepping & (is_channel | (step[row_bits:within] == 0))),
+            self.slot_address.eq(Cat(index, staged.slot)),
+            self.preloading.eq(stepping | booking | waiting),
+            self.book_en.eq(booking), self.book_address.eq(Cat(entry, staged.book)),
+            self.book_data.eq(entries),
+        ]
+        return step, index, reading, waiting, entry
+
+    def _step(self, m, staged, is_channel, stepping, step, waiting, loaded) -> None:
+        """Steps through a tile or taps, and waits until the array has them."""
+        config = self._config
+        tail = Signal(range(facts.load_tail(config) + 1))
         # A register says that the step is the last: comparing is a step earlier.
         last_step = Signal()
-        cycles = (config.tap_load_cycles, load_cycles)
+        cycles = (config.tap_load_cycles, config.tile_load_cycles)
         ends = last_step | Mux(is_channel, *(count == 1 for count in cycles))
         with m.If(stepping):
             m.d.sync += [step.eq(step + 1), last_step.eq(step == Mux(is_channel, *(max(0, count - 2) for count in cycles)))]
@@ -151,11 +189,11 @@ class Sequencer(wiring.Component):
             m.d.sync += tail.eq(tail + 1)
             with m.If(tail == facts.load_tail(config) - 1):
                 m.d.sync += [waiting.eq(0), tail.eq(0), loaded.eq(1)]
-        m.d.sync += [self.load_en.eq(reading & ~is_channel), self.load_index.eq(index)]
-        if config.channel_unit:
-            m.d.sync += self.channel_load_en.eq(reading & is_channel)
 
-        # -- stream ----------------------------------------------------------------------------------
+    def _stream(self, m, staged: _Staged) -> None:
+        """Issues the pixels of a pass, then takes the next."""
+        config = self._config
+        now = Signal(instruction_layout("PASS", config))
         running = Signal()
         y = Signal(signed(12))
         x = Signal(signed(12))
@@ -163,70 +201,33 @@ class Sequencer(wiring.Component):
         address = Signal(signed(20))
         row_address = Signal(signed(20))
         pixel = Signal(range(config.accumulator_depth + 1))
-        # Of a pass that runs: its second output or a later one; its third or a later one.
-        second = Signal()
-        third = Signal()
-        # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
-        # the first of two; the last one
-        two_bubbles = Signal()
-        bubble = Signal()
-        idle = Signal(init=1)  # neither a column nor a bubble
-        # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
-        able = Signal()
         take = Signal()
-        last_col = _last(m, "col", take, running, staged.cols, one_col, now.cols)
-        last_row = _last(m, "row", take, running & last_col, staged.rows, one_row, now.rows)
+        last_col = _last(m, "col", take, running, staged.fields.cols, staged.one_col, now.cols)
+        last_row = _last(m, "row", take, running & last_col, staged.fields.rows, staged.one_row, now.rows)
         last_pixel = last_col & last_row
-        column_inside, stripes = (x >= 0) & (x < now.in_cols), None
-        if config.stripes:
-            m.submodules.stripe_rows = stripes = StripeRows(config.slices)
-            m.d.comb += [stripes.accept.eq(self.i.valid & self.i.ready), stripes.take.eq(take),
-                         stripes.stripe.eq(head.stripe), stripes.rows.eq(staged.in_rows)]
-            m.submodules.rows_inside = rows = RowsInside(config.slices, len(y))
-            row_inside = rows.inside
-            m.d.comb += [rows.low.eq(stripes.low), rows.high.eq(stripes.high), rows.y.eq(y),
-                         self.inside.eq(column_inside.replicate(config.slices) & row_inside),
-                         self.signed.eq(now.signed.replicate(config.slices))]
-        else:
-            row_inside = (y >= 0) & (y < now.in_rows)
-            m.d.comb += [self.inside.eq(column_inside & row_inside), self.signed.eq(now.signed)]
+        column_inside = (x >= 0) & (x < now.in_cols)
+        row_inside, stripes = self._inside(m, staged, now, take, y, column_inside)
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, head, now, take, running, last_col, column_inside, row_inside, stripes)
-        free = idle | bubble | (last_pixel & third)
-        activations_here = ~staged.wait_activations | self.activations_here
-        bank_free = ~staged.wait_accumulators | self.bank_free
-        m.d.comb += [
-            take.eq(free & able),
-            self.take_activations.eq(take & staged.wait_activations),
-            self.take_accumulators.eq(take & staged.wait_accumulators),
-            self.stall_hazard.eq(two_bubbles | bubble),
-            self.stall_instruction.eq(idle & ~have_staged & ~(self.i.valid & ~weights_here)),
-            self.stall_weights.eq(idle & Mux(have_staged, ~loaded, self.i.valid & ~weights_here)),
-            self.stall_activations.eq(idle & loaded & ~activations_here),
-            self.stall_accumulators.eq(idle & loaded & activations_here & ~bank_free),
-        ]
-        short_end = running & last_pixel & ~third
-        m.d.sync += able.eq(loaded & legal & activations_here & bank_free & ~take)
+            emit = self._walk_channel(m, staged.head, now, take, running, last_col, column_inside, row_inside, stripes)
+        self._take(m, staged, take, running, last_pixel, emit)
         row_end = row_address + now.row_step
         # The next accumulator is acc_gap + 1 further: one carry chain, with the 1 from below.
         gap = now.acc_gap & emit.replicate(len(now.acc_gap))
         onward = Cat(Const(1, 1), pixel) + Cat(emit, gap)
         m.d.sync += [
-            second.eq(running & ~last_pixel & (second | emit)), third.eq(running & ~last_pixel & (third | (second & emit))),
-            two_bubbles.eq(short_end & ~second), bubble.eq(two_bubbles | (short_end & second)),
-            idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
-            x.eq(Mux(take, staged.x, Mux(last_col, x_start, x + now.stride_x))),
-            address.eq(Mux(take, staged.address, Mux(last_col, row_end, address + now.stride_x))),
-            pixel.eq(Mux(take, staged.acc_first, onward[1:])),
+            x.eq(Mux(take, staged.fields.x, Mux(last_col, x_start, x + now.stride_x))),
+            address.eq(Mux(take, staged.fields.address, Mux(last_col, row_end, address + now.stride_x))),
+            pixel.eq(Mux(take, staged.fields.acc_first, onward[1:])),
         ]
         with m.If(take | last_col):
-            m.d.sync += [y.eq(Mux(take, staged.y, y + now.stride_y)), row_address.eq(Mux(take, staged.address, row_end))]
+            m.d.sync += [y.eq(Mux(take, staged.fields.y, y + now.stride_y)),
+                         row_address.eq(Mux(take, staged.fields.address, row_end))]
         # A pixel behind the end of a bank, or a pass that does not end with an output.
         with m.If(running & ((emit & pixel[-1]) | (last_pixel & ~emit))):
             m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(now.layer)]
         with m.If(take):
-            m.d.sync += [now.eq(staged), have_staged.eq(0), loaded.eq(0), x_start.eq(staged.x)]
+            m.d.sync += [now.eq(staged.fields), staged.here.eq(0), staged.loaded.eq(0), x_start.eq(staged.fields.x)]
         m.d.comb += [
             self.issue.eq(running), self.pass_done.eq(running & last_pixel), self.layer.eq(now.layer),
             self.read_half.eq(now.half), self.read_address.eq(address),
@@ -237,11 +238,60 @@ class Sequencer(wiring.Component):
         ]
         # The tile becomes active together with its first pixel's digits: see ACTIVATION_LATENCY.
         swapped = Signal()
-        m.d.sync += [swapped.eq(take & ~staged.keep & ~is_channel), self.swap.eq(swapped)]
+        m.d.sync += [swapped.eq(take & ~staged.fields.keep & ~staged.is_channel), self.swap.eq(swapped)]
         if config.channel_unit:
             channel_swapped = Signal()
-            m.d.sync += [channel_swapped.eq(take & ~staged.keep & is_channel), self.channel_swap.eq(channel_swapped)]
-        return m
+            m.d.sync += [channel_swapped.eq(take & ~staged.fields.keep & staged.is_channel),
+                         self.channel_swap.eq(channel_swapped)]
+
+    def _take(self, m, staged: _Staged, take, running, last_pixel, emit) -> None:
+        """When the next pass begins, and what holds it up."""
+        # Of a pass that runs: its second output or a later one; its third or a later one.
+        second = Signal()
+        third = Signal()
+        # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
+        # the first of two; the last one
+        two_bubbles = Signal()
+        bubble = Signal()
+        idle = Signal(init=1)  # neither a column nor a bubble
+        # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
+        able = Signal()
+        free = idle | bubble | (last_pixel & third)
+        activations_here = ~staged.fields.wait_activations | self.activations_here
+        bank_free = ~staged.fields.wait_accumulators | self.bank_free
+        m.d.comb += [
+            take.eq(free & able),
+            self.take_activations.eq(take & staged.fields.wait_activations),
+            self.take_accumulators.eq(take & staged.fields.wait_accumulators),
+            self.stall_hazard.eq(two_bubbles | bubble),
+            self.stall_instruction.eq(idle & ~staged.here & ~(self.i.valid & ~staged.weights_here)),
+            self.stall_weights.eq(idle & Mux(staged.here, ~staged.loaded, self.i.valid & ~staged.weights_here)),
+            self.stall_activations.eq(idle & staged.loaded & ~activations_here),
+            self.stall_accumulators.eq(idle & staged.loaded & activations_here & ~bank_free),
+        ]
+        short_end = running & last_pixel & ~third
+        m.d.sync += able.eq(staged.loaded & staged.legal & activations_here & bank_free & ~take)
+        m.d.sync += [
+            second.eq(running & ~last_pixel & (second | emit)), third.eq(running & ~last_pixel & (third | (second & emit))),
+            two_bubbles.eq(short_end & ~second), bubble.eq(two_bubbles | (short_end & second)),
+            idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
+        ]
+
+    def _inside(self, m, staged: _Staged, now, take, y, column_inside) -> tuple:
+        """(whether the pixel's row is on the map, of each slice where those work on stripes; StripeRows or None)"""
+        config = self._config
+        if not config.stripes:
+            row_inside = (y >= 0) & (y < now.in_rows)
+            m.d.comb += [self.inside.eq(column_inside & row_inside), self.signed.eq(now.signed)]
+            return row_inside, None
+        m.submodules.stripe_rows = stripes = StripeRows(config.slices)
+        m.d.comb += [stripes.accept.eq(self.i.valid & self.i.ready), stripes.take.eq(take),
+                     stripes.stripe.eq(staged.head.stripe), stripes.rows.eq(staged.fields.in_rows)]
+        m.submodules.rows_inside = rows = RowsInside(config.slices, len(y))
+        m.d.comb += [rows.low.eq(stripes.low), rows.high.eq(stripes.high), rows.y.eq(y),
+                     self.inside.eq(column_inside.replicate(config.slices) & rows.inside),
+                     self.signed.eq(now.signed.replicate(config.slices))]
+        return rows.inside, stripes
 
     def _legal_channel(self, head):
         """Whether a CHANNEL's own fields are what the unit has."""
