@@ -1,5 +1,7 @@
 """Takes finished accumulators out: requantizes, adds the residual, pools, packs, and orders their stores."""
 
+from functools import partial
+
 from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -85,19 +87,15 @@ class Drain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
-        latency = drain_latency(config)
-        walk = m.submodules.walk = DrainWalk(config)
+        walk = m.submodules.walk = DrainWalk(self._config)
         head, head_valid, head_drains, head_legal = self._prefetch(m)
-        now = Signal(instruction_layout("DRAIN", config))
+        now = Signal(instruction_layout("DRAIN", self._config))
         m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
 
         setup = Signal()
         decided = Signal()
         issuing = Signal()
-        flushing = Signal()
         stamping = Signal()
-        ended = Signal()
         idle = Signal(init=1)  # one of these is high, or there was a fault
         drains = Signal()
         legal = Signal()
@@ -107,10 +105,7 @@ class Drain(wiring.Component):
         begins = Signal()
         ends = Signal()
         order_now, orders_ready, orders_empty = self._orders(m, platform, now, head, begins, walk, step)
-        count = Signal(range(latency + 1))
-        flushed = Signal()
         stamp = Signal(range(LOG_BEATS + 2))  # the beat that a STAMP packs next, from 1 on
-        snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS, reset_less=True)
 
         # -- the next instruction may begin: it, and its tokens, which stay, were here a cycle ago
         tokens_here = self.accumulators_here & self.constants_here & (~head.residual | self.residual_here)
@@ -142,9 +137,28 @@ class Drain(wiring.Component):
         with m.If(decided & ~legal):
             m.d.sync += self.field_fault.eq(1)
 
-        # -- STAMP and END, which differ in bit 0: the pipeline runs empty first
+        flushes = begins & ~head_drains
+        snapshot = self._stamp(m, now, flushes, stamps, stamping, stamp_ends, stamp, orders_ready, orders_empty)
+        takes = begins & head_drains
+        m.d.comb += [
+            self.take_accumulators.eq(takes), self.take_constants.eq(takes), self.take_residual.eq(takes & head.residual),
+            self.post_accumulators.eq(ends), self.post_constants.eq(ends), self.post_residual.eq(ends & now.residual),
+        ]
+
+        done, digits = self._lanes(m, now, walk, step)
+        self._pack(m, done, digits, stamping & self.room, stamp, snapshot)
+        return m
+
+    def _stamp(self, m, now, flushes, stamps, stamping, stamp_ends, stamp, orders_ready, orders_empty) -> Signal:
+        """STAMP and END, which differ in bit 0: the pipeline runs empty first. The result is what a STAMP stores."""
+        latency = drain_latency(self._config)
+        flushing = Signal()
+        ended = Signal()
+        count = Signal(range(latency + 1))
+        flushed = Signal()
+        snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS, reset_less=True)
         m.d.sync += [
-            flushing.eq((begins & ~head_drains) | (flushing & ~(flushed & (~now.opcode[0] | orders_ready)))),
+            flushing.eq(flushes | (flushing & ~(flushed & (~now.opcode[0] | orders_ready)))),
             stamps.eq((flushing & now.opcode[0] & (count == latency - 1)) | (stamps & ~orders_ready)),
             flushed.eq(flushing & (flushed | (count == latency - 1))),
             ended.eq(ended | (flushed & flushing & ~now.opcode[0])),
@@ -161,16 +175,7 @@ class Drain(wiring.Component):
             m.d.sync += stamp.eq(1)
         with m.Elif(stamping & self.room):
             m.d.sync += stamp.eq(Mux(stamp == LOG_BEATS + 1, 0, stamp + 1))
-
-        takes = begins & head_drains
-        m.d.comb += [
-            self.take_accumulators.eq(takes), self.take_constants.eq(takes), self.take_residual.eq(takes & head.residual),
-            self.post_accumulators.eq(ends), self.post_constants.eq(ends), self.post_residual.eq(ends & now.residual),
-        ]
-
-        done, digits = self._lanes(m, now, walk, step)
-        self._pack(m, done, digits, stamping & self.room, stamp, snapshot)
-        return m
+        return snapshot
 
     def _prefetch(self, m) -> tuple:
         """The next instruction in a register, and what is wrong with it: a 0 in the last result."""
@@ -238,13 +243,7 @@ class Drain(wiring.Component):
     def _lanes(self, m, now, walk, step) -> tuple:
         """(a window's digits are done, for each slice the digits of all lanes)."""
         config, lanes, stages = self._config, self._config.requantize_lanes, Stages(self._config)
-
-        def delay(value, cycles, name):
-            for i in range(cycles):
-                register = Signal(len(value), name=f"{name}_{i}", reset_less=True)
-                m.d.sync += register.eq(value)
-                value = register
-            return value
+        delay = partial(_delayed, m)
 
         # The residual and the constants are read so many cycles before the accumulators as the lanes want them earlier.
         early = ACCUMULATOR_CYCLES - stages.product
@@ -290,27 +289,7 @@ class Drain(wiring.Component):
             m.d.sync += acc.word_select(k, width).eq(acc_groups[group_acc])
         m.d.comb += [unit.constants.eq(constants.replicate(config.slices)), unit.acc.eq(acc)]
         if config.residual:
-            word = group[:(config.lane_groups - 1).bit_length()]
-            count = now.residual_digits
-            flags = delay(Cat(now.residual, count == (0 if narrow else 2), now.residual_signed,
-                              *([count == 1] if narrow else [])), early + 1, "flags")
-            on, wide, is_signed = flags[0], flags[1], flags[2]
-            # As esbflow.requantizer.residual_offset says.
-            flip = Cat(Const(0, 3), on & is_signed & ~wide, Const(0, 3), on & wide & ~is_signed)
-            if narrow:
-                single = flags[3]
-                flip = Cat(Const(0, 1), on & is_signed & single, Const(0, 1), on & is_signed & ~single & ~wide, Const(0, 3),
-                           on & wide & ~is_signed)
-            residual = Signal(len(unit.residual), reset_less=True)
-            for k in slices:
-                words = [data.word_select(k, config.rows * DIGIT_BITS) for data in (self.residual_low, self.residual_high)]
-                low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data for data in words)
-                for lane in range(lanes):
-                    mask = Cat(on.replicate(2), (on & ~single).replicate(2)) if narrow else on.replicate(DIGIT_BITS)
-                    value = Cat(low.word_select(lane, DIGIT_BITS) & mask,
-                                high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
-                    m.d.sync += residual.word_select(k * lanes + lane, RESIDUAL_BITS).eq(value ^ flip)
-            m.d.comb += unit.residual.eq(residual)
+            m.d.comb += unit.residual.eq(self._residual(m, now, group, early))
         digits = [unit.digits.word_select(k, lanes * DIGIT_BITS) for k in slices]
         if narrow:
             # Of a lane's four bits one of two digits.
@@ -318,6 +297,31 @@ class Drain(wiring.Component):
             digits = [Cat(Mux(upper, of_slice[4 * lane + 2:4 * lane + 4], of_slice[4 * lane:4 * lane + 2])
                           for lane in range(lanes)) for of_slice in digits]
         return unit.done, digits
+
+    def _residual(self, m, now, group, early: int) -> Signal:
+        """The residual of each lane of all slices, as the requantizer takes it; `group` says which of the word's lanes."""
+        config, lanes, narrow = self._config, self._config.requantize_lanes, self._config.digit_bits < DIGIT_BITS
+        word = group[:(config.lane_groups - 1).bit_length()]
+        count = now.residual_digits
+        flags = _delayed(m, Cat(now.residual, count == (0 if narrow else 2), now.residual_signed,
+                                *([count == 1] if narrow else [])), early + 1, "flags")
+        on, wide, is_signed = flags[0], flags[1], flags[2]
+        # As esbflow.requantizer.residual_offset says.
+        flip = Cat(Const(0, 3), on & is_signed & ~wide, Const(0, 3), on & wide & ~is_signed)
+        if narrow:
+            single = flags[3]
+            flip = Cat(Const(0, 1), on & is_signed & single, Const(0, 1), on & is_signed & ~single & ~wide, Const(0, 3),
+                       on & wide & ~is_signed)
+        residual = Signal(config.slices * lanes * RESIDUAL_BITS, reset_less=True)
+        for k in range(config.slices):
+            words = [data.word_select(k, config.rows * DIGIT_BITS) for data in (self.residual_low, self.residual_high)]
+            low, high = (data.word_select(word, lanes * DIGIT_BITS) if len(word) else data for data in words)
+            for lane in range(lanes):
+                mask = Cat(on.replicate(2), (on & ~single).replicate(2)) if narrow else on.replicate(DIGIT_BITS)
+                value = Cat(low.word_select(lane, DIGIT_BITS) & mask,
+                            high.word_select(lane, DIGIT_BITS) & (on & wide).replicate(DIGIT_BITS))
+                m.d.sync += residual.word_select(k * lanes + lane, RESIDUAL_BITS).eq(value ^ flip)
+        return residual
 
     def _pack(self, m, done, digits, stamping, stamp, snapshot) -> None:
         """Chunks of one lane group each become beats; a STAMP's beats are there at once."""
@@ -349,6 +353,14 @@ class Drain(wiring.Component):
 
 assert instructions.STAMP & 1 and not instructions.END & 1
 assert LOG_BEATS == 4  # _pack chooses one of four
+
+
+def _delayed(m, value, cycles: int, name: str):
+    for i in range(cycles):
+        register = Signal(len(value), name=f"{name}_{i}", reset_less=True)
+        m.d.sync += register.eq(value)
+        value = register
+    return value
 
 
 def _either(zero, one, select) -> Term:

@@ -101,6 +101,24 @@ class Loader(wiring.Component):
         apart_bits = APART_BITS * self._stripes
         m.submodules.splitter = splitter = BurstSplitter(
             self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits, parts=self._parts)
+        self._accept(m, splitter)
+        bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
+        piece_tag = Signal(tag_layout)
+        m.d.comb += [
+            piece_tag.eq(bursts.tag),
+            self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
+            self.axi_fault.eq(Cat(port.fault for port in ports).any()),
+            self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
+            self.fault_address.eq(splitter.fault_address),
+            self.beat.eq(Cat(port.beat_valid for port in ports).any()),
+        ]
+        name_address(m, ports, [~port.quiescent for port in ports], [port.fault | port.protocol for port in ports],
+                     self.address)
+        self._deliver(m, bursts, piece_tag)
+        return m
+
+    def _accept(self, m, splitter) -> None:
+        """Takes an instruction once its tokens are here, and hands its transfer to the splitter."""
         fields = Signal(instruction_layout(self._opcode, self._config))
         transfer = splitter.i.payload
         # Tokens that are here stay: nobody else takes them. What an instruction takes is off the count long before the
@@ -136,18 +154,9 @@ class Loader(wiring.Component):
             m.d.comb += [self.take_free.eq(take_free), self.take_stores.eq(take_stores)]
             m.d.sync += self.layer.eq(fields.layer)
 
-        bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
-        piece_tag = Signal(tag_layout)
-        m.d.comb += [
-            piece_tag.eq(bursts.tag),
-            self.range_fault.eq(splitter.range_fault), self.field_fault.eq(splitter.field_fault),
-            self.axi_fault.eq(Cat(port.fault for port in ports).any()),
-            self.axi_protocol.eq(Cat(port.protocol for port in ports).any()),
-            self.fault_address.eq(splitter.fault_address),
-            self.beat.eq(Cat(port.beat_valid for port in ports).any()),
-        ]
-        name_address(m, ports, [~port.quiescent for port in ports], [port.fault | port.protocol for port in ports],
-                     self.address)
+    def _deliver(self, m, bursts: "_Bursts", piece_tag) -> None:
+        """Hands bursts to the ports, and their beats to the buffers; posts a token with the last beat of all ports."""
+        ports = self.ports
         second = self._second(piece_tag.destination)
         kind = Cat(~second, second)
         if self._unfolds:
@@ -179,7 +188,6 @@ class Loader(wiring.Component):
             if self._slices > 1:
                 signs = [_delayed(m, sign, f"arrived_{number}_{k}") for k, sign in enumerate(signs)]
             joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_")
-        return m
 
     def _unfold(self, m, accept) -> tuple:
         """(fields of the instruction that is on offer, as UNFOLD has them; is it an UNFOLD?)"""
