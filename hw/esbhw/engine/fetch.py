@@ -65,7 +65,7 @@ class Fetch(wiring.Component):
             self.range_fault.eq(splitter.range_fault), self.fault_address.eq(splitter.fault_address),
         ]
         self._request(m, splitter)
-        self._credit(m, splitter, fifo)
+        self._credit(m, splitter)
 
         # -- two beats make an instruction
         low = Signal(AXI_BEAT_BITS)
@@ -139,7 +139,7 @@ class Fetch(wiring.Component):
             m.d.sync += [left.eq(Cat(left[:RUN_BITS] & many.replicate(RUN_BITS), left[RUN_BITS:] - many)),
                          offset[RUN_BITS + 1:].eq(offset[RUN_BITS + 1:] + 1)]
 
-    def _credit(self, m, splitter, fifo) -> None:
+    def _credit(self, m, splitter) -> None:
         """Bursts to the port, each when there are places for all its instructions in the FIFO that nobody was promised."""
         port, piece = self.port, splitter.o.payload
         places, wanted = Signal(range(FETCH_BUFFERED + 1), init=FETCH_BUFFERED), piece.length[1:]
