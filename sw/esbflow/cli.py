@@ -33,7 +33,7 @@ COMMANDS = (doctor, train, search, study, export, import_onnx, inspect, rtl, bit
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one sentence that points at --help, with the nearest choice where a name is not known; help on one screen."""
+    """Errors as one sentence that points at --help, with the nearest choice where a name is not known; help on a screen."""
 
     def format_help(self):
         # Optional arguments stand in the list below alone: a usage line with all of train's fills a quarter of a screen.

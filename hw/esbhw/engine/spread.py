@@ -87,8 +87,8 @@ class Spread(wiring.Component):
     def _of_transfer(self, m) -> tuple:
         """(the stride of the burst that is here, k times it for each port k), from registers.
 
-        The transfer's own stride and its multiples are known in the two cycles before its first burst may come here. They are
-        sums where there is one, as 3 = 1 + 2; stripe_rows makes 4 - 1 of it, which would be another circuit here.
+        The transfer's own stride and its multiples are known in the two cycles before its first burst may come here. They
+        are sums where there is one, as 3 = 1 + 2; stripe_rows makes 4 - 1 of it, which would be another circuit here.
         """
         stride = Signal(STRIDE_BITS, name="coming_stride")
         m.d.sync += stride.eq(self.stride + self.i.payload.tag[self._tag_bits:])
