@@ -24,20 +24,15 @@ from esbflow.engine_config import EngineConfig
 from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.random import random_images
-from esbflow.reports.lanes_table import config_of, graph_of
+from esbflow.reports.large_engines import LATENCY, config_of, graph_of
+from esbflow.reports.rates_table import PLANNING_MHZ, RECORD, ROWS
 from esbflow.runtime import pynq_driver
-from esbhw.performance import PLANNING_MHZ
 from esbsim import board
 from esbsim.paced import paced
 from sim.benches.provenance import command, machine
 
-LATENCY = 40
 BATCHES = 4
 """Of one call of `run`: the host makes a batch ready while the engine does the one before."""
-ROWS = (("resnet18", "zcu102-w4a4", 4), ("resnet18", "table64x64-w4", 1), ("resnet18", "table64x64-w4-slices2", 8),
-        ("resnet18", "table64x64-w4-slices4", 4), ("mobilenet-v2", "zcu102-w4a4", 4),
-        ("mobilenet-v2", "table32x32-w4-slices4", 4), ("resnet20", "table16x16-w4-slices16", 16))
-"""Those that docs/networks.md gives frames a second of."""
 
 
 def measure(graph: ir.Graph, config: EngineConfig, batch: int, repeats: int = 15, seed: int = 0) -> dict:
@@ -81,7 +76,7 @@ def _seconds(config: EngineConfig, program, images: np.ndarray, cycles: int, rep
 
 def main(arguments: list | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", metavar="FILE.json", help="write the figures there too")
+    parser.add_argument("--record", metavar="FILE.json", help=f"write the figures there too (docs/results/{RECORD})")
     asked = parser.parse_args(arguments)
     rows = []
     for network, name, batch in ROWS:

@@ -19,7 +19,7 @@ from esbflow.engines import ENGINES
 from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.random import random_images
-from esbflow.reports.lanes_table import graph_of
+from esbflow.reports.large_engines import graph_of
 from esbflow.runtime.images import folded_input, write_lines
 from sim.benches.provenance import command, machine
 

@@ -2,7 +2,7 @@
 
     python -m sim.benches.network_on_rtl [--network resnet18] [--engine table64x64-w4] [--record FILE.json]
 
-Networks and engines are those of the table of large engines (esbflow.reports.lanes_table), weights and images random.
+Networks and engines are those of the table of large engines (esbflow.reports.large_engines), weights and images random.
 A batch of 0 is one image for each slice. Each batch runs on ideal memory, and then on memory whose ports share so many bytes
 a cycle; on both every cycle must be the model's. The exit status is 1 if a value or a cycle differs.
 """
@@ -28,7 +28,7 @@ from esbflow.files import write_json
 from esbflow.graph import ir
 from esbflow.graph.execute import execute
 from esbflow.graph.random import random_images
-from esbflow.reports.lanes_table import config_of, graph_of
+from esbflow.reports.large_engines import config_of, graph_of
 from esbflow.runtime.engine import Engine, Result
 from esbsim.engine import engine_library
 from esbsim.simulator import MemoryTiming, Simulator
@@ -36,7 +36,7 @@ from esbsim.transport import SimulatedTransport, memory
 from sim.benches.provenance import command, machine
 
 LATENCY = 40
-ENGINES = ("table64x64-w4", "zcu102-w4a4")
+ENGINES = ("table64x64-w4", "zcu102-w4a4", "table64x64-w4-slices4")
 """What `make bench` runs."""
 
 
@@ -120,7 +120,7 @@ def main(arguments: list | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet18", help="as in the table of large engines (default resnet18)")
     parser.add_argument("--engine", action="append", metavar="NAME",
-                        help=f"engine; may be given several times (default {' and '.join(ENGINES)})")
+                        help=f"engine; may be given several times (default {', '.join(ENGINES)})")
     parser.add_argument("--batch", type=int, default=0, help="images in a run (default: one for each slice)")
     parser.add_argument("--shared", type=float, default=DDR_BYTES, metavar="BYTES",
                         help=f"what all ports move a cycle in the second run (default {DDR_BYTES})")

@@ -9,13 +9,15 @@ SLICED = ("workspace", "input", "output", "log")
 class SlicedRegion:
     """A region in one allocation for all slices: `arrays` are the slices' parts, `address` is that of the first.
 
-    Flushing, invalidating and freeing go to the allocation; of its regions only the one that `owns` it frees it.
+    Arrays that can be flushed and invalidated by themselves are, as PYNQ's; else the whole allocation is. Of its regions
+    only the one that `owns` it frees it.
     """
 
     def __init__(self, buffer, start: int, size: int, stride: int, slices: int, owns: bool):
         self._buffer, self._owns = buffer, owns
         self.address = buffer.address + start
         self.arrays = [buffer.array[start + k * stride:start + k * stride + size] for k in range(slices)]
+        self._cached = self.arrays if hasattr(buffer.array, "invalidate") else [buffer]
 
     @property
     def array(self):
@@ -23,10 +25,12 @@ class SlicedRegion:
         return self.arrays[0]
 
     def flush(self) -> None:
-        self._buffer.flush()
+        for part in self._cached:
+            part.flush()
 
     def invalidate(self) -> None:
-        self._buffer.invalidate()
+        for part in self._cached:
+            part.invalidate()
 
     def free(self) -> None:
         if self._owns:
