@@ -1,11 +1,13 @@
 """The exported network as a frozen torch module: integer-valued float64, the same m, n, b and s as the graph."""
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from esbflow.graph import host, ir
 from esbflow.graph.errors import GraphError
+from esbflow.graph.execute import compute
 from esbflow.maps import as_maps
 from esbflow.quant.base import round_to_levels
 from esbflow.quant.export import export
@@ -52,9 +54,6 @@ class IntegerModule(nn.Module):
 
     def _run(self, i, node, images, inputs):
         x = inputs[0] if inputs else None
-        if isinstance(node, host.Host):
-            values = (value.cpu().numpy() for value in inputs)
-            return torch.from_numpy(host.run(node, self.graph, *values)).to(images.device, torch.float64)
         if isinstance(node, ir.Input):
             index = images.to(torch.int64)
             return torch.stack([self.table[c][index[:, c]] for c in range(node.shape[0])], dim=1)
@@ -78,7 +77,12 @@ class IntegerModule(nn.Module):
             return x.repeat_interleave(node.factor[0], 2).repeat_interleave(node.factor[1], 3)
         if isinstance(node, ir.Lookup):
             return getattr(self, f"table_{i}")[x.to(torch.int64) & ir.LOOKUP_ENTRIES - 1]
-        return self._requantize(i, node, *inputs)  # Add, Requantize
+        if isinstance(node, (ir.Add, ir.Requantize)):
+            return self._requantize(i, node, *inputs)
+        # The host's operators, and those that have no torch here: NumPy computes the same integers.
+        integers = (value.cpu().numpy().astype(np.int64) for value in inputs)
+        result = compute(self.graph, node, images.cpu().numpy(), *integers)
+        return torch.from_numpy(result.copy()).to(images.device, torch.float64)
 
 
 def integer_module(model: fx.GraphModule, shape: tuple, name: str = "network") -> IntegerModule:
