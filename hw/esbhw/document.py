@@ -179,6 +179,11 @@ PAGES = {"registers.md": registers_page, "instructions.md": instructions_page, "
          performance_picture.PICTURE: density_picture}
 
 
+README_ENGINES = ("tiny4x4", "base16x16", "table64x64-w4", "zcu102-w4a4", "zcu102-esb", "zcu102-w2a2", "kv260-w4a4",
+                  "ultra96-w4a4", "pynq-z2-w4a4")
+"""The README is for newcomers: the page has all engines."""
+
+
 def main(folder: str = "docs") -> None:
     """Writes the pages into `folder`, and fills the README beside it, if there is one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -187,7 +192,7 @@ def main(folder: str = "docs") -> None:
     readme = Path(folder).absolute().parent / "README.md"
     if readme.exists():
         records = performance.read(DOCS / performance.RESULTS / performance.ENGINES_FILE)
-        write_whole(readme, pages.fill_readme(readme.read_text(), records))
+        write_whole(readme, pages.fill_readme(readme.read_text(), {name: records[name] for name in README_ENGINES}))
 
 
 if __name__ == "__main__":

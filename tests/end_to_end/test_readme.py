@@ -22,7 +22,7 @@ def accurate(printed):
 
 
 def built(printed):
-    return Path("engine/engine.v").exists() and len(printed.splitlines()) == 2 + 4  # resources, rates, four layers
+    return Path("engine/engine.v").exists() and len(printed.splitlines()) == 2  # resources, rates
 
 
 def simulated(printed):
@@ -43,7 +43,7 @@ def test_each_snippet_runs_alone(snippet, holds, tmp_path, monkeypatch, capsys):
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 158
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
@@ -66,8 +66,9 @@ def test_every_page_is_in_the_index():
         assert page.name == "index.md" or f"({page.name})" in index, f"docs/index.md does not list {page.name}"
 
 
-def test_the_commands_of_the_readme_are_accepted():
-    lines = re.findall(r"^    esbflow (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+def test_the_commands_of_the_page_are_accepted():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    lines = re.findall(r"^    esbflow (.*?)(?:\s+#.*)?$", page, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         parser().parse_args(shlex.split(line))

@@ -10,6 +10,7 @@ from esbflow.reports.marks import filled
 from esbhw import goals, performance, performance_page, performance_picture, yosys
 from esbhw.block_records import BLOCKS, BLOCKS_FILE, measure
 from esbhw.boards import BOARDS
+from esbhw.document import README_ENGINES
 from esbhw.interfaces import masters
 from esbhw.synthesis import Resources, synthesize
 
@@ -47,7 +48,7 @@ def test_the_page_of_verification_says_of_every_engine_what_the_records_say():
 
 def test_the_readme_has_the_table_of_the_records():
     table = filled((ROOT / "README.md").read_text(), performance_page.MARK)
-    assert table == performance_page.readme_table(RECORDS), "run: make docs"
+    assert table == performance_page.readme_table({name: RECORDS[name] for name in README_ENGINES}), "run: make docs"
 
 
 def test_the_smallest_engine_is_as_its_record_says():
