@@ -47,6 +47,32 @@ class Excited(nn.Module):
         return self.last(F.relu(x + self.project(gate * x)))
 
 
+class Gated(nn.Module):
+    """The same gate from linear layers, as SENet has it, made a map of one pixel by `widen`."""
+
+    def __init__(self, widen):
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(2, 6, 3), nn.Linear(6, 3), nn.Linear(3, 6)
+        self.last, self.widen = nn.Conv2d(6, 4, 3), widen
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return self.last(x * self.widen(torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))), x))
+
+
+@pytest.mark.parametrize("widen", [
+    lambda gate, x: gate[:, :, None, None], lambda gate, x: gate[..., None, None], lambda gate, x: gate.unsqueeze(-1).unsqueeze(-1),
+    lambda gate, x: torch.unsqueeze(gate, 2)[..., None], lambda gate, x: gate.view(x.size(0), -1, 1, 1).expand_as(x),
+    lambda gate, x: gate.reshape(gate.shape[0], gate.shape[1], 1, 1).expand(x.size()), lambda gate, x: gate.view(-1, 6, 1, 1).expand(x.shape)])
+def test_a_gate_is_made_a_map_in_any_spelling(widen):
+    graph, images = None, images_for((2, 6, 6), 3)
+    for way in (lambda gate, x: gate.view(-1, 6, 1, 1), widen):
+        torch.manual_seed(1)
+        model = calibrated(Gated(way), Recipe(weights="s8", activations="u8"), (2, 6, 6))
+        first, graph = graph, export(model, "gated", (2, 6, 6))
+    assert np.array_equal(execute(graph, images), execute(first, images))
+
+
 class Decoder(nn.Module):
     shape = (2, 5, 6)
 

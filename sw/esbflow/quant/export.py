@@ -300,7 +300,7 @@ class _Exporter(GraphBuilder):
         shape = value.shape if isinstance(value, Stored) else _shape(self._computed(node))
         if _shape(node) not in (tuple(shape), (int(np.prod(shape)), 1, 1)):
             raise GraphError(f"{node.name}: a change of shape from {tuple(shape)} to {_shape(node)} has no integer form; "
-                             "only flatten has")
+                             "only flatten has, and its inverse for maps of one pixel")
         return value
 
     def _host(self, node, module, value):

@@ -20,7 +20,7 @@ from esbflow.quant.model_checks import check_model
 from esbflow.quant.names import names_of, shown
 from esbflow.quant.recipe import Recipe, check_normalisation
 from esbflow.quant.sums import replace_sums
-from esbflow.quant.trace import check_upsample, kind_of, options, trace
+from esbflow.quant.trace import PRODUCTS, check_upsample, is_size, kind_of, options, trace
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -79,6 +79,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
     traced = trace(model, shape)
     _remove_identities(traced)
     replace_in_place(traced)
+    _remove_expansions(traced)
     traced.graph.eliminate_dead_code()
     replace_functions(traced)
     replace_functional_layers(traced)
@@ -104,6 +105,19 @@ def _remove_identities(traced: fx.GraphModule) -> None:
         identity = node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity)
         if identity or (node.target is F.pad and not any(options(node, None, ("pad",))["pad"])):
             node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+
+
+def _remove_expansions(traced: fx.GraphModule) -> None:
+    """y * x.expand_as(y) is y * x, and so it is with x.expand(y.size()): a product repeats single values itself."""
+    for node in list(traced.graph.nodes):
+        if node.op != "call_method" or node.target not in ("expand_as", "expand") or len(node.args) != 2:
+            continue
+        source, like = node.args
+        if isinstance(like, fx.Node) and node.target == "expand":
+            like = like.args[0] if is_size(like) and len(like.args) == 1 + (like.op == "call_function") else None
+        if all(user.target in PRODUCTS and set(user.args) == {node, like} for user in node.users):
+            node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
 
 

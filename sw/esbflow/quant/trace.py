@@ -32,11 +32,11 @@ FUNCTIONS = (
     ((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.sigmoid, torch.sigmoid, F.logsigmoid, F.tanh, torch.tanh,
       torch.argmax, F.pixel_shuffle), "host"),
     ((F.pixel_unshuffle,), "shuffle"), ((F.pad,), "pad"), ((torch.cat, torch.concat, torch.concatenate), "concat"),
-    ((torch.flatten, torch.squeeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
+    ((torch.flatten, torch.squeeze, torch.unsqueeze, F.dropout, F.dropout1d, F.dropout2d), "pass"))
 PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 METHODS = {"add": "add", "relu": "relu", "clamp": "relu", "clip": "relu", "mean": "avgpool",
            "amax": "maxpool", "flatten": "pass", "view": "pass", "reshape": "pass", "contiguous": "pass", "squeeze": "pass",
-           **dict.fromkeys(("softmax", "log_softmax", "sigmoid", "tanh", "argmax"), "host")}
+           "unsqueeze": "pass", **dict.fromkeys(("softmax", "log_softmax", "sigmoid", "tanh", "argmax"), "host")}
 STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d")
 """Classes of model libraries that do nothing in eval mode; not traced into, known by name."""
 
@@ -127,6 +127,8 @@ def kind_of(node: fx.Node, modules: dict) -> str:
         kind = next((kind for types, kind in MODULES if isinstance(target, types)), "pass" if name in STOCHASTIC else None)
     elif crops(node):
         return "crop"
+    elif _adds_axes(node):
+        return "pass"
     elif node.op == "call_function":
         name = getattr(target, "__name__", str(target))
         kind = next((kind for functions, kind in FUNCTIONS if target in functions), None)
@@ -188,6 +190,14 @@ def crops(node: fx.Node) -> bool:
                ((entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (entry,))]
     known = all(is_size(part) if isinstance(part, fx.Node) else part is None or isinstance(part, int) for part in numbers)
     return whole and 0 < len(rest) < 3 and known and all(entry is not None for entry in rest)
+
+
+def _adds_axes(node: fx.Node) -> bool:
+    """Whether a node is all of a tensor with more axes, as x[:, :, None, None]."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return None in index and all(entry in (None, Ellipsis, slice(None)) for entry in index)
 
 
 def tensors(node: fx.Node) -> list:

@@ -83,7 +83,6 @@ def test_a_part_of_a_map_is_the_same_in_torch_graph_and_program(call, shape, row
     (lambda x, other: x.flatten(1)[..., 3:8], SEQUENCE, True, r"^getitem: a choice of features has no integer form"),
     (lambda x, other: x[:, 1:3, 2:], MAP, False, r"^getitem: operator getitem has no integer form; only whole channels"),
     (lambda x, other: x[:, :, x.argmax()], MAP, False, r"^(getitem|argmax): operator \w+ has no integer form"),
-    (lambda x, other: x[:, :, None], MAP, False, r"^getitem: operator getitem has no integer form"),
     (lambda x, other: x[:, :, [1, 3]], MAP, False, r"^getitem: operator getitem has no integer form"),
     (lambda x, other: x[1:], MAP, False, r"^getitem: operator getitem has no integer form"),
     (lambda x, other: F.pad(x, (0, 0, 0, 0, 1, 1), value=1.0), MAP, False, r"^pad: padding by 1.0 has no integer form"),
