@@ -1,6 +1,7 @@
 """The command line. Bad input gives one sentence on standard error and exit code 2."""
 
 import argparse
+import os
 import re
 import sys
 import traceback
@@ -95,8 +96,10 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         return f"{error.name or error} is not installed; `esbflow doctor` says what to do"
     # What the system refuses (a missing file, a full disk) has a number, and is the user's to mend.
-    of_the_system = isinstance(error, OSError) and error.errno is not None
-    return str(error) if of_the_system or isinstance(error, UserError) else None
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
+        said = error.strerror or os.strerror(error.errno)
+        return said if error.filename is None else f"{error.filename}: {said}"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def main(argv: list | None = None) -> int:

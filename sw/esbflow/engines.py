@@ -3,7 +3,7 @@
 import json
 
 from esbflow.engine_config import EngineConfig
-from esbflow.errors import BadValue
+from esbflow.errors import BadValue, reason
 from esbflow.suggest import no_such
 
 _LARGE: dict = dict(activation_beats=2048, residual_beats=2048, weight_path_beats=4, requantize_lanes=16)
@@ -83,7 +83,7 @@ def engine(name: str) -> EngineConfig:
         except FileNotFoundError:
             raise BadValue(f"there is no engine file {name}") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadValue(f"{name} is no JSON file of an engine: {error}") from None
+            raise BadValue(f"{name} is no JSON file of an engine: {reason(error)}") from None
         try:
             if not isinstance(content, dict):
                 raise TypeError("it holds no object")

@@ -14,3 +14,12 @@ class BadValue(UserError, ValueError):
 
 class NotWritable(UserError, OSError):
     """A file that cannot be written where it should be."""
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, for a sentence that names the file itself: of the system's neither number nor file.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.npz")), reason(ValueError("odd"))
+    ('No such file or directory', 'odd')
+    """
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -19,7 +19,8 @@ def whole(path: str | Path):
     Raises
     ------
     NotWritable
-        if PATH is a folder, or a device or pipe, which a renamed file would replace; if the disk is full.
+        if PATH is a folder, or a device or pipe, which a renamed file would replace; if the disk is full, or the system
+        does not let a file be made there.
     """
     path = Path(path)
     _check_replaceable(path)
@@ -30,12 +31,13 @@ def whole(path: str | Path):
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # Libraries hide it: torch.save raises a RuntimeError of its own.
-        reason = _of_the_disk(error)
+        reason = _of_the_disk(error) or _of_the_place(error, temporary)
         if reason is None:
             raise
         raise NotWritable(f"{path} cannot be written: {reason}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
@@ -75,11 +77,29 @@ def check_writable(path: str | Path) -> Path:
     return path
 
 
+def check_folder(folder: str | Path) -> Path:
+    """Make a folder, and write and remove a file in it; raises NotWritable, naming the folder, if that cannot be done."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotWritable(f"{folder} is a file; name a folder")
+    try:
+        check_writable(folder / "file")
+    except NotWritable as error:
+        raise NotWritable(f"nothing can be written into the folder {folder}: {str(error).rpartition(': ')[2]}") from None
+    return folder
+
+
 def _check_replaceable(path: Path) -> None:
     if path.is_dir():
         raise NotWritable(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
         raise NotWritable(f"{path} is a device or a pipe, not a file; name a file")
+
+
+def _of_the_place(error: BaseException, temporary: Path) -> str | None:
+    """What the system says of the file that was to be made, or of the folders above it."""
+    made = [str(place) for place in (temporary, *temporary.parents)]
+    return error.strerror if isinstance(error, OSError) and str(error.filename) in made else None
 
 
 def _of_the_disk(error: BaseException | None) -> str | None:

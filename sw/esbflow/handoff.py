@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from esbflow.engine_config import INTERFACE_VERSION, EngineConfig
-from esbflow.errors import BadValue
+from esbflow.errors import BadValue, reason
 from esbflow.registers import REGISTERS, is_engine, vlnv
 
 
@@ -46,7 +46,7 @@ def read(path: str | Path) -> Handoff:
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
-        raise HandoffError(f"{path} cannot be read as a .hwh: {error}") from None
+        raise HandoffError(f"{path} cannot be read as a .hwh: {reason(error)}") from None
     modules = list(root.iter("MODULE"))
     engines = [module for module in modules if is_engine(module.get("VLNV"))]
     if len(engines) != 1:
@@ -129,7 +129,7 @@ def check_overlay(bit: str | Path) -> EngineConfig:
         content = json.loads(path.read_text())
         config = EngineConfig.from_dict(content["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise HandoffError(f"{path} is not an engine.json as `esbflow rtl` writes it: {error}") from None
+        raise HandoffError(f"{path} is not an engine.json as `esbflow rtl` writes it: {reason(error)}") from None
     found = read(bit.with_suffix(".hwh"))
     if content.get("interface_version") != INTERFACE_VERSION:
         raise HandoffError(f"{path} is of interface version {content.get('interface_version')}, and this is version "

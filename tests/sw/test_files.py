@@ -7,7 +7,7 @@ import os
 import pytest
 
 from esbflow.errors import NotWritable
-from esbflow.files import check_writable, whole, write_json, write_whole
+from esbflow.files import check_folder, check_writable, whole, write_json, write_whole
 
 
 def test_a_file_appears_when_its_block_ends_and_folders_are_made(tmp_path):
@@ -41,6 +41,19 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
     assert path.read_text() == "kept"
     with pytest.raises(NotWritable, match=r"new is a folder; name a file$"):
         check_writable(path.parent)
+
+
+def test_a_place_that_cannot_be_written_is_named_by_who_writes(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritable, match=r"file/a\.bin cannot be written: "):
+        write_whole(tmp_path / "file" / "a.bin", "text")
+    with pytest.raises(NotWritable, match=r"file is a file; name a folder$"):
+        check_folder(tmp_path / "file")
+    with pytest.raises(NotWritable, match=r"nothing can be written into the folder \S+file/in: "):
+        check_folder(tmp_path / "file" / "in")
+    with pytest.raises(FileNotFoundError):  # of what is read
+        with whole(tmp_path / "a.bin"):
+            (tmp_path / "none").read_bytes()
 
 
 @pytest.mark.parametrize("hidden", [False, True])

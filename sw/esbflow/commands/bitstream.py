@@ -4,7 +4,7 @@ from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, say, show
 from esbflow.errors import BadValue
-from esbflow.files import write_json
+from esbflow.files import check_folder, check_writable, write_json
 
 
 def add_parser(commands) -> None:
@@ -42,7 +42,9 @@ def run(arguments) -> None:
         show(arguments, content, lambda c: print("\n".join(c["files"])))
         return
     tell = (lambda text: None) if arguments.json else say
-    figures = bitstream.build(config, chosen, work, Path(arguments.out), arguments.clock_mhz, tell,
+    if arguments.record:
+        check_writable(arguments.record)
+    figures = bitstream.build(config, chosen, work, check_folder(arguments.out), arguments.clock_mhz, tell,
                               arguments.compute_clock)
     content = {"board": chosen.name, "engine": config.name, **figures}
     if arguments.record:

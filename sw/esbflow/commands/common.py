@@ -10,7 +10,7 @@ import numpy as np
 from esbflow.commands.model_files import other_tools
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import DEFAULT_ENGINE, engine
-from esbflow.errors import UserError
+from esbflow.errors import UserError, reason
 
 CHANNELS_LAST_HELP = "the engine's program takes images (n, h, w, c), as they are decoded; the engine folds them faster"
 JSON_HELP = "print one JSON object instead of a table"
@@ -86,7 +86,7 @@ def load_data(name: str, count: int | None):
     except FileNotFoundError:
         raise UserError(f"there is no data file {name}") from None
     except Exception as error:  # whatever NumPy raises on a damaged archive
-        raise UserError(f"{name} is not a whole .npz with an array `images` ({error})") from None
+        raise UserError(f"{name} is not a whole .npz with an array `images` ({reason(error)})") from None
     if images.ndim == 0 or len(images) == 0:
         raise UserError(f"{name} holds no images; `images` must be a uint8 array (n, channels, height, width)")
     if labels is not None and labels.shape != (len(images),):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from esbflow.commands.common import load_graph
-from esbflow.errors import UserError
+from esbflow.errors import UserError, reason
 
 
 def add_parser(commands) -> None:
@@ -25,6 +25,6 @@ def run(arguments) -> None:
     try:
         content = json.loads(Path(arguments.report).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{arguments.report} is not a report.json ({error}); make one with `make demo`") from None
+        raise UserError(f"{arguments.report} is not a report.json ({reason(error)}); make one with `make demo`") from None
     path = write_report(content, load_graph(arguments.model), Path(arguments.out), arguments.trained)
     print(json.dumps({"out": str(path)}) if arguments.json else path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, add_engine, engine_of, positive, print_table, progress_bar, show
 from esbflow.errors import UserError
-from esbflow.files import write_json
+from esbflow.files import check_folder, write_json
 
 
 def add_parser(commands) -> None:
@@ -32,7 +32,7 @@ def run(arguments) -> None:
     if arguments.flat and not arguments.report:
         raise UserError("--flat says how --report synthesizes; give --report too")
     config = engine_of(arguments)
-    paths = generate.write(config, Path(arguments.out), arguments.target, arguments.compute_clock)
+    paths = generate.write(config, check_folder(arguments.out), arguments.target, arguments.compute_clock)
     content = {"engine": config.name, "hash": f"{config.hash:016x}", "files": [str(path) for path in paths]}
     if arguments.report:
         content["resources"] = _resources(config, arguments)

@@ -83,6 +83,9 @@ def run(arguments) -> None:
     several = graph.outputs if graph is not None else program.meta.get("outputs")
     if several and (arguments.top or str(arguments.outputs).endswith(".npy")):
         raise UserError(f"{arguments.model} has {len(several)} outputs: leave --top out, and write --outputs FILE.npz")
+    for path in (arguments.outputs, arguments.record):
+        if path:
+            check_writable(path)
     port, waves = arguments.port if arguments.backend == "serial" else None, _waves(arguments)
     with progress_bar(f"run on {arguments.backend}", len(images), arguments.json) as update:
         content, outputs = run_images(graph, config, images, labels, arguments.backend, arguments.batch or BATCH,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.errors import reason
 from esbflow.files import whole
 from esbflow.graph import ir
 from esbflow.graph.codebooks import Codebook, codebook_of
@@ -94,7 +95,7 @@ def load(path) -> ir.Graph:
     except FileNotFoundError:
         raise GraphError(f"there is no model file {path}; make one with `esbflow train` or `esbflow export`") from None
     except DAMAGE as error:
-        raise GraphError(f"{path} is not a whole model file ({error}); export the model again") from None
+        raise GraphError(f"{path} is not a whole model file ({reason(error)}); export the model again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise GraphError(f"{path} is not a model file; make one with `esbflow export`")
     if meta.get("version") != VERSION:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import reason
 from esbflow.runtime.errors import ProgramError
 
 FORMAT = "esbflow program"
@@ -71,7 +72,7 @@ def load_program(path) -> LoadedProgram:
     except FileNotFoundError:
         raise ProgramError(f"there is no program file {path}; make one with `esbflow compile`") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ProgramError(f"{path} is not a whole program file ({error}); compile the network again") from None
+        raise ProgramError(f"{path} is not a whole program file ({reason(error)}); compile the network again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ProgramError(f"{path} is not a program file; make one with `esbflow compile`")
     if meta.get("version") != VERSION:

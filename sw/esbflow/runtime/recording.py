@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from esbflow.errors import reason
 from esbflow.registers import REGISTERS
 from esbflow.runtime.errors import RuntimeFault
 
@@ -107,7 +108,7 @@ def load(path: str | Path) -> list:
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path} cannot be read as a recording: {error}") from None
+        raise RecordingError(f"{path} cannot be read as a recording: {reason(error)}") from None
     for number, line in enumerate(lines):
         try:
             entries.append(json.loads(line))

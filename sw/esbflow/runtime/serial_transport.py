@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from esbflow import bridge
+from esbflow.errors import reason
 from esbflow.runtime.errors import EngineMissing, LinkError
 from esbflow.runtime.pages import Pages, whole_pages
 
@@ -63,8 +64,8 @@ class SerialPort:
             termios.tcflush(self._file, termios.TCIOFLUSH)
         except (OSError, termios.error) as error:
             self.close()
-            raise LinkError(f"{path} cannot be opened as a serial port ({error}); is the board plugged in, and may you use "
-                            "it?") from None
+            raise LinkError(f"{path} cannot be opened as a serial port ({reason(error)}); is the board plugged in, and may "
+                            "you use it?") from None
 
     def send(self, data: bytes) -> None:
         """All of `data`, in as many writes as the port wants."""

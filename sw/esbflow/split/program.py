@@ -9,6 +9,7 @@ from pathlib import Path
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
+from esbflow.errors import reason
 from esbflow.files import whole
 from esbflow.graph import file, ir
 from esbflow.graph.bounds import check
@@ -105,4 +106,4 @@ def load_split(path) -> SplitProgram:
             programs = [load_program(archive.extract(f"{i}.npz", folder)) for i in range(count)]
             return SplitProgram(graph, config, int(about["batch"]), parts, programs)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ProgramError(f"{path} is not a whole program file ({error}); compile the network again") from None
+        raise ProgramError(f"{path} is not a whole program file ({reason(error)}); compile the network again") from None

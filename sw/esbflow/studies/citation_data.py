@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esbflow.errors import BadValue
+from esbflow.errors import BadValue, reason
 from esbflow.suggest import no_such
 from esbflow.training.data import DataUnavailable, data_folder
 
@@ -57,7 +57,7 @@ def load_graph_data(name: str) -> GraphData:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in _ARRAYS}
     except Exception as error:  # whatever NumPy raises on a damaged archive
-        raise DataUnavailable(f"{path} is damaged ({error}); remove it and make it again") from None
+        raise DataUnavailable(f"{path} is damaged ({reason(error)}); remove it and make it again") from None
     try:
         return checked(name, **arrays)
     except ValueError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esbflow.errors import BadValue
+from esbflow.errors import BadValue, reason
 from esbflow.training import data
 from esbflow.training.data import DataUnavailable
 from esbflow.training.folders import SUFFIXES
@@ -85,7 +85,8 @@ def load_pairs(pairs: list, size: int = SIZE) -> tuple:
                 with Image.open(path) as file:
                     picture = file.convert(mode)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise DataUnavailable(f"{path} is no picture, or damaged ({error}); remove it and try again") from None
+                raise DataUnavailable(f"{path} is no picture, or damaged ({reason(error)}); remove it and try "
+                                      "again") from None
             if picture.size != (size, size):
                 picture = picture.resize((size, size))
             if mode == "RGB":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esbflow.errors import BadValue, UserError
+from esbflow.errors import BadValue, UserError, reason
 from esbflow.files import write_whole
 from esbflow.suggest import no_such
 
@@ -97,7 +97,7 @@ def _unpacked(content: bytes, path) -> bytes:
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataUnavailable(f"{path} is damaged ({error}); remove it and try again") from None
+        raise DataUnavailable(f"{path} is damaged ({reason(error)}); remove it and try again") from None
 
 
 def _checked(content: bytes, digest: str, path) -> bytes:

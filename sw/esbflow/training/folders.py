@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.errors import reason
 from esbflow.training import data
 from esbflow.training.data import DataUnavailable
 
@@ -44,7 +45,7 @@ def load_folder(folder: str | Path, count: int | None = None, size: int = 224) -
             with Image.open(path) as picture:
                 images[i] = np.asarray(_cut(picture.convert("RGB"), size)).transpose(2, 0, 1)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataUnavailable(f"{path} is no picture, or damaged ({error}); remove it and try again") from None
+            raise DataUnavailable(f"{path} is no picture, or damaged ({reason(error)}); remove it and try again") from None
     return images, np.array([label for _, label in chosen], np.int64)
 
 
