@@ -1,12 +1,13 @@
-"""What `quantize` cannot look into: wrapped, scripted, compiled or prepared models, and weights that are not plain."""
+"""What `quantize` cannot look into: wrapped, scripted, compiled, prepared or quantized models, and weights that are not
+plain."""
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
 from esbflow.errors import BadValue
 from esbflow.graph.errors import GraphError
-from esbflow.quant.base import check_finite
+from esbflow.quant.base import Quantizer, check_finite
 
 
 def check_model(model: nn.Module) -> None:
@@ -15,29 +16,35 @@ def check_model(model: nn.Module) -> None:
     Raises
     ------
     GraphError
-        for what is no module, for models behind a wrapper (DataParallel, torch.compile), in TorchScript, or prepared by
-        torch.ao.quantization; for weights that are computed anew in each pass (parametrizations, weight norm, pruning).
+        for what is no module, for models or parts of them behind a wrapper (DataParallel, torch.compile), in TorchScript, of
+        torch.export, quantized already, or prepared by torch.ao.quantization; for weights that are computed anew in each
+        pass (parametrizations, weight norm, pruning).
     ValueError
         for parameters and statistics that are NaN or infinite, not float32, or without values yet.
     """
     if not isinstance(model, nn.Module):
         given = f"the class {model.__name__}; make an object of it" if isinstance(model, type) else type(model).__name__
         raise GraphError(f"a model is a torch.nn.Module, not {given}")
-    _check_wrapper(model)
     for name, module in model.named_modules():
+        _check_wrapper(name, module)
         _check_observer(name, module)
         _check_computed(name, module)
     for name, values in (*model.named_parameters(), *model.named_buffers()):
         _check_values(name, values)
 
 
-def _check_wrapper(model):
-    if isinstance(model, torch.jit.ScriptModule):
-        raise GraphError("the model is in TorchScript, which has no layers; give the nn.Module that it was made from")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise GraphError(f"the model is wrapped in {type(model).__name__}; give model.module, and wrap it after quantize()")
-    if hasattr(model, "_orig_mod"):
-        raise GraphError("the model is wrapped by torch.compile; give model._orig_mod, and compile it after quantize()")
+def _check_wrapper(name, module):
+    where, place = (name, f"model.{name}") if name else ("the model", "model")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise GraphError(f"{where} is in TorchScript, which has no layers; give the nn.Module that it was made from")
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise GraphError(f"{where} is wrapped in {type(module).__name__}; give {place}.module, and wrap it after quantize()")
+    if hasattr(module, "_orig_mod"):
+        raise GraphError(f"{where} is wrapped by torch.compile; give {place}._orig_mod, and compile it after quantize()")
+    if isinstance(module, Quantizer):
+        raise GraphError(f"the model is quantized already ({where}); give the model in real numbers that it was made from")
+    if isinstance(module, fx.GraphModule) and any(isinstance(n.target, torch._ops.OpOverload) for n in module.graph.nodes):
+        raise GraphError(f"{where} comes of torch.export, which has no layers; give the nn.Module that it was made from")
 
 
 def _check_observer(name, module):
@@ -66,6 +73,8 @@ def _check_computed(name, module):
 def _check_values(name, values):
     if nn.parameter.is_lazy(values):
         raise BadValue(f"{name} has no values yet; run the model once on images before quantizing it")
+    if values.is_meta:
+        raise BadValue(f"{name} has no values: it is on torch's meta device; load the weights before quantizing the model")
     if not values.is_floating_point():
         return
     if values.dtype != torch.float32:

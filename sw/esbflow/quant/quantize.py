@@ -4,9 +4,12 @@ The model is traced by torch.fx, its layers are given weight quantizers, and its
 (see insert.py).
 """
 
+from numbers import Integral
+
 from torch import fx, nn
 from torch.nn import functional as F
 
+from esbflow.errors import BadValue
 from esbflow.graph.errors import GraphError
 from esbflow.quant.activation import InputQuantizer
 from esbflow.quant.channels import replace_channel_moves
@@ -40,9 +43,13 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
         (`check_model`).
     ValueError
         if a weight or a statistic holds NaN or infinity, is not float32, or has no values yet, naming it; if a name pattern
-        of the recipe matches nothing, listing what there is; if
-        the model was trained with another mean or std than the recipe's.
+        of the recipe matches nothing, listing what there is; if the model was trained with another mean or std than the
+        recipe's; for a recipe or a shape that is none.
     """
+    if not isinstance(recipe, Recipe):
+        raise BadValue(f"recipe must be a Recipe, such as Recipe(weights='esb4.1', activations='u4'), not {recipe!r}")
+    if shape is not None and not (isinstance(shape, tuple | list) and all(isinstance(v, Integral) and v > 0 for v in shape)):
+        raise BadValue(f"shape must be sizes of one image, (channels, height, width), not {shape!r}")
     traced = real_layers(model, shape)
     check_normalisation(model, recipe)
     modules = dict(traced.named_modules())

@@ -59,6 +59,10 @@ _GENERAL_FIX = ("use Conv2d, Linear, BatchNorm, ReLU, max or average pooling, ad
                 "host after the network")
 
 
+_LAYERS_OF = dict.fromkeys(("matmul", "mm", "bmm", "addmm", "einsum", "linear", "t", "transpose", "tensordot"), "nn.Linear")
+"""What to use in place of calls that multiply by a parameter."""
+
+
 class _Tracer(fx.Tracer):
     """Traces through containers, not into layers that have an integer form of their own, nor into classes derived from
     them that compute the same."""
@@ -118,8 +122,10 @@ def kind_of(node: fx.Node, modules: dict) -> str:
     if node.op == "get_attr":
         readers = " and ".join(user.name for user in node.users)
         fix = "compute it once, before quantize(), or run it on the host after the network"
-        if any(user.name.startswith("matmul") for user in node.users):
-            fix = "use nn.Linear, whose weight is quantized"
+        layer = next((_LAYERS_OF[name] for name in (user.name.rstrip("_0123456789") for user in node.users)
+                      if name in _LAYERS_OF), None)
+        if layer:
+            fix = f"use {layer}, whose weight is quantized"
         raise GraphError(f"{node.target}: {readers} computes with it in each pass, which has no integer form; {fix}")
     target = modules.get(node.target) if node.op == "call_module" else node.target
     if node.op == "call_module":

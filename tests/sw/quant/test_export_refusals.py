@@ -82,7 +82,8 @@ class Ends(nn.Module):
     (lambda net, x: net.last(F.adaptive_avg_pool2d(x, 4)),
      r"\w+: adaptive pooling from 6x6 to 4x4 has no integer form; one size must divide the other"),
     (lambda net, x: net.last(x.view(-1, 2, 3, 12)),
-     r"view: a change of shape from \(2, 6, 6\) to \(2, 3, 12\) has no integer form; only flatten has"),
+     r"view: a change of shape from \(2, 6, 6\) to \(2, 3, 12\) has no integer form; only flatten has, and its inverse for maps of one "
+     r"pixel"),
     (lambda net, x: net.last(torch.cat([x, x], dim=2)),
      r"cat: only a concatenation of channels has an integer form; use dim=1"),
     (lambda net, x: net.last(x + x.mean((2, 3), keepdim=True)),

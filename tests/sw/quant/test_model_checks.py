@@ -55,6 +55,11 @@ class Times(nn.Module):
     (lambda: torch.jit.trace(plain(), torch.zeros(1, 3, 8, 8)), "the model is in TorchScript, .*"),
     (lambda: torch.compile(plain()), "the model is wrapped by torch.compile; give model._orig_mod, and compile it after"),
     (lambda: nn.DataParallel(plain()), "the model is wrapped in DataParallel; give model.module, and wrap it after"),
+    (lambda: nn.Sequential(nn.DataParallel(nn.Conv2d(3, 4, 3))), "0 is wrapped in DataParallel; give model.0.module, and wrap"),
+    (lambda: nn.Sequential(torch.compile(nn.Conv2d(3, 4, 3))), "0 is wrapped by torch.compile; give model.0._orig_mod, and"),
+    (lambda: torch.export.export(plain(), (torch.zeros(1, 3, 8, 8),)).module(), "the model comes of torch.export, which has no "
+                                                                               "layers; give the nn.Module that it was made from"),
+    (lambda: quantize(plain()), r"the model is quantized already \(0\.weight_quantizer\); give the model in real numbers"),
     (pruned, r"0: its weight is pruned anew in each pass; .* torch\.nn\.utils\.prune\.remove\(model\.get_submodule\('0'\), "
              r"'weight'\)"),
     (lambda: old_norm(nn.utils.weight_norm), r"2: its weight is computed .*remove_weight_norm\(model.get_submodule\('2'\), "
@@ -85,3 +90,26 @@ def test_the_way_out_is_one():
 def test_bits_alone_are_no_format(field, value, example):
     with pytest.raises(ValueError, match=f"^{field} must be the text of a format or method, such as '{example}', not {value}$"):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("given, sentence", [
+    ((plain, "s4"), r"recipe must be a Recipe, such as Recipe\(.*\), not 's4'"),
+    ((plain, Recipe(), "3x8x8"), r"shape must be sizes of one image, \(channels, height, width\), not '3x8x8'"),
+    ((lambda: plain().to("meta"),), "0.weight has no values: it is on torch's meta device; load the weights"),
+])
+def test_what_is_given_with_a_model_is_checked(given, sentence):
+    make, *rest = given
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        quantize(make(), *rest)
+
+
+@pytest.mark.parametrize("multiply", [
+    torch.mm, lambda x, w: torch.einsum("bi,io->bo", x, w), lambda x, w: torch.addmm(w[0], x, w),
+    lambda x, w: torch.nn.functional.linear(x, w.t())])
+def test_a_product_with_a_parameter_names_the_layer_that_it_is(multiply):
+    class Multiplied(Times):
+        def forward(self, x):
+            return multiply(self.conv(x).mean((2, 3)), self.w)
+
+    with pytest.raises(GraphError, match=r"^w: .* no integer form; use nn\.Linear, whose weight is quantized$"):
+        quantize(Multiplied())
