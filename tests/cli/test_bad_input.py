@@ -306,16 +306,24 @@ def test_options_of_post_training_are_refused_before_anything_is_written(given, 
 
 @pytest.mark.parametrize("command", [
     ["train", "digits", "--out", "{blocked}/run"], ["train", "digits", "--out", "{out}", "--results", "{blocked}/record.json"],
-    ["demo", "--out", "{blocked}/demo"], ["demo", "--zoo", "lenet5-esb-w4a4", "--out", "{blocked}/demo"]])
+    ["demo", "--out", "{blocked}/demo"], ["demo", "--zoo", "lenet5-esb-w4a4", "--out", "{blocked}/demo"],
+    ["run", "zoo:lenet5-esb-w4a4", "--data", "{data}", "--outputs", "{blocked}/outputs.npz"],
+    ["rtl", "--engine", "tiny4x4", "--out", "{blocked}/engine"], ["zoo", "lenet5-esb-w4a4", "--out", "{blocked}/graph.npz"],
+    ["bitstream", "--board", "ulx3s", "--engine", "tiny4x4", "--out", "{blocked}/bits"],
+    ["study", "lottery", "digits", "--out", "{blocked}"], ["study", "text", "--results", "{blocked}/results"]])
 def test_an_output_that_cannot_be_written_is_named_before_the_work_begins(refused, tmp_path, monkeypatch, command):
     def work(*arguments, **options):
         raise AssertionError("it has begun")
 
-    for name in ("train", "load_float_model", "post_train"):
-        monkeypatch.setattr(f"esbflow.training.api.{name}", work)
+    for place in ("esbflow.training.api.train", "esbflow.training.api.load_float_model", "esbflow.training.api.post_train",
+                  "esbflow.commands.run.run_images", "esbhw.generate.write", "esbhw.bitstream.build"):
+        monkeypatch.setattr(place, work)
     (tmp_path / "file").write_text("")
-    said = refused(*(part.format(blocked=tmp_path / "file", out=tmp_path / "out") for part in command))
-    assert str(tmp_path / "file") in said and "cannot be written" in said
+    np.savez(tmp_path / "data.npz", images=np.zeros((1, 1, 28, 28), np.uint8))
+    said = refused(*(part.format(blocked=tmp_path / "file", out=tmp_path / "out", data=tmp_path / "data.npz")
+                     for part in command))
+    assert str(tmp_path / "file") in said
+    assert re.search("cannot be written|can be written into|is a file; name a folder", said)
     assert not list(tmp_path.glob("**/*.probe"))
 
 

@@ -5,18 +5,20 @@ import time
 from pathlib import Path
 
 from esbflow.commands.common import JSON_HELP, print_table, say, show
+from esbflow.files import check_folder, check_writable
 from esbflow.training.machine_options import add_machine
 
 
 def add_parser(commands) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
-        "study", help="measure text, saliency or citation networks, or one network by many methods",
+        "study", help="measure text, saliency or citation networks, learned bits, or one network by many methods",
         description="Trains, exports, runs the integers, and records what they reach. docs/accuracy.md lists the records.")
     studies = parser.add_subparsers(dest="study", required=True, metavar="NAME")
     _add_text(studies)
     _add_saliency(studies)
     _add_citations(studies)
+    _add_lottery(studies)
     _add_methods(studies)
     parser.set_defaults(run=run)
 
@@ -56,6 +58,22 @@ def _add_citations(studies) -> None:
     _add_table(parser)
 
 
+def _add_lottery(studies) -> None:
+    parser = studies.add_parser(
+        "lottery", help="bits that SRQ learned, trained from scratch, against one width in all layers",
+        description="All trainings of a seed start from the same weights and see the same images.")
+    parser.add_argument("recipe", nargs="?", default="tfc-mnist-w2a2",
+                        help="whose network, images and schedule are taken (default tfc-mnist-w2a2)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many times (default 5)")
+    parser.add_argument("--penalty", type=float, default=0.005,
+                        help="of the bits that are learned: the larger, the fewer (default 0.005)")
+    parser.add_argument("--images", type=int, help="train on so many only, for a trial")
+    parser.add_argument("--epochs", type=int, help="of each training, instead of the recipe's")
+    parser.add_argument("--rate", type=float, help="of learning, instead of that of the recipe's low-bit stage")
+    _add_places(parser, "")
+    _add_table(parser)
+
+
 def _add_methods(studies) -> None:
     parser = studies.add_parser("methods", help="one network for images, by many methods",
                                 description="Runs whose records are there are left out.")
@@ -86,7 +104,8 @@ def _add_stages(parser) -> None:
 def _add_places(parser, written: str, out: Path | None = None, results: Path | None = None) -> None:
     said = [f" (default {place})" if place else "" for place in (out, results)]
     parser.add_argument("--out", type=Path, metavar="DIR", default=out,
-                        help=f"write {written} there, and checkpoints from which an interrupted run goes on{said[0]}")
+                        help=f"write {written and written + ' there, and '}checkpoints{'' if written else ' there'} from "
+                             f"which an interrupted run goes on{said[0]}")
     parser.add_argument("--results", type=Path, metavar="DIR", default=results, help=f"write the record there{said[1]}")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
@@ -101,6 +120,12 @@ def run(arguments) -> None:
     if getattr(arguments, "table", None):
         print(module.table(arguments.table))
         return
+    for name in ("out", "results"):
+        if getattr(arguments, name):
+            check_folder(getattr(arguments, name))
+    for name in ("draw", "floats"):
+        if getattr(arguments, name, None):
+            check_writable(getattr(arguments, name))
     began = time.monotonic()
     result = module.study(
         arguments, None if arguments.json else lambda text: say(f"[{time.monotonic() - began:6.1f} s] {text}"))
