@@ -15,7 +15,7 @@ from esbflow.graph.errors import GraphError
 OPSETS = range(9, 25)
 """Versions of the ONNX operator set whose operators the import knows."""
 
-QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
+QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 QONNX_OPERATORS = ("Quant", "IntQuant", "FloatQuant", "BipolarQuant", "Trunc", "MultiThreshold")
 OPERATOR_FORMAT = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
 CODE_INPUTS = {TensorProto.UINT8: "uint8", TensorProto.INT8: "int8"}

@@ -23,7 +23,7 @@ from esbflow.interchange.merge import merge_clamps
 from esbflow.interchange.moves import MOVES
 from esbflow.interchange.node_checks import check_attributes, check_inputs
 from esbflow.interchange.onnx_file import QONNX_DOMAINS, Model, attributes, first_line, fold, read, sizes_of, title
-from esbflow.interchange.quantizer_nodes import QUANTIZERS, clip_codes
+from esbflow.interchange.quantizer_nodes import BEFORE_FINN, QUANTIZERS, clip_codes
 from esbflow.interchange.shape_nodes import SHAPES
 from esbflow.interchange.values import Codes, Constant, Image, Quantized
 from esbflow.lowering.view import View
@@ -186,7 +186,9 @@ class Walk:
         moved = node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized))
         handler = moves.move if moved else HANDLERS.get(node.op_type)
         if node.domain and node.domain != "ai.onnx" and node.domain not in QONNX_DOMAINS:
-            handler = None
+            theirs = node.domain.startswith(("finn.", "qonnx."))
+            fix = BEFORE_FINN if theirs else "export it with ONNX's own operators, or QONNX's"
+            raise GraphError(f"{title(node)}: the integer graph has no operators of {node.domain}; {fix}")
         known = all(value is None or isinstance(value, (Constant, Quantized)) for value in inputs)
         codes = isinstance(inputs[0] if inputs else None, Quantized)
         keeps = node.op_type in QUANTIZERS or (codes and node.op_type in SHAPES)

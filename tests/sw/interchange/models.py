@@ -58,7 +58,8 @@ class Model:
             [helper.make_empty_tensor_value_info(output)], self.constants)
         graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
         return helper.make_model(graph, ir_version=8, producer_name="test", opset_imports=[
-            helper.make_opsetid("", opset), helper.make_opsetid(QONNX, 2)])
+            helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 2) for domain in sorted(
+                {QONNX, *(node.domain for node in self.nodes)} - {""}))])
 
 
 def imported(proto: onnx.ModelProto, **options) -> ir.Graph:

@@ -161,8 +161,18 @@ def test_channels_to_pixels_and_back(operator, options):
     assert [part.node and type(part.node).__name__ for part in program.parts] == [None, operator, None]
 
 
-def thresholds(m, x, rows, **options):
-    return m.add("MultiThreshold", x, np.float32(rows), domain=QONNX, **options)
+def thresholds(m, x, rows, domain=QONNX, **options):
+    return m.add("MultiThreshold", x, np.float32(rows), domain=domain, **options)
+
+
+def test_the_domain_of_old_finn_files_is_qonnx():
+    graphs = []
+    for domain in (QONNX, "finn.custom_op.general"):
+        random, m = np.random.default_rng(24), Model((1, 3, 6, 6))
+        x = thresholds(m, sums(m, random), (np.arange(15)[None] + 0.5) / 4, domain, out_dtype="UINT4")
+        graphs.append(imported(m.proto(m.add("Mul", x, np.float32(0.25)))))
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+    assert np.array_equal(*(execute(graph, pixels) for graph in graphs)) and len(np.unique(execute(graphs[0], pixels))) > 3
 
 
 @pytest.mark.parametrize("options, form", [

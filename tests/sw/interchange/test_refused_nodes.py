@@ -44,6 +44,11 @@ def test_operators_without_an_integer_form_are_named_with_a_fix():
     assert "to (9, 9) is not known; use whole factors" in after(
         "Resize", np.zeros(0, np.float32), np.float32([1, 1, 1.5, 1.5]), mode="linear")
     assert "LRN node 'odd': the integer graph has no LRN; it has Abs, Add, AveragePool" in after("LRN", size=3)
+    for domain in ("qonnx.custom_op.channels_last", "finn.custom_op.fpgadataflow"):
+        assert after("MaxPool", domain=domain) == (
+            f"MaxPool node 'odd': the integer graph has no operators of {domain}; import the QONNX model as it was before "
+            "FINN's conversion")
+    assert after("Relu", domain="com.me").endswith("no operators of com.me; export it with ONNX's own operators, or QONNX's")
 
 
 def test_a_softmax_along_the_width_is_refused():
