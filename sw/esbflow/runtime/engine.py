@@ -322,8 +322,12 @@ class Engine(Submits):
         places, own_images = self._places()
         filled = np.zeros((places * own_images, *images.shape[1:]), dtype=np.uint8)
         filled[:len(images)] = images
-        parts = np.split(filled, places)
-        return parts if "raw" in self._loaded.meta["input"] else [folded_input(self._loaded, own) for own in parts]
+        meta, config = self._loaded.meta["input"], self._loaded.config
+        if "raw" in meta:
+            return np.split(filled, places)
+        planes = -(-meta["channels"] // config.rows) * meta["digits"]
+        folded = folded_input(self._loaded, filled).reshape(planes, places, -1)  # of each plane all images, in order
+        return [folded[:, place].reshape(-1) for place in range(places)]
 
     def _put_images(self, ready: list) -> None:
         """Write what _made_ready gave to memory."""
