@@ -100,17 +100,17 @@ _UNFOLD = {
 MEANINGS = {"PASS": _PASS, "CHANNEL": _CHANNEL, "DRAIN": _DRAIN, "UNFOLD": _UNFOLD}
 
 _ABOUT = {
-    "LOAD": "Copies `segments` runs of `beats` beats, `stride` beats apart in memory, to consecutive beats of the "
-            "activation buffer (destination 0 and 1: its halves) or the residual buffer (2 + 2 * bank + plane; plane 0 "
-            "holds the low and 1 the high digit). In engines with an image buffer also to that (6), or its table and steps "
-            "(7, 64 beats); `wait_free` must then be zero.",
+    "LOAD": "Copies `segments` runs of `beats` beats, `stride` beats apart in memory, to consecutive beats of a buffer. "
+            "Destinations 0 and 1 are the halves of the activation buffer. 2 + 2 * bank + plane is the residual buffer; "
+            "plane 0 holds the low and 1 the high digit. In engines with an image buffer also to that (6), or its table and "
+            "steps (7, 64 beats); `wait_free` must then be zero.",
     "WEIGHTS": "As LOAD, through the weights port, to the weight slots (destination 0; `address` counts beats from slot "
                "0) or to the banks of constants (1: bank 0, 2: bank 1; `address` counts channels, one a beat). "
                "`wait_stores` must be zero.",
     "PASS": "Multiplies the weight tile in `slot` with the buffer word of each of `rows * cols` output pixels, and adds "
             "the shifted products to `bank`. Outside the map the word counts as zero.",
     "CHANNEL": "A pass through the channel unit, in engines that have one. Each channel's window of up to 3 x 3 words is "
-               "weighed with the channel's taps and added up, or its maximum is taken; the columns of `part` take that in, "
+               "weighed with the channel's taps and added up, or its maximum is taken. The columns of `part` take that in, "
                "the others nothing. `first` still overwrites all of them. Outside the map a word counts as zero, and for a "
                "maximum as less than any other. The last column must bring an output.",
     "DRAIN": "Requantizes a bank, takes the maximum over each pooling window and stores it, digit by digit and channel "

@@ -97,8 +97,9 @@ def _fidelity(results: dict) -> list:
             lines.append(f"| [{name}]({_link(name)}) | {record['network']} | {record['method']}, {record['activations']} | "
                          f"{record['images']} | {values} | {record['minutes']} | {_state(record)} | `{record['command']}` |")
     head = ["## Beside the real network", "",
-            "Quantized without training, on pictures that nothing was chosen on: the outputs' signal-to-noise ratio (dB),",
-            "percent of pictures with the same largest output, and top-1; in fake quantization and on the integer graph.",
+            "Quantized without training, on pictures that nothing was chosen on. Columns give the outputs' signal-to-noise",
+            "ratio (dB), percent of pictures with the same largest output, and top-1. They are those of fake quantization",
+            "and of the integer graph.",
             "",
             "| record | network | weights, activations | pictures | dB, fake | dB, integers | same, fake | same, integers "
             "| top-1, fake | top-1, integers | top-1, FP32 | minutes | state | command |",

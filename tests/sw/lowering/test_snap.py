@@ -44,6 +44,12 @@ def test_multipliers_that_are_integers_change_nothing(form):
     assert np.array_equal(levels, weight) and np.array_equal(m, wanted) and (step == 1).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_equally_good_integers_the_larger_in_magnitude_is_taken(sign):
+    levels, m, step = snap_weights(np.array([[4]]), Signed(8), np.array([sign * 1.5]))  # 6 * 1 and 3 * 2 are both exact
+    assert (levels.item(), m.item(), step.item()) == (3, sign * 2, 2 / 1.5)
+
+
 def test_long_multipliers_keep_every_code_of_every_weight():
     form = Signed(8)
     weight = np.stack([form.levels] * 50)
