@@ -58,6 +58,8 @@ lint: setup
 # Writes the generated pages, then the site: build/site/index.html. Any warning, a link that leads nowhere too, is an error.
 docs: setup
 	$(BIN)/python -m esbhw.document
+	$(BIN)/python -m esbflow.reports.methods_table docs
+	$(BIN)/python -m esbflow.reports.accuracy docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # BOARD: docs/hardware.md lists them; ulx3s and tang-mega-138k need pip packages alone. ARGUMENTS=--dry-run writes every file only.

@@ -1,7 +1,10 @@
 """Whole programs on a machine in plain NumPy, their file, and what the compiler refuses."""
 
+import importlib
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,3 +314,15 @@ def test_a_program_for_another_digit_is_for_another_engine():
     assert replace(config, digit_bits=2).hash != config.hash
     with pytest.raises(ValueError, match=r"^digit_bits must be 2 or 4, not 3$"):
         replace(config, digit_bits=3)
+
+
+def test_the_page_has_the_passes_of_the_compiler_in_their_order():
+    page = (Path(__file__).parents[2] / "docs" / "program.md").read_text()
+    table = page[page.index("| pass | file |"):].split("\n\n")[0]
+    rows = re.findall(r"^\| ([a-z_, ]+) \| `(\w+)\.py` \|", table, re.MULTILINE)
+    said = re.search(r"Passes: (.*?)\n\n", compile_graph.__doc__, re.DOTALL)[1]
+    listed = re.findall(r"[a-z_]+", re.sub(r"\(.*?\)| and ", " ", said, flags=re.DOTALL))
+    assert [name for names, _ in rows for name in names.split(", ")] == listed
+    for names, file in rows:
+        module = importlib.import_module(f"esbflow.compiler.{file}")
+        assert all(getattr(module, name).__module__ == module.__name__ for name in names.split(", ")), names

@@ -1,5 +1,7 @@
 """The driver's core against a register-level stand-in: runs, padding, and everything that can go wrong."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -117,8 +119,16 @@ def test_hardware_errors_name_layer_unit_and_cause_and_the_next_run_works(engine
 def test_the_deadline_counts_engine_cycles_and_the_next_run_works(engine):
     driver, transport = engine
     transport.duration = 50_000
-    with pytest.raises(EngineTimeout, match=r"not done after .* cycles, with a deadline of 20000, and was stopped in layer first"):
-        driver.run(images(1), deadline_cycles=20_000)
+
+    def stopped(deadline):
+        wanted = rf"not done after (\d+) cycles, with a deadline of {deadline}, and was stopped in layer first"
+        with pytest.raises(EngineTimeout, match=wanted) as caught:
+            driver.run(images(1), deadline_cycles=deadline)
+        return int(re.search(wanted, str(caught.value))[1])
+
+    seen = stopped(20_000)
+    assert 20_000 < seen < 22_000, "a look at the counter takes about 1,000 cycles of the stand-in"
+    assert stopped(seen) > seen, "as many cycles as the deadline are not too many"
     assert driver.run(images(1), deadline_cycles=60_000).cycles == 50_000
 
 
