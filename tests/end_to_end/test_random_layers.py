@@ -19,7 +19,7 @@ from esbflow.graph.random import CHANNEL_KINDS, KINDS, LOOKUP_KINDS, random_grap
 from esbflow.numbers import Unsigned
 from esbsim.simulator import MemoryTiming
 from tests.compiler.programs import packed, way
-from tests.end_to_end.conftest import check_cycles, engine_of
+from tests.end_to_end.conftest import engine_of
 
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
 GRAPHS = {"tiny4x4": (12, dict(channels=10, size=10)), "small8x16": (14, dict(channels=24, size=14)),
@@ -116,6 +116,15 @@ def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency)
 @pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (
     ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2), ("tall16x8", 2)) for k in range(FACTOR * count)])
 def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, number):
+    check_shared_cycles(bench, seed, engine_name, number)
+
+
+def test_the_splitter_goes_on_while_slices_wait_for_the_port_that_they_share(bench):
+    """A random case: the load unit was held to be busy until the last slice had the burst, 10 cycles of 24,152 too many."""
+    check_shared_cycles(bench, 202, "shared8x8", 0)
+
+
+def check_shared_cycles(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 4000 + number))
     graph, program, images = compiled(random, engine_of(engine_name), **GRAPHS[engine_name][1])
     simulator, engine = bench(engine_name)
@@ -129,11 +138,10 @@ def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, 
         simulator.set_shared_bandwidth(budget)
         result = engine.run(images)
         expected = count_shared_cycles(program, latency, budget)
-        assert np.array_equal(result.outputs, outputs), where
-        check_cycles(result.cycles, result.runs * expected.total, engine_of(engine_name), budget, where)
+        assert result.cycles == result.runs * expected.total, where
         for layers in result.layers:
-            for measured, modelled in zip(stamps(layers), expected.stamps, strict=True):
-                check_cycles(measured, modelled, engine_of(engine_name), budget, where)
+            assert stamps(layers) == expected.stamps, where
+        assert np.array_equal(result.outputs, outputs), where
 
 
 @pytest.mark.parametrize("budget", [4, 3])

@@ -49,6 +49,7 @@ class SharedCycleModel(CycleModel):
         self._ready: list = []
         self._timers: list = []
         self._inboxes: dict[str, deque] = {name: deque() for name in (*self.units, "held")}
+        self._spreading: set = set()  # whose bursts are on offer to slices
         self._begun = 0  # instructions of the drain
         self._orders: deque = deque()
         self._accepted: list[int] = []  # cycles in which the writer took an order
@@ -203,13 +204,25 @@ class SharedCycleModel(CycleModel):
     def _to_slices(self, ports: list, earliest: int, length: int, name: str, last, here: int = 0):
         """The cycle in which the splitter's burst is taken, for each slice through its port; see Spread.
 
-        The beats of a write are there in `here`.
+        The splitter goes on in that cycle, long before all slices have the burst. The beats of a write are there in `here`.
         """
-        slices = self.config.slices
-        taken = offered = earliest
-        if slices > 1:
-            taken = max(earliest, self._spread_free[name])
-            offered = taken + SPREAD_CYCLES
+        if self.config.slices == 1:
+            return (yield from self._offer(ports, earliest, length, name, last, here))
+        while name in self._spreading:
+            yield f"{name} spread"
+        taken = max(earliest, self._spread_free[name])
+        self._spreading.add(name)
+        self._ready.append(self._spread(ports, taken + SPREAD_CYCLES, length, name, last, here))
+        return taken
+
+    def _spread(self, ports: list, offered: int, length: int, name: str, last, here: int):
+        latest = yield from self._offer(ports, offered, length, name, last, here)
+        self._spread_free[name] = latest + PORT_CYCLES
+        self._spreading.remove(name)
+        self._tell(f"{name} spread")
+
+    def _offer(self, ports: list, offered: int, length: int, name: str, last, here: int):
+        """The cycle in which the last port has taken a burst for the last of its slices."""
         groups = self.config.slices_per_port
         for group in range(groups):
             final, latest, left = group == groups - 1, 0, list(ports)
@@ -226,11 +239,8 @@ class SharedCycleModel(CycleModel):
                     latest = max(latest, own)
                 if left:
                     yield f"{name} over"
-            if slices == 1:
-                return latest
             offered = latest + PORT_CYCLES
-        self._spread_free[name] = offered
-        return taken
+        return latest
 
     # -- writes -------------------------------------------------------------------------------------------
     def _put(self, port: WritePort, taken: int, length: int, last, final: bool) -> None:

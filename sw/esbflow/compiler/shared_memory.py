@@ -57,8 +57,9 @@ class SharedMemory:
     def add(self, channel: int, due: int, beats: int, done, note=None) -> None:
         """A burst behind those that the channel has: beats can move from cycle `due` on.
 
-        `done` is called with the cycle of its last beat, `note` with that of each beat.
+        `done` is called with the cycle of its last beat, `note` with that of each beat. Cycles that are over cannot take it.
         """
+        assert due >= self.now, f"a burst for cycle {due} is known in cycle {self.now} only"
         self._bursts[channel].append((due, beats, done, note))
         if self._due[channel] == NEVER:
             self._next(channel, 0)
