@@ -46,6 +46,7 @@ SAMPLES = {f"sample{number}": config for number, config in enumerate((
     _sample(8, 16, array="table", table_groups=2, weight_min=-8, weight_max=7, accumulator_width=26, requantize_lanes=2,
             slices=8, activation_ports=2),
     _sample(8, 8, weight_min=-8, weight_max=7, requantize_lanes=2, image_beats=512),
+    _sample(8, 8, weight_min=-8, weight_max=7, requantize_lanes=2, slices=4, activation_ports=2, map_beats=2048),
 ), 1)}
 """{name of the record: configuration}"""
 

@@ -66,7 +66,8 @@ def features(config: EngineConfig) -> dict:
         "control and memory ports": {
             "engine": 1, "ports": config.weight_ports + 2 * (config.activation_ports - 1), "slices": config.slices - 1,
             "channel unit": int(config.channel_unit > 0), "path beats": config.weight_path_beats,
-            "image buffers": config.slices * (config.image_beats > 0)},
+            "image buffers": config.slices * (config.image_beats > 0),
+            "map memories": config.activation_ports * (config.map_beats > 0)},
         f"{config.array} array": _table_array(config) if config.array == "table" else _shift_add_array(config),
         "accumulators": _accumulators(config),
         "drain and requantizer": _drain(config),
@@ -74,6 +75,8 @@ def features(config: EngineConfig) -> dict:
     }
     if config.channel_unit:
         blocks["channel unit"] = _channel_unit(config)
+    if config.map_beats:
+        blocks["map memory"] = {"ports": config.activation_ports}
     if config.image_beats:
         blocks["image buffer"] = {"slices": config.slices, "planes": config.slices * (8 // config.digit_bits)}
         blocks["unfolder"] = {"engine": 1}
@@ -88,7 +91,7 @@ def block_rams(config: EngineConfig) -> float:
 
 def memories(config: EngineConfig) -> list:
     """(bits that are written at once, words, how many of them side by side, how many memories): accumulators, activations,
-    weight slots, constants, residual, image buffer; the FIFOs apart."""
+    weight slots, constants, residual, image buffer, map memory; the FIFOs apart."""
     beats, lanes, ports = config.beats_per_word, config.requantize_lanes, config.weight_ports
     copies = facts.TAP_SIDE if config.channel_unit else 1
     residuals = facts.residual_planes(config) * config.residual
@@ -99,6 +102,8 @@ def memories(config: EngineConfig) -> list:
         (sum(bits for _, bits in constant_fields(config)), 2 * config.tile_channels // lanes, lanes // ports, ports),
         (AXI_BEAT_BITS, 2 * config.residual_beats // beats, beats, residuals * config.slices),
         *([(AXI_BEAT_BITS, config.image_beats // 2, 1, 2 * config.slices)] if config.image_beats else []),
+        *([(AXI_BEAT_BITS, config.map_beats * config.slices_per_port, 1, config.activation_ports)]
+          if config.map_beats else []),
     ]
 
 

@@ -37,7 +37,7 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 
 
 LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits",
-                 "function_table", "stripes", "image_beats")
+                 "function_table", "stripes", "image_beats", "map_beats")
 """Fields that came after programs had been compiled; at their defaults they are not in the hash."""
 
 
@@ -84,6 +84,8 @@ class EngineConfig:
     stripes : whether slices can work on stripes of one image, too: each on the rows that follow those of the slice before.
     image_beats : 128-bit beats of the buffer for raw pixels, from which the load unit makes the first layer's map itself; a
         power of two, 16..4096. 0: there is none, and the host does it.
+    map_beats : 128-bit beats of each slice's map memory, in which maps stay on chip between layers where they fit; a power
+        of two, 16..16384. 0: there is none.
 
     Raises
     ------
@@ -127,6 +129,7 @@ class EngineConfig:
     function_table: bool = False
     stripes: bool = False
     image_beats: int = 0
+    map_beats: int = 0
 
     def __post_init__(self):  # noqa: C901 - a sentence for each field that can be wrong
         if not isinstance(self.name, str):
@@ -163,6 +166,8 @@ class EngineConfig:
             raise BadValue("stripes of an image are for several slices; use slices of 2 or more, or stripes = false")
         if self.image_beats:
             _power_of_two("image_beats", self.image_beats, 16, 4096)
+        if self.map_beats:
+            _power_of_two("map_beats", self.map_beats, 16, 16384)
         _power_of_two("max_burst", self.max_burst, 4, 64)
         _power_of_two("queue_depth", self.queue_depth, 2, 32)
         _in_range("accumulator_width", self.accumulator_width, 16, 32)

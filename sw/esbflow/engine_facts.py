@@ -34,6 +34,10 @@ REQUEST_CYCLES = 2
 """Fetch: doorbell, or a run taken by the splitter, to the next run."""
 CREDIT_CYCLES = 1
 """Fetch: a burst from the splitter waits so long, until it is known whether there is room."""
+MAP_READ_CYCLES = 7
+"""MapMemory: a burst taken by the read port to its first beat."""
+MAP_ANSWER_CYCLES = 1
+"""MapMemory: a burst's last beat to its answer."""
 FETCH_BURST = 16
 FETCH_BUFFERED = 32
 """Instructions that the fetch keeps ready; it never asks for one that it has no place for."""
@@ -119,6 +123,15 @@ def activation_masters(config: EngineConfig) -> list:
     ['m_axi_activations', 'm_axi_activations1']
     """
     return [f"m_axi_activations{number or ''}" for number in range(config.activation_ports)]
+
+
+def place_bits(config: EngineConfig) -> int:
+    """Bits of a beat's place in a port's map memory, which holds those of the port's slices one after the other.
+
+    >>> place_bits(EngineConfig("maps", rows=8, cols=8, slices=4, activation_ports=2, map_beats=256))
+    9
+    """
+    return (config.map_beats * config.slices_per_port - 1).bit_length() if config.map_beats else 0
 
 
 def write_beats(config: EngineConfig) -> int:

@@ -12,6 +12,8 @@ IP_VENDOR, IP_LIBRARY, IP_VERSION = "esbflow.org", "user", "1.0"
 ADDRESS_BITS = 12
 
 REGIONS = ("program", "weights", "workspace", "input", "output", "log")
+MAPS, MAPS_REGION = "maps", len(REGIONS)
+"""The region behind them, on chip, of engines with `EngineConfig.map_beats`: it has no registers."""
 """What an instruction's `region` field counts through; each has a base address and a size in bytes."""
 
 COUNTERS = (

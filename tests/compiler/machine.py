@@ -31,7 +31,7 @@ from esbflow.engine_facts import (
 )
 from esbflow.instructions import decode
 from esbflow.numbers import ESB, Signed, Unsigned
-from esbflow.registers import REGIONS
+from esbflow.registers import MAPS, REGIONS
 from esbflow.requantizer import constant_fields, multiplicand_bits
 from esbflow.runtime import layout
 from esbflow.runtime.images import table_rows, write_lines
@@ -63,6 +63,7 @@ class Machine:
         sizes = {name: size for name, size in program.meta["regions"].items()}
         # What no one wrote is not zero.
         self.memory = {name: np.full(sizes.get(name, 0), 0xA5, np.uint8) for name in REGIONS}
+        self.memory[MAPS] = np.full(program.config.map_beats * 16, 0xA5, np.uint8)
         self.memory["weights"] = np.asarray(program.weights, np.uint8)
         config = self.config
         self.activations = np.full((2, config.activation_beats * 16), 0x5A, np.uint8)
@@ -198,7 +199,7 @@ class Machine:
 
     # -- instructions -------------------------------------------------------------------------------------------
     def _transfer(self, f, target):
-        source, size, at = self.memory[REGIONS[f["region"]]], 16 * f["beats"], 16 * f["address"]
+        source, size, at = self.memory[(*REGIONS, MAPS)[f["region"]]], 16 * f["beats"], 16 * f["address"]
         for segment in range(f["segments"]):
             start = 16 * (f["offset"] + segment * f["stride"] + self._apart(f))
             assert start + size <= source.size and at + size <= target.size
@@ -399,7 +400,7 @@ class Machine:
             assert config.function_table and pooled.min() >= -128 and pooled.max() < 256 and f["digits"] * config.digit_bits <= 8
             entries = self.table.reshape(-1, 16)[:, :4 // config.weight_ports].reshape(LEVEL_ENTRIES)
             pooled = entries[pooled & 255].astype(np.int64)
-        memory = self.memory[REGIONS[f["region"]]]
+        memory = self.memory[(*REGIONS, MAPS)[f["region"]]]
         for plane in range(f["planes"]):
             block = pooled[..., plane * config.rows:(plane + 1) * config.rows]
             for digit in range(output_digits(f["digits"])):

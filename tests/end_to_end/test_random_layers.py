@@ -86,7 +86,7 @@ def test_several_pixels_in_a_word_change_no_value_and_no_cycle_of_the_model(benc
     assert stamps(result.layers[0]) == expected.stamps
 
 
-@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (("small8x16", 8), ("slices4x4", 4), ("shared8x8", 6))
+@pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (("small8x16", 8), ("slices4x4", 4), ("shared8x8", 6), ("lookup8x16", 4))
                                                  for k in range(count)])
 def test_stalls_and_latency_change_no_value(bench, seed, engine_name, number):
     random = np.random.default_rng((seed, 1000 + number))
@@ -100,7 +100,7 @@ def test_stalls_and_latency_change_no_value(bench, seed, engine_name, number):
 
 
 @pytest.mark.parametrize("engine_name, latency", [("small8x16", 1), ("small8x16", 7), ("small8x16", 100), ("shared8x8", 1),
-                                                  ("shared8x8", 100)])
+                                                  ("shared8x8", 100), ("lookup8x16", 1), ("lookup4x4", 100)])
 def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency):
     random = np.random.default_rng((seed, 2000 + latency))
     graph, program, images = compiled(random, engine_of(engine_name), channels=24, size=12)
@@ -114,7 +114,8 @@ def test_cycle_model_holds_at_other_latencies(bench, seed, engine_name, latency)
 
 
 @pytest.mark.parametrize("engine_name, number", [(name, k) for name, count in (
-    ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2), ("tall16x8", 2)) for k in range(FACTOR * count)])
+    ("tiny4x4", 2), ("small8x16", 2), ("ports8x16", 3), ("slices4x4", 4), ("shared8x8", 4), ("narrow8x16", 2), ("tall16x8", 2), ("lookup8x16", 4),
+    ("lookup4x4", 4)) for k in range(FACTOR * count)])
 def test_cycle_model_holds_where_ports_share_a_budget(bench, seed, engine_name, number):
     check_shared_cycles(bench, seed, engine_name, number)
 

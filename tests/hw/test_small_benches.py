@@ -1,7 +1,8 @@
-"""Blocks of a few lines: tokens, watchdog, counters, queue."""
+"""Blocks of a few lines: tokens, watchdog, counters, queue, map memory."""
 
 from esbhw.engine.counters import Counters
 from esbhw.engine.faults import Watchdog
+from esbhw.engine.map_memory import MapMemory
 from esbhw.engine.queue import InstructionQueue
 from esbhw.engine.tokens import Tokens
 from sim.benches import build
@@ -21,3 +22,7 @@ def test_counters_count_events_while_running():
 
 def test_the_instruction_queue_is_a_queue():
     build.run("queue_bench", build.build("queue", InstructionQueue("PASS", 4)), depth=4)
+
+
+def test_the_map_memory_gives_every_beat_in_order_and_in_its_time():
+    build.run("map_memory_bench", build.build("map_memory", MapMemory(64)), beats=64)

@@ -42,9 +42,18 @@ INCR = 1
 NORMAL_NON_CACHEABLE_BUFFERABLE = 0b0011
 
 
-def burst_layout(tag_bits: int):
-    """Fields of a burst's order: byte address, length as AXI counts it, and a tag that comes back with the data."""
-    return StructLayout({"address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "tag": tag_bits})
+def burst_layout(tag_bits: int, place_bits: int = 0):
+    """Fields of a burst's order: byte address, length in beats, and a tag that comes back with the data.
+
+    Of a port with a map memory also whether the burst is one of that, and its first beat's place there.
+    """
+    return StructLayout({"address": AXI_ADDRESS_BITS, "length": LENGTH_BITS, "tag": tag_bits,
+                         **({"on_chip": 1, "place": place_bits} if place_bits else {})})
+
+
+def map_order_layout(place_bits: int):
+    """What a ReadPort asks of a MapMemory: so many beats from a place on."""
+    return StructLayout({"length": LENGTH_BITS, "place": place_bits})
 
 
 def name_address(m: Module, ports: list, owing: list, faulty: list, address: Signal) -> None:
@@ -59,6 +68,38 @@ def name_address(m: Module, ports: list, owing: list, faulty: list, address: Sig
     gated = (port.address & chosen[k].replicate(AXI_ADDRESS_BITS) for k, port in enumerate(ports))
     m.d.sync += [chosen.eq(Cat(sign & ~Cat(*signs[:k]).any() for k, sign in enumerate(signs))),
                  address.eq(reduce(or_, gated))]
+
+
+def _kept_layout(tag_bits: int, has_maps: bool):
+    """What a port keeps of a burst until it is over."""
+    return StructLayout({"address": AXI_ADDRESS_BITS, "tag": tag_bits, **({"on_chip": 1} if has_maps else {})})
+
+
+class _Ending(wiring.Component):
+    """Whether the beat that leaves is its burst's last: one LUT, since it is a module of its own."""
+
+    on_chip: In(1)
+    due: In(1)
+    ready: In(1)
+    last: In(1)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq((self.on_chip | (self.due & self.ready)) & self.last)
+        return m
+
+
+def _due(m, lengths, layout, name: str, source: int | None = None) -> tuple:
+    """Registers: a beat of a burst of memory is due, one of a burst on chip; of one source only."""
+    following, found = Signal(layout, name=f"{name}_next"), []
+    m.d.comb += following.eq(lengths.next)
+    own = 1 if source is None else following.source == source
+    for kind, wanted in (("", ~following.on_chip), ("_on_chip", following.on_chip)):
+        due = Signal(name=name + kind)
+        m.d.sync += due.eq(Mux(lengths.advance, own & wanted, due & ~lengths.ending))
+        found.append(due)
+    return tuple(found)
 
 
 class ReadPort(wiring.Component):
@@ -78,53 +119,70 @@ class ReadPort(wiring.Component):
     hold : In(1), keeps `address`
     address : Out(40), of the burst that was awaited a cycle ago; after a fault, of that burst
     quiescent : Out(1)
+    With `place_bits` some bursts are of a MapMemory, in order with the others, and never on the bus:
+    map_order : Out(map_order_layout), map_order_valid : Out(1), a cycle after the burst was accepted
+    map_valid : In(1), map_data : In(128), the next beat of the map memory;  map_taken : Out(1)
     """
 
     LATENCY = 2  # bursts -> bus, and bus -> beat: one cycle each
 
-    def __init__(self, tag_bits: int):
-        self._tag_bits = tag_bits
+    def __init__(self, tag_bits: int, place_bits: int = 0):
+        self._tag_bits, self._place_bits = tag_bits, place_bits
         super().__init__({
             "axi": Out(read_signature()),
             "run": In(1),
-            "bursts": In(stream.Signature(burst_layout(tag_bits))),
+            "bursts": In(stream.Signature(burst_layout(tag_bits, place_bits))),
             "beat_valid": Out(1), "beat_data": Out(AXI_BEAT_BITS), "beat_tag": Out(tag_bits),
             "beat_first": Out(1), "beat_last": Out(1),
             "fault": Out(1), "protocol": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "quiescent": Out(1),
+            **({"map_order": Out(map_order_layout(place_bits)), "map_order_valid": Out(1), "map_valid": In(1),
+                "map_data": In(AXI_BEAT_BITS), "map_taken": Out(1)} if place_bits else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        kept = StructLayout({"address": AXI_ADDRESS_BITS, "tag": self._tag_bits})
+        has_maps = self._place_bits > 0
+        kept = _kept_layout(self._tag_bits, has_maps)
         m.submodules.pending = pending = BurstQueue(kept.size, OUTSTANDING_READS)
         burst = self.bursts.payload
         axi = self.axi
         accept = self.bursts.valid & self.bursts.ready
+        busy, to_bus = axi.arvalid, accept
+        if has_maps:  # a burst of the map memory takes the port for as long as one that the bus takes at once
+            busy, to_bus = Signal(), accept & ~burst.on_chip
+            m.d.sync += busy.eq(accept | (axi.arvalid & ~axi.arready))
+        current = Signal(kept)
         m.d.comb += [
             axi.arsize.eq(SIZE_16_BYTES), axi.arburst.eq(INCR), axi.arprot.eq(0),
-            axi.arcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.rready.eq(1),
-            self.bursts.ready.eq(self.run & pending.i.ready & ~axi.arvalid),
-            pending.i.valid.eq(self.bursts.valid & self.run & ~axi.arvalid), pending.i.payload.length.eq(burst.length),
-            pending.i.payload.payload.eq(Cat(burst.address, burst.tag)),
+            axi.arcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.rready.eq(~current.on_chip if has_maps else 1),
+            self.bursts.ready.eq(self.run & pending.i.ready & ~busy),
+            pending.i.valid.eq(self.bursts.valid & self.run & ~busy), pending.i.payload.length.eq(burst.length),
+            pending.i.payload.payload.eq(Cat(burst.address, burst.tag, *([burst.on_chip] if has_maps else []))),
         ]
-        m.d.sync += axi.arvalid.eq(accept | (axi.arvalid & ~axi.arready))
+        m.d.sync += axi.arvalid.eq(to_bus | (axi.arvalid & ~axi.arready))
         with m.If(~axi.arvalid):
             m.d.sync += [axi.araddr.eq(burst.address), axi.arlen.eq(burst.length - 1)]
 
-        current = Signal(kept)
-        here = axi.rvalid & pending.valid
-        m.d.comb += [current.eq(pending.payload), pending.beat.eq(axi.rvalid), pending.able.eq(1),
-                     pending.ending.eq(axi.rvalid & pending.last)]
+        beat, data, fault, last = axi.rvalid, axi.rdata, axi.rresp[1], axi.rlast
+        if has_maps:
+            beat, data = Mux(current.on_chip, self.map_valid, axi.rvalid), Mux(current.on_chip, self.map_data, axi.rdata)
+            fault, last = fault & ~current.on_chip, Mux(current.on_chip, pending.last, axi.rlast)
+            m.d.comb += self.map_taken.eq(current.on_chip & pending.valid)
+            m.d.sync += [self.map_order_valid.eq(accept & burst.on_chip), self.map_order.length.eq(burst.length),
+                         self.map_order.place.eq(burst.place)]
+        here = beat & pending.valid
+        m.d.comb += [current.eq(pending.payload), pending.beat.eq(beat), pending.able.eq(1),
+                     pending.ending.eq(beat & pending.last)]
         m.d.sync += [
-            self.beat_valid.eq(here & self.run), self.beat_data.eq(axi.rdata), self.beat_tag.eq(current.tag),
+            self.beat_valid.eq(here & self.run), self.beat_data.eq(data), self.beat_tag.eq(current.tag),
             self.beat_first.eq(pending.first), self.beat_last.eq(pending.last),
-            self.fault.eq(self.run & (self.fault | (here & axi.rresp[1]))),
-            self.protocol.eq(self.run & (self.protocol | (here & (axi.rlast != pending.last)))),
+            self.fault.eq(self.run & (self.fault | (here & fault))),
+            self.protocol.eq(self.run & (self.protocol | (here & (last != pending.last)))),
         ]
         with m.If(~self.fault & ~self.protocol & ~self.hold):
             m.d.sync += self.address.eq(current.address)
-        m.d.comb += self.quiescent.eq(~axi.arvalid & ~pending.behind & ~pending.valid)
+        m.d.comb += self.quiescent.eq(~busy & ~pending.behind & ~pending.valid)
         return m
 
 
@@ -151,40 +209,47 @@ class WritePort(wiring.Component):
     address : Out(40), of the burst whose response was awaited a cycle ago; after a fault, of that burst
     idle : Out(1), nothing on the bus and no response awaited;  quiescent : Out(1), and no beat left over after a run
     beat_taken : Out(1), a beat went out
+    With `place_bits` some bursts are of a MapMemory, in order with the others, and never on the bus:
+    map_write : Out(1), map_place : Out(place_bits), map_data : Out(128), a beat, a cycle after it left the FIFO
     """
 
-    def __init__(self, depth: int, sources: int = 1):
-        self._depth, self._sources = depth, sources
+    def __init__(self, depth: int, sources: int = 1, place_bits: int = 0):
+        self._depth, self._sources, self._place_bits = depth, sources, place_bits
         self._source_bits = (sources - 1).bit_length()
         super().__init__({
             "axi": Out(write_signature()),
             "run": In(1),
             "beats": In(stream.Signature(AXI_BEAT_BITS * sources)),
             "room": Out(1, init=1),
-            "bursts": In(stream.Signature(burst_layout(1 + (self._source_bits + 1 if sources > 1 else 0)))),
+            "bursts": In(stream.Signature(burst_layout(1 + (self._source_bits + 1 if sources > 1 else 0), place_bits))),
             "done_valid": Out(1), "done_tag": Out(1),
             "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "idle": Out(1), "quiescent": Out(1), "beat_taken": Out(1),
+            **({"map_write": Out(1), "map_place": Out(place_bits), "map_data": Out(AXI_BEAT_BITS)} if place_bits else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         axi = self.axi
         burst = self.bursts.payload
-        kept = StructLayout({"address": AXI_ADDRESS_BITS, "tag": 1})
+        has_maps = self._place_bits > 0
+        kept = _kept_layout(1, has_maps)
         # What an aborted run left in the FIFO belongs to no burst: it is thrown away once the bus is quiet.
         discard = Signal()
         fifos = [Fifo(AXI_BEAT_BITS, self._depth, block=True) for _ in range(self._sources)]
         for k, fifo in enumerate(fifos):
             m.submodules[f"data_{k}" if k else "data"] = ResetInserter(discard)(fifo)
         data, bits = fifos[0], self._source_bits
-        m.submodules.lengths = lengths = BurstQueue(bits, OUTSTANDING_WRITES)
+        leaving = StructLayout({"source": bits, "on_chip": 1, "place": self._place_bits})
+        m.submodules.lengths = lengths = BurstQueue(leaving.size if has_maps else bits, OUTSTANDING_WRITES)
         m.submodules.responses = responses = Fifo(kept.size, OUTSTANDING_WRITES)
         unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
         here = Signal()  # the beats of the burst on offer
         # Source 0 had its burst already, so the beats of this one are here, too.
         later, source = (burst.tag[1], burst.tag[2:]) if bits else (Const(0, 1), Const(0, 0))
-        able = self.run & (here | (self.bursts.valid & later) if bits else here) & ~axi.awvalid
+        # A burst of the map memory takes the port for as long as one that the bus takes at once.
+        busy = Signal() if has_maps else axi.awvalid
+        able = self.run & (here | (self.bursts.valid & later) if bits else here) & ~busy
         claim = able & responses.i.ready
         push = self.beats.valid & self.beats.ready
         coming = self.beats.valid & self.run
@@ -193,17 +258,33 @@ class WritePort(wiring.Component):
             still_left = Signal()
             m.d.sync += still_left.eq(self.run | left)
             left = still_left
-        idle = ~axi.awvalid & ~responses.behind & ~responses.o.valid
+        idle = ~busy & ~responses.behind & ~responses.o.valid
+        answered = Signal(kept)
+        to_bus, whose = claim, lengths.payload
+        to_memory, to_map = lengths.valid, None  # a beat is due
+        if has_maps:
+            to_bus, whose = claim & ~burst.on_chip, whose[:bits]
+            to_memory, to_map = _due(m, lengths, leaving, "due")
+            m.d.sync += busy.eq(claim | (axi.awvalid & ~axi.awready))
+            leaves = to_map | (to_memory & axi.wready)
+            m.submodules.ending = ending = _Ending()
+            m.d.comb += [ending.on_chip.eq(to_map), ending.due.eq(to_memory), ending.ready.eq(axi.wready),
+                         ending.last.eq(lengths.last)]
+            ends = ending.o
+        else:
+            leaves, ends = axi.wready, axi.wready & lengths.last
         m.d.comb += [
             self.idle.eq(idle),
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
-            axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1), axi.bready.eq(1),
+            axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1),
+            axi.bready.eq(~answered.on_chip if has_maps else 1),
             # All FIFOs have a place where one has: who sends heeds `room`.
             self.beats.ready.eq(self.run & data.i.ready),
             # There is always a place in `lengths`: it is free before the burst's answer comes.
             self.bursts.ready.eq(claim), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
-            lengths.i.payload.payload.eq(source),
-            responses.i.valid.eq(able), responses.i.payload.eq(Cat(burst.address, burst.tag[0])),
+            lengths.i.payload.payload.eq(Cat(source, burst.on_chip, burst.place) if has_maps else source),
+            responses.i.valid.eq(able),
+            responses.i.payload.eq(Cat(burst.address, burst.tag[0], *([burst.on_chip] if has_maps else []))),
             self.quiescent.eq(idle & (self.run | ~left)),
         ]
         for k, fifo in enumerate(fifos):
@@ -217,31 +298,53 @@ class WritePort(wiring.Component):
         with m.If(discard):
             m.d.sync += unclaimed.eq(0)
 
-        m.d.sync += axi.awvalid.eq(claim | (axi.awvalid & ~axi.awready))
+        m.d.sync += axi.awvalid.eq(to_bus | (axi.awvalid & ~axi.awready))
         with m.If(~axi.awvalid):
             m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1)]
 
         # All beats of a claimed burst were on offer before it was.
         m.d.comb += [
-            axi.wvalid.eq(lengths.valid), axi.wlast.eq(lengths.last),
-            axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[lengths.payload] if bits else data.o.payload),
-            lengths.beat.eq(1), lengths.able.eq(axi.wready), lengths.ending.eq(axi.wready & lengths.last),
-            self.beat_taken.eq(lengths.valid & axi.wready),
+            axi.wvalid.eq(to_memory), axi.wlast.eq(lengths.last),
+            axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[whose] if bits else data.o.payload),
+            lengths.beat.eq(1), lengths.able.eq(leaves), lengths.ending.eq(ends),
+            self.beat_taken.eq(leaves if has_maps else lengths.valid & leaves),
         ]
         for k, fifo in enumerate(fifos):
             # Registers say whose burst it is, as a FIFO has two levels of LUTs behind its `ready`.
+            if has_maps:
+                own, own_to_map = _due(m, lengths, leaving, f"due_{k}", k) if bits else (to_memory, to_map)
+                m.d.comb += fifo.o.ready.eq(own_to_map | (own & axi.wready))
+                continue
             due = Signal(name=f"due_{k}") if bits else lengths.valid
             m.d.comb += fifo.o.ready.eq(due & axi.wready)
             if bits:
                 m.d.sync += due.eq(Mux(lengths.advance, lengths.next == k, due & ~lengths.ending))
 
-        answered = Signal(kept)
-        answer = axi.bvalid & responses.o.valid
-        m.d.comb += [answered.eq(responses.o.payload), responses.o.ready.eq(axi.bvalid)]
+        arrives, wrong = axi.bvalid, axi.bresp[1]
+        if has_maps:
+            written = self._to_map(m, lengths, to_map, answered.on_chip & responses.o.valid)
+            arrives, wrong = Mux(answered.on_chip, written, arrives), wrong & ~answered.on_chip
+        answer = arrives & responses.o.valid
+        m.d.comb += [answered.eq(responses.o.payload), responses.o.ready.eq(arrives)]
         m.d.sync += [
             self.done_valid.eq(answer & self.run), self.done_tag.eq(answered.tag),
-            self.fault.eq(self.run & (self.fault | (answer & axi.bresp[1]))),
+            self.fault.eq(self.run & (self.fault | (answer & wrong))),
         ]
         with m.If(~self.fault & ~self.hold):
             m.d.sync += self.address.eq(answered.address)
         return m
+
+    def _to_map(self, m, lengths, here, awaited):
+        """Beats of bursts on chip go to the map memory; whether such a burst has been written that is not yet answered."""
+        following = Signal(self._place_bits)
+        written = Signal(range(OUTSTANDING_WRITES + 1))  # bursts
+        some = Signal()  # of them
+        place = Mux(lengths.first, lengths.payload[-self._place_bits:], following)
+        m.d.sync += [self.map_write.eq(here), self.map_place.eq(place), self.map_data.eq(self.axi.wdata)]
+        with m.If(here):
+            m.d.sync += following.eq(place + 1)
+        more, fewer = here & lengths.last, some & awaited
+        with m.If(more ^ fewer):
+            m.d.sync += written.eq(written + Cat(Const(1, 1), fewer.replicate(len(written) - 1)))
+        m.d.sync += some.eq(more | (some & ~(fewer & (written == 1))))
+        return some

@@ -21,6 +21,7 @@ from esbhw.engine.faults import FaultEncoder, Watchdog
 from esbhw.engine.fetch import UNITS, Fetch
 from esbhw.engine.image_buffer import ImageBuffer
 from esbhw.engine.loader import Loader
+from esbhw.engine.map_memory import MapMemory
 from esbhw.engine.queue import InstructionQueue
 from esbhw.engine.residual_buffer import ResidualBuffer
 from esbhw.engine.sequencer import Sequencer
@@ -136,6 +137,15 @@ class Engine(Elaboratable):
             m.submodules[f"activations_port{number or ''}"] = port
         for number, port in enumerate(weights.ports):
             m.submodules[f"weights_port{number or ''}"] = port
+
+        if config.map_beats:
+            for number, (reader, port) in enumerate(zip(load.ports, writer.ports, strict=True)):
+                m.submodules[f"map_memory{number or ''}"] = maps = MapMemory(config.map_beats * config.slices_per_port)
+                m.d.comb += [
+                    maps.write.eq(port.map_write), maps.place.eq(port.map_place), maps.write_data.eq(port.map_data),
+                    maps.order.eq(reader.map_order), maps.order_valid.eq(reader.map_order_valid),
+                    reader.map_valid.eq(maps.valid), reader.map_data.eq(maps.data), maps.taken.eq(reader.map_taken),
+                ]
 
         # -- what a run's end resets ---------------------------------------------------------------------
         units = {

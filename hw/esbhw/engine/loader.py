@@ -6,9 +6,12 @@ from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from esbflow import instructions
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
+from esbflow.engine_facts import place_bits
+from esbflow.registers import MAPS_REGION
 from esbhw.engine.axi import ReadPort, name_address
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.spread import APART_BITS, STRIDE_BITS, Spread
@@ -19,6 +22,8 @@ ARRIVED_BITS = 5
 """A port may be ahead of another by as many transfers as it has bursts in flight."""
 KINDS = 2
 """Kinds of buffers that a loader fills, with tokens of their own."""
+ON_CHIP_BIT = 4
+"""Of a transfer's tag, with map memories: behind destination and post."""
 UNFOLD_BIT = 3
 """Of the opcode: UNFOLD has it, LOAD has not."""
 
@@ -74,12 +79,14 @@ class Loader(wiring.Component):
         self._slices = slices
         self._stripes = slices > 1 and config.stripes
         self._parts = ports if slices == 1 else 1
+        self._map_beats = config.map_beats if opcode == "LOAD" else 0
+        self._place_bits = place_bits(config) if self._map_beats else 0
         self._group_bits = (slices // ports - 1).bit_length() if slices > 1 else 0
         self._unfolds = opcode == "LOAD" and config.image_beats > 0
         self._kinds = KINDS + self._unfolds
         # `ends`: with the burst's last beat a token of that kind is posted.
         self._tag = StructLayout({"destination": 3, "local": 16, "ends": self._kinds, "group": self._group_bits})
-        self.ports = [ReadPort(tag_bits=self._tag.size) for _ in range(ports)]
+        self.ports = [ReadPort(self._tag.size, self._place_bits) for _ in range(ports)]
         super().__init__({
             "i": In(stream.Signature(instructions.INSTRUCTION_BITS)),
             "regions": In(REGION_LAYOUT),
@@ -97,10 +104,11 @@ class Loader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         ports = self.ports
-        tag_layout = StructLayout({"destination": 3, "post": 1})
+        tag_layout = StructLayout({"destination": 3, "post": 1, **({"on_chip": 1} if self._map_beats else {})})
         apart_bits = APART_BITS * self._stripes
         m.submodules.splitter = splitter = BurstSplitter(
-            self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits, parts=self._parts)
+            self._config.max_burst * self._parts, tag_bits=tag_layout.size + apart_bits, parts=self._parts,
+            map_beats=self._map_beats)
         self._accept(m, splitter)
         bursts = self._spread(m, splitter, tag_layout.size) if self._slices > 1 else self._share(m, splitter)
         piece_tag = Signal(tag_layout)
@@ -143,7 +151,9 @@ class Loader(wiring.Component):
             transfer.region.eq(fields.region), transfer.offset.eq(fields.offset),
             transfer.beats.eq(fields.beats), transfer.segments.eq(fields.segments), transfer.stride.eq(fields.stride),
             transfer.address.eq(fields.address),
-            transfer.tag.eq(Cat(fields.destination, fields.post_full, *([fields.apart] if self._stripes else []))),
+            transfer.tag.eq(Cat(fields.destination, fields.post_full,
+                                *([fields.region == MAPS_REGION] if self._map_beats else []),
+                                *([fields.apart] if self._stripes else []))),
             accept.eq(taken),
             splitter.i.valid.eq(offered), self.i.ready.eq(accept),
             self.waiting.eq(self.i.valid & splitter.i.ready & ~granted),
@@ -180,6 +190,9 @@ class Loader(wiring.Component):
                 *(self.write_valid[k + group * len(ports)].eq(port.beat_valid & (beat.group == group))
                   for group in range(1 << self._group_bits)),
             ]
+            if self._map_beats:
+                place = Cat(bursts.addresses[k][4:4 + exact_log2(self._map_beats)], bursts.group)
+                m.d.comb += [port.bursts.payload.on_chip.eq(piece_tag.on_chip), port.bursts.payload.place.eq(place)]
             with m.If(port.beat_valid):
                 m.d.sync += following.eq(address + 1)
             arrived.append(beat.ends & (port.beat_valid & port.beat_last).replicate(self._kinds))
@@ -213,7 +226,8 @@ class Loader(wiring.Component):
     def _spread(self, m, splitter, tag_bits: int) -> "_Bursts":
         """Each burst for each slice."""
         ports = self.ports
-        m.submodules.spread = spread = Spread(self._slices, len(ports), tag_bits, self._stripes)
+        m.submodules.spread = spread = Spread(self._slices, len(ports), tag_bits, self._stripes,
+                                              ON_CHIP_BIT if self._map_beats else None)
         wiring.connect(m, splitter.o, spread.i)
         m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
         return _Bursts(

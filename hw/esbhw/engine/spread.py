@@ -24,6 +24,8 @@ class Spread(wiring.Component):
     With `stripes` a transfer may have pages of its own that are added to the stride: the highest APART_BITS of the tag. They
     are on `i` two cycles before the transfer's first burst is.
 
+    With `on_chip` that bit of the tag says that slices have the burst at the same address, in map memories of their own.
+
     Members
     -------
     i : In(stream of piece_layout);  stride : In(STRIDE_BITS), in pages, still while bursts come
@@ -33,7 +35,8 @@ class Spread(wiring.Component):
     later : Out(1), the group is not 0;  idle : Out(1), no burst is here
     """
 
-    def __init__(self, slices: int, ports: int, tag_bits: int, stripes: bool = False):
+    def __init__(self, slices: int, ports: int, tag_bits: int, stripes: bool = False, on_chip: int | None = None):
+        self._on_chip = on_chip
         self._ports, self._groups, self._tag_bits, self._stripes = ports, slices // ports, tag_bits, stripes
         self._all_tag_bits = tag_bits + APART_BITS * stripes
         super().__init__({
@@ -45,7 +48,8 @@ class Spread(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        ports, groups, piece = self._ports, self._groups, Signal(piece_layout(self._all_tag_bits))
+        ports, groups = self._ports, self._groups
+        piece = Signal(piece_layout(self._all_tag_bits))
         last_group = Signal() if groups > 1 else Const(1, 1)
         done = Signal()  # all ports have taken this group
         m.d.comb += [self.i.ready.eq(self.idle), done.eq(~self.idle & ~self.valid.any())]
@@ -57,6 +61,8 @@ class Spread(wiring.Component):
         with m.If(self.idle):
             m.d.sync += piece.eq(self.i.payload)
         stride, offsets = self._of_transfer(m) if self._stripes else (self.stride, self._offsets(m))
+        if self._on_chip is not None:
+            stride, *offsets = [value & ~piece.tag[self._on_chip].replicate(len(value)) for value in (stride, *offsets)]
         if groups > 1:
             with m.If(self.idle):
                 m.d.sync += [self.group.eq(0), self.later.eq(0), last_group.eq(0)]

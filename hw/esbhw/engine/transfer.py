@@ -6,7 +6,7 @@ from amaranth.lib.data import ArrayLayout, StructLayout
 from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import AXI_ADDRESS_BITS
-from esbflow.registers import REGIONS
+from esbflow.registers import MAPS_REGION, REGIONS
 from esbhw.engine.axi import LENGTH_BITS
 
 OFFSET_BITS = 28
@@ -41,6 +41,7 @@ class BurstSplitter(wiring.Component):
 
     With `region` every transfer is in that one, whatever `i` says: no choice of six bases is built then.
     With `parts` a burst is for as many takers, who all take it in its first cycle: it waits for `allow` before.
+    With `map_beats` there is one more region, on chip, of so many beats; addresses of its bursts begin with 0.
 
     The first burst of a transfer is on `o` SPLIT_CYCLES after the transfer was accepted, the next one as long after each;
     the next transfer is accepted in the cycle after its last burst was. Local addresses run on without a gap.
@@ -54,11 +55,12 @@ class BurstSplitter(wiring.Component):
     allow : In(1), with parts > 1: all takers can take a burst, until they have one. `o.ready` is not looked at then
     """
 
-    def __init__(self, max_burst: int, tag_bits: int, region: int | None = None, parts: int = 1):
+    def __init__(self, max_burst: int, tag_bits: int, region: int | None = None, parts: int = 1, map_beats: int = 0):
         self._max_burst = max_burst
         self._tag_bits = tag_bits
         self._region = region
         self._parts = parts
+        self._map_beats, self._regions = map_beats, len(REGIONS) + (map_beats > 0)
         super().__init__({
             "regions": In(REGION_LAYOUT),
             "i": In(stream.Signature(transfer_layout(tag_bits))),
@@ -96,7 +98,7 @@ class BurstSplitter(wiring.Component):
                 segment.eq(new.offset), offset.eq(new.offset), run_beats.eq(new.beats), left.eq(new.beats),
                 segments.eq(new.segments), stride.eq(new.stride), piece.local.eq(new.address), piece.tag.eq(new.tag),
                 first.eq(1), wrong.eq(Cat(new.beats == 0, new.segments == 0,
-                                          new.region >= len(REGIONS) if self._region is None else 0)),
+                                          new.region >= self._regions if self._region is None else 0)),
             ]
             if self._parts > 1:
                 part_bits = (self._parts - 1).bit_length()
@@ -163,3 +165,6 @@ class BurstSplitter(wiring.Component):
             for region in range(len(REGIONS)):
                 with m.Case(region):
                     take(region)
+            if self._map_beats:
+                with m.Case(MAPS_REGION):
+                    m.d.sync += [base.eq(0), limit.eq(self._map_beats)]

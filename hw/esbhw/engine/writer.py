@@ -1,11 +1,13 @@
 """Writes what the drain gives to memory: for each slice what that slice has, to a part of memory of its own."""
 
-from amaranth import Cat, Module
+from amaranth import Cat, Const, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS, EngineConfig
-from esbflow.engine_facts import write_beats
+from esbflow.engine_facts import place_bits, write_beats
+from esbflow.registers import MAPS_REGION
 from esbhw.engine.axi import WritePort, name_address
 from esbhw.engine.spread import APART_BITS, STRIDE_BITS, Spread
 from esbhw.engine.tokens import joined
@@ -45,7 +47,8 @@ class Writer(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self.ports = [WritePort(write_beats(config), config.slices_per_port) for _ in range(config.activation_ports)]
+        self.ports = [WritePort(write_beats(config), config.slices_per_port, place_bits(config))
+                      for _ in range(config.activation_ports)]
         super().__init__({
             "regions": In(REGION_LAYOUT), "i": In(stream.Signature(transfer_layout(store_tag_bits(config)))),
             "beats": In(stream.Signature(AXI_BEAT_BITS * config.slices)), "room": Out(1, init=1),
@@ -59,20 +62,30 @@ class Writer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, ports = self._config, self.ports
-        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, tag_bits=store_tag_bits(config))
-        wiring.connect(m, wiring.flipped(self.i), splitter.i)
+        tag_bits, maps = store_tag_bits(config), config.map_beats
+        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, tag_bits + (maps > 0), map_beats=maps)
+        if maps:  # behind the post, whether the transfer goes to the map memory
+            new, tag = self.i.payload, self.i.payload.tag
+            on_chip = new.region == MAPS_REGION
+            m.d.comb += [splitter.i.payload.eq(Cat(new.as_value()[:-tag_bits], tag[0], on_chip, tag[1:])),
+                         splitter.i.valid.eq(self.i.valid), self.i.ready.eq(splitter.i.ready)]
+        else:
+            wiring.connect(m, wiring.flipped(self.i), splitter.i)
         piece = splitter.o.payload
         if config.slices > 1:
-            m.submodules.spread = spread = Spread(config.slices, len(ports), 1, config.stripes)
+            m.submodules.spread = spread = Spread(config.slices, len(ports), 1 + (maps > 0), config.stripes,
+                                                  on_chip=1 if maps else None)
             wiring.connect(m, splitter.o, spread.i)
             m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
             valid, length, idle = list(spread.valid), spread.length, splitter.i.ready & spread.idle
-            tag = Cat(spread.tag & spread.last, spread.later, spread.group)
+            group, on_chip = spread.group if config.slices_per_port > 1 else Const(0, 0), spread.tag[1:2]
+            tag = Cat(spread.tag[0] & spread.last, spread.later, spread.group)
             addresses = [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))]
         else:
             m.d.comb += splitter.o.ready.eq(ports[0].bursts.ready)
             valid, length, idle = [splitter.o.valid], piece.length, splitter.i.ready
-            tag, addresses = piece.tag & piece.last, [piece.address]
+            group, on_chip = Const(0, 0), piece.tag[1:2]
+            tag, addresses = piece.tag[0] & piece.last, [piece.address]
         for k, port in enumerate(ports):
             own = [self.beats.payload.word_select(number, AXI_BEAT_BITS) for number in range(k, config.slices, len(ports))]
             m.d.comb += [
@@ -81,6 +94,9 @@ class Writer(wiring.Component):
                 port.bursts.valid.eq(valid[k]), port.bursts.payload.address.eq(addresses[k]),
                 port.bursts.payload.length.eq(length), port.bursts.payload.tag.eq(tag),
             ]
+            if maps:
+                place = Cat(addresses[k][4:4 + exact_log2(maps)], group)
+                m.d.comb += [port.bursts.payload.on_chip.eq(on_chip), port.bursts.payload.place.eq(place)]
         m.d.comb += [
             splitter.regions.eq(self.regions), self.range_fault.eq(splitter.range_fault),
             self.field_fault.eq(splitter.field_fault), self.fault_address.eq(splitter.fault_address),

@@ -33,6 +33,8 @@ from esbflow.engine_facts import (
     HAZARD_CYCLES,
     IMAGE_DESTINATION,
     JOIN_CYCLES,
+    MAP_ANSWER_CYCLES,
+    MAP_READ_CYCLES,
     OUTSTANDING_READS,
     OUTSTANDING_WRITES,
     PORT_CYCLES,
@@ -48,7 +50,7 @@ from esbflow.engine_facts import (
 )
 from esbflow.errors import BadValue
 from esbflow.instructions import CHANNEL, DRAIN, END, INSTRUCTION_BEATS, LOAD, PASS, STAMP, UNFOLD, WEIGHTS, decode
-from esbflow.registers import LOG_BEATS
+from esbflow.registers import LOG_BEATS, MAPS_REGION
 from esbflow.requantizer import drain_latency
 
 SETUP_CYCLES = 2  # Drain
@@ -100,12 +102,12 @@ class _ReadBus:
         self.ends: deque[int] = deque(maxlen=OUTSTANDING_READS)
         self.beats = 0
 
-    def burst(self, earliest: int, length: int) -> tuple:
+    def burst(self, earliest: int, length: int, on_chip: bool = False) -> tuple:
         """(cycle in which the port takes the burst, bus cycle of its first beat)."""
         taken = earliest
         if len(self.ends) == OUTSTANDING_READS:
             taken = max(taken, self.ends[0] + self.place)
-        first = max(taken + 1 + self.latency, self.last + 1)
+        first = max(taken + (MAP_READ_CYCLES if on_chip else 1 + self.latency), self.last + 1)
         self.last = first + length - 1
         self.ends.append(self.last)
         self.beats += length
@@ -122,7 +124,7 @@ class _WriteBus:
         self.last_b = -1
         self.answers: deque[int] = deque(maxlen=OUTSTANDING_WRITES)
 
-    def burst(self, earliest: int, length: int) -> int:
+    def burst(self, earliest: int, length: int, on_chip: bool = False) -> int:
         """Cycle in which the port takes the burst, which was there with its beats in `earliest`.
 
         `last_b` becomes the bus cycle of its answer.
@@ -131,7 +133,7 @@ class _WriteBus:
         if len(self.answers) == OUTSTANDING_WRITES:
             taken = max(taken, self.answers[0] + FIFO_PLACE_CYCLES)
         self.last_w = max(taken + FIFO_LATENCY, self.last_w + 1) + length - 1
-        self.last_b = max(self.last_w + self.latency, self.last_b + 1)
+        self.last_b = max(self.last_w + (MAP_ANSWER_CYCLES if on_chip else self.latency), self.last_b + 1)
         self.answers.append(self.last_b)
         return taken
 
@@ -251,10 +253,10 @@ class CycleModel:
         """Reads what the instruction accepted in `accept` asks for, and posts the token `full` if it wants that."""
         loads = unit is self.units["load"]
         bus, ports = (self.buses["load"], 1) if loads else (self.buses["weights"], self.config.weight_ports)
-        earliest = accept + SPLIT_CYCLES
+        earliest, on_chip = accept + SPLIT_CYCLES, fields["region"] == MAPS_REGION
         for length in self._read_bursts(fields, ports):
             def port(cycle, length=length // ports):
-                return bus.burst(cycle, length)[0]  # each of the ports brings as many: one stands for all
+                return bus.burst(cycle, length, on_chip)[0]  # each of the ports brings as many: one stands for all
             taken = self._burst(port, earliest, "load") if loads else port(earliest)
             earliest = taken + SPLIT_CYCLES
         unit.free = taken + 1
@@ -411,13 +413,15 @@ class CycleModel:
         for _ in range(fields["segments"]):
             starts.append(now + SETUP_CYCLES)
             now += SETUP_CYCLES + fields["segment_beats"] * beat_cycles
-        last_b = self._stores(ordered, offset, fields["segment_beats"], fields["segment_stride"], starts, beat_cycles)
+        last_b = self._stores(ordered, offset, fields["segment_beats"], fields["segment_stride"], starts, beat_cycles,
+                              fields["region"] == MAPS_REGION)
         if post:
             self._post("stores", last_b + 1)
         yield from ()
         return now
 
-    def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int) -> int:
+    def _stores(self, ordered: int, offset: int, beats: int, stride: int, starts: list, beat_cycles: int,
+                on_chip: bool = False) -> int:
         """One transfer of the writer: `starts` are the cycles in which each run's first group is issued."""
         earliest = max(ordered + FIFO_LATENCY, self.store.free) + SPLIT_CYCLES
         for start in starts:
@@ -425,15 +429,15 @@ class CycleModel:
             for length in burst_lengths(offset, beats, self.config.max_burst):
                 done += length
                 pushed = start + done * beat_cycles - 1 + self._drain_latency
-                taken = self._store_burst(earliest, pushed + 1, length)
+                taken = self._store_burst(earliest, pushed + 1, length, on_chip)
                 earliest = taken + SPLIT_CYCLES
             offset += stride
         self.store.free = taken + 1
         return self.store.last_b
 
-    def _store_burst(self, earliest: int, here: int, length: int) -> int:
+    def _store_burst(self, earliest: int, here: int, length: int, on_chip: bool) -> int:
         """The cycle in which the splitter's burst is taken, whose beats are there from `here` on."""
-        return self._burst(lambda cycle: self.store.burst(max(cycle, here), length), earliest, "store")
+        return self._burst(lambda cycle: self.store.burst(max(cycle, here), length, on_chip), earliest, "store")
 
     def _stamp(self, unit: Unit, fields: dict, ready: int):
         taken = self._held(unit, ready)

@@ -18,6 +18,8 @@ from esbflow.engine_facts import (
     COUNT_CYCLES,
     FIFO_LATENCY,
     FIFO_PLACE_CYCLES,
+    MAP_ANSWER_CYCLES,
+    MAP_READ_CYCLES,
     OUTSTANDING_READS,
     PORT_CYCLES,
     SPLIT_CYCLES,
@@ -29,7 +31,7 @@ from esbflow.engine_facts import (
     write_room,
 )
 from esbflow.instructions import decode
-from esbflow.registers import LOG_BEATS
+from esbflow.registers import LOG_BEATS, MAPS_REGION
 
 
 class SharedCycleModel(CycleModel):
@@ -38,13 +40,14 @@ class SharedCycleModel(CycleModel):
     def __init__(self, config: EngineConfig, words: list, latency: int = 40, bytes_per_cycle: Fraction | float = DDR_BYTES):
         super().__init__(config, words, latency)
         names = channels(config)
-        self._memory = SharedMemory(len(names), bytes_per_cycle)
+        writes = tuple(k for k, name in enumerate(names) if name.endswith(" write"))
+        self._memory = SharedMemory(len(names), bytes_per_cycle, writes)
         number = {name: k for k, name in enumerate(names)}
         self._program, self._odd = number["program"], False
         self._readers = {
             name: [Port(number[master.removeprefix("m_axi_")], OUTSTANDING_READS) for master in masters]
             for name, masters in (("load", activation_masters(config)), ("weights", weight_masters(config)))}
-        self._writers = [WritePort(k) for name, k in number.items() if name.endswith(" write")]
+        self._writers = [WritePort(k) for k in writes]
         self._waiting: dict = {}
         self._ready: list = []
         self._timers: list = []
@@ -171,13 +174,13 @@ class SharedCycleModel(CycleModel):
         name = "load" if loads else "weights"
         ports = self._readers[name]
         share = 1 if loads else len(ports)
-        lengths = list(self._read_bursts(fields, share))
+        lengths, on_chip = list(self._read_bursts(fields, share)), fields["region"] == MAPS_REGION
         arrived = partial(self._arrived, full, self._written_after(loads)) if fields["post_full"] else _nothing
         earliest = accept + SPLIT_CYCLES
         for number, length in enumerate(lengths):
             last = Join(len(ports), arrived) if number == len(lengths) - 1 else None
             if loads:
-                taken = yield from self._to_slices(ports, earliest, length, "load", last)
+                taken = yield from self._to_slices(ports, earliest, length, "load", last, on_chip)
             else:
                 while not all(port.known for port in ports):
                     yield f"{name} over"
@@ -191,9 +194,10 @@ class SharedCycleModel(CycleModel):
     def _arrived(self, full: str, later: int, cycle: int) -> None:
         self._post(full, cycle + later)
 
-    def _read(self, port: Port, taken: int, length: int, name: str, last) -> None:
+    def _read(self, port: Port, taken: int, length: int, name: str, last, on_chip: bool = False) -> None:
         port.taken += 1
-        self._memory.add(port.channel, taken + 1 + self.latency, length, partial(self._read_over, port, name, last))
+        due = taken + (MAP_READ_CYCLES if on_chip else 1 + self.latency)
+        self._memory.add(port.channel, due, length, partial(self._read_over, port, name, last), on_chip=on_chip)
 
     def _read_over(self, port: Port, name: str, last, cycle: int) -> None:
         port.over.append(cycle)
@@ -201,27 +205,27 @@ class SharedCycleModel(CycleModel):
         if last is not None:
             last(cycle)
 
-    def _to_slices(self, ports: list, earliest: int, length: int, name: str, last, here: int = 0):
+    def _to_slices(self, ports: list, earliest: int, length: int, name: str, last, on_chip: bool, here: int = 0):
         """The cycle in which the splitter's burst is taken, for each slice through its port; see Spread.
 
         The splitter goes on in that cycle, long before all slices have the burst. The beats of a write are there in `here`.
         """
         if self.config.slices == 1:
-            return (yield from self._offer(ports, earliest, length, name, last, here))
+            return (yield from self._offer(ports, earliest, length, name, last, on_chip, here))
         while name in self._spreading:
             yield f"{name} spread"
         taken = max(earliest, self._spread_free[name])
         self._spreading.add(name)
-        self._ready.append(self._spread(ports, taken + SPREAD_CYCLES, length, name, last, here))
+        self._ready.append(self._spread(name, self._offer(ports, taken + SPREAD_CYCLES, length, name, last, on_chip, here)))
         return taken
 
-    def _spread(self, ports: list, offered: int, length: int, name: str, last, here: int):
-        latest = yield from self._offer(ports, offered, length, name, last, here)
+    def _spread(self, name: str, offer):
+        latest = yield from offer
         self._spread_free[name] = latest + PORT_CYCLES
         self._spreading.remove(name)
         self._tell(f"{name} spread")
 
-    def _offer(self, ports: list, offered: int, length: int, name: str, last, here: int):
+    def _offer(self, ports: list, offered: int, length: int, name: str, last, on_chip: bool, here: int):
         """The cycle in which the last port has taken a burst for the last of its slices."""
         groups = self.config.slices_per_port
         for group in range(groups):
@@ -232,10 +236,10 @@ class SharedCycleModel(CycleModel):
                     left.remove(port)
                     if name == "load":
                         own = max(offered, port.place)
-                        self._read(port, own, length, name, last if final else None)
+                        self._read(port, own, length, name, last if final else None, on_chip)
                     else:
                         own = max(max(offered, here) + LOOK_CYCLES if not group else offered, port.place)
-                        self._put(port, own, length, last if final else None, final)
+                        self._put(port, own, length, last if final else None, final, on_chip)
                     latest = max(latest, own)
                 if left:
                     yield f"{name} over"
@@ -243,13 +247,14 @@ class SharedCycleModel(CycleModel):
         return latest
 
     # -- writes -------------------------------------------------------------------------------------------
-    def _put(self, port: WritePort, taken: int, length: int, last, final: bool) -> None:
+    def _put(self, port: WritePort, taken: int, length: int, last, final: bool, on_chip: bool) -> None:
         port.taken += 1
-        self._memory.add(port.channel, taken + FIFO_LATENCY, length, partial(self._put_over, port, last),
-                         port.popped.append if final else None)
+        latency = MAP_ANSWER_CYCLES if on_chip else self.latency
+        self._memory.add(port.channel, taken + FIFO_LATENCY, length, partial(self._put_over, port, last, latency),
+                         port.popped.append if final else None, on_chip)
 
-    def _put_over(self, port: WritePort, last, cycle: int) -> None:
-        answer = max(cycle + self.latency, port.over[-1] + 1 if port.over else 0)
+    def _put_over(self, port: WritePort, last, latency: int, cycle: int) -> None:
+        answer = max(cycle + latency, port.over[-1] + 1 if port.over else 0)
         port.over.append(answer)
         self._tell("store over")
         if last is not None:
@@ -261,7 +266,7 @@ class SharedCycleModel(CycleModel):
         while True:
             while not self._orders:
                 yield "ordered"
-            ordered, offset, beats, segments, stride, post = self._orders.popleft()
+            ordered, offset, beats, segments, stride, post, on_chip = self._orders.popleft()
             accept = max(ordered + FIFO_LATENCY, free)
             self._accepted.append(accept)
             self._tell("accepted")
@@ -274,7 +279,7 @@ class SharedCycleModel(CycleModel):
                         yield "pushed"
                     ends = segment == segments - 1 and number == len(lengths) - 1
                     last = Join(len(self._writers), partial(self._written, post)) if ends else None
-                    taken = yield from self._to_slices(self._writers, earliest, length, "store", last,
+                    taken = yield from self._to_slices(self._writers, earliest, length, "store", last, on_chip,
                                                        self._pushed[promised - 1] + 1)
                     earliest = taken + SPLIT_CYCLES
             free = taken + 1
@@ -307,7 +312,8 @@ class SharedCycleModel(CycleModel):
 
     def _plane(self, now: int, fields: dict, offset: int, beat_cycles: int, post: bool):
         beats, segments = fields["segment_beats"], fields["segments"]
-        ordered = yield from self._order(now + SETUP_CYCLES - 1, offset, beats, segments, fields["segment_stride"], post)
+        ordered = yield from self._order(now + SETUP_CYCLES - 1, offset, beats, segments, fields["segment_stride"], post,
+                                         fields["region"] == MAPS_REGION)
         now = ordered + 1
         for segment in range(segments):
             now = yield from self._issue(now + (SETUP_CYCLES if segment else 0), beats, beat_cycles, self._drain_latency)
@@ -356,7 +362,7 @@ class SharedCycleModel(CycleModel):
 
     def _stamp(self, unit, fields: dict, ready: int):
         begin = self._begin(max(self._held(unit, ready) + 1 + LOOK_CYCLES, unit.free))
-        ordered = yield from self._order(begin + self._drain_latency + 1, fields["offset"], LOG_BEATS, 1, 0, False)
+        ordered = yield from self._order(begin + self._drain_latency + 1, fields["offset"], LOG_BEATS, 1, 0, False, False)
         self.stamps.append(ordered - COUNT_CYCLES)
         now = yield from self._issue(ordered + 1, LOG_BEATS, 1, 1)
         unit.free = (yield from self._room(now)) + 1

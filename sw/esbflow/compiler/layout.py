@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from esbflow.compiler.lower import storage_bits
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.numbers import Format
+from esbflow.registers import MAPS
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def tensor_layout(config: EngineConfig, region: str, shape: tuple, form: Format,
 
 def place(layers: list, layouts: dict) -> dict:
     """Give every tensor of the workspace an offset; memory is used again after a tensor's last reader. Outputs lie one
-    behind the other in their region.
+    behind the other in their region. Maps on chip have their places already.
 
     `layouts` maps tensor -> TensorLayout. A tensor may take the place of one whose last reader is an earlier layer:
     loads are carried out in order, so no load of an earlier layer follows a store of a later one.
@@ -177,6 +178,8 @@ def place(layers: list, layouts: dict) -> dict:
     end = 0
     for i, layer in enumerate(layers):
         layout = layouts[layer.target]
+        if layout.region == MAPS:
+            continue
         if layout.region == "output":
             placed[layer.target], end = end, end + layout.beats
             continue

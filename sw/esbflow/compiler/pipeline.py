@@ -17,6 +17,7 @@ from esbflow.compiler.images import HostFolds, RawImage, raw_image, unfolding
 from esbflow.compiler.large_pools import split_large_pools
 from esbflow.compiler.layout import Source, TensorLayout, place, tensor_layout
 from esbflow.compiler.lower import Layer, lower, skip_rows
+from esbflow.compiler.on_chip import stay_on_chip
 from esbflow.compiler.packing import choose, pack_layers, worthwhile
 from esbflow.compiler.planned_layer import PlannedLayer
 from esbflow.compiler.pools import split_pools
@@ -30,7 +31,7 @@ from esbflow.engine_facts import BEATS_PER_4K, STEP_COUNT
 from esbflow.errors import BadValue
 from esbflow.graph.ir import Graph
 from esbflow.numbers import Format
-from esbflow.registers import LOG_BEATS
+from esbflow.registers import LOG_BEATS, MAPS
 from esbflow.runtime.program_file import FORMAT, VERSION
 
 BEAT_BYTES = AXI_BEAT_BITS // 8
@@ -192,6 +193,9 @@ def _compile(graph: Graph, config: EngineConfig, batch: int, stripes: bool, firs
         layouts = {name: replace(layout, first_row=found[name].first, rows=found[name].rows, row_stride=found[name].pitch)
                    for name, layout in layouts.items()}
         layers = [unstacked(layer, found, rows, images) for layer in layers]
+    if config.map_beats and not stripes:  # slices with stripes read rows of each other's
+        layouts |= {tensor: replace(layouts[tensor], region=MAPS, offset=offset)
+                    for tensor, offset in stay_on_chip(config, layers, layouts).items()}
     for tensor, offset in place(layers, layouts).items():
         layouts[tensor] = replace(layouts[tensor], offset=offset)
 

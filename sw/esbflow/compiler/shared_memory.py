@@ -25,6 +25,9 @@ class SharedMemory:
     In a cycle each channel that has a beat gets one, the channel behind the one served last first, for as long as there is
     budget for a beat. The budget grows by so much each cycle; no more than part of a beat is left over.
 
+    Bursts on chip are in order with those of their channel, and take no budget. Memory offers a read's first beat, and is
+    charged for it, while one on chip is still before it; a write's first beat comes after that.
+
     >>> memory, beats = SharedMemory(2, 24), []
     >>> for channel in range(2):
     ...     memory.add(channel, channel, 4, print, lambda cycle, channel=channel: beats.append((cycle, channel)))
@@ -40,7 +43,7 @@ class SharedMemory:
         if nothing moves.
     """
 
-    def __init__(self, channels: int, bytes_per_cycle: Fraction | float):
+    def __init__(self, channels: int, bytes_per_cycle: Fraction | float, writes: tuple = ()):
         budget = Fraction(bytes_per_cycle).limit_denominator(MOST_PARTS)
         if budget <= 0:
             raise BadValue(f"memory must move at least 1/{MOST_PARTS} bytes a cycle, not {bytes_per_cycle}")
@@ -52,24 +55,37 @@ class SharedMemory:
         self._due = [NEVER] * channels  # cycle from which a channel's next beat can move
         self._left = [0] * channels  # beats of its burst
         self._bursts: list[deque] = [deque() for _ in range(channels)]
+        self._writes = set(writes)
+        self._last = [-1] * channels  # cycle of a channel's latest beat, as far as that is known
         self._notes: list[Callable | None] = [None] * channels
 
-    def add(self, channel: int, due: int, beats: int, done, note=None) -> None:
+    def add(self, channel: int, due: int, beats: int, done, note=None, on_chip: bool = False) -> None:
         """A burst behind those that the channel has: beats can move from cycle `due` on.
 
         `done` is called with the cycle of its last beat, `note` with that of each beat. Cycles that are over cannot take it.
         """
         assert due >= self.now, f"a burst for cycle {due} is known in cycle {self.now} only"
-        self._bursts[channel].append((due, beats, done, note))
+        self._bursts[channel].append((due, beats, done, note, on_chip))
         if self._due[channel] == NEVER:
             self._next(channel, 0)
 
     def _next(self, channel: int, earliest: int) -> None:
-        if not self._bursts[channel]:
+        """The channel's next burst of memory, from cycle `earliest` on; what is on chip before it is over at known times."""
+        bursts = self._bursts[channel]
+        while bursts and bursts[0][4]:
+            due, beats, done, note, _ = bursts.popleft()
+            first = max(due, self._last[channel] + 1)
+            self._last[channel] = first + beats - 1
+            if note is not None:
+                for cycle in range(first, first + beats):
+                    note(cycle)
+            done(self._last[channel])
+        if not bursts:
             self._due[channel] = NEVER
             return
-        due, self._left[channel], _, self._notes[channel] = self._bursts[channel][0]
-        self._due[channel] = max(due, earliest)
+        due, self._left[channel], _, note, _ = bursts[0]
+        self._notes[channel] = note
+        self._due[channel] = max(due, earliest, self._last[channel] + 1 if channel in self._writes else 0)
 
     @property
     def quiet(self) -> bool:
@@ -78,7 +94,7 @@ class SharedMemory:
 
     def run(self, until: int, called: list) -> None:
         """Goes on until the cycle `until` is done, or one in which `done` or `note` has put something into `called`."""
-        due, left, notes = self._due, self._left, self._notes
+        due, left, notes, last = self._due, self._left, self._notes, self._last
         gain, cost, most = self._gain, self._cost, self._most
         now, credit, turn = self.now, self._credit, self._turn
         while now <= until and not called:
@@ -92,14 +108,18 @@ class SharedMemory:
                     break
                 credit -= cost
                 turn = channel + 1
+                taken = now
+                if last[channel] >= now:  # it waits for what is on chip before it
+                    taken = last[channel] + 1
+                    due[channel] = taken + 1
+                last[channel] = taken
                 note = notes[channel]
                 if note is not None:
-                    note(now)
+                    note(taken)
                 left[channel] -= 1
                 if not left[channel]:
-                    done = self._bursts[channel].popleft()[2]
-                    self._next(channel, now + 1)
-                    done(now)
+                    self._bursts[channel].popleft()[2](taken)
+                    self._next(channel, taken + 1)
             now += 1
             if not asked:
                 turn = 0

@@ -1,9 +1,9 @@
 """Rows of planes in memory -> the transfers that bring them: as few as offsets at equal distances allow."""
 
 from esbflow.compiler.stripes import pages
-from esbflow.registers import REGIONS
+from esbflow.registers import MAPS, REGIONS
 
-REGION = {name: number for number, name in enumerate(REGIONS)}
+REGION = {name: number for number, name in enumerate((*REGIONS, MAPS))}
 
 
 def row_transfers(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0):
