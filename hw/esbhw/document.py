@@ -134,7 +134,8 @@ def registers_page() -> str:
         lines.append(f"| 0x{register.offset:03x} | {register.name} | {register.access} | {register.description} "
                      f"| {fields} |")
     lines += ["\n## Memory regions\n", "An instruction's `region` counts through: " + ", ".join(
-        f"{i} {name}" for i, name in enumerate(registers.REGIONS)) + ". A region begins at a multiple of 4 KB.\n",
+        f"{i} {name}" for i, name in enumerate(registers.REGIONS)) + ". A region begins at a multiple of 4 KB. Engines "
+        f"with `map_beats` have {registers.MAPS_REGION} {registers.MAPS} as well, on chip, for LOAD and DRAIN.\n",
         "## Error codes\n", "STATUS.code:\n", "| code | name | meaning |", "| --- | --- | --- |"]
     lines += [f"| {code} | {name} | {meaning} |" for code, (name, meaning) in registers.ERRORS.items()]
     lines += ["\nSTATUS.unit: " + ", ".join(f"{i} {name}" for i, name in enumerate(registers.UNITS)) + ".\n",
