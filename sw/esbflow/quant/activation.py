@@ -1,5 +1,7 @@
 """Quantizers for activations: one scale per tensor, from running statistics or learned."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -58,6 +60,10 @@ class ActivationQuantizer(Quantizer):
     ValueError
         if a first batch holds NaN or infinity, or if the scale is asked for before any batch was seen.
     """
+
+    step: torch.Tensor
+    seen: torch.Tensor
+    blank: torch.Tensor
 
     def __init__(self, form: Format, mode: str = "learned", momentum: float = 0.9, name: str = "activation",
                  power_of_two: bool = False):
@@ -142,9 +148,12 @@ class InputQuantizer(Quantizer):
     and by pickle, keep no attributes of the model but its layers.
     """
 
+    step: torch.Tensor
+
     def __init__(self, form: Format, step: float):
         super().__init__(form)
-        self.recipe = self.shape = None
+        self.recipe: Any = None
+        self.shape: tuple | None = None
         self.register_buffer("step", torch.tensor(step))
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,8 @@ class IntegerModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor):
-        values, images = {}, as_maps(images, self.graph.input.shape, GraphError)
+        values: dict[str, torch.Tensor] = {}
+        images = as_maps(images, self.graph.input.shape, GraphError)
         for i, node in enumerate(self.graph.nodes):
             values[node.name] = self._run(i, node, images, [values[name] for name in node.inputs])
         results = {name: values[node.name] for name, node in self.graph.results.items()}

@@ -5,6 +5,7 @@ The model is traced by torch.fx, its layers are given weight quantizers, and its
 """
 
 from numbers import Integral
+from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F
@@ -48,7 +49,8 @@ def quantize(model: nn.Module, recipe: Recipe = Recipe(), shape: tuple | None = 
     """
     if not isinstance(recipe, Recipe):
         raise BadValue(f"recipe must be a Recipe, such as Recipe(weights='esb4.1', activations='u4'), not {recipe!r}")
-    if shape is not None and not (isinstance(shape, tuple | list) and all(isinstance(v, Integral) and v > 0 for v in shape)):
+    if shape is not None and not (isinstance(shape, tuple | list)
+                                  and all(isinstance(size, Integral) and int(size) > 0 for size in shape)):
         raise BadValue(f"shape must be sizes of one image, (channels, height, width), not {shape!r}")
     traced = real_layers(model, shape)
     check_normalisation(model, recipe)
@@ -100,7 +102,7 @@ def real_layers(model: nn.Module, shape: tuple | None = None) -> fx.GraphModule:
 def _follow_norms(traced: fx.GraphModule) -> None:
     """Each weight quantizer with a batch norm behind its layer, and nothing else, gets to know it."""
     for node in traced.graph.nodes:
-        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        module: Any = traced.get_submodule(node.target) if node.op == "call_module" else None
         user = next(iter(node.users)) if len(node.users) == 1 else None
         norm = traced.get_submodule(user.target) if user is not None and user.op == "call_module" else None
         if hasattr(module, "weight_quantizer") and isinstance(norm, NORMS) and norm.running_var is not None:
@@ -145,7 +147,7 @@ def _pad_unequal_sides(traced: fx.GraphModule, modules: dict) -> None:
 
 def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> list:
     """Give layers their weight quantizers; returns the names of each layer."""
-    names = {}
+    names: dict[str, list] = {}
     for node, name in names_of(traced.graph).items():
         names.setdefault(node.target, []).append(name)
     order = [node.target for node in traced.graph.nodes if node.op == "call_module"
@@ -163,7 +165,7 @@ def _swap_layers(traced: fx.GraphModule, modules: dict, recipe: Recipe) -> list:
         if recipe.excludes(name, *names[name]):
             continue
         quantizer = recipe.weight_quantizer(name, i == 0, i == len(order) - 1, tuple(names[name]))
-        cls = next(cls for base, cls in QUANTIZED.items() if isinstance(module, base))
+        cls: Any = next(cls for base, cls in QUANTIZED.items() if isinstance(module, base))
         parent, _, leaf = name.rpartition(".")
         setattr(traced.get_submodule(parent), leaf, cls.from_float(module, quantizer))
     return [(name, *names[name]) for name in dict.fromkeys(order)]

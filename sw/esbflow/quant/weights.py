@@ -103,7 +103,8 @@ class WeightQuantizer(Quantizer):
         self.per_channel = per_channel
         self.name = name
         self.snapped = False
-        self._snap_scale, self._snap_age = None, 0
+        self._snap_scale: torch.Tensor | None = None
+        self._snap_age = 0
 
     # -- grid methods ---------------------------------------------------------------------------------------
     def row_scale(self, rows: torch.Tensor) -> torch.Tensor:
