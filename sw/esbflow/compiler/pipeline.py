@@ -48,8 +48,8 @@ def compile_graph(graph: Graph, config: EngineConfig, batch: int = 1, fold: bool
     Passes: store_bipolar (signs as ternary levels), split_large_pools (windows of more than 15 pixels), lower (operators to
     convolutions), shift_requantizer (factors that are powers of two, where lanes shift), fold_input (few input channels),
     split_pools (pools that are cheaper as layers of their own), place_on_unit (what keeps channels apart), with_copies (of
-    maps that cannot be packed), pack_layers (several pixels of few channels in a word), tensor_layout, stay_on_chip and place
-    (memory), split_weights, pack_layer and pack_channels (integers to codes and taps), tile, emit (instructions).
+    maps that cannot be packed), pack_layers (several pixels of few channels in a word), tensor_layout, stay_on_chip and
+    place (memory), split_weights, pack_layer and pack_channels (integers to codes and taps), tile, emit (instructions).
 
     packing : {tensor: pixels in a word}; by default what takes the fewest cycles, and nothing without `fold`.
     stripes : whether slices work on stripes of one image; by default what takes fewer cycles.
