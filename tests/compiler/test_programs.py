@@ -321,7 +321,7 @@ def test_the_page_has_the_passes_of_the_compiler_in_their_order():
     table = page[page.index("| pass | file |"):].split("\n\n")[0]
     rows = re.findall(r"^\| ([a-z_, ]+) \| `(\w+)\.py` \|", table, re.MULTILINE)
     said = re.search(r"Passes: (.*?)\n\n", compile_graph.__doc__, re.DOTALL)[1]
-    listed = re.findall(r"[a-z_]+", re.sub(r"\(.*?\)| and ", " ", said, flags=re.DOTALL))
+    listed = re.findall(r"[a-z_]+", re.sub(r"\(.*?\)|\sand\s", " ", said, flags=re.DOTALL))
     assert [name for names, _ in rows for name in names.split(", ")] == listed
     for names, file in rows:
         module = importlib.import_module(f"esbflow.compiler.{file}")
