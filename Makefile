@@ -40,6 +40,7 @@ bench: setup
 	$(BIN)/python -m esbhw.block_records && \
 	$(BIN)/python -m sim.benches.benchmarks --out build/bench --record docs/results/engine-simulation.json && \
 	$(BIN)/python -m sim.benches.network_on_rtl --record docs/results/resnet18-on-rtl.json && \
+	$(BIN)/python -m sim.benches.driver_rate --record docs/results/driver-rate.json && \
 	$(BIN)/python -m sim.benches.network_on_pins --baud 10000000 --record docs/results/lenet5-on-pins.json && \
 	$(BIN)/python -m esbhw.document && exit $$measured
 

@@ -109,7 +109,7 @@ class Machine:
         else:
             self._fill_input(np.moveaxis(images, 3, 1) if meta["input"].get("channels_last") else images, meta)
         self._execute(order)
-        found = {name: layout.unpack_output(self.memory["output"], output, len(images), self.config)
+        found = {name: layout.unpack_output([self.memory["output"]], output, len(images), self.config)
                  for name, output in outputs_of(meta).items()}
         return found if "outputs" in meta else found["output"]
 

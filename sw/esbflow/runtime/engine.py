@@ -339,11 +339,10 @@ class Engine(Submits):
         buffer.flush()
 
     def _outputs(self) -> dict:
-        program, buffer, (_, images) = self._loaded, self._buffers["output"], self._places()
+        program, buffer, (places, own_images) = self._loaded, self._buffers["output"], self._places()
         buffer.invalidate()
-        return {name: np.concatenate([
-            unpack_output(np.asarray(array), meta, images, program.config) for array in _arrays(buffer)])
-            for name, meta in outputs_of(program.meta).items()}
+        return {name: unpack_output(_arrays(buffer), meta, places * own_images, program.config)
+                for name, meta in outputs_of(program.meta).items()}
 
     def _layer_counters(self) -> list:
         """Per layer: the counters' increments since the layer before, from the log."""

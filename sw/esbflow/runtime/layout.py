@@ -84,10 +84,15 @@ def space_of(meta: dict) -> tuple | None:
     return (meta["rows"], meta["first_row"]) if "rows" in meta else None
 
 
-def unpack_output(region: np.ndarray, meta: dict, images: int, config: EngineConfig) -> np.ndarray:
-    """One output of a program, int64 (images, c, h, w), from the bytes of a region; `meta` as `outputs_of` has it."""
-    data = region[meta["offset"]:meta["offset"] + meta["bytes"]]
-    return unpack(data, tuple(meta["shape"]), images, config.rows, meta["digits"], meta["pitch"], meta["signed"],
+def unpack_output(parts: list, meta: dict, images: int, config: EngineConfig) -> np.ndarray:
+    """One output of a program, int64 (images, c, h, w), from the bytes of a region; `meta` as `outputs_of` has it.
+
+    parts : the region of each part of memory, uint8, which has `images` / len(parts) of the images each.
+    """
+    planes = -(-meta["shape"][0] // config.rows) * meta["digits"]
+    data = np.stack([np.asarray(part)[meta["offset"]:meta["offset"] + meta["bytes"]].reshape(planes, -1) for part in parts],
+                    axis=1)  # of each plane all images
+    return unpack(data.reshape(-1), tuple(meta["shape"]), images, config.rows, meta["digits"], meta["pitch"], meta["signed"],
                   config.digit_bits, space_of(meta))
 
 
