@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from esbflow.compiler.cycles import count_cycles
+from esbflow.compiler.ddr_cycles import count_shared_cycles
+from esbflow.compiler.pipeline import compile_graph
+from esbflow.engines import ENGINES
 from esbflow.errors import BadValue
+from esbflow.graph.random import random_graph
 from esbflow.reports import lanes_table, large_engines, rates_table
 from esbflow.reports.marks import filled
 
@@ -56,3 +62,10 @@ def test_a_rate_is_refused_if_the_driver_was_measured_with_other_cycles(monkeypa
         "500", "20", "75.0", "500", "75.0", "4.00", "0.50", "400", "499"]
     with pytest.raises(BadValue, match="1200001 cycles of resnet18"):
         rates_table.row("resnet18", "table64x64-w4", 2, {**driver, "cycles": 1_200_001})
+
+
+def test_bytes_are_those_that_a_slow_memory_takes_its_cycles_for():
+    graph = random_graph(np.random.default_rng(4), layers=4, channels=8, size=9)
+    program = compile_graph(graph, ENGINES["tiny4x4"], 2)
+    ideal, slow = count_cycles(program, 40).total, count_shared_cycles(program, 40, 1).total
+    assert 0.8 < rates_table.moved(program) * ideal / slow < 1.05

@@ -3,6 +3,7 @@ makes of them, and what they are compared with. lanes_table.py fills it in.
 """
 
 from esbflow.compiler.ddr_cycles import SharedCycleModel
+from esbflow.compiler.program import Program
 from esbflow.compiler.shared_memory import DDR_BYTES, channels
 from esbflow.errors import BadValue
 from esbflow.reports.large_engines import LATENCY, plan_of, program_of
@@ -22,16 +23,16 @@ PUBLISHED = {"resnet18": 499, "mobilenet-v2": 707, "resnet20": 7601}
 
 
 class _Moving(SharedCycleModel):
-    """Counts the beats that it moves."""
+    """Counts the beats that go to memory."""
 
     beats = 0
 
     def run(self):
         add = self._memory.add
 
-        def counted(channel, due, beats, *calls):
-            self.beats += beats
-            add(channel, due, beats, *calls)
+        def counted(channel, due, beats, done, note=None, on_chip=False):
+            self.beats += 0 if on_chip else beats
+            add(channel, due, beats, done, note, on_chip)
 
         self._memory.add = counted
         return super().run()
@@ -39,7 +40,11 @@ class _Moving(SharedCycleModel):
 
 def bytes_per_cycle(network: str, name: str, batch: int) -> float:
     """What all ports together move a cycle on ideal memory: on one with room for a beat of every port."""
-    program = program_of(network, name, batch)
+    return moved(program_of(network, name, batch))
+
+
+def moved(program: Program) -> float:
+    """The same of a program."""
     model = _Moving(program.config, program.words, LATENCY, 16 * len(channels(program.config)))
     cycles = model.run().total
     return 16 * model.beats / cycles
