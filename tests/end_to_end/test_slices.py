@@ -85,7 +85,7 @@ def test_a_port_that_stops_ends_in_the_watchdog(rig):
     engine.load(program)
     for port in ("activations", f"activations{config.activation_ports - 1}"):
         for channel, unit in (("r", "load"), ("w", "store"), ("b", "store")):
-            simulator.set_stall(port, (channel,), from_cycle=simulator.cycles + 500)
+            simulator.set_stall(port, (channel,), from_cycle=simulator.cycles + 200)  # while the first map is on its way
             with pytest.raises(EngineFault, match="nothing moved") as caught:
                 engine.run(images)
             assert caught.value.unit == unit
