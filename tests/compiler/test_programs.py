@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from esbflow.compiler import pipeline
 from esbflow.compiler.cycles import CycleModel, count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
-from esbflow.compiler.store_tokens import POSTS_PER_LAYER
+from esbflow.compiler.store_tokens import POSTS_PER_LAYER, StoreTokens
+from esbflow.compiler.tile import Span, Tiling
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
 from esbflow.graph import ir
@@ -101,6 +103,20 @@ def test_a_program_that_waits_for_a_later_post_is_refused_by_the_cycle_model():
         CycleModel(ENGINES["tiny4x4"], words).run()
     with pytest.raises(ValueError, match=r"^the program has no END instruction$"):
         CycleModel(ENGINES["tiny4x4"], []).run()
+
+
+def test_rows_of_a_drain_without_a_token_wait_for_the_next_token():
+    rows = tuple(Span(y, y + 1, y, y + 1, y, y + 1) for y in range(2 * POSTS_PER_LAYER + 1))  # five drains a token
+    layer = SimpleNamespace(stacked=False, target="map", stripe=None)
+    plan = SimpleNamespace(layer=layer, tiling=Tiling(rows, rows[:2], 1), weights=SimpleNamespace(groups=[[]]),
+                           target=SimpleNamespace(images=1, height=len(rows)))
+    source = SimpleNamespace(find=lambda plane: (0, plane), parts=(SimpleNamespace(region="workspace", height=len(rows)),))
+    tokens, found = StoreTokens(ENGINES["tiny4x4"]), []
+    for row in (0, 0, 1, 1, 2):  # both columns of a row; of row 2 one
+        posts = tokens.drained(plan, 0, rows[row], 0)
+        found.append((posts, *(tokens.needed(layer, ("map",), source, [0], 0, (y, y + 1), 0) for y in (0, 1, 2))))
+    assert found == [(False, None, None, None)] * 4 + [(True, 1, 1, None)]
+    assert (tokens.take(1), tokens.take(1)) == (1, 0)
 
 
 def test_a_layer_of_many_tiles_and_images_keeps_its_tokens_few():
