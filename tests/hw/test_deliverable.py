@@ -17,7 +17,7 @@ from esbsim import toolchain
 
 SPIRIT = "{http://www.spiritconsortium.org/XMLSchema/SPIRIT/1685-2009}"
 TABLE = EngineConfig("table8x8", rows=8, cols=8, array="table", accumulator_depth=64, activation_beats=64, residual_beats=64,
-                     weight_slots=4)
+                     weight_slots=4, map_beats=128)
 CASES = [(ENGINES["tiny4x4"], "generic"), (ENGINES["tiny4x4"], "xilinx"), (TABLE, "generic"), (TABLE, "xilinx")]
 # What the primitives look like from outside; their behaviour is the vendor's.
 PRIMITIVES = """
