@@ -30,6 +30,8 @@ TURN_LIMIT = 16
 """Accumulators of a pixel: the distance between two pixels' is a 4-bit field of a pass."""
 SHARED_LANES = 16
 """Lanes whose slices can share a port: it takes one beat for two that they could fill, so it never falls behind."""
+LARGEST = {"accumulator_depth": 1024, "activation_beats": 16384, "residual_beats": 16384}
+"""What no engine has more of."""
 ARRAYS = ("shiftadd", "table")
 REQUANTIZERS = ("multiply", "shift")
 SHIFTED_RESIDUAL_BITS = 8 + 10
@@ -150,9 +152,10 @@ class EngineConfig:
         _power_of_two("rows", self.rows, 4, 128)
         _power_of_two("cols", self.cols, max(4, self.rows // TURN_LIMIT), 128)
         _power_of_two("requantize_lanes", self.requantize_lanes, 1, min(self.rows, self.cols, 32))
-        _power_of_two("accumulator_depth", self.accumulator_depth, 16 * self.accumulators_per_pixel, 1024)
-        _power_of_two("activation_beats", self.activation_beats, 16, 16384)
-        _power_of_two("residual_beats", self.residual_beats, 16, 16384)
+        _power_of_two("accumulator_depth", self.accumulator_depth, 16 * self.accumulators_per_pixel,
+                      LARGEST["accumulator_depth"])
+        _power_of_two("activation_beats", self.activation_beats, 16, LARGEST["activation_beats"])
+        _power_of_two("residual_beats", self.residual_beats, 16, LARGEST["residual_beats"])
         _power_of_two("weight_slots", self.weight_slots, 2, 128)
         _power_of_two("weight_path_beats", self.weight_path_beats, 1, self.tile_beats)
         _power_of_two("weight_ports", self.weight_ports, 1, min(4, self.weight_path_beats, self.requantize_lanes))

@@ -256,8 +256,8 @@ REFUSED = {
     "batch 257": (lambda: compile_graph(one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)), ENGINES["tiny4x4"], 257),
                   r"batch must be in 1..256, not 257"),
     "window": (lambda: compile_graph(one_conv(np.ones((4, 8, 11, 11)), (8, 40, 40), dilation=(3, 3)), ENGINES["tiny4x4"]),
-               r"layer conv: the window of one row of outputs does not fit the engine's buffers \(64 beats a half, 64 "
-               r"accumulators\); use a larger engine or a smaller kernel"),
+               r"layer conv: the smallest tile takes \d+ beats of activations, and engine tiny4x4 has 64; use an engine with "
+               r"activation_beats of at least 256, or a smaller kernel"),
     "digits": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 30000), (4, 2, 2)), ENGINES["base16x16"]),
                r"layer conv: weights of 4 digits times activations of 2 need shifts that engine base16x16 has not; use "
                r"fewer weight bits"),
@@ -342,3 +342,24 @@ def test_the_page_has_the_passes_of_the_compiler_in_their_order():
     for names, file in rows:
         module = importlib.import_module(f"esbflow.compiler.{file}")
         assert all(getattr(module, name).__module__ == module.__name__ for name in names.split(", ")), names
+
+
+def pool_of_a_map(size):
+    """A global average pool, as the exporters write it: a convolution of ones, channel by channel."""
+    return one_conv(np.ones((4, 1, size, size)), (4, size, size), groups=4)
+
+
+@pytest.mark.parametrize("size, wanted", [(56, 2048), (112, 8192)])
+def test_an_engine_that_is_advised_for_a_large_window_is_large_enough(size, wanted):
+    config = ENGINES["base16x16"]
+    with pytest.raises(CompileError, match=rf"use an engine with activation_beats of at least {wanted}, or a smaller kernel$"):
+        compile_graph(pool_of_a_map(size), config)
+    compile_graph(pool_of_a_map(size), replace(config, activation_beats=wanted))
+    with pytest.raises(CompileError, match=rf"activation_beats of at least {wanted}"):
+        compile_graph(pool_of_a_map(size), replace(config, activation_beats=wanted // 2))
+
+
+def test_no_larger_engine_is_advised_where_none_is_large_enough():
+    with pytest.raises(CompileError, match=r"takes 20,000 beats of activations, and engine base16x16 has 1,024; no engine of 16 "
+                                           r"rows has enough: use a smaller kernel, or try other rows$"):
+        compile_graph(pool_of_a_map(200), ENGINES["base16x16"])

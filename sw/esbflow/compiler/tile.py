@@ -7,7 +7,7 @@ from esbflow.compiler.errors import CompileError
 from esbflow.compiler.images import Unfolding
 from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer
-from esbflow.engine_config import EngineConfig
+from esbflow.engine_config import LARGEST, EngineConfig
 from esbflow.engine_facts import load_tail
 from esbflow.instructions import INSTRUCTION_BEATS
 
@@ -134,7 +134,7 @@ def tile_with_cost(task: TileTask) -> tuple:
     Raises
     ------
     CompileError
-        if not even one output pixel's window fits the activation buffer, saying so.
+        if not even one output pixel's window fits the buffers, saying what it takes and whether an engine has as much.
     """
     config, layer, target, best = task.config, task.layer, task.target, None
     if layer.repeat != (1, 1):
@@ -157,11 +157,36 @@ def tile_with_cost(task: TileTask) -> tuple:
         halvings += best is not None
         width = -(-(step // 2) // grain) * grain
     if best is None:
-        raise CompileError(
-            f"layer {layer.name}: the window of one row of outputs does not fit the engine's buffers "
-            f"({config.activation_beats} beats a half, {config.tile_pixels} accumulators); "
-            "use a larger engine or a smaller kernel")
+        raise CompileError(_too_large(task, task.columns(min(width, target.width))))
     return best
+
+
+def _too_large(task: TileTask, columns: tuple) -> str:
+    """What a row of outputs in these columns takes, what the engine has of it, and whether one of as many rows has enough."""
+    config, row_pixels, sides, beats, residual = task.config, 0, 0, 0, 0
+    for row in task.rows(1):
+        for column in columns:
+            conv = row.conv1 - row.conv0, column.conv1 - column.conv0
+            row_pixels = max(row_pixels, conv[0] * conv[1])
+            sides = max(sides, *conv, row.in1 - row.in0, task.window(column, len(columns) == 1))
+            beats = max(beats, (task.source.digits if task.raw else 1) * task.plane_beats(row, column, len(columns) == 1))
+            residual = max(residual, config.planes_per_tile * conv[0] * -(-conv[1] // config.words_per_beat)
+                           * config.beats_per_word if task.layer.residual is not None else 0)
+    found, wanted = [], []
+    for field, needed, has, scale, what in (
+            ("activation_beats", beats, config.activation_beats, 1, "beats of activations"),
+            ("accumulator_depth", row_pixels, config.tile_pixels, config.accumulators_per_pixel, "accumulators"),
+            ("residual_beats", residual, config.residual_beats, 1, "beats of the residual")):
+        if needed > has:
+            found.append(f"{needed:,} {what}, and engine {config.name} has {has:,}")
+            wanted.append((field, 1 << (needed * scale - 1).bit_length()))
+    if sides > ROW_LIMIT:
+        found.append(f"{sides:,} pixels of a side, and a tile has at most {ROW_LIMIT:,}")
+    fits = sides <= ROW_LIMIT and all(least <= LARGEST[field] for field, least in wanted)
+    larger = " and ".join(f"{field} of at least {least}" for field, least in wanted)
+    fix = f"use an engine with {larger}, or a smaller kernel" if fits else (
+        f"no engine of {config.rows} rows has enough: use a smaller kernel, or try other rows")
+    return f"layer {task.layer.name}: the smallest tile takes {'; '.join(found)}; {fix}"
 
 
 def _repeated(task: TileTask) -> Tiling:
