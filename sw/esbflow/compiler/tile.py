@@ -162,7 +162,7 @@ def tile_with_cost(task: TileTask) -> tuple:
 
 
 def _too_large(task: TileTask, columns: tuple) -> str:
-    """What a row of outputs in these columns takes, what the engine has of it, and whether any of as many rows has enough."""
+    """What a row of outputs in these columns takes, what the engine has of it, and if any of as many rows has enough."""
     config, row_pixels, sides, beats, residual = task.config, 0, 0, 0, 0
     for row in task.rows(1):
         for column in columns:
