@@ -12,6 +12,7 @@ from esbflow.engine_config import AXI_BEAT_BITS, INTERFACE_VERSION
 from esbflow.files import write_whole
 from esbhw import performance, performance_picture
 from esbhw import performance_page as pages
+from esbhw.readme_table import fill_readme
 
 DOCS = Path(__file__).parents[2] / "docs"
 """Of the checkout: the records lie there."""
@@ -180,11 +181,6 @@ PAGES = {"registers.md": registers_page, "instructions.md": instructions_page, "
          performance_picture.PICTURE: density_picture}
 
 
-README_ENGINES = ("tiny4x4", "base16x16", "table64x64-w4", "zcu102-w4a4", "zcu102-esb", "zcu102-w2a2", "kv260-w4a4",
-                  "ultra96-w4a4", "pynq-z2-w4a4")
-"""The README is for newcomers: the page has all engines."""
-
-
 def main(folder: str = "docs") -> None:
     """Writes the pages into `folder`, and fills the README beside it, if there is one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -193,7 +189,7 @@ def main(folder: str = "docs") -> None:
     readme = Path(folder).absolute().parent / "README.md"
     if readme.exists():
         records = performance.read(DOCS / performance.RESULTS / performance.ENGINES_FILE)
-        write_whole(readme, pages.fill_readme(readme.read_text(), {name: records[name] for name in README_ENGINES}))
+        write_whole(readme, fill_readme(readme.read_text(), records, DOCS))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""docs/performance.md and the README's table of engines, from the records of esbhw.performance and of the benches."""
+"""docs/performance.md from the records of esbhw.performance and of the benches."""
 
 from pathlib import Path
 
 from esbflow import area
 from esbflow.engines import ENGINES
-from esbflow.reports.marks import fill
 from esbhw import goals, logic_depth
 from esbhw.area_samples import SAMPLES_FILE
 from esbhw.block_records import BLOCKS_FILE
@@ -12,25 +11,8 @@ from esbhw.performance import ENGINES_FILE, FLAT_LIMIT, PLANNING_MHZ, RESULTS, S
 from esbhw.performance_picture import PICTURE
 from esbhw.published import PUBLISHED
 
-MARK = "table of engines"
 DEVICE, DEVICE_LUT = "ZU9EG", 274_080
 STATED_MHZ = 250
-
-
-def fill_readme(readme: str, records: dict) -> str:
-    """The README's text with its table of engines from the records."""
-    return fill(readme, MARK, readme_table(records), "the README")
-
-
-def readme_table(records: dict) -> str:
-    """The README's table of engines."""
-    lines = ["| name | array, inputs x outputs | weights | LUT | FF | BRAM36 | DSP | "
-             f"GOPS peak at {STATED_MHZ} MHz | GOPS/kLUT peak |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
-    for name, r in records.items():
-        size = " | ".join(_size(r))
-        lines.append(f"| {name}{_age(r)} | {size} | {r['lut']:,} | {r['ff']:,} | {r['bram36']:g} | {r['dsp']} | "
-                     f"{gops(r, STATED_MHZ):,.0f} | {density(r, STATED_MHZ):.2f} |")
-    return "\n".join(lines)
 
 
 def page(folder: Path) -> str:
@@ -80,7 +62,7 @@ def _engine_table(records: dict) -> str:
     for name, r in records.items():
         paired = r["lut"] - r["pairs"]
         cells = [
-            f"{name}{_age(r)}", *_size(r), f"{r['lanes']}",
+            f"{name}{age(r)}", *size(r), f"{r['lanes']}",
             f"{r['lut']:,} ({r['lutram']:,})", f"{100 * r['lut'] / DEVICE_LUT:.0f}",
             f"{paired:,}", f"{r['lut_flat']:,}" if "lut_flat" in r else "", f"{r['ff']:,}", f"{r['carry8']:,.1f}",
             f"{r['bram36']:g}", f"{r['dsp']}", f"{gops(r, STATED_MHZ):,.0f}", f"{density(r, STATED_MHZ):.2f}",
@@ -119,12 +101,12 @@ def _options_table(records: dict) -> str:
     return "\n".join(lines)
 
 
-def _age(record: dict) -> str:
+def age(record: dict) -> str:
     """A mark of what was measured before the RTL changed last: `earlier_rtl` in its record. Measuring again ends it."""
     return " *earlier RTL*" if record.get("earlier_rtl") else ""
 
 
-def _size(record: dict) -> tuple:
+def size(record: dict) -> tuple:
     """Array and range of the weights of an engine."""
     slices = f", {record['slices']} slices" if record.get("slices", 1) > 1 else ""
     return f"{record['array']}, {record['rows']} x {record['cols']}{slices}", record["weights"]

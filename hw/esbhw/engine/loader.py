@@ -200,7 +200,8 @@ class Loader(wiring.Component):
             signs = [ends[number] for ends in arrived]
             if self._slices > 1:
                 signs = [_delayed(m, sign, f"arrived_{number}_{k}") for k, sign in enumerate(signs)]
-            joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_")
+            joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_",
+                   shallow=self._map_beats > 0)
 
     def _unfold(self, m, accept) -> tuple:
         """(fields of the instruction that is on offer, as UNFOLD has them; is it an UNFOLD?)"""

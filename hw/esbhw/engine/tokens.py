@@ -23,26 +23,51 @@ def token_signature(name: str):
     return wiring.Signature({"post": In(1), "take": In(1), **(several if name in SEVERAL else {"available": Out(1)})})
 
 
-def joined(m, signs: list, post, bits: int, name: str = "") -> None:
+TOGETHER = 3
+"""Signs and their registers that one LUT of six inputs looks at."""
+
+
+class _Together(wiring.Component):
+    """Whether each of up to TOGETHER signs is here, or was: one LUT, since it is a module of its own."""
+
+    def __init__(self, count: int):
+        super().__init__({"now": In(count), "some": In(count), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq((self.now | self.some).all())
+        return m
+
+
+def joined(m, signs: list, post, bits: int, name: str = "", shallow: bool = False) -> None:
     """Drives `post`: high once for each time that all of the signs have been high, now or earlier.
 
     A sign may be up to 2**bits - 1 times ahead of another.
+
+    shallow : of up to nine signs in two levels of LUTs, whatever Yosys would share with other logic.
     """
     if len(signs) == 1:
         m.d.comb += post.eq(signs[0])
         return
-    here = []
+    here, registers = [], []
     for k, now in enumerate(signs):
         # How often it was high and not all the others; and registers that say whether that is at least once, or twice.
         count = Signal(bits, name=f"{name}ahead_{k}")
         some, several = Signal(name=f"{name}some_{k}"), Signal(name=f"{name}several_{k}")
         here.append(now | some)
+        registers.append(some)
         with m.If(now ^ post):
             m.d.sync += count.eq(count + Cat(Const(1, 1), (~now).replicate(bits - 1)))
         m.d.sync += [
             some.eq(Mux(post, Mux(now, some, several), now | some)),
             several.eq(Mux(post, Mux(now, several, above_two(m, count)), Mux(now, some, several))),
         ]
+    if shallow:
+        here = []
+        for k in range(0, len(signs), TOGETHER):
+            m.submodules[f"{name}together_{k}"] = part = _Together(len(signs[k:k + TOGETHER]))
+            m.d.comb += [part.now.eq(Cat(signs[k:k + TOGETHER])), part.some.eq(Cat(registers[k:k + TOGETHER]))]
+            here.append(part.o)
     m.d.comb += post.eq(Cat(*here).all())
 
 
