@@ -78,14 +78,25 @@ def check_writable(path: str | Path) -> Path:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Make a folder, and write and remove a file in it; raises NotWritable, naming the folder, if that cannot be done."""
+    """Make a folder, write a file in it, and remove what was made: work that fails later leaves no folder.
+
+    Raises
+    ------
+    NotWritable
+        naming the folder, if that cannot be done.
+    """
     folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     if folder.exists() and not folder.is_dir():
         raise NotWritable(f"{folder} is a file; name a folder")
     try:
         check_writable(folder / "file")
     except NotWritable as error:
         raise NotWritable(f"nothing can be written into the folder {folder}: {str(error).rpartition(': ')[2]}") from None
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
     return folder
 
 

@@ -38,10 +38,10 @@ def test_where_memory_bounds_a_run_its_bytes_over_the_budget_are_the_cycles(prog
     model = SharedCycleModel(program.config, program.words, 40, budget)
     moved = 0
 
-    def add(channel, due, beats, *calls, plain=model._memory.add):
+    def add(channel, due, beats, *calls, plain=model._memory.add, **options):
         nonlocal moved
         moved += 16 * beats
-        plain(channel, due, beats, *calls)
+        plain(channel, due, beats, *calls, **options)
 
     model._memory.add = add
     total = model.run().total

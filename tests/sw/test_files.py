@@ -43,6 +43,14 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
         check_writable(path.parent)
 
 
+def test_a_folder_that_was_tried_is_there_only_if_it_was_before(tmp_path):
+    assert check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b" and not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    check_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path / "a")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
 def test_a_place_that_cannot_be_written_is_named_by_who_writes(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotWritable, match=r"file/a\.bin cannot be written: "):
