@@ -35,7 +35,10 @@ def exact_scale(rows: torch.Tensor, scale: torch.Tensor, form: Format) -> torch.
     """
     largest = rows.abs().amax(dim=1)
     constant = rows.std(dim=1, unbiased=False) <= 1e-6 * largest
-    scale = torch.where(constant, largest / form.max, scale)
+    # The largest level, or of a negative row the lowest one where the largest has no opposite.
+    lowest = -form.min if form.min < 0 and not form.contains(-form.max) else form.max
+    level = torch.where(rows[:, 0] < 0, lowest, form.max).to(largest.dtype)
+    scale = torch.where(constant, largest / level, scale)
     return torch.where(largest > 0, scale, torch.full_like(scale, 1.0 if form.contains(0) else 1e-30))
 
 

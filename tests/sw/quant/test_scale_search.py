@@ -67,6 +67,7 @@ def least(rows, form, steps):
 @example("one outlier", "esb4.1", 1024, 0)
 @example("student 1", "esb8.5", 576, 0)
 @example("sparse 90", "s8", 576, 1)
+@example("far outlier", "cb[-3,0,1,2,9]", 1, 0)
 def test_no_row_has_more_than_1_02_times_the_error_of_a_fine_search(kind, text, size, seed):
     rows, form = KINDS[kind](size, torch.Generator().manual_seed(seed)), Format.parse(text)
     found, wanted = error(rows, ESBWeightQuantizer(form).scale(rows)[:, 0], form), least(rows, form, 600)
