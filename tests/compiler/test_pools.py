@@ -27,7 +27,7 @@ def pooled(in_shape, channels, taps, kernel, stride, padding=0, form=Unsigned(4)
     graph = one_conv(random_weights(random, (channels, in_shape[0], taps, taps), "s4"), in_shape, form,
                      padding=(taps // 2,) * 2)
     conv = replace(graph.nodes[1], requantizer=constants(channels, s=6))
-    size = tuple(window_counts(n, kernel, stride, padding)[1] for n in conv.shape[1:])
+    size = tuple(window_counts(n, kernel, stride, padding).usual for n in conv.shape[1:])
     pool = ir.MaxPool2d("pool", ("conv",), (channels, *size), form, 1.0, kernel=(kernel,) * 2, stride=(stride,) * 2,
                         padding=(padding,) * 2)
     return validate(ir.Graph("pooled", [graph.nodes[0], conv, pool]))

@@ -102,7 +102,7 @@ class _ReadBus:
         self.ends: deque[int] = deque(maxlen=OUTSTANDING_READS)
         self.beats = 0
 
-    def burst(self, earliest: int, length: int, on_chip: bool = False) -> tuple:
+    def burst(self, earliest: int, length: int, on_chip: bool = False) -> tuple[int, int]:
         """(cycle in which the port takes the burst, bus cycle of its first beat)."""
         taken = earliest
         if len(self.ends) == OUTSTANDING_READS:

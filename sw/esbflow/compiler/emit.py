@@ -159,7 +159,7 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     first, digits = chunk.residual_group * config.planes_per_tile, plan.residual.digits
     planes = range(first * digits, min(plan.residual.groups, first + config.planes_per_tile) * digits, digits)
     return state.stores.needed(plan.layer, (plan.layer.residual,), plan.residual, planes, chunk.image,
-                               (chunk.row.conv0, chunk.row.conv1), steps(plan.layer)[2])
+                               (chunk.row.conv0, chunk.row.conv1), steps(plan.layer).made)
 
 
 def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) -> None:
@@ -220,7 +220,7 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
     for digit in range(residual.digits):
         planes = [group * residual.digits + digit for group in groups]
         transfers = list(row_transfers(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window,
-                                       whole, apart=steps(plan.layer)[2]))
+                                       whole, apart=steps(plan.layer).made))
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
@@ -400,7 +400,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
         digits=target.digits % MOST_DIGITS, planes=min(config.planes_per_tile, target.groups - first_group),
         plane_stride=target.digits * target.plane_beats, digit_stride=target.plane_beats,
         segments=1 if whole else out_rows, segment_beats=row_beats * (out_rows if whole else 1),
-        segment_stride=target.row_stride, apart=pages(steps(layer)[2] * target.row_stride), bank=number & 1,
+        segment_stride=target.row_stride, apart=pages(steps(layer).made * target.row_stride), bank=number & 1,
         constants=number & 1, **rounding_fields(layer.rounded_format), **residual, post_store=int(posts),
         table=int(layer.lookup is not None)))
     state.drains += 1

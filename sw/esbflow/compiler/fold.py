@@ -9,6 +9,7 @@ A first linear layer reads the whole image as channels, however many they are: i
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +43,15 @@ class Fold:
                 "dilation": list(self.dilation), "rows": self.rows, "first_row": self.first_row, "row_step": self.row_step}
 
 
+class FoldedInput(NamedTuple):
+    """What the engine reads in place of a layer's input: the Fold, or None, and the layer that reads it."""
+
+    fold: Fold | None
+    layer: Layer
+
+
 def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (), digit_bits: int = 4,
-               unfolder: Callable | None = None, channels_last: bool = False) -> tuple:
+               unfolder: Callable | None = None, channels_last: bool = False) -> FoldedInput:
     """(Fold or None, the layer that reads the folded input). `rows`, `cols` (by default as many) and
     `digit_bits` are the engine's.
 
@@ -55,7 +63,7 @@ def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (
     Chooses what takes the fewest cycles, of passes or of the load, whichever is longer; and of equals the smallest input.
     """
     if layer.groups != 1 or layer.residual is not None or len(layer.sources) > 1 or (not wide and layer.kernel == (1, 1)):
-        return None, layer
+        return FoldedInput(None, layer)
     plain = -(-layer.in_shape[0] // rows) * layer.in_shape[1] * layer.in_shape[2]
 
     def cost(form, passes, words):
@@ -80,7 +88,7 @@ def fold_input(layer: Layer, rows: int, cols: int | None = None, wide: tuple = (
             # strides.
             if words <= plain * (GROWTH_LIMIT if form.stacked or folded.in_shape[0] <= 4 * rows else WIDE_LIMIT):
                 offer(cost(form, groups * folded.kernel[0], words), fold, folded)
-    return min(options, key=lambda option: option[0])[1:] if options else (None, layer)
+    return FoldedInput(*min(options, key=lambda option: option[0])[1:]) if options else FoldedInput(None, layer)
 
 
 def _folded(layer: Layer, rows: int, hop: int, channels_last: bool = False) -> tuple:

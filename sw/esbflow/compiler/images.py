@@ -6,6 +6,7 @@ word. The steps of one word (or of as many as 16 bytes hold) are the same for al
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -138,6 +139,13 @@ def raw_image(config: EngineConfig, graph: Graph, first, channels_last: bool) ->
     return image
 
 
+class PieceLoads(NamedTuple):
+    """Fields of the LOADs of lines of the image for rows of the map, and what the UNFOLDs of these rows have in common."""
+
+    loads: list[dict]
+    common: dict
+
+
 @dataclass(frozen=True)
 class Unfolding:
     """The steps that make a layer's map.
@@ -186,7 +194,7 @@ class Unfolding:
         low, high = self.rows_of(first, end, row_step)
         return high - low
 
-    def rows_of(self, first: int, end: int, row_step: int) -> tuple:
+    def rows_of(self, first: int, end: int, row_step: int) -> tuple[int, int]:
         """(first row of the image that rows of the map need, end); one at least."""
         fold, height = self.fold, self.image.shape[1]
         step = fold.row_step * row_step
@@ -200,7 +208,7 @@ class Unfolding:
         return dict(region=REGION["input"], offset=images * self.image.beats + number * STEP_COUNT, beats=STEP_COUNT,
                     segments=1, destination=IMAGE_TABLE_DESTINATION)
 
-    def piece(self, image: int, rows: tuple, row_step: int, window: tuple, images: int) -> tuple:
+    def piece(self, image: int, rows: tuple, row_step: int, window: tuple, images: int) -> PieceLoads:
         """(LOADs of the lines that rows [first, end) of the map need, what all UNFOLDs of these rows have in common).
 
         window : (first column, words of a row) of the map.
@@ -230,9 +238,9 @@ class Unfolding:
                            destination=IMAGE_DESTINATION, address=(plane * self.lines + at) * raw.line_beats)
                       for number, low, high, at in spans]
         step = fold.stride[1] * raw.pixel_bytes
-        return loads, dict(
+        return PieceLoads(loads, dict(
             place, height=raw.shape[1], width=raw.width, rows=end - first, groups=window[1] // self.words,
-            x=window[0] * step - fold.padding[1] * raw.pixel_bytes, x_step=self.words * step)
+            x=window[0] * step - fold.padding[1] * raw.pixel_bytes, x_step=self.words * step))
 
 
 def unfolding(config: EngineConfig, image: RawImage, fold: Fold | None, stacked: bool) -> Unfolding:

@@ -1,6 +1,7 @@
 """Where tensors lie in memory. The order is (channel group, digit, image, row, column)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from esbflow.compiler.lower import storage_bits
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
@@ -60,6 +61,20 @@ class TensorLayout:
         return self.offset + plane * self.plane_beats + inside
 
 
+class Place(NamedTuple):
+    """A pixel's place in memory: the name of its region, and the 128-bit beat in it."""
+
+    region: str
+    beat: int
+
+
+class PlanePlace(NamedTuple):
+    """A plane's place among the parts of a tensor: the number of the part, and the channel group in it."""
+
+    part: int
+    group: int
+
+
 @dataclass(frozen=True)
 class Source:
     """What a layer reads: the planes of a tensor, or of several of the same format and size one after the other."""
@@ -106,21 +121,22 @@ class Source:
         """Whether rows follow each other without a gap, in every part."""
         return all(part.contiguous for part in self.parts)
 
-    def beat(self, plane: int, image: int, row: int, column: int) -> tuple:
+    def beat(self, plane: int, image: int, row: int, column: int) -> Place:
         """(region, beat offset in it) of a pixel that begins a beat."""
-        number, _ = self.find(plane)
+        number = self.find(plane).part
         part = self.parts[number]
-        return part.region, part.beat(plane - sum(p.groups * p.digits for p in self.parts[:number]), image, row, column)
+        first = sum(p.groups * p.digits for p in self.parts[:number])
+        return Place(part.region, part.beat(plane - first, image, row, column))
 
     def row_stride(self, plane: int) -> int:
         """Beats from one row of a plane to the next."""
-        return self.parts[self.find(plane)[0]].row_stride
+        return self.parts[self.find(plane).part].row_stride
 
-    def find(self, plane: int) -> tuple:
+    def find(self, plane: int) -> PlanePlace:
         """(number of the part, channel group in it) of a plane."""
         for number, part in enumerate(self.parts):
             if plane < part.groups * part.digits:
-                return number, plane // part.digits
+                return PlanePlace(number, plane // part.digits)
             plane -= part.groups * part.digits
         raise IndexError(plane)
 

@@ -81,9 +81,9 @@ class Layer:
     stripe: Stripe | None = None  # see stripes.py; shapes are then those of one slice's rows
 
     @property
-    def kernel(self) -> tuple:
+    def kernel(self) -> tuple[int, int]:
         """(y, x) of the weights."""
-        return self.weight.shape[2:]
+        return self.weight.shape[2], self.weight.shape[3]
 
     @property
     def rounded_format(self) -> Format:

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -221,8 +222,15 @@ def worthwhile(layers: list, pixels: dict, plain: list, packed: list) -> dict:
     return kept
 
 
+class PackedLayers(NamedTuple):
+    """The Fold of the input, or None, and the layers that read and make packed maps."""
+
+    fold: Fold | None
+    layers: list[Layer]
+
+
 def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: Fold | None, pixels: dict,
-                how: Callable = fold_input) -> tuple:
+                how: Callable = fold_input) -> PackedLayers:
     """(Fold or None, the layers that read and make maps of so many pixels in a word); `fold` is that of the layers given,
     `how` it is chosen.
 
@@ -243,7 +251,7 @@ def pack_layers(config: EngineConfig, layers: list, first: Layer | None, fold: F
         elif (taken, given) != (1, 1):
             layer = pack_pixels(layer, taken, given, limit=phase_limit(config))
         packed.append(layer)
-    return fold, packed
+    return PackedLayers(fold, packed)
 
 
 def _fold_wide(config: EngineConfig, layer: Layer, given: int, fold: Callable) -> tuple:
@@ -283,7 +291,7 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
         passes, tiles = _passes(config, layer, source.digits)
     layer = skip_rows(layer, source.row_beats)
     weights = 0 if tiles <= config.weight_slots else tiles * config.tile_beats
-    return tile_with_cost(TileTask(config, layer, source, target, -(-passes // planes), planes, weights))[0]
+    return tile_with_cost(TileTask(config, layer, source, target, -(-passes // planes), planes, weights)).cycles
 
 
 def _passes(config: EngineConfig, layer: Layer, in_digits: int) -> tuple:

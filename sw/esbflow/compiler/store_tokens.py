@@ -92,7 +92,7 @@ class _Stores:
         if layer.stacked:
             # One tall map: image i is row i.
             image, rows, height = 0, rows << image * height, height * self.plan.target.images
-        latest, made = 0, steps(layer)[2]
+        latest, made = 0, steps(layer).made
         for k, span in enumerate(self.plan.tiling.rows):
             if rows & rows_of_slices(config, span.out0, span.out1, made, height):
                 entry = self.rows.get((image, k, group))

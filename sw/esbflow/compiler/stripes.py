@@ -10,6 +10,7 @@ A layer that cannot be cut so, as a linear one, is made by all slices alike, fro
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from esbflow.compiler.lower import Layer, Pool, Stripe
 from esbflow.engine_config import EngineConfig
@@ -89,10 +90,18 @@ def unstacked(layer: Layer, found: dict, heights: dict, images: int) -> Layer:
     return layer
 
 
-def steps(layer: Layer) -> tuple:
+class Steps(NamedTuple):
+    """Rows of the map above row 0 of a stripe; loaded from one slice's stripe to the next's; made so."""
+
+    above: int
+    taken: int
+    made: int
+
+
+def steps(layer: Layer) -> Steps:
     """(rows of the map above row 0 of a stripe, rows that are loaded from one slice's to the next's, rows made so)"""
     stripe = layer.stripe
-    return (stripe.above, stripe.taken, stripe.made) if stripe else (0, 0, 0)
+    return Steps(stripe.above, stripe.taken, stripe.made) if stripe else Steps(0, 0, 0)
 
 
 def rows_of_slices(config: EngineConfig, first: int, end: int, apart: int, height: int) -> int:

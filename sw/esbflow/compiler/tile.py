@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.images import Unfolding
@@ -40,6 +41,13 @@ class Tiling:
     planes_at_once: int
 
 
+class MeasuredTiling(NamedTuple):
+    """A Tiling, and the beats of the buffer that its largest plane takes."""
+
+    tiling: Tiling
+    plane_beats: int
+
+
 @dataclass(frozen=True, eq=False)
 class TileTask:
     """A layer to cut into tiles, with what it reads and writes.
@@ -64,11 +72,11 @@ class TileTask:
         """Maps that are tiled together: a stacked linear layer's whole batch."""
         return self.target.images if self.layer.stacked else 1
 
-    def columns(self, width: int) -> tuple:
+    def columns(self, width: int) -> tuple[Span, ...]:
         """Spans of so many outputs."""
         return self._spans(1, self.target.width, width, 1)
 
-    def rows(self, height: int) -> tuple:
+    def rows(self, height: int) -> tuple[Span, ...]:
         """Spans of so many rows of outputs, of all stacked maps."""
         return self._spans(0, self.out_height, height, self.stack)
 
@@ -79,21 +87,21 @@ class TileTask:
 
     def window(self, column: Span, whole: bool) -> int:
         """Words of a row of the buffer window; `whole` if the tiles have one column."""
-        return window_words(column, self.config.words_per_beat, self.source.pitch, whole)[1]
+        return window_words(column, self.config.words_per_beat, self.source.pitch, whole).words
 
     def plane_beats(self, row: Span, column: Span, whole: bool) -> int:
         """Beats of the buffer that a plane of a tile takes."""
         words = self.window(column, whole) // self.config.words_per_beat
         return (row.in1 - row.in0) * words * self.config.beats_per_word
 
-    def tiling(self, rows: tuple, cols: tuple) -> tuple:
+    def tiling(self, rows: tuple, cols: tuple) -> MeasuredTiling:
         """(Tiling, the beats of its largest plane). Half a buffer takes all digits of a tile's channels if it takes those of
         one, so that a weight tile meets them."""
         beats = max(self.plane_beats(row, column, len(cols) == 1) for row in rows for column in cols)
         count, digits = min(self.planes, self.config.activation_beats // beats), self.source.digits
-        return Tiling(rows, cols, count - count % digits if count > digits else count), beats
+        return MeasuredTiling(Tiling(rows, cols, count - count % digits if count > digits else count), beats)
 
-    def _spans(self, axis: int, size: int, step: int, count: int) -> tuple:
+    def _spans(self, axis: int, size: int, step: int, count: int) -> tuple[Span, ...]:
         conv_size, in_size = count * self.layer.conv_shape[1 + axis], count * self.layer.in_shape[1 + axis]
         return tuple(span(self.layer, axis, start, end, conv_size, in_size) for start, end in _cut(size, step))
 
@@ -115,20 +123,34 @@ def _cut(size: int, step: int) -> list:
     return [(start, min(size, start + step)) for start in range(0, size, step)]
 
 
-def window_words(column: Span, words: int, pitch: int, whole: bool) -> tuple:
+class WindowWords(NamedTuple):
+    """The window of the activation buffer along a row: its first column, and how many words it has."""
+
+    first: int
+    words: int
+
+
+def window_words(column: Span, words: int, pitch: int, whole: bool) -> WindowWords:
     """(first column, words) of the buffer window: whole beats, or the whole row with its padding."""
     if whole:
-        return 0, pitch
+        return WindowWords(0, pitch)
     first = column.in0 // words * words
-    return first, -(-(column.in1 - first) // words) * words
+    return WindowWords(first, -(-(column.in1 - first) // words) * words)
 
 
 def tile(task: TileTask) -> Tiling:
     """The tiles of `tile_with_cost`."""
-    return tile_with_cost(task)[1]
+    return tile_with_cost(task).tiling
 
 
-def tile_with_cost(task: TileTask) -> tuple:
+class PricedTiling(NamedTuple):
+    """The estimated cycles of a Tiling, and the Tiling."""
+
+    cycles: int
+    tiling: Tiling
+
+
+def tile_with_cost(task: TileTask) -> PricedTiling:
     """(cycles, Tiling): tiles chosen by an estimate of first load + passes, weights, loads or drains + last drain.
 
     Raises
@@ -138,7 +160,7 @@ def tile_with_cost(task: TileTask) -> tuple:
     """
     config, layer, target, best = task.config, task.layer, task.target, None
     if layer.repeat != (1, 1):
-        return 0, _repeated(task)
+        return PricedTiling(0, _repeated(task))
     # Tiles begin with a beat of the target and with a whole step of the passes.
     grain = math.lcm(config.words_per_beat, layer.phases // math.gcd(layer.phases, layer.pool.stride[1]))
     width = target.width
@@ -149,7 +171,7 @@ def tile_with_cost(task: TileTask) -> tuple:
     while True:
         step = min(width, target.width)
         candidate = _best_rows(task, task.columns(step))
-        if candidate is not None and (best is None or candidate[0] < best[0]):
+        if candidate is not None and (best is None or candidate.cycles < best.cycles):
             best = candidate
         # Narrower tiles may be so much taller that pools share fewer rows between them.
         if step <= grain or (best is not None and halvings == MORE_HALVINGS * shared):
@@ -204,10 +226,10 @@ def _repeated(task: TileTask) -> Tiling:
         raise CompileError(f"layer {layer.name}: repeating a column {across} times does not fit the engine's "
                            f"{config.tile_pixels} accumulators; use a larger engine, or several smaller factors")
     cols = tuple(Span(x0, x1, x0, x1, x0 // across, x1 // across) for x0, x1 in _cut(task.target.width, width))
-    return task.tiling(rows, cols)[0]
+    return task.tiling(rows, cols).tiling
 
 
-def _best_rows(task: TileTask, columns: tuple) -> tuple | None:
+def _best_rows(task: TileTask, columns: tuple) -> PricedTiling | None:
     """(cycles, Tiling) of the best tile height with these columns; None if no row of outputs fits."""
     tallest = next((height for height in range(task.out_height, 0, -1) if _fits(task, task.rows(height), columns)), None)
     if tallest is None:
@@ -216,8 +238,8 @@ def _best_rows(task: TileTask, columns: tuple) -> tuple | None:
     for count in range(fewest, min(task.out_height, fewest + MORE_TILES) + 1):
         tiling, plane_beats = task.tiling(task.rows(-(-task.out_height // count)), columns)
         cost = _cost(task, tiling, plane_beats)
-        if best is None or cost < best[0]:
-            best = (cost, tiling)
+        if best is None or cost < best.cycles:
+            best = PricedTiling(cost, tiling)
     return best
 
 

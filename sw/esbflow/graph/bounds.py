@@ -1,6 +1,7 @@
 """Exact bounds of every accumulator and requantizer sum, from the weights; so that overflow is refused, not met."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +35,14 @@ class Bound:
                    int(~self.sum_low).bit_length() if self.sum_low < 0 else 0) + 1
 
 
-def accumulator_range(graph: ir.Graph, node: ir.Node) -> tuple:
+class SumRange(NamedTuple):
+    """The smallest and the largest sum of each channel, int64 (channels,) or float64 of real sums."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def accumulator_range(graph: ir.Graph, node: ir.Node) -> SumRange:
     """(low, high) int64 (channels,) of the node's accumulator; a zero of the padding counts too."""
     return sum_range(*factors(vars(node), node.shape[0]), graph[node.inputs[0]].format)
 
@@ -49,10 +57,10 @@ def factors(fields: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(channels, taps, np.int64), np.zeros(channels, np.int64)
 
 
-def sum_range(positive: np.ndarray, negative: np.ndarray, form: Format) -> tuple:
+def sum_range(positive: np.ndarray, negative: np.ndarray, form: Format) -> SumRange:
     """(low, high) int64 (channels,) of sums with such `factors` of values of a format, or of zeros around a map."""
     smallest, largest = min(0, form.min), max(0, form.max)
-    return positive * smallest + negative * largest, positive * largest + negative * smallest
+    return SumRange(positive * smallest + negative * largest, positive * largest + negative * smallest)
 
 
 def bounds(graph: ir.Graph) -> dict:

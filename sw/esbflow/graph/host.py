@@ -23,7 +23,7 @@ class Host(ir.Node):
     WHY = "has no exact integer form"
     """Why the engine does not compute it, as reports say it."""
 
-    def shape_of(self, *shapes: tuple) -> tuple:
+    def shape_of(self, *shapes: tuple) -> tuple[int, int, int]:
         """(c, h, w) of the result for inputs of such shapes; raises ValueError for shapes that do not fit."""
         raise NotImplementedError
 

@@ -58,7 +58,7 @@ class Input(Node):
     table: np.ndarray = LATER  # int64 (c, 256)
 
 
-def zeros_behind(sizes, windows, reach, stride, padding) -> tuple:
+def zeros_behind(sizes, windows, reach, stride, padding) -> tuple[int, ...]:
     """Along each axis: how far `windows` of `reach` go beyond a map of `sizes` with `padding` before it.
 
     >>> zeros_behind((6, 6), (3, 2), (3, 3), (2, 2), (0, 0))
@@ -85,7 +85,7 @@ class Conv2d(Node):
     groups: int = 1
     requantizer: Requantizer = LATER
 
-    def behind(self, source: tuple) -> tuple:
+    def behind(self, source: tuple) -> tuple[int, ...]:
         """Rows and columns of zeros behind an input of shape (c, h, w) that windows reach."""
         reach = tuple((k - 1) * d + 1 for k, d in zip(self.weight.shape[2:], self.dilation))
         return zeros_behind(source[1:], self.shape[1:], reach, self.stride, self.padding)
@@ -113,7 +113,7 @@ class MaxPool2d(Node):
     stride: tuple = (2, 2)
     padding: tuple = (0, 0)
 
-    def behind(self, source: tuple) -> tuple:
+    def behind(self, source: tuple) -> tuple[int, ...]:
         """Rows and columns behind an input of shape (c, h, w) that windows reach."""
         return zeros_behind(source[1:], self.shape[1:], self.kernel, self.stride, self.padding)
 

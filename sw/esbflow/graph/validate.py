@@ -1,6 +1,7 @@
 """Checks that a graph is well formed, before anything runs or compiles it."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,13 +101,21 @@ def _conv(node, where, *inputs):
     return [shape]
 
 
-def window_counts(size: int, reach: int, stride: int, padding: int) -> tuple:
+class WindowCounts(NamedTuple):
+    """How many windows a node's shape may ask for along one axis."""
+
+    fewest: int
+    usual: int
+    most: int
+
+
+def window_counts(size: int, reach: int, stride: int, padding: int) -> WindowCounts:
     """How many windows of a convolution or max pool a node's shape may ask for, along one axis: (fewest, most usual, most).
 
     The fewest need no padding behind the map, the usual as much as before it; one of the most still begins in the map.
     """
     even = (size + 2 * padding - reach) // stride + 1
-    return max(1, (size + padding - reach) // stride + 1), even, max(even, (size + padding - 1) // stride + 1)
+    return WindowCounts(max(1, (size + padding - reach) // stride + 1), even, max(even, (size + padding - 1) // stride + 1))
 
 
 def _linear(node, where, *inputs):

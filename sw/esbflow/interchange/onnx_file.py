@@ -37,7 +37,7 @@ class Model:
     opset: int
     input_codes: str | None  # uint8: pixels as they are; int8: pixels less 128; None: real numbers
 
-    def shape(self, tensor: str, where: str) -> tuple:
+    def shape(self, tensor: str, where: str) -> tuple[int, ...]:
         """Raises GraphError if shape inference does not know it."""
         if tensor not in self.shapes:
             raise GraphError(f"{where}: the shape of {tensor!r} is not known; run onnx.shape_inference on the model, or "

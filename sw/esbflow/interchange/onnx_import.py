@@ -217,7 +217,7 @@ class Walk:
             found if isinstance(found, list) else [found])]
         return results if isinstance(found, list) else results[0]
 
-    def shape(self, tensor: str, node) -> tuple:
+    def shape(self, tensor: str, node) -> tuple[int, int, int]:
         """(c, h, w) of a tensor of the model; sequences have h = 1, rows h = w = 1."""
         found = self.model.shape(tensor, title(node))
         if len(found) not in (2, 3, 4):

@@ -59,7 +59,7 @@ class Open(OpenLayer):
         return not self.after and self.slope is None and super().is_linear
 
     @property
-    def out_shape(self) -> tuple:
+    def out_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of what the last node after the layer makes."""
         return self.after[-1][0] if self.after else self.shape
 
@@ -84,7 +84,7 @@ class Function:
         return cls(source, (entries(source.form) * source.scale).astype(np.float32))
 
     @property
-    def shape(self) -> tuple:
+    def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of what the last node after the table makes."""
         return self.after[-1][0] if self.after else self.source.shape
 
@@ -104,7 +104,7 @@ class Joined:
     parts: tuple
 
     @property
-    def shape(self) -> tuple:
+    def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of all parts together."""
         return (sum(shape_of(part)[0] for part in self.parts), *shape_of(self.parts[0])[1:])
 
@@ -118,7 +118,7 @@ class Codes:
     zero_point: int
 
 
-def shape_of(value) -> tuple:
+def shape_of(value) -> tuple[int, int, int]:
     """(c, h, w) of a tensor."""
     if isinstance(value, Padded):
         (channels, height, width), (top, left, bottom, right) = shape_of(value.value), value.pads

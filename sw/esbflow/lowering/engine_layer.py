@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.graph import ir
-from esbflow.graph.bounds import factors, sum_range
+from esbflow.graph.bounds import SumRange, factors, sum_range
 from esbflow.graph.errors import GraphError
 from esbflow.lowering.nodes import Stored
 from esbflow.lowering.snap import snap_weights
@@ -77,7 +77,7 @@ class OpenLayer:
         return replace(self, gain=self.gain * factor, offset=self.offset * factor + shift,
                        residual_gain=None if self.residual is None else self.residual_gain * factor)
 
-    def sums(self) -> tuple:
+    def sums(self) -> SumRange:
         """(c,) each: the smallest and the largest acc that can occur, zeros around the map among what is summed."""
         return sum_range(*factors(self.fields, len(self.gain)), self.source.form)
 

@@ -1,6 +1,7 @@
 """Tensors that the host computes, as both front doors have them until a quantizer stores them."""
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,14 @@ from esbflow.graph.errors import GraphError
 from esbflow.numbers import Format, Signed, Unsigned
 
 OUTPUT_BITS = 16
+
+
+class OutputFormat(NamedTuple):
+    """A network's output: its format, the real size of one step, and the error as `rounding_error` of last_layer has it."""
+
+    form: Format
+    scale: float
+    error: dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +37,13 @@ class Hosted:
         return self.node(name=name, inputs=tuple(source.name for source in self.sources), shape=self.shape, format=form,
                          scale=float(scale), low=self.low, high=self.high, **self.fields)
 
-    def last(self) -> tuple:
+    def last(self) -> OutputFormat:
         """(format, scale, error) as a network's output: 16 bits with which nothing saturates."""
         node = self.stored_as(self.name, Signed(OUTPUT_BITS), 1.0)
         reach = float(node.reach(*(source.largest * source.scale for source in self.sources))) or 1.0
         form = Unsigned(OUTPUT_BITS) if self.low >= 0 else Signed(OUTPUT_BITS)
         scale = reach / form.max
-        return form, scale, {"largest": scale / 2, "share": scale / 2 / reach}
+        return OutputFormat(form, scale, {"largest": scale / 2, "share": scale / 2 / reach})
 
 
 def product(name: str, first, second, where: str) -> Hosted:

@@ -6,6 +6,7 @@ rounding is that of an operand of 8 bits, whatever the operands' own formats are
 
 import numpy as np
 
+from esbflow.lowering.nodes import StoredAs
 from esbflow.numbers import Format, Signed, Unsigned
 
 WIDTH = 8
@@ -15,7 +16,7 @@ _SAME = 1e-5
 """Relative: scales are float32 numbers."""
 
 
-def common(parts: list) -> tuple:
+def common(parts: list) -> StoredAs:
     """The (format, scale) of a concatenation of tensors with the (formats, scales) `parts`.
 
     - Equal parts keep what they have.
@@ -38,12 +39,12 @@ def common(parts: list) -> tuple:
     """
     parts = sorted(set(parts), key=lambda part: (part[1], str(part[0])))
     if len(parts) == 1:
-        return parts[0]
+        return StoredAs(*parts[0])
     width = max(WIDTH, *(form.bits for form, _ in parts))
     return _exact(parts, width) or _nearest(parts, width)
 
 
-def _exact(parts: list, width: int) -> tuple | None:
+def _exact(parts: list, width: int) -> StoredAs | None:
     """The fewest bits that hold all levels, in a whole fraction of the finest scale; None if `width` is not enough."""
     finest, signed = min(scale for _, scale in parts), any(form.min < 0 for form, _ in parts)
     for fraction in range(1, 1 << WIDTH):
@@ -54,11 +55,11 @@ def _exact(parts: list, width: int) -> tuple | None:
         if bits > width:
             return None
         if all(abs(step - round(step)) < _SAME * step for step in steps):
-            return Signed(bits) if signed else Unsigned(bits), finest / fraction
+            return StoredAs(Signed(bits) if signed else Unsigned(bits), finest / fraction)
     return None
 
 
-def _nearest(parts: list, width: int) -> tuple:
+def _nearest(parts: list, width: int) -> StoredAs:
     form = Signed(width) if any(part.min < 0 for part, _ in parts) else Unsigned(width)
     # The ratio first: it is exactly one where a part has the format.
     least = max(scale * max(part.max / form.max, part.min / form.min if part.min < 0 else 0) for part, scale in parts)
@@ -70,7 +71,7 @@ def _nearest(parts: list, width: int) -> tuple:
 
     counts = [range(int(scale / least / 2) + 1, min(int(scale / least), 1 << WIDTH) + 1) for _, scale in parts]
     fractions = {scale / count for (_, scale), some in zip(parts, counts) for count in some}
-    return form, min(sorted({least} | fractions), key=error)
+    return StoredAs(form, min(sorted({least} | fractions), key=error))
 
 
 def _levels(form: Format) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.lowering.engine_layer import OFFSET_LIMIT, OpenLayer
+from esbflow.lowering.nodes import StoredAs
 from esbflow.numbers import Signed, Unsigned
 
 WIDTHS = (16, 32)
@@ -21,7 +22,7 @@ _MARGIN = 0.999
 """Of a format's largest level: what rounding m to 12 bits leaves of it."""
 
 
-def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST) -> tuple:
+def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST) -> StoredAs:
     """(format, scale) of a network's last layer: its largest gain times the smallest power of two with which no channel
     saturates, whatever the input, and m and b fit.
 
@@ -32,8 +33,8 @@ def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST)
 
     >>> from esbflow.lowering.nodes import Stored
     >>> layer = OpenLayer.copy_of(Stored("x", (1, 1, 1), Unsigned(8), 1.0))
-    >>> [str(last_format(layer, bits)) for bits in (None, 16)]  # sums of 0..255: at most 2**7 steps each in 16 bits
-    ['(Signed(bits=32), 0.0009765625)', '(Signed(bits=16), 0.0078125)']
+    >>> [tuple(last_format(layer, bits)) for bits in (None, 16)]  # sums of 0..255: at most 2**7 steps each in 16 bits
+    [(Signed(bits=32), 0.0009765625), (Signed(bits=16), 0.0078125)]
     """
     rectified = layer.low == 0
     steepest = max(float(np.abs(gain).max()) for gain in _gains(layer))
@@ -42,17 +43,17 @@ def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST)
         least = max(steepest / ir.M_LIMIT, shift)
         forms = [Unsigned(fewer) for fewer in range(bits or WIDTHS[-1], 0, -1)]
         form = next((form for form in forms if least * form.max <= layer.high), forms[-1])
-        return form, layer.high / form.max
+        return StoredAs(form, layer.high / form.max)
     low, high = _ends(layer)
     reach = float(max(0.0, high.max(), 0.0 if rectified else -low.min()))
     for width in (bits,) if bits else WIDTHS:
         form = Unsigned(width) if rectified else Signed(width)
         least = max(reach / (form.max * _MARGIN), shift)
         if 0 < steepest and least * 2 ** finest <= steepest:
-            return form, steepest / 2 ** finest
+            return StoredAs(form, steepest / 2 ** finest)
     if steepest == 0:
-        return form, least or 1.0 / form.max
-    return form, float(np.ldexp(steepest, int(np.ceil(np.log2(least / steepest)))))
+        return StoredAs(form, least or 1.0 / form.max)
+    return StoredAs(form, float(np.ldexp(steepest, int(np.ceil(np.log2(least / steepest))))))
 
 
 def rounding_error(layer: OpenLayer, node: ir.Node) -> dict:

@@ -1,5 +1,7 @@
 """Tables of functions: what both front doors make of a function of one stored value."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from esbflow.graph import ir
@@ -30,7 +32,16 @@ def check_finite(real: np.ndarray, source: Stored, where: str) -> None:
                          "clip its input")
 
 
-def last_table(real: np.ndarray) -> tuple:
+class OutputTable(NamedTuple):
+    """A table as a network's output: its integers, their format, the real size of one step, and the error."""
+
+    table: np.ndarray
+    form: Format
+    scale: float
+    error: dict
+
+
+def last_table(real: np.ndarray) -> OutputTable:
     """(table, format, scale, error) of a function behind the last layer, of values float64 (256,): 8 bits whose largest
     level is the largest value. `error` is as `esbflow.lowering.last_layer.rounding_error` has it."""
     largest = float(np.abs(real).max())
@@ -38,4 +49,4 @@ def last_table(real: np.ndarray) -> tuple:
     scale = largest / form.max or 1.0
     table = form.nearest(real / scale)
     error = float(np.abs(table * scale - real).max())
-    return table, form, scale, {"largest": error, "share": error / largest if largest else 0.0}
+    return OutputTable(table, form, scale, {"largest": error, "share": error / largest if largest else 0.0})

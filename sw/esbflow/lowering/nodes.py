@@ -1,6 +1,7 @@
 """Tensors that the graph stores, and the nodes that hand their integers on as they are."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,13 @@ class Stored:
     def largest(self) -> int:
         """The largest magnitude of its integers."""
         return max(-self.form.min, self.form.max)
+
+
+class StoredAs(NamedTuple):
+    """How a tensor is stored: its format, and the real size of one step."""
+
+    form: Format
+    scale: float
 
 
 def choice(order, channels: int) -> np.ndarray:

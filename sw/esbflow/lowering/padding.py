@@ -1,6 +1,7 @@
 """Zeros around a map: they go to the layer that reads them, where the engine pads by addresses."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from esbflow.graph.validate import window_counts
 
@@ -19,9 +20,16 @@ class Padded:
     pads: tuple
 
 
-def unpadded(value) -> tuple:
+class Unpadded(NamedTuple):
+    """A tensor without the zeros around it, and (top, left, bottom, right) of them."""
+
+    value: object
+    pads: tuple[int, int, int, int]
+
+
+def unpadded(value) -> Unpadded:
     """(the tensor without its zeros, (top, left, bottom, right))."""
-    return (value.value, value.pads) if isinstance(value, Padded) else (value, NONE)
+    return Unpadded(value.value, value.pads) if isinstance(value, Padded) else Unpadded(value, NONE)
 
 
 def windows_fit(source: tuple, shape: tuple, reach: tuple, stride: tuple, padding: tuple, even: bool = False) -> bool:

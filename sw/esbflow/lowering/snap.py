@@ -6,13 +6,23 @@ of the weights is free, though. Choosing it so that m is an integer moves the er
 where it is as small as that of any other scale.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from esbflow.graph import ir
 from esbflow.numbers import Format
 
 
-def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> tuple:
+class SnappedWeights(NamedTuple):
+    """Integers, a multiplier of each channel, and the real value of one new weight step in old ones."""
+
+    weight: np.ndarray
+    m: np.ndarray
+    step: np.ndarray
+
+
+def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> SnappedWeights:
     """Integers and multipliers whose products are nearest to weight * wanted, channel by channel.
 
     Parameters
@@ -27,7 +37,7 @@ def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> tuple:
     larger in magnitude of equals. A channel whose `wanted` is an integer stays as it is.
 
     >>> snap_weights(np.array([[100, -50, 7]]), Format.parse("s8"), np.array([1.5]))
-    (array([[ 75, -37,   5]]), array([2]), array([1.33333333]))
+    SnappedWeights(weight=array([[ 75, -37,   5]]), m=array([2]), step=array([1.33333333]))
     """
     rows, size = weight.reshape(len(weight), -1).astype(np.int64), np.abs(wanted)
     low, high = np.minimum(np.floor(size), ir.M_LIMIT), np.minimum(np.ceil(size), ir.M_LIMIT)
@@ -36,7 +46,7 @@ def snap_weights(weight: np.ndarray, form: Format, wanted: np.ndarray) -> tuple:
     levels, m = np.where(up[:, None], levels_high, levels), np.where(up, high, low)
     used = (m > 0) & levels.any(axis=1)  # the step of a channel that has become zero says nothing
     step = np.where(used, m, 1) / np.where(used, size, 1)
-    return levels.reshape(weight.shape), (m * np.where(wanted < 0, -1, 1)).astype(np.int64), step
+    return SnappedWeights(levels.reshape(weight.shape), (m * np.where(wanted < 0, -1, 1)).astype(np.int64), step)
 
 
 def _fit(rows: np.ndarray, form: Format, size: np.ndarray, m: np.ndarray) -> tuple:

@@ -4,6 +4,7 @@ A model may have any chain of splits, slices, views and transposes: a tensor of 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,19 @@ def in_place(shape: tuple) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(1, *shape)
 
 
-def channels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
+class ChosenChannels(NamedTuple):
+    """Numbers of whole channels, and how many times each pixel is there along (rows, columns)."""
+
+    channels: np.ndarray
+    times: tuple[int, int]
+
+
+def channels_of(indices: np.ndarray, shape: tuple) -> ChosenChannels | None:
     """(channels, (rows, columns)) if `indices` (c, h, w) into a tensor of `shape` (c, h, w) are whole channels, with each
     pixel so many times; else None.
 
     >>> channels_of(np.arange(8).reshape(2, 2, 2)[::-1], (2, 2, 2))
-    (array([1, 0]), (1, 1))
+    ChosenChannels(channels=array([1, 0]), times=(1, 1))
     """
     (channels, height, width), (rows, columns) = shape, indices.shape[1:]
     if not indices.size or rows % height or columns % width:
@@ -41,10 +49,17 @@ def channels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
         return None
     map_ = np.arange(channels * height * width).reshape(shape)
     expected = map_[order].repeat(factors[0], axis=1).repeat(factors[1], axis=2)
-    return (order, factors) if np.array_equal(expected, indices) else None
+    return ChosenChannels(order, factors) if np.array_equal(expected, indices) else None
 
 
-def pixels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
+class Rectangle(NamedTuple):
+    """Pixels of a map: (top, left), and the (down, right) steps from one to the next."""
+
+    corner: tuple[int, int]
+    steps: tuple[int, ...]
+
+
+def pixels_of(indices: np.ndarray, shape: tuple) -> Rectangle | None:
     """What `rectangle` says of `indices` (c, h, w) into a tensor of `shape`, if they are the same pixels of all channels."""
     channels, height, width = shape
     if len(indices) != channels:
@@ -54,12 +69,12 @@ def pixels_of(indices: np.ndarray, shape: tuple) -> tuple | None:
     return rectangle(indices[0], height, width) if alike else None
 
 
-def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
+def rectangle(taken: np.ndarray, height: int, width: int) -> Rectangle | None:
     """((top, left), (step down, step right)) of the pixels `taken`, int (rows, columns) of numbers counted along the rows of
     a map; None if they are no rectangle, perhaps with pixels left out in even steps.
 
     >>> rectangle(np.array([[6, 8], [16, 18]]), 4, 5)
-    ((1, 1), (2, 2))
+    Rectangle(corner=(1, 1), steps=(2, 2))
     """
     if not taken.size:
         return None
@@ -67,4 +82,4 @@ def rectangle(taken: np.ndarray, height: int, width: int) -> tuple | None:
     steps = tuple(max(1, reach // max(1, count - 1)) for reach, count in zip((down - top, right - left), taken.shape))
     map_ = np.arange(height * width).reshape(height, width)
     same = np.array_equal(taken, map_[top::steps[0], left::steps[1]][:taken.shape[0], :taken.shape[1]])
-    return ((top, left), steps) if same else None
+    return Rectangle((top, left), steps) if same else None

@@ -1,6 +1,7 @@
 """A product or sum with a constant, as a layer: residual scaling, LayerScale, x / 6, 1 - x, the slope of a leaky ReLU."""
 
 import operator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,13 @@ from esbflow.graph.errors import GraphError
 from esbflow.lowering.engine_layer import one_a_channel
 
 OPERATORS = {"multiply": operator.mul, "divide": operator.truediv, "add": operator.add, "subtract": operator.sub}
+
+
+class Coefficients(NamedTuple):
+    """float64 (channels,) each, of y = factor * x + shift."""
+
+    factor: np.ndarray
+    shift: np.ndarray
 
 
 class Affine(nn.Module):
@@ -32,7 +40,7 @@ class Affine(nn.Module):
             return self.constant - x
         return OPERATORS[self.operation](x, self.constant)
 
-    def coefficients(self, channels: int, rank: int, where: str) -> tuple:
+    def coefficients(self, channels: int, rank: int, where: str) -> Coefficients:
         """float64 (channels,) factor and shift of y = factor * x + shift, for a tensor of `rank` axes.
 
         Raises
@@ -47,9 +55,9 @@ class Affine(nn.Module):
         one, zero = np.ones(channels), np.zeros(channels)
         if self.operation == "divide" and (values == 0).any():
             raise GraphError(f"{where}: it divides by zero")
-        return {"multiply": lambda: (values, zero), "divide": lambda: (1 / values, zero),
-                "add": lambda: (one, values), "subtract": lambda: (one, -values),
-                "subtract_from": lambda: (-one, values)}[self.operation]()
+        return Coefficients(*{"multiply": lambda: (values, zero), "divide": lambda: (1 / values, zero),
+                              "add": lambda: (one, values), "subtract": lambda: (one, -values),
+                              "subtract_from": lambda: (-one, values)}[self.operation]())
 
     def extra_repr(self) -> str:
         return self.operation
@@ -68,7 +76,7 @@ class Slope(Affine):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self._factor(x.dim())
 
-    def coefficients(self, channels: int, rank: int, where: str) -> tuple:
+    def coefficients(self, channels: int, rank: int, where: str) -> Coefficients:
         return Affine("multiply", self._factor(rank).detach()).coefficients(channels, rank, where)
 
     def _factor(self, rank: int) -> torch.Tensor:

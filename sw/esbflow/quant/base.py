@@ -4,6 +4,8 @@ A method is a subclass that says how the scale (and, for learned bases, the leve
 the quantized real values, the backward pass a straight-through gradient; `integers` gives what the exporter writes.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -72,6 +74,13 @@ def across_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+class ScaledLevels(NamedTuple):
+    """Integer levels, and the scale by which they stand for real values."""
+
+    levels: torch.Tensor
+    scale: torch.Tensor
+
+
 class Quantizer(nn.Module):
     """Base of all methods, for weights and for activations.
 
@@ -102,10 +111,10 @@ class Quantizer(nn.Module):
         return straight_through(x, round_to_levels(x / scale, self.form) * scale)
 
     @torch.no_grad()
-    def integers(self, x: torch.Tensor) -> tuple:
+    def integers(self, x: torch.Tensor) -> ScaledLevels:
         """(int64 levels of x's shape, scale) as they are exported."""
         scale = self.scale(x)
-        return round_to_levels(x / scale, self.form).to(torch.int64), scale
+        return ScaledLevels(round_to_levels(x / scale, self.form).to(torch.int64), scale)
 
     def prepare(self, x: torch.Tensor) -> None:
         """Make state that depends on the tensor's shape or starts from its values. Layers call it once."""

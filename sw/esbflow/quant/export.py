@@ -128,7 +128,7 @@ class _Exporter(GraphBuilder):
     def _looked_up(self, value, node: fx.Node, quantizer) -> Stored:
         """The table of a function, and of the quantizer behind it."""
         real = value.of_levels(quantizer.step.device)
-        table = quantizer.integers(real)[0].cpu().numpy()
+        table = quantizer.integers(real).levels.cpu().numpy()
         return self.append(lookup(_tensor_name(node), value.source, table, quantizer.form, quantizer.real_scale()))
 
     def _need_stored(self, value, node) -> Stored:

@@ -10,7 +10,7 @@ from esbflow.quant.base import Quantizer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
-def padding_in_numbers(conv: nn.Module) -> tuple | None:
+def padding_in_numbers(conv: nn.Module) -> tuple[int, ...] | None:
     """Zeros on each side, for each axis, also for "same" and "valid"; None where the sides would differ.
 
     >>> padding_in_numbers(nn.Conv2d(1, 1, (3, 5), padding="same", dilation=(1, 2)))

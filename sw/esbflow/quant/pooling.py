@@ -1,5 +1,7 @@
 """Pools of torch as windows of the integer graph."""
 
+from typing import NamedTuple
+
 from torch import fx, nn
 
 from esbflow.graph.errors import GraphError
@@ -21,7 +23,15 @@ def _rank(node: fx.Node) -> int:
     return len(node.all_input_nodes[0].meta["tensor_meta"].shape)
 
 
-def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
+class PoolWindow(NamedTuple):
+    """A pool's window, (y, x) each. Kernel and padding are None where a pool repeats pixels, and stride how often."""
+
+    kernel: tuple | None
+    stride: tuple
+    padding: tuple | None
+
+
+def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> PoolWindow:
     """(kernel, stride, padding) of an average pool from maps of shape `source` (c, h, w) to `shape`.
 
     An adaptive pool to a larger map, which repeats pixels, has no window: (None, factor, None).
@@ -33,9 +43,9 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     """
     if _over_map(node, module) or _adaptive(node, module):
         if all(b % a == 0 for a, b in zip(source[1:], shape[1:])) and source != shape:
-            return None, tuple(b // a for a, b in zip(source[1:], shape[1:])), None
+            return PoolWindow(None, tuple(b // a for a, b in zip(source[1:], shape[1:])), None)
         kernel = _parts(node, source, shape)
-        return kernel, kernel, (0, 0)
+        return PoolWindow(kernel, kernel, (0, 0))
     found = known_sizes(options(node, module, OPTIONS))
     kernel, stride, padding = _window(node, found)
     if any(behind > p for behind, p in zip(zeros_behind(source[1:], shape[1:], kernel, stride, padding), padding)):
@@ -45,10 +55,10 @@ def average_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
         raise GraphError(f"{node.name}: average pooling with divisor_override has no integer form; leave it out")
     if padding != (0, 0) and found["count_include_pad"] is False:
         raise GraphError(f"{node.name}: average pooling with padding needs count_include_pad=True")
-    return kernel, stride, padding
+    return PoolWindow(kernel, stride, padding)
 
 
-def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
+def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> PoolWindow:
     """(kernel, stride, padding) of a max pool from maps of shape `source` (c, h, w) to `shape`.
 
     Raises
@@ -58,18 +68,18 @@ def max_window(node: fx.Node, module, source: tuple, shape: tuple) -> tuple:
     """
     if _over_map(node, module) or _adaptive(node, module):
         kernel = _parts(node, source, shape)
-        return kernel, kernel, (0, 0)
+        return PoolWindow(kernel, kernel, (0, 0))
     found = known_sizes(options(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")))
     if _pair(found["dilation"] or 1, 1, _rank(node)) != (1, 1):
         raise GraphError(f"{node.name}: a dilated max pool has no integer form; use dilation 1")
     return _window(node, found)
 
 
-def _window(node: fx.Node, found: dict) -> tuple:
+def _window(node: fx.Node, found: dict) -> PoolWindow:
     """(kernel, stride, padding) from a pool's options."""
     size, stride, padding = found["kernel_size"], found["stride"] or found["kernel_size"], found["padding"] or 0
     rank = _rank(node)
-    return _pair(size, 1, rank), _pair(stride, 1, rank), _pair(padding, 0, rank)
+    return PoolWindow(_pair(size, 1, rank), _pair(stride, 1, rank), _pair(padding, 0, rank))
 
 
 def _over_map(node: fx.Node, module) -> bool:

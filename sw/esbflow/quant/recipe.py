@@ -5,6 +5,7 @@ import fnmatch
 import json
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -194,7 +195,7 @@ class Recipe:
         return cls(**fields)
 
 
-def pairs(field: str, given) -> tuple:
+def pairs(field: str, given) -> tuple[tuple[str, Any], ...]:
     """((name pattern, what), ...) of a dict or of pairs.
 
     Raises
@@ -205,7 +206,7 @@ def pairs(field: str, given) -> tuple:
     >>> pairs("overrides", {"conv1": "s8"})
     (('conv1', 's8'),)
     """
-    found = tuple(given.items()) if isinstance(given, dict) else given
+    found: Any = tuple(given.items()) if isinstance(given, dict) else given
     try:
         if isinstance(found, str):
             raise TypeError
@@ -252,13 +253,27 @@ def _match(overrides: tuple, names: tuple) -> str | None:
     return next((text for pattern, text in overrides if _matches(pattern, names)), None)
 
 
-def recipe_of(model: nn.Module) -> tuple:
+class MadeWith(NamedTuple):
+    """The recipe that a model was quantized with and the shape of its images, each None if it has none."""
+
+    recipe: Recipe | None
+    shape: tuple | None
+
+
+def recipe_of(model: nn.Module) -> MadeWith:
     """(recipe, shape of images or None) that `quantize` made a model with; (None, None) of any other."""
     inputs = (module for module in model.modules() if isinstance(module, InputQuantizer))
-    return next(((module.recipe, module.shape) for module in inputs), (None, None))
+    return next((MadeWith(module.recipe, module.shape) for module in inputs), MadeWith(None, None))
 
 
-def normalisation_of(model: nn.Module, mean=None, std=None) -> tuple:
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of the images that a model takes, one each or one a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def normalisation_of(model: nn.Module, mean=None, std=None) -> Normalisation:
     """(mean, std) of the images that a model takes: its recipe's, or what it was trained with, or the given, or 0 and 1.
 
     Raises
@@ -270,17 +285,17 @@ def normalisation_of(model: nn.Module, mean=None, std=None) -> tuple:
     own = (recipe.mean, recipe.std) if recipe else getattr(model, _NORMALISATION, None)
     given = [None if v is None else _numbers(field, v) for field, v in (("mean", mean), ("std", std))]
     if own is None:
-        return given[0] or (0.0,), given[1] or (1.0,)
+        return Normalisation(given[0] or (0.0,), given[1] or (1.0,))
     for field, v, known in zip(("mean", "std"), given, own):
         if v is not None and not _alike(v, known):
             raise BadValue(f"the model {'has a recipe' if recipe else 'was trained'} with {field} {_text(known)}, and "
                              f"{_text(v)} is given; leave mean and std out, or give the same")
-    return own
+    return Normalisation(*own)
 
 
 def remember_normalisation(model: nn.Module, mean: tuple, std: tuple) -> None:
     """A model in real numbers, which has no recipe, keeps what its images were made with, for `quantize` and loops."""
-    if recipe_of(model)[0] is None:
+    if recipe_of(model).recipe is None:
         setattr(model, _NORMALISATION, (mean, std))
 
 

@@ -62,7 +62,7 @@ class SentenceInput:
         quantizer = next((m for m in network.modules() if isinstance(m, InputQuantizer)), None)
         if quantizer is None:
             raise BadValue("the network's input is not quantized; use quantize_sentences()")
-        codes = quantizer.integers(embedding.detach())[0].clamp(-LARGEST, LARGEST).cpu().numpy()
+        codes = quantizer.integers(embedding.detach()).levels.clamp(-LARGEST, LARGEST).cpu().numpy()
         return cls((codes + np.where(codes < 0, 127, 128)).astype(np.uint8))
 
     def images(self, numbers: np.ndarray) -> np.ndarray:

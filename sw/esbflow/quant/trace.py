@@ -250,7 +250,7 @@ def clip_limit(node: fx.Node, module) -> float | None:
     return None if high is None else float(high)
 
 
-def zeros_around(node: fx.Node, module) -> tuple:
+def zeros_around(node: fx.Node, module) -> tuple[int, int, int, int]:
     """(top, left, bottom, right) of a "pad" node: rows and columns of zeros.
 
     Raises

@@ -10,7 +10,7 @@ is what the engine runs.
 import torch
 
 from esbflow.numbers import Format
-from esbflow.quant.base import Quantizer, check_finite, round_to_levels, straight_through
+from esbflow.quant.base import Quantizer, ScaledLevels, check_finite, round_to_levels, straight_through
 
 SNAP_FROM = 0.6
 """The part of training after which codebook methods train what the engine runs."""
@@ -50,7 +50,7 @@ def project(rows: torch.Tensor, levels: torch.Tensor, fallback: torch.Tensor) ->
     return torch.where((power > 0) & (scale > 0), scale, fallback)
 
 
-def snap_rows(rows: torch.Tensor, form: Format) -> tuple:
+def snap_rows(rows: torch.Tensor, form: Format) -> ScaledLevels:
     """Integers of `form` and a scale a row that come nearest to real rows.
 
     Tries every scale that makes the row's largest magnitude an integer up to the format's, then projects. The first (the
@@ -60,7 +60,7 @@ def snap_rows(rows: torch.Tensor, form: Format) -> tuple:
 
     >>> from esbflow.numbers import Signed
     >>> snap_rows(torch.tensor([[0.5, -1.5, 1.5]]), Signed(8))
-    (tensor([[ 1, -3,  3]]), tensor([0.5000], dtype=torch.float64))
+    ScaledLevels(levels=tensor([[ 1, -3,  3]]), scale=tensor([0.5000], dtype=torch.float64))
     """
     rows = rows.detach().double()
     largest = rows.abs().amax(dim=1)
@@ -77,7 +77,7 @@ def snap_rows(rows: torch.Tensor, form: Format) -> tuple:
         best = torch.where(better[:, None], levels, best)
         best_scale, least = torch.where(better, scale, best_scale), torch.where(better, error, least)
     best = torch.where(largest[:, None] > 0, best, torch.zeros_like(best))
-    return best.to(torch.int64), torch.where(largest > 0, best_scale, torch.ones_like(best_scale))
+    return ScaledLevels(best.to(torch.int64), torch.where(largest > 0, best_scale, torch.ones_like(best_scale)))
 
 
 class WeightQuantizer(Quantizer):
@@ -114,15 +114,15 @@ class WeightQuantizer(Quantizer):
         """(rows, n) -> (rows,), the real value of one integer step."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its scale comes about")
 
-    def encode(self, rows: torch.Tensor) -> tuple:
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
         """(rows, n) -> integer levels (rows, n) as floats, scale (rows,)."""
         scale = self.row_scale(rows)
-        return round_to_levels(rows / scale[:, None], self.form), scale
+        return ScaledLevels(round_to_levels(rows / scale[:, None], self.form), scale)
 
     @torch.no_grad()
     def scale(self, w: torch.Tensor) -> torch.Tensor:
         check_finite(w, self.name)
-        return like_rows(self.encode(as_rows(w, self.per_channel))[1], w)
+        return like_rows(self.encode(as_rows(w, self.per_channel)).scale, w)
 
     # -- all methods ----------------------------------------------------------------------------------------
     def values(self, w: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class WeightQuantizer(Quantizer):
         values = self.values(w)
         with torch.no_grad():
             if self._snap_scale is None or self._snap_age >= SNAP_REFRESH or not self.training:
-                self._snap_scale, self._snap_age = self.integers(w)[1].to(w.dtype), 0
+                self._snap_scale, self._snap_age = self.integers(w).scale.to(w.dtype), 0
             self._snap_age += 1
             snapped = round_to_levels(values / self._snap_scale, self.form) * self._snap_scale
         return straight_through(values, snapped)
@@ -151,14 +151,14 @@ class WeightQuantizer(Quantizer):
         self._snap_scale = None
 
     @torch.no_grad()
-    def integers(self, w: torch.Tensor) -> tuple:
+    def integers(self, w: torch.Tensor) -> ScaledLevels:
         """(int64 levels of w's shape, scale that broadcasts against w) as they are exported."""
         check_finite(w, self.name)
         if self.grid:
             levels, scale = self.encode(as_rows(w, self.per_channel))
         else:
             levels, scale = snap_rows(self.values(w).reshape(w.shape[0], -1), self.form)
-        return levels.reshape(w.shape).to(torch.int64), like_rows(scale, w)
+        return ScaledLevels(levels.reshape(w.shape).to(torch.int64), like_rows(scale, w))
 
     spreads = False
     """Whether the method gives a network bits as a whole, so that only their mean over all layers says something."""

@@ -40,7 +40,7 @@ def row(text: str) -> str:
     w = torch.randn(64, 64, 3, 3) * 0.05
     quantizer = weight_quantizer(text)
     quantizer.prepare(w)
-    levels = quantizer.eval().integers(w)[0].numpy()
+    levels = quantizer.eval().integers(w).levels.numpy()
     values = sorted({abs(int(v)) for v in levels.ravel()})
     shown = ", ".join(map(str, values)) if len(values) <= 10 else f"{values[0]}, {values[1]}, {values[2]} ... {values[-1]}"
     form = str(quantizer.form)

@@ -52,7 +52,7 @@ def rounded(layer: nn.Module, gram: torch.Tensor) -> torch.Tensor:
     quantizer, weight = layer.weight_quantizer, layer.weight.detach()
     groups, size = len(gram), gram.shape[1]
     rows = weight.reshape(groups, -1, size).double()
-    scale = quantizer.integers(weight)[1].double().expand(len(weight), *[1] * (weight.dim() - 1)).reshape(groups, -1, 1)
+    scale = quantizer.integers(weight).scale.double().expand(len(weight), *[1] * (weight.dim() - 1)).reshape(groups, -1, 1)
     mean = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-20)
     damped = gram + DAMPING * mean[:, None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
     order = damped.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)

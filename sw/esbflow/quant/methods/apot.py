@@ -21,7 +21,7 @@ TERMS = {2: ((1,),), 3: ((1, 2, 4),), 4: ((8, 4, 1), (2,)), 5: ((32, 8, 2), (16,
 """Powers of two of each term; a level takes one or none of each."""
 
 
-def apot_levels(bits: int) -> tuple:
+def apot_levels(bits: int) -> tuple[int, ...]:
     """The non-negative levels of a signed set of `bits` bits, ascending.
 
     >>> apot_levels(4)

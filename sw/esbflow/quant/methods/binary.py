@@ -6,6 +6,7 @@ Source: Rastegari et al., "XNOR-Net", ECCV 2016, section 3.1 (BWN). sign(0) is +
 import torch
 
 from esbflow.numbers import Binary
+from esbflow.quant.base import ScaledLevels
 from esbflow.quant.weights import WeightQuantizer
 
 
@@ -15,5 +16,5 @@ class BinaryQuantizer(WeightQuantizer):
     def __init__(self, per_channel: bool = True, name: str = "weight"):
         super().__init__(Binary(), per_channel, name)
 
-    def encode(self, rows: torch.Tensor) -> tuple:
-        return torch.where(rows >= 0, 1.0, -1.0).to(rows.dtype), rows.abs().mean(dim=1)
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
+        return ScaledLevels(torch.where(rows >= 0, 1.0, -1.0).to(rows.dtype), rows.abs().mean(dim=1))

@@ -8,7 +8,7 @@ import torch
 
 from esbflow.numbers import Unsigned
 from esbflow.quant.activation import ActivationQuantizer
-from esbflow.quant.base import straight_through
+from esbflow.quant.base import ScaledLevels, straight_through
 from esbflow.quant.methods.vecq import half_integer_format, round_to_odd
 from esbflow.quant.weights import WeightQuantizer, as_rows, like_rows, project
 
@@ -23,18 +23,18 @@ class DoReFaQuantizer(WeightQuantizer):
         super().__init__(half_integer_format(bits), per_channel, name)
         self.bits = bits
 
-    def encode(self, rows: torch.Tensor) -> tuple:
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
         squeezed = torch.tanh(rows)
         largest = squeezed.abs().amax(dim=1, keepdim=True)
         levels = round_to_odd(squeezed / torch.where(largest > 0, largest, torch.ones_like(largest)) * self.form.max,
                               self.bits)
-        return levels, project(rows, levels, torch.zeros_like(largest[:, 0]))
+        return ScaledLevels(levels, project(rows, levels, torch.zeros_like(largest[:, 0])))
 
     def values(self, w: torch.Tensor) -> torch.Tensor:
         quantized = super().values(w.detach())
         rows = as_rows(w.detach(), self.per_channel)
         with torch.no_grad():
-            scale = self.encode(rows)[1] * self.form.max
+            scale = self.encode(rows).scale * self.form.max
             largest = torch.tanh(rows).abs().amax(dim=1)
             gain = scale / torch.where(largest > 0, largest, torch.ones_like(largest))
         squeezed = torch.tanh(w) * like_rows(gain, w)

@@ -5,13 +5,15 @@ code (facebookresearch/kill-the-bits). Departs from it: distances that preserve 
 on whitened blocks (the same result without a tensor of blocks x codewords x d), and codewords can be ESB integers.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from esbflow.errors import BadValue
 from esbflow.numbers import Format, Signed
-from esbflow.quant.base import check_finite, straight_through
+from esbflow.quant.base import ScaledLevels, check_finite, straight_through
 from esbflow.quant.methods.esb import ESBWeightQuantizer
 from esbflow.quant.weights import WeightQuantizer, like_rows, snap_rows
 
@@ -56,8 +58,15 @@ def whitening(gram: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(gram + RIDGE * size * torch.eye(len(gram), dtype=torch.float64, device=gram.device))
 
 
+class Clusters(NamedTuple):
+    """Centroids (K, d), and the number (n,) of that to which each vector belongs."""
+
+    centroids: torch.Tensor
+    assignments: torch.Tensor
+
+
 def cluster(vectors: torch.Tensor, centroids: torch.Tensor, gram: torch.Tensor | None = None,
-            weights: torch.Tensor | None = None, iterations: int = 100, zero: bool = False, seed: int = 0) -> tuple:
+            weights: torch.Tensor | None = None, iterations: int = 100, zero: bool = False, seed: int = 0) -> Clusters:
     """k-means with the distance (v - c)^T gram (v - c).
 
     Parameters
@@ -91,7 +100,7 @@ def cluster(vectors: torch.Tensor, centroids: torch.Tensor, gram: torch.Tensor |
     means = _means(vectors, assigned, weights, start)
     if zero:
         means[0] = 0
-    return means, assigned
+    return Clusters(means, assigned)
 
 
 def _means(points, assigned, weights, otherwise):
@@ -249,14 +258,14 @@ class ProductQuantizer(WeightQuantizer):
         return codebook
 
     @torch.no_grad()
-    def integer_codewords(self) -> tuple:
+    def integer_codewords(self) -> ScaledLevels:
         """(int64 (K, d), scale of no axis): the table that a decoder holds."""
         codebook = self._held()
         if self.rounding is not None:
             levels, scale = self.rounding.integers(codebook)
-            return levels, scale.reshape(())
+            return ScaledLevels(levels, scale.reshape(()))
         levels, scale = snap_rows(codebook.reshape(1, -1), self.form)
-        return levels.reshape(codebook.shape), scale.reshape(())
+        return ScaledLevels(levels.reshape(codebook.shape), scale.reshape(()))
 
     def values(self, w: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -269,7 +278,7 @@ class ProductQuantizer(WeightQuantizer):
         return w if self.waiting else self.values(w)
 
     @torch.no_grad()
-    def integers(self, w: torch.Tensor) -> tuple:
+    def integers(self, w: torch.Tensor) -> ScaledLevels:
         check_finite(w, self.name)
         check_finite(self.codebook, self.name)
         levels, scale = self.integer_codewords()
@@ -278,7 +287,7 @@ class ProductQuantizer(WeightQuantizer):
         levels = from_blocks(levels[self.assignments.long()], w.shape)
         if self.per_channel:
             levels = levels * like_rows(torch.where(self.gains < 0, -1, 1), w)
-        return levels, like_rows(scale.abs(), w)
+        return ScaledLevels(levels, like_rows(scale.abs(), w))
 
     spreads = True
 

@@ -7,6 +7,7 @@ part grows to all filters; a wrapper around any other method for weights.
 import torch
 
 from esbflow.errors import BadValue
+from esbflow.quant.base import ScaledLevels
 from esbflow.quant.weights import WeightQuantizer
 
 SELECTIONS = ("constant", "linear", "softmax", "sigmoid")
@@ -92,7 +93,7 @@ class StochasticQuantizer(WeightQuantizer):
         return torch.where(mask, quantized, w)
 
     @torch.no_grad()
-    def integers(self, w: torch.Tensor) -> tuple:
+    def integers(self, w: torch.Tensor) -> ScaledLevels:
         return self.inner.integers(w)
 
     def stored_bits(self, w: torch.Tensor) -> float:

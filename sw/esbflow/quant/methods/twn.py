@@ -7,6 +7,7 @@ the code of Dong et al., "Learning Accurate Low-Bit Deep Neural Networks with St
 import torch
 
 from esbflow.numbers import ESB
+from esbflow.quant.base import ScaledLevels
 from esbflow.quant.weights import WeightQuantizer
 
 THRESHOLD = 0.7
@@ -28,7 +29,7 @@ class TernaryQuantizer(WeightQuantizer):
         super().__init__(ESB(2, 0), per_channel, name)
         self.layer_threshold = layer_threshold
 
-    def encode(self, rows: torch.Tensor) -> tuple:
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
         if self.layer_threshold:
             threshold = THRESHOLD * (rows - rows.mean()).abs().mean()
         else:
@@ -36,4 +37,4 @@ class TernaryQuantizer(WeightQuantizer):
         above = rows.abs() > threshold
         count = above.sum(dim=1)
         scale = (rows.abs() * above).sum(dim=1) / count.clamp(min=1)
-        return torch.sign(rows) * above, torch.where(count > 0, scale, torch.ones_like(scale))
+        return ScaledLevels(torch.sign(rows) * above, torch.where(count > 0, scale, torch.ones_like(scale)))

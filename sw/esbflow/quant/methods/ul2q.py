@@ -8,7 +8,7 @@ port forgets the half step on reconstruction, which moves every weight by half a
 import torch
 
 from esbflow.numbers import Signed
-from esbflow.quant.base import check_finite, straight_through
+from esbflow.quant.base import ScaledLevels, check_finite, straight_through
 from esbflow.quant.methods.dda import optimal_scale
 from esbflow.quant.methods.vecq import half_integer_format, round_to_odd
 from esbflow.quant.weights import WeightQuantizer, as_rows
@@ -35,17 +35,17 @@ class MuL2QQuantizer(WeightQuantizer):
         self.grid = not centred
         self._unit = optimal_scale(half_integer_format(bits))
 
-    def encode(self, rows: torch.Tensor) -> tuple:
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
         return self._levels(rows, torch.zeros(len(rows), dtype=rows.dtype, device=rows.device))
 
-    def _levels(self, rows, middle):
+    def _levels(self, rows, middle) -> ScaledLevels:
         deviation = rows.std(dim=1, unbiased=False)
         # A constant row has no deviation to go by: one level stands for it.
         largest = (rows - middle[:, None]).abs().amax(dim=1)
         constant = deviation <= 1e-6 * largest
         scale = torch.where(constant, largest, deviation * self._unit)
         safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return round_to_odd((rows - middle[:, None]) / safe[:, None], self.bits), scale
+        return ScaledLevels(round_to_odd((rows - middle[:, None]) / safe[:, None], self.bits), scale)
 
     def values(self, w: torch.Tensor) -> torch.Tensor:
         if not self.centred:

@@ -9,6 +9,7 @@ import torch
 
 from esbflow.errors import BadValue
 from esbflow.numbers import Codebook, Format
+from esbflow.quant.base import ScaledLevels
 from esbflow.quant.methods.dda import optimal_scale
 from esbflow.quant.weights import WeightQuantizer, exact_scale, project
 
@@ -64,9 +65,9 @@ class VecQQuantizer(WeightQuantizer):
         self.norm_ratio = norm_ratio
         self._unit = optimal_scale(self.form)
 
-    def encode(self, rows: torch.Tensor) -> tuple:
+    def encode(self, rows: torch.Tensor) -> ScaledLevels:
         scale = exact_scale(rows, rows.std(dim=1, unbiased=False) * self._unit, self.form)
         levels = round_to_odd(rows / scale[:, None], self.bits)
         if self.norm_ratio:
-            return levels, rows.norm(dim=1) / levels.norm(dim=1)
-        return levels, project(rows, levels, torch.zeros_like(scale))
+            return ScaledLevels(levels, rows.norm(dim=1) / levels.norm(dim=1))
+        return ScaledLevels(levels, project(rows, levels, torch.zeros_like(scale)))
