@@ -51,4 +51,4 @@ def _graph(arguments):
 
     if way := other_tools(arguments.model, (".pt", ".pth")):
         raise UserError(way)
-    return export_model(arguments.model, arguments.network)[0]
+    return export_model(arguments.model, arguments.network).graph

@@ -49,7 +49,7 @@ def _on_host(graph, config) -> list:
     from esbflow.split.partition import split
 
     return [{"name": part.node.name, "operator": type(part.node).__name__, "why": part.why}
-            for part in split(graph, config)[1] if part.node is not None]
+            for part in split(graph, config).parts if part.node is not None]
 
 
 def _way_of_input(graph, config) -> str | None:

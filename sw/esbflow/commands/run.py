@@ -3,6 +3,7 @@
 import time
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -127,9 +128,16 @@ def classes(outputs: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-flat, axis=1, kind="stable")[:, :count]
 
 
+class RunResult(NamedTuple):
+    """Fields of `esbflow run --json`, and integer outputs (n, c, h, w), of several outputs {name: those}."""
+
+    content: dict
+    outputs: np.ndarray | dict
+
+
 def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, overlay: str | None = None,
                progress=None, program=None, port: str | None = None, record: str | None = None, waves=None,
-               channels_last: bool = False) -> tuple:
+               channels_last: bool = False) -> RunResult:
     """(fields of `esbflow run --json`, integer outputs (n, c, h, w) or {name: those} of several) of images run on one of
     BACKENDS.
 
@@ -173,7 +181,7 @@ def run_images(graph, config, images, labels, backend: str, batch: int = BATCH, 
     content["top1"] = None
     if labels is not None and not isinstance(outputs, dict):
         content["top1"] = 100 * float((classes(outputs, 1)[:, 0] == labels).mean())
-    return content, outputs
+    return RunResult(content, outputs)
 
 
 def _lost(program, config, layers: list, cycles: float) -> dict:

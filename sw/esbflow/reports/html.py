@@ -1,6 +1,7 @@
 """A report.json as one page that needs nothing else: no script, no file beside it, no network."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -65,7 +66,14 @@ def _weights_before_rounding(model) -> list:
     return [(layer.weight / layer.weight_quantizer.scale(layer.weight)).detach().numpy().reshape(-1) for layer in layers]
 
 
-def spent_cycles(report: dict) -> tuple:
+class SpentCycles(NamedTuple):
+    """(layer, {what: cycles an image}) of each layer, and a sentence that says where that is from."""
+
+    layers: list[tuple[str, dict]]
+    source: str
+
+
+def spent_cycles(report: dict) -> SpentCycles:
     """([(layer, {what: cycles an image})], where that is from): the engine's counters, else the cycle model."""
     keys = [key for key, _, _ in plots.SPENT]
     measured = report.get("measured_layers")
@@ -74,11 +82,11 @@ def spent_cycles(report: dict) -> tuple:
         for layer in measured:
             spent = {key: layer.get(key if key == "compute" else f"stall_{key}", 0) for key in keys}
             layers.append((layer["name"], _with_rest(spent, layer["cycles"])))
-        return layers, "Counted by the engine, per image, averaged over all runs."
+        return SpentCycles(layers, "Counted by the engine, per image, averaged over all runs.")
     for layer in report["layers"]:
         spent = {key: layer["cycles_by_reason"].get(key, 0) for key in keys}
         layers.append((layer["name"], _with_rest(spent, layer["cycles"])))
-    return layers, "From the cycle model, per image, for ideal memory."
+    return SpentCycles(layers, "From the cycle model, per image, for ideal memory.")
 
 
 def _with_rest(spent: dict, total: float) -> dict:

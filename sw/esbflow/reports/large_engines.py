@@ -111,7 +111,7 @@ RECIPE = Recipe(weights="s4", activations="u4", signed_activations="s4", residua
 @cache
 def graph_of(name: str) -> ir.Graph:
     """The graph of a network of the registry, or of one of GRAPHS."""
-    return random_network(name, RECIPE)[1] if name in NETWORKS else GRAPHS[name]()
+    return random_network(name, RECIPE).graph if name in NETWORKS else GRAPHS[name]()
 
 
 def config_of(name: str) -> EngineConfig:

@@ -10,6 +10,7 @@ weights happen to need fewer passes. Cycles are the exact cycle model's, for ide
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.errors import BadValue
 from esbflow.files import write_whole
+from esbflow.graph.ir import Graph
 from esbflow.graph.macs import macs
 from esbflow.networks.registry import NETWORKS, network
 from esbflow.quant.export import export
@@ -33,13 +35,20 @@ HEAD = ("| name | images | parameters | MACs | layers | cycles an image | use of
 RECIPE = Recipe(weights="esb4.1", activations="u4")
 
 
-def random_network(name: str, recipe: Recipe) -> tuple:
+class RandomNetwork(NamedTuple):
+    """A model with random weights in real numbers, and the graph of what it is quantized to."""
+
+    model: torch.nn.Module
+    graph: Graph
+
+
+def random_network(name: str, recipe: Recipe) -> RandomNetwork:
     """(model with random weights, its graph) of a network of the registry, calibrated on two random images."""
     entry = network(name)
     torch.manual_seed(0)
     model = entry().eval()
     images = np.random.default_rng(0).integers(0, 256, (2, *entry.shape), dtype=np.uint8)
-    return model, export(calibrate(quantize(model, recipe), images), name, entry.shape)
+    return RandomNetwork(model, export(calibrate(quantize(model, recipe), images), name, entry.shape))
 
 
 def row(name: str, config: EngineConfig) -> str:

@@ -4,6 +4,8 @@ The order is (channel group, digit, image, row, column); of digits of 4 bits cha
 word, low bytes first. See docs/engine.md.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from esbflow.engine_config import EngineConfig
@@ -75,13 +77,20 @@ def unpack_digits(data: np.ndarray, digit_bits: int) -> np.ndarray:
     return np.stack(digits, axis=-1).reshape(*data.shape[:-1], -1).astype(np.int64)
 
 
-def space_of(meta: dict) -> tuple | None:
+class Rows(NamedTuple):
+    """Rows that an image has in memory, and which of them is the map's first."""
+
+    rows: int
+    first: int
+
+
+def space_of(meta: dict) -> Rows | None:
     """What `pack` and `unpack` call so, of a program's input or output; files from before stripes do not have it.
 
     >>> space_of({"pitch": 8, "rows": 12, "first_row": 1})
-    (12, 1)
+    Rows(rows=12, first=1)
     """
-    return (meta["rows"], meta["first_row"]) if "rows" in meta else None
+    return Rows(meta["rows"], meta["first_row"]) if "rows" in meta else None
 
 
 def unpack_output(parts: list, meta: dict, images: int, config: EngineConfig) -> np.ndarray:

@@ -6,6 +6,7 @@ operators without an integer form, in real numbers (esbflow.graph.host).
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +35,14 @@ def input_table(form: Format, channels: int) -> np.ndarray:
     return np.tile(form.nearest(integers), (channels, 1))
 
 
-def split(graph: ir.Graph, config: EngineConfig) -> tuple:
+class SplitGraph(NamedTuple):
+    """A graph whose nodes the host and the engine share, and its parts in the order in which they run."""
+
+    graph: ir.Graph
+    parts: list[Part]
+
+
+def split(graph: ir.Graph, config: EngineConfig) -> SplitGraph:
     """(graph, parts in the order in which they run). The graph's tensors are those of the given one, and integers are the
     same; sums of a convolution may be a tensor of their own, where the host adds to them.
 
@@ -50,9 +58,9 @@ def split(graph: ir.Graph, config: EngineConfig) -> tuple:
             homes[piece.name] = piece.name if reason or isinstance(piece, ir.Input) else homes[piece.inputs[0]]
     graph = validate(replace(graph, nodes=nodes))
     if not why:
-        return graph, [Part(graph=graph)]
+        return SplitGraph(graph, [Part(graph=graph)])
     _leave_small_parts(graph, homes, why)
-    return graph, _parts(graph, homes, why)
+    return SplitGraph(graph, _parts(graph, homes, why))
 
 
 def _pieces(node: ir.Node, homes: dict):

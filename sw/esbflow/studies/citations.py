@@ -13,6 +13,7 @@ import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from esbflow.graph.file import save
 from esbflow.networks.agnn import AGNN
 from esbflow.networks.gcn import GCN
 from esbflow.networks.message_passing import Topology
-from esbflow.quant.bit_search import select_bits
+from esbflow.quant.bit_search import Found, select_bits
 from esbflow.quant.citation_export import integer_network
 from esbflow.quant.methods.registry import weight_quantizer
 from esbflow.quant.methods.sgquant import FULL, RANGES, GraphRecipe, feature_bits, memory, quantize_graph_network
@@ -156,8 +157,15 @@ def recipe_of(choice: dict) -> GraphRecipe:
     return GraphRecipe(choice["weights"], overrides=widths, ranges=choice["ranges"])
 
 
+class SearchResult(NamedTuple):
+    """What a search of bit widths found, and the validation accuracy in real numbers."""
+
+    found: Found
+    reference: float
+
+
 def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, report=None, real: GraphSchedule = REAL,
-           low_bit: GraphSchedule = LOW_BIT, drop: float = DROP, **options) -> tuple:
+           low_bit: GraphSchedule = LOW_BIT, drop: float = DROP, **options) -> SearchResult:
     """Automatic bit selection by accuracy on the validation nodes, the mean of some seeds.
 
     `real` trains the networks of which each setting is a fine-tuning for `epochs`; the best settings are then trained in
@@ -193,8 +201,16 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
     def measured(done, total, trial):
         say(f"setting {done}/{total}: {trial.accuracy:.1f} % of the validation nodes, {trial.memory} bytes")
 
-    return select_bits(space, measure, size, reference, drop, report=measured, known=known, confirm=confirm,
-                       **{**SEARCH, **options}), reference
+    found = select_bits(space, measure, size, reference, drop, report=measured, known=known, confirm=confirm,
+                        **{**SEARCH, **options})
+    return SearchResult(found, reference)
+
+
+class MeanCost(NamedTuple):
+    """Points of accuracy that a setting costs, the mean of some seeds, and their standard error."""
+
+    points: float
+    error: float
 
 
 class SecondLook:
@@ -215,7 +231,7 @@ class SecondLook:
         self.first_seed, self.seeds, self.most = first_seed, seeds, most
         self.drop, self.real, self.low_bit = drop, real, low_bit
 
-    def cost(self, choice: dict) -> tuple:
+    def cost(self, choice: dict) -> MeanCost:
         """(points that the setting costs, their standard error)."""
         lost = []
         while len(lost) < self.most:
@@ -223,7 +239,7 @@ class SecondLook:
             mean, error = float(np.mean(lost)), float(np.std(lost, ddof=1)) / len(lost) ** 0.5
             if abs(mean - self.drop) >= error:
                 break
-        return mean, error
+        return MeanCost(mean, error)
 
     def loss(self, choice: dict, seed: int) -> float:
         """Points that the setting costs by one training, on the nodes that judge."""

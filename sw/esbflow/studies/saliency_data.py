@@ -1,6 +1,7 @@
 """Pictures with masks of their salient objects, in two folders, as ECSSD and its relatives are kept."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,14 @@ SIZE = 96
 TEST_EVERY = 5
 
 
-def load_saliency(split: str, count: int | None = None, size: int = SIZE) -> tuple:
+class Pictures(NamedTuple):
+    """uint8 images (n, 3, size, size), and masks (n, 1, size, size) of what stands out in them, 0 or 255."""
+
+    images: np.ndarray
+    masks: np.ndarray
+
+
+def load_saliency(split: str, count: int | None = None, size: int = SIZE) -> Pictures:
     """ECSSD, or what else stands in ESBFLOW_DATA/ecssd: (uint8 (n, 3, size, size), uint8 masks (n, 1, size, size)).
 
     Masks are 0 or 255. The data set was published to test with and has no split (Shi et al., TPAMI 2016): by the order of
@@ -66,7 +74,7 @@ def list_pairs(folder: str | Path) -> list:
     return [(path, masks[path.stem]) for path in pictures]
 
 
-def load_pairs(pairs: list, size: int = SIZE) -> tuple:
+def load_pairs(pairs: list, size: int = SIZE) -> Pictures:
     """Read (picture, mask) files and scale them to size x size, whatever their shape, as saliency networks are fed.
 
     Raises
@@ -93,4 +101,4 @@ def load_pairs(pairs: list, size: int = SIZE) -> tuple:
                 images[i] = np.asarray(picture).transpose(2, 0, 1)
             else:
                 masks[i] = np.where(np.asarray(picture) >= 128, 255, 0)
-    return images, masks
+    return Pictures(images, masks)

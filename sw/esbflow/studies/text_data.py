@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,7 +72,14 @@ def text_source(name: str) -> TextSource:
     return TEXTS[name]
 
 
-def load_text(name: str, split: str) -> tuple:
+class Texts(NamedTuple):
+    """A list of tokens for each text, and int64 labels (n,)."""
+
+    sentences: list[list[str]]
+    labels: np.ndarray
+
+
+def load_text(name: str, split: str) -> Texts:
     """(list of n token lists, labels int64 (n,)), in the order of the file.
 
     A text without any token is an empty list, not an error.
@@ -105,7 +113,7 @@ def load_text(name: str, split: str) -> tuple:
             labels.append(label)
     if not sentences:
         raise DataUnavailable(f"{path} holds no lines of {name}, {source.splits[split]}")
-    return sentences, np.array(labels, dtype=np.int64)
+    return Texts(sentences, np.array(labels, dtype=np.int64))
 
 
 def _fields(raw: bytes, source: TextSource) -> tuple:

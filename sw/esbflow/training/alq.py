@@ -17,6 +17,7 @@ trains LeNet-5 on MNIST to 0.4 bits a weight.
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +106,13 @@ class ALQSchedule:
         return plan + [("shadow", self.rounds, i) for i in range(self.shadow_epochs)]
 
 
+class LossModel(NamedTuple):
+    """Slope g and curvature h of the loss by each weight, in units of the rate."""
+
+    slope: torch.Tensor
+    curvature: torch.Tensor
+
+
 class AMSGrad:
     """Running moments of a gradient, and the quadratic model of the loss that they give.
 
@@ -123,11 +131,11 @@ class AMSGrad:
         self.v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         torch.maximum(self.top, self.v, out=self.top)
 
-    def model(self, rate: float) -> tuple:
+    def model(self, rate: float) -> LossModel:
         """(g, h)."""
         steps = max(1, self.steps)
         slope = self.m * (rate / (1 - BETAS[0] ** steps))
-        return slope, (self.top.sqrt() + TINY) / math.sqrt(1 - BETAS[1] ** steps)
+        return LossModel(slope, (self.top.sqrt() + TINY) / math.sqrt(1 - BETAS[1] ** steps))
 
     def state(self) -> dict:
         """For checkpoints."""

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from esbflow.files import check_writable, whole, write_json
 from esbflow.graph.doubts import unmoved, warn
 from esbflow.graph.execute import execute
 from esbflow.graph.file import save
+from esbflow.graph.ir import Graph
 from esbflow.networks.checkpoints import load_checkpoint
 from esbflow.networks.registry import network as named_network
 from esbflow.quant.activation import InputQuantizer
@@ -245,10 +247,18 @@ def load_model(path, network: str | None = None):
     return _load_model(path, network)[0]
 
 
-def export_model(path, network: str | None = None) -> tuple:
+class ExportedModel(NamedTuple):
+    """The integer graph of a saved model, and the quantized model itself."""
+
+    graph: Graph
+    model: torch.nn.Module
+
+
+def export_model(path, network: str | None = None) -> ExportedModel:
     """(integer graph, quantized model) of a file that `save_model` wrote; raises what `load_model` and `export` raise."""
     model, saved = _load_model(path, network)
-    return export(model, saved["network"].partition(":")[2] or saved["network"], saved["shape"]), model
+    name = saved["network"].partition(":")[2] or saved["network"]
+    return ExportedModel(export(model, name, saved["shape"]), model)
 
 
 def _load_model(path, given: str | None) -> tuple:

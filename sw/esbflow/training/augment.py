@@ -3,6 +3,7 @@
 import numpy as np
 
 from esbflow.errors import BadValue
+from esbflow.training.data import LabelledImages
 
 
 def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Generator) -> np.ndarray:
@@ -31,9 +32,10 @@ def augmented(images: np.ndarray, shift: int, mirror: bool, random: np.random.Ge
     return images
 
 
-def augmented_pair(images: np.ndarray, labels: np.ndarray, shift: int, mirror: bool, random: np.random.Generator) -> tuple:
+def augmented_pair(images: np.ndarray, labels: np.ndarray, shift: int, mirror: bool,
+                   random: np.random.Generator) -> LabelledImages:
     """(images, labels) after `augmented`: labels (n,) stay as they are, masks (n, 1, h, w) go with their images."""
     if labels.ndim == 1:
-        return augmented(images, shift, mirror, random), labels
+        return LabelledImages(augmented(images, shift, mirror, random), labels)
     both = augmented(np.concatenate([images, labels], axis=1), shift, mirror, random)
-    return both[:, :images.shape[1]], both[:, images.shape[1]:]
+    return LabelledImages(both[:, :images.shape[1]], both[:, images.shape[1]:])

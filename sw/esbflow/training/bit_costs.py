@@ -2,13 +2,16 @@
 
 import copy
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.program import Program
 from esbflow.engine_config import EngineConfig
+from esbflow.graph.ir import Graph
 from esbflow.quant.export import export
 from esbflow.quant.quantize import quantize
 from esbflow.quant.recipe import Recipe
@@ -33,7 +36,15 @@ def pass_cycles(model: nn.Module, recipe: Recipe, images: np.ndarray, config: En
     return {layer: max(0, eight[layer] - spent) for layer, spent in four.items()}
 
 
-def trial(model: nn.Module, recipe: Recipe, images: np.ndarray, config: EngineConfig) -> tuple:
+class CompiledTrial(NamedTuple):
+    """A quantized copy of a model in eval mode, its graph and its program."""
+
+    model: nn.Module
+    graph: Graph
+    program: Program
+
+
+def trial(model: nn.Module, recipe: Recipe, images: np.ndarray, config: EngineConfig) -> CompiledTrial:
     """(quantized copy in eval mode, its graph, its program): a network as it would be compiled, calibrated on `images`.
 
     Raises
@@ -43,7 +54,7 @@ def trial(model: nn.Module, recipe: Recipe, images: np.ndarray, config: EngineCo
     """
     low = calibrate(quantize(copy.deepcopy(model).eval(), recipe), images, recipe.mean, recipe.std).eval()
     graph = export(low, "trial", images.shape[1:])
-    return low, graph, compile_graph(graph, config)
+    return CompiledTrial(low, graph, compile_graph(graph, config))
 
 
 def _cycles(model, recipe, text, images, config) -> dict:

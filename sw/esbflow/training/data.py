@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,14 @@ class DataUnavailable(UserError, RuntimeError):
     """A data set is not at hand; the text says where it was looked for and what to do."""
 
 
-def load_images(data: str, split: str, count: int | None = None) -> tuple:
+class LabelledImages(NamedTuple):
+    """Images (n, c, h, w), and what they show: labels (n,), or masks (n, 1, h, w)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_images(data: str, split: str, count: int | None = None) -> LabelledImages:
     """The first `count` images of a data set: (uint8 (n, c, h, w), int64 (n,)).
 
     Parameters
@@ -59,7 +67,7 @@ def load_images(data: str, split: str, count: int | None = None) -> tuple:
 
         return imagenet_folder(split, count)
     images, labels = {"mnist": _mnist, "digits": _digits, "cifar10": _cifar10}[data](split)
-    return images[:count], labels[:count]
+    return LabelledImages(images[:count], labels[:count])
 
 
 def data_folder() -> Path | None:

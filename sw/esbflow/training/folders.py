@@ -12,7 +12,7 @@ import numpy as np
 
 from esbflow.errors import reason
 from esbflow.training import data
-from esbflow.training.data import DataUnavailable
+from esbflow.training.data import DataUnavailable, LabelledImages
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 CIFAR10_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -21,7 +21,7 @@ CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 
 
-def load_folder(folder: str | Path, count: int | None = None, size: int = 224) -> tuple:
+def load_folder(folder: str | Path, count: int | None = None, size: int = 224) -> LabelledImages:
     """Pictures of FOLDER/CLASS/*: (uint8 (n, 3, size, size), int64 (n,)).
 
     The class is the folder's name where all names are numbers, else its place among the names in order, which for
@@ -46,7 +46,7 @@ def load_folder(folder: str | Path, count: int | None = None, size: int = 224) -
                 images[i] = np.asarray(_cut(picture.convert("RGB"), size)).transpose(2, 0, 1)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataUnavailable(f"{path} is no picture, or damaged ({reason(error)}); remove it and try again") from None
-    return images, np.array([label for _, label in chosen], np.int64)
+    return LabelledImages(images, np.array([label for _, label in chosen], np.int64))
 
 
 def list_folder(folder: str | Path) -> list:
@@ -74,7 +74,7 @@ def _cut(picture, size: int):
     return picture.resize((width, height)).crop((left, top, left + size, top + size))
 
 
-def imagenet_folder(split: str, count: int | None = None) -> tuple:
+def imagenet_folder(split: str, count: int | None = None) -> LabelledImages:
     """ImageNet, or a few of its pictures: ESBFLOW_DATA/imagenet/train and val; to test, ESBFLOW_DATA/photos does too.
 
     Raises

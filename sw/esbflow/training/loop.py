@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -171,6 +172,13 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray, schedule: Sc
         origin=origin))
 
 
+class Batch(NamedTuple):
+    """Images as the model takes them, and labels or masks of theirs, or None, as tensors on the device."""
+
+    images: torch.Tensor
+    target: torch.Tensor | None
+
+
 class ImageTrainer(Trainer):
     """Trains on shuffled images, moved and turned as `schedule` (shift, mirror, batch) says; layers have channels last.
 
@@ -195,7 +203,7 @@ class ImageTrainer(Trainer):
         for i in range(0, self.epoch_steps * size, size):
             yield self.batch(order[i:i + size], random)
 
-    def batch(self, chosen: np.ndarray, random: np.random.Generator) -> tuple:
+    def batch(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
         """This rank's share of the chosen images and of their labels or masks, as tensors on the device."""
         images, how = self.images[chosen], (self.schedule.shift, self.schedule.mirror, random)
         if self.labels is None:
@@ -203,7 +211,7 @@ class ImageTrainer(Trainer):
         else:
             images, target = augmented_pair(images, self.labels[chosen], *how)
             target = _target(distributed.share(target)).to(self.device)
-        return inputs(distributed.share(images), self.mean, self.std, self.device), target
+        return Batch(inputs(distributed.share(images), self.mean, self.std, self.device), target)
 
 
 class _ByLabels(ImageTrainer):
