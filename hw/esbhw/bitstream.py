@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
@@ -22,8 +23,15 @@ RECORDS = Path(__file__).parents[2] / "docs" / "results" / "engines.json"
 KINDS = {"lut": "LUTs", "ff": "flip-flops", "bram": "block RAMs"}
 
 
+class Prepared(NamedTuple):
+    """The engine's configuration at the board's clock, and the files that the board's tools need."""
+
+    config: EngineConfig
+    files: list[Path]
+
+
 def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | None = None,
-            compute_mhz: int | None = None) -> tuple:
+            compute_mhz: int | None = None) -> Prepared:
     """Write every file that the board's tools need. Returns (the configuration at the board's clock, paths).
 
     With `compute_mhz` the engine's arrays have a clock of their own, and `clock_mhz` is that of its buses.
@@ -40,7 +48,7 @@ def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | N
     config = replace(config, clock_mhz=clock_mhz or board.clock_mhz)
     check_size(config, board)
     second = {"compute_mhz": compute_mhz} if compute_mhz else {}
-    return config, FLOWS[board.flow].prepare(config, board, folder, **second)
+    return Prepared(config, FLOWS[board.flow].prepare(config, board, folder, **second))
 
 
 def check_size(config: EngineConfig, board: Board) -> None:
@@ -98,7 +106,7 @@ def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: 
     """
     if board.flow == "vivado":
         vivado_flow.find_vivado()
-    config, _ = prepare(config, board, work, clock_mhz, compute_mhz)
+    config = prepare(config, board, work, clock_mhz, compute_mhz).config
     try:
         figures = FLOWS[board.flow].run(config, board, work, say)
     except KeyboardInterrupt:

@@ -41,7 +41,7 @@ class Interface:
     parameters: dict = field(default_factory=dict)
 
 
-def masters(config: EngineConfig) -> tuple:
+def masters(config: EngineConfig) -> tuple[str, ...]:
     """Names of an engine's AXI4 masters: those of MASTERS, and behind them further ones for weights and activations."""
     return (*MASTERS, *weight_masters(config)[1:], *activation_masters(config)[1:])
 

@@ -106,7 +106,7 @@ def age(record: dict) -> str:
     return " *earlier RTL*" if record.get("earlier_rtl") else ""
 
 
-def size(record: dict) -> tuple:
+def size(record: dict) -> tuple[str, str]:
     """Array and range of the weights of an engine."""
     slices = f", {record['slices']} slices" if record.get("slices", 1) > 1 else ""
     return f"{record['array']}, {record['rows']} x {record['cols']}{slices}", record["weights"]

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import AXI_BEAT_BITS, TABLE_INPUTS, EngineConfig
@@ -122,11 +123,19 @@ def _lut_ram(width: int, depth: int, count: int, memories_: int) -> int:
 
 
 # -- adders, counted as esbhw.fabric.adder_rows builds them -------------------------------------------------------------
-def tree(operands: list) -> tuple:
+class Tree(NamedTuple):
+    """LUTs and flip-flops of a tree of adder rows, and its result's (lowest bit, largest value)."""
+
+    luts: int
+    registers: int
+    result: tuple[int, int]
+
+
+def tree(operands: list) -> Tree:
     """(LUTs, flip-flops, result) of a registered ternary tree over operands (lowest bit, largest value).
 
     >>> tree([(0, 15)] * 3)
-    (5, 6, (0, 45))
+    Tree(luts=5, registers=6, result=(0, 45))
     """
     luts = registers = 0
     while len(operands) > 1:
@@ -137,28 +146,42 @@ def tree(operands: list) -> tuple:
             luts, registers = luts + cost, registers + result[1].bit_length()
             sums.append(result)
         operands = sums
-    return luts, registers, operands[0]
+    return Tree(luts, registers, operands[0])
 
 
-def row(operands: list) -> tuple:
+class Row(NamedTuple):
+    """LUTs of an adder row, and its result's (lowest bit, largest value)."""
+
+    luts: int
+    result: tuple[int, int]
+
+
+def row(operands: list) -> Row:
     """(LUTs, result) of one adder row: a LUT for each bit from the second lowest operand's first to the largest's last."""
     largest = sum(value for _, value in operands)
     if len(operands) == 1:
-        return 0, operands[0]
+        return Row(0, operands[0])
     first = sorted(low for low, _ in operands)[1]
     last = max(value.bit_length() for _, value in operands) + (len(operands) == 3)
-    return min(last, largest.bit_length()) - first, (min(low for low, _ in operands), largest)
+    return Row(min(last, largest.bit_length()) - first, (min(low for low, _ in operands), largest))
 
 
-def planes_sum(config: EngineConfig, count: int, planes: int) -> tuple:
+class SumCost(NamedTuple):
+    """LUTs and flip-flops of a sum."""
+
+    luts: int
+    registers: int
+
+
+def planes_sum(config: EngineConfig, count: int, planes: int) -> SumCost:
     """(LUTs, flip-flops) of a dot product of `count` digits by planes of the weights: leaf rows, trees, join."""
     largest = config.largest_digit
     leaves = [row([(0, largest)] * len(range(k, min(k + 2, count)))) for k in range(0, count, 2)]
-    luts, registers, result = tree([leaf[1] for leaf in leaves])
-    luts += sum(max(leaf[0], largest.bit_length()) for leaf in leaves)
-    registers += sum(leaf[1][1].bit_length() for leaf in leaves)
+    luts, registers, result = tree([leaf.result for leaf in leaves])
+    luts += sum(max(leaf.luts, largest.bit_length()) for leaf in leaves)
+    registers += sum(leaf.result[1].bit_length() for leaf in leaves)
     joined = tree([(j, result[1] << j) for j in range(planes)])
-    return planes * luts + joined[0], planes * registers + joined[1]
+    return SumCost(planes * luts + joined.luts, planes * registers + joined.registers)
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------------
@@ -182,8 +205,8 @@ def _table_array(config: EngineConfig) -> dict:
     generators = config.table_groups * config.cols
     return {
         "RAM blocks": config.slices * planes * groups * -(-config.cols * bits // RAM_BITS),
-        "adder bits": config.cols * config.slices * (planes * luts + joined[0]),
-        "adder registers": config.cols * config.slices * (planes * (registers + groups * bits) + joined[1]),
+        "adder bits": config.cols * config.slices * (planes * luts + joined.luts),
+        "adder registers": config.cols * config.slices * (planes * (registers + groups * bits) + joined.registers),
         "generators": generators, "generator bits": generators * bits,
         "codebook bits": generators * facts.weight_bits(config), "tile rows": config.tile_rows // config.table_sets,
         "sets": config.table_sets, "groups of rows": config.rows // TABLE_INPUTS,

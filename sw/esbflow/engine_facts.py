@@ -3,6 +3,8 @@
 Gateware, cycle model, compiler and validator all read them here. Times are in clock cycles.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from esbflow.engine_config import CODE_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
@@ -191,19 +193,26 @@ def array_latency(config: EngineConfig) -> int:
     return int(magnitude) + 1 + tree_levels(config.rows // 2) + tree_levels(planes)
 
 
-def channel_planes(config: EngineConfig) -> tuple:
+class ChannelPlanes(NamedTuple):
+    """Bits of a tap's magnitude or of its two's complement; is it sign and magnitude?"""
+
+    planes: int
+    magnitude: bool
+
+
+def channel_planes(config: EngineConfig) -> ChannelPlanes:
     """As `EngineConfig.weight_planes`, of the channel unit's taps: the fewest planes that hold the array's range.
 
-    >>> [channel_planes(EngineConfig("e", 8, 16, array="table", weight_min=low, weight_max=high))
+    >>> [tuple(channel_planes(EngineConfig("e", 8, 16, array="table", weight_min=low, weight_max=high)))
     ...  for low, high in ((-15, 15), (-8, 7), (-12, 12), (-2, 1))]
     [(4, True), (4, False), (4, True), (2, False)]
     """
     magnitude = max(-config.weight_min, config.weight_max).bit_length()
     complement = max((-config.weight_min - 1).bit_length(), config.weight_max.bit_length()) + 1
-    return (complement, False) if complement <= magnitude else (magnitude, True)
+    return ChannelPlanes(complement, False) if complement <= magnitude else ChannelPlanes(magnitude, True)
 
 
-def channel_range(config: EngineConfig) -> tuple:
+def channel_range(config: EngineConfig) -> tuple[int, int]:
     """(lowest, highest) tap of the channel unit: any integer between them."""
     planes, magnitude = channel_planes(config)
     return (1 - (1 << planes), (1 << planes) - 1) if magnitude else (-(1 << planes - 1), (1 << planes - 1) - 1)

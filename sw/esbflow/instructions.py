@@ -9,6 +9,8 @@ semaphore is above zero and takes one; `post_*` gives one when it has finished. 
 is answered by a post that stands before it; then in-order dispatch cannot lock up.
 """
 
+from typing import NamedTuple
+
 from esbflow.errors import BadValue
 
 INSTRUCTION_BITS = 256
@@ -144,7 +146,14 @@ def encode(opcode: str, **values: int) -> int:
     return word
 
 
-def decode(word: int) -> tuple:
+class Instruction(NamedTuple):
+    """The name of an instruction's opcode, and the value of each of its fields."""
+
+    opcode: str
+    fields: dict[str, int]
+
+
+def decode(word: int) -> Instruction:
     """(opcode name, {field: value}) of a 256-bit integer.
 
     Raises
@@ -152,7 +161,7 @@ def decode(word: int) -> tuple:
     ValueError
         if no instruction has this opcode.
 
-    >>> decode(encode("PASS", rows=3, y=-1))[1]["y"]
+    >>> decode(encode("PASS", rows=3, y=-1)).fields["y"]
     -1
     """
     number = word & 0xF
@@ -167,4 +176,4 @@ def decode(word: int) -> tuple:
         if is_signed(opcode, name) and value >> (width - 1):
             value -= 1 << width
         fields[name] = value
-    return opcode, fields
+    return Instruction(opcode, fields)

@@ -3,7 +3,7 @@
 from esbflow.errors import BadValue
 
 
-def map_shape(shape: tuple) -> tuple:
+def map_shape(shape: tuple) -> tuple[int, int, int]:
     """(c, h, w) of (features,), (channels, length) or (channels, height, width).
 
     >>> map_shape((593,)), map_shape((2, 1024)), map_shape((3, 32, 32))
@@ -14,7 +14,7 @@ def map_shape(shape: tuple) -> tuple:
     return tuple(shape) + (1,) * (3 - len(shape))
 
 
-def plane(values: tuple, neutral: int) -> tuple:
+def plane(values: tuple, neutral: int) -> tuple[int, int]:
     """(y, x) of what a layer has for each axis; a sequence is a map of one row.
 
     >>> plane((3,), neutral=1), plane((3, 5), neutral=1)

@@ -153,7 +153,7 @@ def rows_offset(multiplicand: int, multiplier: int) -> int:
     return sum(1 << multiplicand + 1 + place for place in range(0, multiplier, DIGIT_STEP))
 
 
-def constant_fields(config: EngineConfig) -> tuple:
+def constant_fields(config: EngineConfig) -> tuple[tuple[str, int], ...]:
     """(name, bits) of a channel's constants as they lie in a 128-bit beat, lowest bits first; b begins at bit 32 or 16."""
     if config.requantizer == "shift":
         return (("negative", 1), ("residual_negative", 1), ("residual_off", 1), ("residual_shift", 4), ("s", 6), ("pad", 3),

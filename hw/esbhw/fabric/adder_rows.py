@@ -10,6 +10,7 @@ target's choice; esbhw.equivalence proves that they are equal.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from amaranth import Cat, Const, Instance, Mux, Signal, Value
 
@@ -70,7 +71,14 @@ def selected(choices: tuple, select: Value, clear: Value) -> Term:
     return Term(Mux(clear, 0, Mux(select, one, zero)), bits, (1 << len(zero)) - 1)
 
 
-def add_row(m, platform, terms: list, name: str, width: int | None = None, carry: Value | None = None) -> tuple:
+class RowSum(NamedTuple):
+    """The sum that a row makes, and its largest value."""
+
+    total: Value
+    largest: int
+
+
+def add_row(m, platform, terms: list, name: str, width: int | None = None, carry: Value | None = None) -> RowSum:
     """(sum of up to three terms, and of the bit `carry`, modulo 2**width, its largest value), combinational.
 
     Takes one LUT6_2 for each bit at which more than one term has a bit; lower bits of a single plain term are wires.
@@ -92,7 +100,7 @@ def add_row(m, platform, terms: list, name: str, width: int | None = None, carry
         m.d.comb += total.eq(sum((term.value for term in terms[1:]), start=terms[0].value) + (0 if carry is None else carry))
     else:
         _Row(m, terms, name, width, carry).emit(total)
-    return total, min(largest, (1 << width) - 1)
+    return RowSum(total, min(largest, (1 << width) - 1))
 
 
 class _Row:

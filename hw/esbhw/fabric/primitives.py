@@ -1,8 +1,9 @@
 """LUTs given as Python functions, and carry chains of CARRY8."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from amaranth import Cat, Const, Instance, Signal
+from amaranth import Cat, Const, Instance, Signal, Value
 
 from esbflow.errors import BadValue
 
@@ -22,7 +23,14 @@ def lut6(m, name: str, inputs: list, function) -> Signal:
     return out
 
 
-def lut6_2(m, name: str, inputs: list, function6: Callable, function5: Callable | None = None) -> tuple:
+class LutOutputs(NamedTuple):
+    """The two outputs of a LUT6_2."""
+
+    o6: Signal
+    o5: Signal
+
+
+def lut6_2(m, name: str, inputs: list, function6: Callable, function5: Callable | None = None) -> LutOutputs:
     """(O6, O5) of a LUT6_2: two functions of the same inputs, which are 1-bit values.
 
     Raises
@@ -39,10 +47,17 @@ def lut6_2(m, name: str, inputs: list, function6: Callable, function5: Callable 
     o6, o5 = Signal(name=f"{name}_o6"), Signal(name=f"{name}_o5")
     pins = {f"i_I{z}": inputs[z] if z < len(inputs) else Const(0, 1) for z in range(SHARED_INPUTS)}
     m.submodules[name] = Instance("LUT6_2", p_INIT=Const(content, 64), **pins, i_I5=Const(1, 1), o_O6=o6, o_O5=o5)
-    return o6, o5
+    return LutOutputs(o6, o5)
 
 
-def carry_chain(m, name: str, propagate: list, generate: list, carry_in=None) -> tuple:
+class Carried(NamedTuple):
+    """The bits that a carry chain makes, lowest first, and its last carry."""
+
+    bits: list
+    carry: Value
+
+
+def carry_chain(m, name: str, propagate: list, generate: list, carry_in=None) -> Carried:
     """(exclusive or of `propagate` and the carries, the last carry). Where `propagate` is 0, `generate` is the carry."""
     out, carry = [], Const(0, 1) if carry_in is None else carry_in
     for start in range(0, len(propagate), CARRY_BITS):
@@ -53,4 +68,4 @@ def carry_chain(m, name: str, propagate: list, generate: list, carry_in=None) ->
             "CARRY8", i_CI=carry, i_CI_TOP=Const(0, 1), i_DI=Cat(*d, pad), i_S=Cat(*s, pad), o_O=o, o_CO=co)
         out += [o[k] for k in range(len(s))]
         carry = co[len(s) - 1]
-    return out, carry
+    return Carried(out, carry)

@@ -233,7 +233,7 @@ class CycleModel:
                 dispatch = max(dispatch, unit.popped[-depth] + FIFO_PLACE_CYCLES)
             self.dispatched.append(dispatch)
             previous = dispatch
-            for missing in act(unit, decode(word)[1], dispatch + FIFO_LATENCY):
+            for missing in act(unit, decode(word).fields, dispatch + FIFO_LATENCY):
                 self._hang(missing)
             if self.total is not None:
                 break

@@ -119,7 +119,7 @@ class SharedCycleModel(CycleModel):
             sent[name] += 1
             self.dispatched.append(dispatch)
             previous = dispatch
-            self._inboxes[name].append((act, decode(word)[1], dispatch + FIFO_LATENCY))
+            self._inboxes[name].append((act, decode(word).fields, dispatch + FIFO_LATENCY))
             self._tell(name)
             self._tell("dispatched")
 
