@@ -9,6 +9,7 @@ still have these names after synthesis, registers and ports above all. It has no
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from esbflow.errors import BadValue
 from esbflow.files import whole
@@ -49,7 +50,15 @@ class Activity:
             self._spend(bit, now)
 
 
-def read_vcd(path: str | Path) -> tuple:
+class Recording(NamedTuple):
+    """Activity of each signal by its name, the length of the run in units, and the unit as VCD writes it: "1ps"."""
+
+    signals: dict[str, Activity]
+    duration: int
+    unit: str
+
+
+def read_vcd(path: str | Path) -> Recording:
     """({name: Activity}, length of the run in units, unit as VCD writes it: "1ps").
 
     Raises
@@ -83,7 +92,7 @@ def read_vcd(path: str | Path) -> tuple:
         raise BadValue(f"{path} is not a VCD of a run: it has no signals or no time")
     for signal in by_code.values():
         signal.end(now)
-    return signals, now, unit
+    return Recording(signals, now, unit)
 
 
 def convert(vcd: str | Path, out: str | Path, instance: str = "inst") -> dict:

@@ -36,7 +36,7 @@ def hierarchy(verilog: str) -> dict:
             for name, body in modules}
 
 
-def scopes(verilog: str, top: str, blocks: tuple) -> tuple:
+def scopes(verilog: str, top: str, blocks: tuple) -> tuple[str, ...]:
     """Hierarchical names, the top module's first, of blocks that are named from the top on.
 
     Raises
