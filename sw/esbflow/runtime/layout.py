@@ -77,20 +77,20 @@ def unpack_digits(data: np.ndarray, digit_bits: int) -> np.ndarray:
     return np.stack(digits, axis=-1).reshape(*data.shape[:-1], -1).astype(np.int64)
 
 
-class Rows(NamedTuple):
+class MapRows(NamedTuple):
     """Rows that an image has in memory, and which of them is the map's first."""
 
     rows: int
     first: int
 
 
-def space_of(meta: dict) -> Rows | None:
+def space_of(meta: dict) -> MapRows | None:
     """What `pack` and `unpack` call so, of a program's input or output; files from before stripes do not have it.
 
     >>> space_of({"pitch": 8, "rows": 12, "first_row": 1})
-    Rows(rows=12, first=1)
+    MapRows(rows=12, first=1)
     """
-    return Rows(meta["rows"], meta["first_row"]) if "rows" in meta else None
+    return MapRows(meta["rows"], meta["first_row"]) if "rows" in meta else None
 
 
 def unpack_output(parts: list, meta: dict, images: int, config: EngineConfig) -> np.ndarray:
