@@ -46,5 +46,5 @@ def _simulated(name: str, runs: list) -> str:
     if name in IN_TESTS:
         return "tests"
     networks = {run["network"]: None for run in runs if run["engine"] == name and not run["mismatches"]
-                and ENGINES[name].hash == EngineConfig.from_dict(run["config"] | {"name": name}).hash}
+                and ENGINES[name].hash == EngineConfig.from_dict(run["config"]).hash}
     return ", ".join(networks) or "similar"
