@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbflow.engine_facts import LEVEL_ENTRIES, LEVEL_ROWS
 from esbflow.requantizer import level_bits
+from esbhw.fabric.idioms import pick
 
 ENTRY_BITS = 8
 ROW_ENTRIES = LEVEL_ENTRIES // LEVEL_ROWS
@@ -56,12 +57,10 @@ class FunctionTable(wiring.Component):
             ]
             words += [read.data[i:i + ENTRY_BITS] for i in range(0, len(part.entries), ENTRY_BITS)]
         halves = [Mux(self.upper, word[DIGIT_BITS:], word[:DIGIT_BITS]) for word in words]
-        entry = Mux(self.level[1], Mux(self.level[0], halves[3], halves[2]), Mux(self.level[0], halves[1], halves[0]))
+        entry = pick(self.level[:choice], halves)
         digit = Signal(DIGIT_BITS, reset_less=True)
         with m.If(self.enable):
             m.d.sync += digit.eq(Mux(self.on, entry, self.level[:DIGIT_BITS]))
         m.d.comb += self.digit.eq(digit)
         return m
 
-
-assert ROW_ENTRIES == 4  # elaborate chooses one of four

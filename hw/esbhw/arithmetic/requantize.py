@@ -19,6 +19,7 @@ from esbflow.requantizer import (
 from esbhw.arithmetic.requantizer_control import OCTAVES, WINDOW_BITS, controls_layout
 from esbhw.fabric.adder_rows import Term, add_row, plain
 from esbhw.fabric.comparator import greater
+from esbhw.fabric.idioms import pick
 from esbhw.fabric.multiplier_rows import digit_row, digits
 
 
@@ -141,12 +142,11 @@ class RequantizeLane(wiring.Component):
         offset = self.residual ^ (1 << RESIDUAL_BITS - 1) ^ constants.residual_negative.replicate(RESIDUAL_BITS)
         places = constants.residual_shift
         padded = Cat(zeros, offset[:RESIDUAL_BITS], zeros)
-        little = self._register(Cat(_choose(places[:2], [padded[j + 3 - k] for k in range(4)])
+        little = self._register(Cat(pick(places[:2], [padded[j + 3 - k] for k in range(4)])
                                     for j in range(RESIDUAL_BITS + 3)), 0, "residual_little")
         rest = self._register(Cat(places[2:], constants.residual_off), 0, "residual_places")
         padded = Cat(Const(0, 8), little, Const(0, 8))
-        shifted = [_choose(rest[:2], [padded[j + 8 - 4 * min(k, 2)] for k in range(4)])
-                   for j in range(SHIFTED_RESIDUAL_BITS)]
+        shifted = [pick(rest[:2], [padded[j + 8 - 4 * min(k, 2)] for k in range(4)]) for j in range(SHIFTED_RESIDUAL_BITS)]
         return self._register(Mux(rest[2], 0, Cat(shifted)), 1, "residual")
 
     def _rows(self, multiplicand, parts: list, addend, start: int, name: str):
@@ -193,7 +193,7 @@ class RequantizeLane(wiring.Component):
         extended = Cat(held, sign.replicate(64 - width))
         needed = (WINDOW_BITS if self._config.esb_output else self._bits + 1) + 15
         doubled = Cat(Const(0, 1), extended, sign.replicate(16))
-        coarse = self._register(Cat(_choose(start[4:6], [doubled[j + 16 * k] for k in range(4)]) for j in range(needed)),
+        coarse = self._register(Cat(pick(start[4:6], [doubled[j + 16 * k] for k in range(4)]) for j in range(needed)),
                                 stage, "coarse")
         differ = [(held[j:min(j + 4, width - 1)] ^ sign.replicate(min(4, width - 1 - j))).any()
                   for j in range(0, width - 1, 4)]
@@ -203,8 +203,8 @@ class RequantizeLane(wiring.Component):
         start, edge = self._register(start[:4], stage, "start"), self._register(edge, stage, "edge")
 
         stage = stages.fine
-        middle = Cat(_choose(start[2:4], [coarse[j + 4 * k] for k in range(4)]) for j in range(needed - 12))
-        fine = Cat(_choose(start[:2], [middle[j + k] for k in range(4)]) for j in range(needed - 15))
+        middle = Cat(pick(start[2:4], [coarse[j + 4 * k] for k in range(4)]) for j in range(needed - 12))
+        fine = Cat(pick(start[:2], [middle[j + k] for k in range(4)]) for j in range(needed - 15))
         above = Signal()
         beyond = Signal()
         m.d.comb += [
@@ -264,8 +264,3 @@ class RequantizeLane(wiring.Component):
         stage = self._stages.output
         value = Cat(Mux(clamped, end, inside) for inside, clamped, end in bits)
         self._m.d.comb += self.digit.eq(self._register(value, stage, "digit"))
-
-
-def _choose(select, values: list):
-    """values[select] for four values."""
-    return Mux(select[1], Mux(select[0], values[3], values[2]), Mux(select[0], values[1], values[0]))

@@ -1,6 +1,6 @@
 """The requantizer: lanes side by side, and what they share."""
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,6 +9,7 @@ from esbflow.requantizer import RESIDUAL_BITS, Stages
 from esbhw.arithmetic.function_table import FunctionTable, table_write_layout
 from esbhw.arithmetic.requantize import RequantizeLane, constants_layout
 from esbhw.arithmetic.requantizer_control import FORMAT, RequantizerControl
+from esbhw.fabric.idioms import delayed, register
 from esbhw.target import share
 
 
@@ -56,10 +57,8 @@ class Requantizer(wiring.Component):
             lookup = Stages(config).lookup
             # `early` and the stages before, as the format's fields; they end at many lanes, and so not in a shift register.
             controls = Cat(self.table, self.upper)
-            for i in range(self._early + lookup):
-                register = Signal(2, name=f"table_{i}", reset_less=i + 1 < self._early + lookup)
-                m.d.sync += register.eq(controls)
-                controls = register
+            last = self._early + lookup - 1
+            controls = register(m, delayed(m, controls, last, "table"), f"table_{last}", reset_less=False)
         for number in range(self._lanes):
             lane = share(m, platform, f"lane_{number}", "requantize_lane", RequantizeLane, config, self._acc_signed)
             m.d.comb += [

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from esbflow.engine_config import DIGIT_BITS, EngineConfig
 from esbflow.requantizer import LEVEL_BITS, Stages, level_bits
+from esbhw.fabric.idioms import delayed, register
 
 FORMAT = StructLayout({"bits": 6, "signed": 1, "esb": 1, "significand": 3, "octaves": 3})
 """The output format of a drain: linear with `bits` bits, or ESB with `significand` fraction bits and levels
@@ -56,74 +57,83 @@ class RequantizerControl(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        self._enables(m)
+        at_total = self._line(m)
+        self._at_total(m, at_total)
+        late = self._stages.output - 2
+        if self._config.esb_output:
+            at = self._at_rounding(m, at_total, late)
+        else:
+            at = self._until(m, at_total, late, "format", self._stages.total - 1)
+        self._ends(m, at, late)
+        return m
+
+    def _until(self, m, value, stage: int, name: str, start: int = 0):
+        """`value` of cycle `start`, in the cycle of `stage`."""
+        return delayed(m, value, stage - start, name, first=start + self._early)
+
+    def _to_lanes(self, m, value, stage: int, name: str):
+        """`value` of the cycle before in the cycle of `stage`. Lanes have up to three levels of LUTs behind these: a
+        register with a reset cannot be the end of a shift register, which would be a fourth."""
+        return register(m, value, f"{name}_{stage - 1 + self._early}", reset_less=False)
+
+    def _enables(self, m) -> None:
+        """Which stages move, and when a digit is done."""
         stages = self._stages
-
-        def until(value, stage, name, start=0):
-            for i in range(start, stage):
-                register = Signal(value.shape(), name=f"{name}_{i + self._early}", reset_less=True)
-                m.d.sync += register.eq(value)
-                value = register
-            return value
-
-        def to_lanes(value, stage, name):
-            """`value` of the cycle before in the cycle of `stage`. Lanes have up to three levels of LUTs behind these: a
-            register with a reset cannot be the end of a shift register, which would be a fourth."""
-            register = Signal(value.shape(), name=f"{name}_{stage - 1 + self._early}")
-            m.d.sync += register.eq(value)
-            return register
-
-        # -- which stages move ----------------------------------------------------------------------------
         enables, valid = [], self.valid
         for i in range(stages.count + 1):
             if i == stages.held + 1:  # only a whole window goes on
-                valid = valid & until(self.last, i, "last")
+                valid = valid & self._until(m, self.last, i, "last")
                 finished = Signal()
                 m.d.comb += finished.eq(valid)
                 valid = finished
             enables.append(valid)
-            register = Signal(name=f"valid_{i}")
-            m.d.sync += register.eq(valid)
-            valid = register
+            valid = register(m, valid, f"valid_{i}", reset_less=False)
         m.d.comb += [
             self.enable.eq(Cat(*enables[:stages.count])), self.done.eq(enables[stages.count]),
-            self.held.eq(until(self.first, stages.held, "first")),
+            self.held.eq(self._until(m, self.first, stages.held, "first")),
         ]
 
-        # -- the format ----------------------------------------------------------------------------------
-        form, controls = self.format, self.controls
-        esb_here = form.esb if self._config.esb_output else 0
+    def _line(self, m):
+        """The format's fields side by side, a cycle before stage `total`: one delay line brings them to all stages.
+
+        Bits 0..5 are the edge, 6..8 the digit, 9 is the sign; of ESB 10 says that it is, 11..13 are the significand and
+        14..16 the octaves.
+        """
+        form, esb_output = self.format, self._config.esb_output
+        esb_here = form.esb if esb_output else 0
         edge = Signal(6)
         m.d.comb += edge.eq(Mux(esb_here, form.significand + form.octaves + 1, form.bits - form.signed))
-        # Its fields, one after the other through one delay line.
-        low = Cat(edge, self.digit, form.signed, *((form.esb, form.significand, form.octaves)
-                                                   if self._config.esb_output else ()))
-        at_total = until(low, stages.total - 1, "format", -self._early)
+        fields = Cat(edge, self.digit, form.signed, *((form.esb, form.significand, form.octaves) if esb_output else ()))
+        return self._until(m, fields, self._stages.total - 1, "format", -self._early)
+
+    def _at_total(self, m, at) -> None:
+        """Controls of stage `total`; `at` is the delay line a cycle before."""
+        controls, total = self.controls, self._stages.total
         wanted = Signal(3)
-        m.d.comb += wanted.eq(Mux(at_total[10], 0, at_total[6:9]) if self._config.esb_output else at_total[6:9])
-        m.d.comb += [controls.edge.eq(to_lanes(at_total[:6], stages.total, "edge")),
-                     controls.digit.eq(to_lanes(wanted, stages.total, "digit"))]
+        m.d.comb += wanted.eq(Mux(at[10], 0, at[6:9]) if self._config.esb_output else at[6:9])
+        m.d.comb += [controls.edge.eq(self._to_lanes(m, at[:6], total, "edge")),
+                     controls.digit.eq(self._to_lanes(m, wanted, total, "digit"))]
 
-        late = stages.output - 2
-        if self._config.esb_output:
-            at = until(at_total, stages.magnitude - 1, "format", stages.total - 1)
-            edge, esb, significand, octaves = at[:6], at[10], at[11:14], at[14:17]
-            full = Cat((octaves <= i) & (edge >= i) for i in range(WINDOW_BITS))
-            stage = stages.magnitude
-            m.d.comb += [controls.esb.eq(to_lanes(esb, stage, "esb")), controls.full.eq(to_lanes(full, stage, "full"))]
-            at = until(at, stages.octave - 1, "format", stages.magnitude - 1)
-            esb, significand, octaves = at[10], at[11:14], at[14:17]
-            available = Cat(esb & (octaves >= i) for i in range(1, OCTAVES + 1))
-            stage = stages.octave
-            m.d.comb += [controls.octaves.eq(to_lanes(available, stage, "octaves")),
-                         controls.significand.eq(to_lanes(significand, stage, "significand")),
-                         controls.rounds.eq(until(esb, stage + 1, "rounds", stage - 1))]
-            at = until(at, late, "format", stages.octave - 1)
-        else:
-            at = until(at_total, late, "format", stages.total - 1)
-        self._ends(m, at, until, late)
-        return m
+    def _at_rounding(self, m, at_total, late: int):
+        """Controls of the stages that round to ESB; the result is the delay line in cycle `late`."""
+        stages, controls = self._stages, self.controls
+        at = self._until(m, at_total, stages.magnitude - 1, "format", stages.total - 1)
+        edge, esb, octaves = at[:6], at[10], at[14:17]
+        full = Cat((octaves <= i) & (edge >= i) for i in range(WINDOW_BITS))
+        stage = stages.magnitude
+        m.d.comb += [controls.esb.eq(self._to_lanes(m, esb, stage, "esb")),
+                     controls.full.eq(self._to_lanes(m, full, stage, "full"))]
+        at = self._until(m, at, stages.octave - 1, "format", stages.magnitude - 1)
+        esb, significand, octaves = at[10], at[11:14], at[14:17]
+        available = Cat(esb & (octaves >= i) for i in range(1, OCTAVES + 1))
+        stage = stages.octave
+        m.d.comb += [controls.octaves.eq(self._to_lanes(m, available, stage, "octaves")),
+                     controls.significand.eq(self._to_lanes(m, significand, stage, "significand")),
+                     controls.rounds.eq(self._until(m, esb, stage + 1, "rounds", stage - 1))]
+        return self._until(m, at, late, "format", stages.octave - 1)
 
-    def _ends(self, m, at, until, late) -> None:
+    def _ends(self, m, at, late: int) -> None:
         """The wanted bits of the largest and smallest level, two cycles before they are needed."""
         controls, esb_output = self.controls, self._config.esb_output
         edge, digit, is_signed = at[:6], at[6:9], at[9]
@@ -131,8 +141,9 @@ class RequantizerControl(wiring.Component):
         # Bits of the level below this digit's last, and where in it the quantum of the last octave lies.
         inside, quantum = Signal(signed(7)), Signal(signed(7))
         m.d.comb += [inside.eq(edge - (digit << 2)), quantum.eq(octaves - (digit << 2))]
-        inside, quantum = (until(value, late + 1, name, late) for value, name in ((inside, "inside"), (quantum, "quantum")))
-        rest = until(Cat(is_signed, esb, digit), late + 1, "rest", late)
+        inside, quantum = (self._until(m, value, late + 1, name, late)
+                           for value, name in ((inside, "inside"), (quantum, "quantum")))
+        rest = self._until(m, Cat(is_signed, esb, digit), late + 1, "rest", late)
         is_signed, esb, digit = rest[0], rest[1] if esb_output else 0, rest[-3:]
         top, bottom = [], []
         for i in range(level_bits(self._config)):
@@ -143,7 +154,7 @@ class RequantizerControl(wiring.Component):
         if esb_output:
             words += [("high", esb & (digit != 0)), ("sign", digit > 1)]
         for name, value in words:
-            m.d.comb += getattr(controls, name).eq(until(value, late + 2, name, late + 1))
+            m.d.comb += getattr(controls, name).eq(self._until(m, value, late + 2, name, late + 1))
 
 
 assert LEVEL_BITS // DIGIT_BITS <= 8  # digits are numbered by 3 bits

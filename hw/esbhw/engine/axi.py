@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS
 from esbflow.engine_facts import OUTSTANDING_READS, OUTSTANDING_WRITES
 from esbhw.engine.fifo import LENGTH_BITS, BurstQueue, Fifo
+from esbhw.fabric.idioms import count_both_ways
 
 
 def read_signature():
@@ -344,7 +345,6 @@ class WritePort(wiring.Component):
         with m.If(here):
             m.d.sync += following.eq(place + 1)
         more, fewer = here & lengths.last, some & awaited
-        with m.If(more ^ fewer):
-            m.d.sync += written.eq(written + Cat(Const(1, 1), fewer.replicate(len(written) - 1)))
+        count_both_ways(m, written, more, fewer)
         m.d.sync += some.eq(more | (some & ~(fewer & (written == 1))))
         return some

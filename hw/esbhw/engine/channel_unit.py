@@ -6,9 +6,9 @@ from amaranth.lib.wiring import Component, In, Out
 
 from esbflow import engine_facts as facts
 from esbflow.engine_config import AXI_BEAT_BITS, TAP_BITS, EngineConfig
-from esbhw.fabric.adder_rows import register
 from esbhw.fabric.bit_planes import join_planes, plane_sum
 from esbhw.fabric.comparator import greater
+from esbhw.fabric.idioms import delayed, register
 from esbhw.fabric.luts import exclusive_or, multiplexed
 from esbhw.target import share
 
@@ -54,9 +54,7 @@ class ChannelLane(Component):
 
     def elaborate(self, platform):
         m = Module()
-        largest = self._maximum(m, platform)
-        for i in range(self._latency - 1 - MAXIMUM_LATENCY):
-            largest = register(m, largest, f"largest_{i}")
+        largest = delayed(m, self._maximum(m, platform), self._latency - 1 - MAXIMUM_LATENCY, "largest")
         weighed, largest_wide = Signal(self._bits, name="weighed"), Signal(self._bits, name="largest_wide")
         m.d.comb += [weighed.eq(self._sum(m, platform)), largest_wide.eq(largest)]
         chosen = multiplexed(m, platform, "choice", weighed, largest_wide, self.maximum)
@@ -149,9 +147,7 @@ class ChannelUnit(Component):
             m.d.sync += late.eq(window)
             window, swap = late, register(m, swap, "swap_chosen")
         two, three = (register(m, window.tap_cols > k, name) for k, name in ((1, "two"), (2, "three")))
-        maximum = window.maximum
-        for i in range(facts.channel_latency(config) - (lanes < config.rows) - 1):
-            maximum = register(m, maximum, f"maximum_{i}")
+        maximum = delayed(m, window.maximum, facts.channel_latency(config) - (lanes < config.rows) - 1, "maximum")
 
         # The weight path's row, then the lanes that it is for.
         per_row = min(lanes, len(self.load_taps) // TAP_BITS)
@@ -169,8 +165,6 @@ class ChannelUnit(Component):
                 lane.two.eq(two), lane.three.eq(three), lane.maximum.eq(maximum),
             ]
             sums.append(lane.total)
-        total = Cat(*sums)
-        for i in range(facts.compute_latency(config) - facts.channel_latency(config)):
-            total = register(m, total, f"sums_{i}")
-        m.d.comb += self.sums.eq(total)
+        wait = facts.compute_latency(config) - facts.channel_latency(config)
+        m.d.comb += self.sums.eq(delayed(m, Cat(*sums), wait, "sums"))
         return m

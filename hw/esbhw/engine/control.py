@@ -1,6 +1,6 @@
 """The AXI4-Lite registers, and the life of a run: start, done, error, quiet again."""
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +10,7 @@ from esbflow.engine_facts import CATCH_CYCLES
 from esbflow.registers import COUNTERS, REGIONS, REGISTERS
 from esbhw.engine.spread import STRIDE_BITS
 from esbhw.engine.transfer import OFFSET_BITS, PAGE_BITS, REGION_LAYOUT
+from esbhw.fabric.idioms import pick
 
 READ_WORDS = 8
 """Registers that are chosen from in one step, by the low bits of the address."""
@@ -181,18 +182,15 @@ class Control(wiring.Component):
         words = []
         for group in groups:
             words.append(Signal(32, name=f"group_{group}"))
-            m.d.sync += words[-1].eq(_choose([places.get(READ_WORDS * group + k, Const(0, 32)) for k in range(READ_WORDS)],
-                                             address[:low_bits]))
+            own = [_wide(places.get(READ_WORDS * group + k, Const(0, 32))) for k in range(READ_WORDS)]
+            m.d.sync += words[-1].eq(pick(address[:low_bits], own))
         with m.If(answer):
             m.d.sync += axi.rdata.eq(_any(word & here[k].replicate(32) for k, word in enumerate(words)))
 
 
-def _choose(words: list, index):
-    """words[index], of a power of two of words: two bits of the index a level."""
-    words = [Cat(word, Const(0, 32 - len(word))) for word in words]
-    for bit in range(len(index)):
-        words = [Mux(index[bit], words[k + 1], words[k]) for k in range(0, len(words), 2)]
-    return words[0]
+def _wide(value):
+    """A value of up to 32 bits in 32."""
+    return Cat(value, Const(0, 32 - len(value)))
 
 
 def _any(words):

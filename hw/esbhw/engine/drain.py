@@ -29,6 +29,7 @@ from esbhw.engine.fifo import Fifo
 from esbhw.engine.transfer import transfer_layout
 from esbhw.engine.writer import idle_signs, store_tag_bits
 from esbhw.fabric.adder_rows import Term, add_row
+from esbhw.fabric.idioms import delayed
 
 
 class Drain(wiring.Component):
@@ -243,7 +244,7 @@ class Drain(wiring.Component):
     def _lanes(self, m, now, walk, step) -> tuple:
         """(a window's digits are done, for each slice the digits of all lanes)."""
         config, lanes, stages = self._config, self._config.requantize_lanes, Stages(self._config)
-        delay = partial(_delayed, m)
+        delay = partial(delayed, m)
 
         # The residual and the constants are read so many cycles before the accumulators as the lanes want them earlier.
         early = ACCUMULATOR_CYCLES - stages.product
@@ -259,11 +260,7 @@ class Drain(wiring.Component):
         m.d.comb += [form.bits.eq(now.bits), form.signed.eq(now.signed), form.esb.eq(now.esb),
                      form.significand.eq(now.significand), form.octaves.eq(now.octaves)]
         m.submodules.requantizer = unit = Requantizer(config, config.slices * lanes, early=early + 2)
-        valid = step
-        for i in range(early + 2):
-            register = Signal(name=f"valid_{i}")
-            m.d.sync += register.eq(valid)
-            valid = register
+        valid = delay(step, early + 2, "valid", reset_less=False)
         taps = delay(Cat(walk.first, walk.last), early + 2, "taps")
         narrow = config.digit_bits < DIGIT_BITS
         digit = walk.digit[1:] if narrow else walk.digit
@@ -303,7 +300,7 @@ class Drain(wiring.Component):
         config, lanes, narrow = self._config, self._config.requantize_lanes, self._config.digit_bits < DIGIT_BITS
         word = group[:(config.lane_groups - 1).bit_length()]
         count = now.residual_digits
-        flags = _delayed(m, Cat(now.residual, count == (0 if narrow else 2), now.residual_signed,
+        flags = delayed(m, Cat(now.residual, count == (0 if narrow else 2), now.residual_signed,
                                 *([count == 1] if narrow else [])), early + 1, "flags")
         on, wide, is_signed = flags[0], flags[1], flags[2]
         # As esbflow.requantizer.residual_offset says.
@@ -353,14 +350,6 @@ class Drain(wiring.Component):
 
 assert instructions.STAMP & 1 and not instructions.END & 1
 assert LOG_BEATS == 4  # _pack chooses one of four
-
-
-def _delayed(m, value, cycles: int, name: str):
-    for i in range(cycles):
-        register = Signal(len(value), name=f"{name}_{i}", reset_less=True)
-        m.d.sync += register.eq(value)
-        value = register
-    return value
 
 
 def _either(zero, one, select) -> Term:

@@ -8,7 +8,7 @@ from esbflow import engine_facts as facts
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import STEP_SHIFT, TABLE_DESTINATION, activation_masters, weight_masters
 from esbflow.registers import COUNTERS
-from esbhw.engine.accumulators import Accumulators, control_layout
+from esbhw.engine.accumulators import Accumulators
 from esbhw.engine.activation_buffer import ActivationBuffer
 from esbhw.engine.array import make_array
 from esbhw.engine.axi import read_signature, write_signature
@@ -29,6 +29,7 @@ from esbhw.engine.tokens import IMAGE, NAMES, Tokens
 from esbhw.engine.unfolder import Unfolder
 from esbhw.engine.weight_slots import WeightSlots
 from esbhw.engine.writer import Writer
+from esbhw.fabric.idioms import register
 
 WATCHED = 10
 """Signs of progress."""
@@ -213,16 +214,12 @@ class Engine(Elaboratable):
         ]
         travelling, dots, stages = sequencer.control, array.dots, []
         for i in range(facts.ACTIVATION_LATENCY + facts.compute_latency(config)):
-            register = Signal(control_layout(config), name=f"control_{i}")
             m.submodules[f"control_stage_{i}"] = stage = Module()
-            stage.d.sync += register.eq(travelling)
-            travelling = register
-            stages.append(register)
+            travelling = register(stage, travelling, f"control_{i}", reset_less=False)
+            stages.append(travelling)
         for i in range(facts.compute_latency(config) - facts.array_latency(config)):
-            register = Signal(len(dots), name=f"dots_{i}", reset_less=True)
             m.submodules[f"dots_stage_{i}"] = stage = Module()
-            stage.d.sync += register.eq(dots)
-            dots = register
+            dots = register(stage, dots, f"dots_{i}")
         for number, part in enumerate(slices):
             m.d.comb += [
                 part.accumulators.control.eq(Mux(control.running, travelling.as_value(), 0)),
@@ -318,7 +315,7 @@ class Engine(Elaboratable):
             own = (own[0] | unfolder.write_valid, *(Mux(unfolder.write_valid, *pair) for pair in (
                 (unfolder.write_half, own[1]), (unfolder.write_address, own[2]), (image.data, own[3]))))
             # The choice is a level before the buffers' own. A cycle later is early enough: tokens take two.
-            own = tuple(_registered(m, value, f"own_{name}_{number}", reset_less=name != "valid")
+            own = tuple(register(m, value, f"own_{name}_{number}", reset_less=name != "valid")
                         for name, value in zip(("valid", "half", "address", "data"), own, strict=True))
         for buffer in part.activation_buffers:
             m.d.comb += [
@@ -441,9 +438,3 @@ class Engine(Elaboratable):
             control.error_address.eq(faults.error_address), control.error_layer.eq(faults.error_layer),
         ]
         assert len(conditions) == len(FAULTS)
-
-
-def _registered(m, value, name: str, reset_less: bool) -> Signal:
-    register = Signal(len(value), name=name, reset_less=reset_less)
-    m.d.sync += register.eq(value)
-    return register

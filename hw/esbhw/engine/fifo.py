@@ -1,10 +1,12 @@
 """FIFOs whose flags and data are registers, so that no path runs from one unit through a FIFO into the next."""
 
-from amaranth import Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth import Module, Mux, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+from esbhw.fabric.idioms import count_both_ways
 
 LENGTH_BITS = 7
 """A burst has 1 to 64 beats."""
@@ -53,8 +55,7 @@ class Fifo(wiring.Component):
             self.behind.eq(push | Mux(self.advance, several, self.behind)),
             several.eq(Mux(push, Mux(self.advance, several, self.behind), Mux(self.advance, above_two(m, count), several))),
         ]
-        with m.If(push ^ self.advance):
-            m.d.sync += count.eq(count + Cat(Const(1, 1), self.advance.replicate(len(count) - 1)))
+        count_both_ways(m, count, push, self.advance)
         with m.If(push):
             m.d.sync += write.addr.eq(write.addr + 1)
         with m.If(self.advance):
@@ -73,8 +74,7 @@ class Fifo(wiring.Component):
         m.d.comb += self.i.ready.eq(room)
         m.d.sync += [popped.eq(self.o.valid & self.o.ready),
                      room.eq(popped | (room & ~(push & _one_below(m, self.level, depth))))]
-        with m.If(push ^ popped):
-            m.d.sync += self.level.eq(self.level + Cat(Const(1, 1), popped.replicate(len(self.level) - 1)))
+        count_both_ways(m, self.level, push, popped)
         return m
 
 

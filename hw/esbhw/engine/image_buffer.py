@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow.engine_config import AXI_BEAT_BITS, EngineConfig
 from esbflow.engine_facts import SLOT_BYTES, STEP_COUNT
 from esbhw.engine.unfolder import SPAN, read_layout, slots_in_a_beat
+from esbhw.fabric.idioms import pick
 
 ENTRIES = 4
 """Of a row of the table."""
@@ -73,7 +74,7 @@ class ImageBuffer(wiring.Component):
         """Bytes of the pair, down by 8 and by 2 times so many in a register each, and by one at last."""
         for name, step in (("coarse", 8), ("middle", 2)):
             turned = Signal(8 * SPAN, name=name, reset_less=True)
-            m.d.sync += turned.eq(_choose(self.read[name], [pair.rotate_right(8 * step * k) for k in range(4)]))
+            m.d.sync += turned.eq(pick(self.read[name], [pair.rotate_right(8 * step * k) for k in range(4)]))
             pair = turned
         return Mux(self.read.fine, pair.rotate_right(8), pair)
 
@@ -100,7 +101,3 @@ class ImageBuffer(wiring.Component):
         with m.If(~self.read.full):
             m.d.sync += waiting.eq(waiting >> AXI_BEAT_BITS)
         m.d.comb += self.data.eq(waiting)
-
-
-def _choose(number, values):
-    return Mux(number[1], Mux(number[0], values[3], values[2]), Mux(number[0], values[1], values[0]))

@@ -17,6 +17,7 @@ from esbhw.engine.fields import instruction_layout
 from esbhw.engine.spread import APART_BITS, STRIDE_BITS, Spread
 from esbhw.engine.tokens import COUNT_BITS, joined
 from esbhw.engine.transfer import REGION_LAYOUT, BurstSplitter
+from esbhw.fabric.idioms import register
 
 ARRIVED_BITS = 5
 """A port may be ahead of another by as many transfers as it has bursts in flight."""
@@ -199,7 +200,7 @@ class Loader(wiring.Component):
         for number in range(self._kinds):
             signs = [ends[number] for ends in arrived]
             if self._slices > 1:
-                signs = [_delayed(m, sign, f"arrived_{number}_{k}") for k, sign in enumerate(signs)]
+                signs = [register(m, sign, f"arrived_{number}_{k}", reset_less=False) for k, sign in enumerate(signs)]
             joined(m, signs, self.post[number], ARRIVED_BITS, f"kind_{number}_",
                    shallow=self._map_beats > 0)
 
@@ -240,9 +241,3 @@ class Loader(wiring.Component):
 def _is_image(destination) -> Value:
     """Whether a LOAD goes to the image buffer, or to its table."""
     return destination[1:].all()
-
-
-def _delayed(m, value, name: str) -> Signal:
-    register = Signal(name=name)
-    m.d.sync += register.eq(value)
-    return register

@@ -7,8 +7,8 @@ from esbflow import engine_facts as facts
 from esbflow.engine_config import CODE_BITS, EngineConfig
 from esbhw.engine.array import array_signature
 from esbhw.engine.codebook import CodebookDecoder
-from esbhw.fabric.adder_rows import register
 from esbhw.fabric.bit_planes import join_planes, plane_sum
+from esbhw.fabric.idioms import register
 from esbhw.fabric.luts import exclusive_or
 from esbhw.target import share
 

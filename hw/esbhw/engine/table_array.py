@@ -7,7 +7,8 @@ from esbflow import engine_facts as facts
 from esbflow.engine_config import CODE_BITS, TABLE_ENTRIES, TABLE_INPUTS, EngineConfig
 from esbhw.engine.array import array_signature
 from esbhw.engine.codebook import CodebookDecoder
-from esbhw.fabric.adder_rows import Term, add_row, add_tree, plain, register
+from esbhw.fabric.adder_rows import Term, add_row, add_tree, plain
+from esbhw.fabric.idioms import delayed, register
 from esbhw.fabric.lut_ram import LutRam
 from esbhw.target import share
 
@@ -236,11 +237,7 @@ class TableArray(Component):
             m.d.sync += active.eq(~active)
         enables = Signal(config.table_sets)
         m.d.comb += [enables[i].eq(running & (present == i)) for i in range(config.table_sets)]
-        travelling = Cat(entry, enables)
-        for i in range(TableGenerators.LATENCY + 1):
-            stage = Signal(len(travelling), name=f"write_{i}")
-            m.d.sync += stage.eq(travelling)
-            travelling = stage
+        travelling = delayed(m, Cat(entry, enables), TableGenerators.LATENCY + 1, "write", reset_less=False)
         address, write_en = travelling[:TABLE_INPUTS], travelling[TABLE_INPUTS:]
 
         # -- tables and columns --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbhw.engine.fifo import above_two
+from esbhw.fabric.idioms import count_both_ways
 
 NAMES = (
     "weights_full", "weights_free", "activations_full", "activations_free", "residual_full", "residual_free",
@@ -100,8 +101,7 @@ class Tokens(wiring.Component):
             else:
                 posted, taken = Signal(name=f"{name}_posted"), Signal(name=f"{name}_taken")
                 m.d.sync += [posted.eq(token.post), taken.eq(token.take)]
-                with m.If(posted ^ taken):
-                    m.d.sync += count.eq(count + Cat(Const(1, 1), taken.replicate(COUNT_BITS)))
+                count_both_ways(m, count, posted, taken)
                 # One is posted, or there are as many as are taken and one more.
                 m.d.sync += token.available.eq(posted | (count[1:].any() | (count[0] & ~taken)))
             m.d.comb += left[i].eq(count[COUNT_BITS])

@@ -10,6 +10,7 @@ from esbflow import instructions
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import SLOT_BYTES, STEP_COUNT, STEP_FIELDS
 from esbhw.engine.fields import instruction_layout
+from esbhw.fabric.idioms import delayed
 
 STEP_LAYOUT = StructLayout({name: signed(bits) if name == "x" else bits for name, bits in STEP_FIELDS})
 X_BITS = dict(STEP_FIELDS)["x"]
@@ -111,11 +112,7 @@ class Unfolder(wiring.Component):
         logic clears.
         """
         def later(value, name, cycles=1, reset_less=True):
-            for k in range(cycles):
-                register = Signal(value.shape(), name=f"{name}_{k}", reset_less=reset_less)
-                m.d.sync += register.eq(value)
-                value = register
-            return value
+            return delayed(m, value, cycles, name, reset_less=reset_less)
 
         m.submodules.steps = memory = Memory(shape=unsigned(STEP_LAYOUT.size), depth=STEP_COUNT, init=[])
         write, read = memory.write_port(), memory.read_port(domain="comb")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from amaranth import Cat, Const, Instance, Mux, Signal, Value
 
+from esbhw.fabric.idioms import register
 from esbhw.fabric.primitives import lut6_2
 from esbhw.target import has_primitives
 
@@ -183,13 +184,6 @@ class _Row:
             out += [o[k] for k in range(len(s))]
             carry, last = co[CARRY_BITS - 1], co[len(s) - 1]
         return [*out, last][:width]
-
-
-def register(m, value: Value, name: str) -> Signal:
-    """The value one cycle later; no reset."""
-    q = Signal(len(value), name=name, reset_less=True)
-    m.d.sync += q.eq(value)
-    return q
 
 
 def add_tree(m, platform, terms: list, name: str) -> Term:

@@ -4,7 +4,8 @@ Weights are sign and magnitude, or two's complement, whose top plane's sum is in
 `engine_facts.array_offset` says what the result has too much.
 """
 
-from esbhw.fabric.adder_rows import Term, add_row, add_tree, gated, inverted, plain, register
+from esbhw.fabric.adder_rows import Term, add_row, add_tree, gated, inverted, plain
+from esbhw.fabric.idioms import register
 
 
 def plane_sum(m, platform, digits: list, weights: list, j: int) -> Term:
