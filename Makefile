@@ -60,6 +60,7 @@ lint: setup
 docs: setup
 	$(BIN)/python -m esbhw.document
 	$(BIN)/python -m esbflow.reports.methods_table docs
+	$(BIN)/python -m esbflow.reports.passes_table docs
 	$(BIN)/python -m esbflow.reports.accuracy docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 

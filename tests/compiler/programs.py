@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from esbflow.compiler import pipeline
 from esbflow.compiler.bipolar import store_bipolar
+from esbflow.compiler.compilation import Compilation
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import lower
 from esbflow.compiler.packing import alike
+from esbflow.compiler.passes import run
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
@@ -91,10 +92,4 @@ def packed(random, config):
 
 def plans_of(graph, config, batch=1, fold=True):
     """The layers as they come to emission."""
-    kept, original = [], pipeline.emit
-    try:
-        pipeline.emit = lambda config, plans, *more: kept.extend(plans) or original(config, plans, *more)
-        compile_graph(graph, config, batch, fold)
-    finally:
-        pipeline.emit = original
-    return kept
+    return run(Compilation(graph, config, batch, fold, None if fold else {})).plans

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esbflow.compiler import pipeline
+from esbflow.compiler import packing
 from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.lower import Pool, lower
@@ -145,7 +145,7 @@ def test_maps_that_do_not_pay_are_unpacked_again(monkeypatch):
     totals = [count_cycles(compile_graph(graph, config, packing=pixels)).total for pixels in (good, {}, bad)]
     assert totals[0] < totals[1] < totals[2]
     for chosen, kept in ((good | bad, good), (bad, {})):
-        monkeypatch.setattr(pipeline, "choose", lambda *arguments, chosen=chosen: chosen)
+        monkeypatch.setattr(packing, "choose", lambda *arguments, chosen=chosen: chosen)
         assert compile_graph(graph, config).words == compile_graph(graph, config, packing=kept).words
 
 

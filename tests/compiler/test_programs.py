@@ -1,20 +1,17 @@
 """Whole programs on a machine in plain NumPy, their file, and what the compiler refuses."""
 
-import importlib
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from esbflow import instructions
-from esbflow.compiler import pipeline
 from esbflow.compiler.cycles import CycleModel, count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.pipeline import compile_graph
+from esbflow.compiler.program import instruction_array
 from esbflow.compiler.store_tokens import POSTS_PER_LAYER, StoreTokens
 from esbflow.compiler.tile import Span, Tiling
 from esbflow.engine_config import EngineConfig
@@ -74,7 +71,7 @@ def test_a_program_without_one_of_its_waits_goes_wrong_or_stops_on_the_machine()
         low, width = instructions.layout(opcode)[field]
         words = [word & ~(((1 << width) - 1) << low) if word & 15 == instructions.OPCODES[opcode] else word
                  for word in program.words]
-        broken = replace(program, instructions=pipeline.instruction_array(words))
+        broken = replace(program, instructions=instruction_array(words))
         assert words != program.words
         noticed = 0
         for seed in range(20):
@@ -330,18 +327,6 @@ def test_a_program_for_another_digit_is_for_another_engine():
     assert replace(config, digit_bits=2).hash != config.hash
     with pytest.raises(ValueError, match=r"^digit_bits must be 2 or 4, not 3$"):
         replace(config, digit_bits=3)
-
-
-def test_the_page_has_the_passes_of_the_compiler_in_their_order():
-    page = (Path(__file__).parents[2] / "docs" / "program.md").read_text()
-    table = page[page.index("| pass | file |"):].split("\n\n")[0]
-    rows = re.findall(r"^\| ([a-z_, ]+) \| `(\w+)\.py` \|", table, re.MULTILINE)
-    said = re.search(r"Passes: (.*?)\n\n", compile_graph.__doc__, re.DOTALL)[1]
-    listed = re.findall(r"[a-z_]+", re.sub(r"\(.*?\)|\sand\s", " ", said, flags=re.DOTALL))
-    assert [name for names, _ in rows for name in names.split(", ")] == listed
-    for names, file in rows:
-        module = importlib.import_module(f"esbflow.compiler.{file}")
-        assert all(getattr(module, name).__module__ == module.__name__ for name in names.split(", ")), names
 
 
 def pool_of_a_map(size):

@@ -1,11 +1,12 @@
-"""The ledger and the table of methods are what their commands print."""
+"""The ledger and the tables of methods and of passes are what their commands print."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from esbflow.reports import accuracy, methods_table
+from esbflow.reports import accuracy, methods_table, passes_table
+from esbflow.reports.marks import filled
 from esbflow.training import record
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,6 +18,10 @@ def test_the_ledger_is_the_one_of_the_records():
 
 def test_the_table_of_methods_is_up_to_date():
     assert (DOCS / "methods.md").read_text() == methods_table.page()
+
+
+def test_the_table_of_passes_is_the_list_that_the_compiler_runs():
+    assert filled((DOCS / passes_table.PAGE).read_text(), passes_table.MARK) == passes_table.table()
 
 
 def test_a_record_appears_beside_the_published_number(tmp_path):

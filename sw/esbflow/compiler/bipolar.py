@@ -1,4 +1,4 @@
-"""Before pass 1: activations of one bit, -1 and +1, are stored as levels of ESB(2,0), which the engine has: -1, 0 and +1.
+"""Activations of one bit, -1 and +1, are stored as levels of ESB(2,0), which the engine has: -1, 0 and +1.
 
 Which integers are made stays as it is, so what reads them does too, and zeros that pad a map are zeros. Only what makes
 them must never round to 0. A sum t = acc*m + b is at least zero where acc is at least -floor(b / m), for m > 0, and

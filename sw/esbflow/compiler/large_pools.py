@@ -1,4 +1,4 @@
-"""Before pass 1: a max pool over a whole side of more than 15 pixels becomes two.
+"""A max pool over a whole side of more than 15 pixels becomes two.
 
 The engine's windows end at 15. The maximum of a side is that of the maxima of its parts: a pool of parts of equal size, the
 last of which may hang over the edge, and one over what those leave. Smaller sides are left to the second.

@@ -1,4 +1,4 @@
-"""Between passes 1 and 3: max pools that are cheaper as layers of their own.
+"""Max pools that are cheaper as layers of their own.
 
 A pool on a convolution's way out works on one tile of sums. Where its windows overlap, what two tiles share is computed
 twice: a pool of three rows every two, behind tiles of three rows as wide maps have them, makes the convolution half as
