@@ -53,7 +53,7 @@ class Fetch(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # The port outlives a run, the rest of this block is reset with it: see engine.py.
+        # The port outlives a run, the rest of this block is reset with it: see units.py.
         port = self.port
         m.submodules.splitter = splitter = BurstSplitter(
             self._max_burst, tag_bits=1, region=REGIONS.index("program"))
