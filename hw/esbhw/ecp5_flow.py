@@ -20,7 +20,7 @@ ECP5 = OpenFlow(
     nextpnr=Tool("nextpnr-ecp5", PACKAGE, MODULE, "run_nextpnr_ecp5"),
     place=lambda board: ["--85k", "--package", board.package, "--lpf", "pins.lpf", "--textcfg", "top.config"],
     packer=Tool("ecppack", PACKAGE, MODULE, "run_ecppack"),
-    pack=lambda board, bit: ["--compress", "top.config", bit],
+    pack=lambda _, bit: ["--compress", "top.config", bit],
     suffix=".bit",
     used={"lut": ("TRELLIS_COMB",), "ff": ("TRELLIS_FF",), "bram": ("DP16KD",), "lutram": ("TRELLIS_RAMW",),
           "dsp": ("MULT18X18D",)})

@@ -42,15 +42,15 @@ _NUMBER = re.compile(r"\$\d+(?=\$|$)")
 
 
 def readable(text: str, top: str, prefix: str) -> str:
-    """RTLIL text with the same design under readable names; the module `top` becomes `prefix`, its ports stay.
+    r"""RTLIL text with the same design under readable names; the module `top` becomes `prefix`, its ports stay.
 
-    >>> text = "module \\\\t.a$1\\n  wire input 0 \\\\x$2\\nend\\nmodule \\\\t\\n  cell \\\\t.a$1 \\\\a$7\\n  end\\nend\\n"
+    >>> text = "module \\t.a$1\n  wire input 0 \\x$2\nend\nmodule \\t\n  cell \\t.a$1 \\a$7\n  end\nend\n"
     >>> print(readable(text, "t", "e"))
-    module \\e_a
-      wire input 0 \\x
+    module \e_a
+      wire input 0 \x
     end
-    module \\e
-      cell \\e_a \\a
+    module \e
+      cell \e_a \a
       end
     end
     <BLANKLINE>

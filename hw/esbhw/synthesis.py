@@ -209,12 +209,12 @@ def split_modules(text: str) -> dict:
 
 
 def without_brackets(text: str) -> str:
-    """The same design with < and > in place of [ and ] in names.
+    r"""The same design with < and > in place of [ and ] in names.
 
     Amaranth names an element of an array `regions[1]`, and Yosys 0.70's abc9 takes bit 0 of it for bit 1 of `regions`.
 
-    >>> print(without_brackets(r"connect \\regions[1].base \\regions [108:69]"))
-    connect \\regions<1>.base \\regions [108:69]
+    >>> print(without_brackets(r"connect \regions[1].base \regions [108:69]"))
+    connect \regions<1>.base \regions [108:69]
     """
     return re.sub(r"\\\S*\[\S*", lambda name: name.group(0).replace("[", "<").replace("]", ">"), text)
 

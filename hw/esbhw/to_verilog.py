@@ -36,11 +36,11 @@ def verilog(rtlil: str, top: str) -> str:
 
 
 def registers_named(verilog: str) -> str:
-    """The same Verilog in which a register that Yosys numbered is named after the net that it drives, with `_q`.
+    r"""The same Verilog in which a register that Yosys numbered is named after the net that it drives, with `_q`.
 
     These are the read registers of memories: `reg [7:0] _3_;` behind `assign r_data = _3_;`.
 
-    >>> print(registers_named("module m;\\n  reg [7:0] _3_;\\n  _3_ <= a;\\n  assign r_data = _3_;\\nendmodule\\n"))
+    >>> print(registers_named("module m;\n  reg [7:0] _3_;\n  _3_ <= a;\n  assign r_data = _3_;\nendmodule\n"))
     module m;
       reg [7:0] r_data_q;
       r_data_q <= a;

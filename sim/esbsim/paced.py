@@ -75,4 +75,4 @@ class PacedEngine:
 
 def paced(cycles: int, clock_mhz: float) -> Callable:
     """For SimulatedZcu102.make_simulator: any configuration's engine, whose runs take `cycles`."""
-    return lambda config, *memory_and_timing: PacedEngine(config, cycles, clock_mhz)
+    return lambda config, *_: PacedEngine(config, cycles, clock_mhz)

@@ -61,16 +61,16 @@ def flatten(rtlil: str, top: str, keep_names: bool = False) -> str:
 
 
 def neighbours_together(verilog: str) -> str:
-    """Flat Verilog in which what is the same but for its numbers stands together, counting the first number up.
+    r"""Flat Verilog in which what is the same but for its numbers stands together, counting the first number up.
 
     Verilator keeps this order, in memory and in the code. So the same signal of 16 columns becomes 16 bytes in a row,
     computed in 16 statements in a row, of which the C++ compiler makes one on a vector register. Only the order of
     lines changes.
 
-    >>> print(neighbours_together("  wire b;\\n  wire \\\\a.1.x_0 ;\\n  wire \\\\a.0.x_1 ;\\n  wire \\\\a.0.x_0 ;"))
-      wire \\a.0.x_0 ;
-      wire \\a.1.x_0 ;
-      wire \\a.0.x_1 ;
+    >>> print(neighbours_together("  wire b;\n  wire \\a.1.x_0 ;\n  wire \\a.0.x_1 ;\n  wire \\a.0.x_0 ;"))
+      wire \a.0.x_0 ;
+      wire \a.1.x_0 ;
+      wire \a.0.x_1 ;
       wire b;
     """
     kinds = {}

@@ -26,9 +26,9 @@ class Waves:
 
 
 def hierarchy(verilog: str) -> dict:
-    """{module: {instance: module}} of a Verilog text as esbhw.generate writes it.
+    r"""{module: {instance: module}} of a Verilog text as esbhw.generate writes it.
 
-    >>> hierarchy("module a(x);\\n  b one (\\n  );\\nendmodule\\nmodule b(x);\\nendmodule")
+    >>> hierarchy("module a(x);\n  b one (\n  );\nendmodule\nmodule b(x);\nendmodule")
     {'a': {'one': 'b'}, 'b': {}}
     """
     modules = re.findall(r"^module (\w+)\b(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL)
@@ -37,14 +37,14 @@ def hierarchy(verilog: str) -> dict:
 
 
 def scopes(verilog: str, top: str, blocks: tuple) -> tuple[str, ...]:
-    """Hierarchical names, the top module's first, of blocks that are named from the top on.
+    r"""Hierarchical names, the top module's first, of blocks that are named from the top on.
 
     Raises
     ------
     BadValue
         if there is no such block, naming the nearest.
 
-    >>> scopes("module a(x);\\n  b one (\\n  );\\nendmodule\\nmodule b(x);\\nendmodule", "a", ("one",))
+    >>> scopes("module a(x);\n  b one (\n  );\nendmodule\nmodule b(x);\nendmodule", "a", ("one",))
     ('a.one',)
     """
     modules = hierarchy(verilog)

@@ -41,7 +41,7 @@ def run(arguments) -> None:
         content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}
         show(arguments, content, lambda c: print("\n".join(c["files"])))
         return
-    tell = (lambda text: None) if arguments.json else say
+    tell = (lambda _: None) if arguments.json else say
     if arguments.record:
         check_writable(arguments.record)
     figures = bitstream.build(config, chosen, work, check_folder(arguments.out), arguments.clock_mhz, tell,

@@ -169,7 +169,7 @@ def say(text: str) -> None:
 def progress_bar(title: str, total: int | None, quiet: bool):
     """Yields update(done) or update(done, total)."""
     if quiet or not sys.stderr.isatty():
-        yield lambda done, total=None: None
+        yield lambda _done, _total=None: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

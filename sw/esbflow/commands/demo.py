@@ -51,7 +51,7 @@ def demo(config, out: Path, images: int, batch: int, seed: int = 0, quiet: bool 
     from esbflow.training.data import load_images
 
     began = time.monotonic()
-    tell = (lambda text: None) if quiet else say
+    tell = (lambda _: None) if quiet else say
     check_writable(out / "report.json")
     tell(f"meanwhile, generate engine {config.name}, synthesize it and build its simulator (minutes the first time)")
     with children.pool(1) as beside:

@@ -3,6 +3,8 @@
 The layout is that of SGQuant's published example.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -15,9 +17,9 @@ class AGNN(GraphNetwork):
     A propagation is h_i <- sum_j softmax_j(beta * cos(h_i, h_j)) h_j over the neighbours j of i and i itself.
     """
 
-    POINTS = {"layer1_input": "input", "prop1_features": "aggregation", "prop1_attention": "attention",
+    POINTS: ClassVar = {"layer1_input": "input", "prop1_features": "aggregation", "prop1_attention": "attention",
               "prop2_features": "aggregation", "prop2_attention": "attention", "layer2_input": "combination"}
-    PRODUCTS = {"lin1": "layer1_input", "lin2": "layer2_input"}
+    PRODUCTS: ClassVar = {"lin1": "layer1_input", "lin2": "layer2_input"}
 
     def __init__(self, features: int, classes: int, hidden: int = 16):
         super().__init__()

@@ -2,6 +2,8 @@
 ICLR 2017: two layers, 16 hidden units, dropout 0.5; Adam 0.01, weight decay 5e-4 on the first layer, 200 epochs.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -15,9 +17,9 @@ class GCN(GraphNetwork):
     is summed as it is; with one range a tensor, that is a sum of codes.
     """
 
-    POINTS = {"layer1_input": "input", "layer1_product": "aggregation",
+    POINTS: ClassVar = {"layer1_input": "input", "layer1_product": "aggregation",
               "layer2_input": "combination", "layer2_product": "aggregation"}
-    PRODUCTS = {"lin1": "layer1_input", "lin2": "layer2_input"}
+    PRODUCTS: ClassVar = {"lin1": "layer1_input", "lin2": "layer2_input"}
 
     def __init__(self, features: int, classes: int, hidden: int = 16):
         super().__init__()

@@ -1,6 +1,7 @@
 """What graph networks share: the graph as torch tensors, and places where stored tensors can be quantized."""
 
 import warnings
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -127,8 +128,8 @@ class GraphNetwork(nn.Module):
     of each stored tensor.
     """
 
-    POINTS: dict = {}
-    PRODUCTS: dict = {}
+    POINTS: ClassVar[dict] = {}
+    PRODUCTS: ClassVar[dict] = {}
     dropout = 0.5
 
     def __init__(self):

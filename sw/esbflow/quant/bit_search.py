@@ -65,7 +65,7 @@ def select_bits(space: dict, measure, memory, reference: float, drop: float = 0.
         raise BadValue("first must be at least 2, each and explored at least 1, rounds and drop not negative")
     searched = _Search(space, measure, memory, reference - drop, explored, report, seed)
     searched.run(first, rounds, each, known)
-    return searched.found(confirm or (lambda choice: True))
+    return searched.found(confirm or (lambda _: True))
 
 
 class _Search:

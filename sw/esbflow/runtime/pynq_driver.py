@@ -5,7 +5,7 @@ An engine of your own is bound by `bind`. The same on a board and on the simulat
 
 import os
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pynq
@@ -89,7 +89,7 @@ class EsbEngineDriver(DefaultIP):
     submit(images), run_async(images) and another() have several runs and programs in flight.
     """
 
-    bindto = [vlnv(config) for config in ENGINES.values()]
+    bindto: ClassVar = [vlnv(config) for config in ENGINES.values()]
 
     def __init__(self, description):
         super().__init__(description=description)

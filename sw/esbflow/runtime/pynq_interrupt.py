@@ -93,7 +93,7 @@ def _interrupts_later():
         yield
         return
     came = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(frame))
+    signal.signal(signal.SIGINT, lambda _, frame: came.append(frame))
     try:
         yield
     finally:

@@ -190,7 +190,7 @@ def search(task: Task, seeds: int | None = None, epochs: int = SEARCH_EPOCHS, re
 
     space = search_space(task.network)
     known = tuple({**dict.fromkeys(space, bits), "ranges": "node", "weights": weights} for bits, weights in UNIFORM)
-    say = report or (lambda sentence: None)
+    say = report or (lambda _: None)
     look = SecondLook(task, seeds, drop, real, low_bit)
 
     def confirm(choice):
@@ -275,7 +275,7 @@ def study(options, say=None) -> dict:
     DataUnavailable
         if the graph is not at hand.
     """
-    say = say or (lambda text: None)
+    say = say or (lambda _: None)
     began = time.monotonic()
     task = Task.load(options.data, options.network)
     real, low = (s if options.epochs is None else dataclasses.replace(s, epochs=options.epochs) for s in (REAL, LOW_BIT))

@@ -74,7 +74,7 @@ def run(data: str, weights: str = "esb2.0", activations: str = "u4", seed: int =
     if epochs is not None:
         recipe = replace(recipe, real=replace(recipe.real, epochs=epochs), low_bit=replace(recipe.low_bit, epochs=epochs))
     quant = Recipe(weights=weights, first_weights=weights, last_weights=weights, activations=activations)
-    say = report or (lambda text: None)
+    say = report or (lambda _: None)
     train, labels = _part(data, "train", sentences)
     test, test_labels = _part(data, "test", sentences)
     vocabulary = Vocabulary.of(train, recipe.vocabulary)

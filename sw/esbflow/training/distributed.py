@@ -39,7 +39,7 @@ def is_first() -> bool:
 
 
 def share(batch: np.ndarray) -> np.ndarray:
-    """This rank's part of a batch: every n-th of it, all of the same size. A batch smaller than the group goes to all.
+    """A rank's part of a batch: every n-th of it, all of the same size. A batch smaller than the group goes to all.
 
     The few left over when the size does not divide are dropped, since ranks that weigh differently would not average to
     the gradient of the whole.

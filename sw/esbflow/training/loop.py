@@ -204,7 +204,7 @@ class ImageTrainer(Trainer):
             yield self.batch(order[i:i + size], random)
 
     def batch(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
-        """This rank's share of the chosen images and of their labels or masks, as tensors on the device."""
+        """A rank's share of the chosen images and of their labels or masks, as tensors on the device."""
         images, how = self.images[chosen], (self.schedule.shift, self.schedule.mirror, random)
         if self.labels is None:
             images, target = augmented(images, *how), None

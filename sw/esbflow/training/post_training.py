@@ -80,7 +80,7 @@ def post_train(model: nn.Module, recipe: Recipe, images: np.ndarray, how: PostTr
     ValueError
         if there are no images.
     """
-    say = report or (lambda text: None)
+    say = report or (lambda _: None)
     images, model = checked_images(model, images, "calibrate on"), copy.deepcopy(model).eval()
     if how.equalize:
         # Layers of the traced model share the parameters of the copy.
