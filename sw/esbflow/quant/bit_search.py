@@ -126,8 +126,8 @@ class _Search:
     def _widest(self) -> tuple:
         """The setting of most memory, taking each name by itself."""
         base = (0,) * len(self.sizes)
-        return tuple(max(range(size), key=lambda i, k=k: self._bytes((*base[:k], i, *base[k + 1:])))
-                     for k, size in enumerate(self.sizes))
+        memory = [[self._bytes((*base[:k], i, *base[k + 1:])) for i in range(size)] for k, size in enumerate(self.sizes)]
+        return tuple(counts.index(max(counts)) for counts in memory)
 
     def _measure(self, settings: list) -> None:
         for places in settings:

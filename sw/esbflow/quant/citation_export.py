@@ -9,6 +9,7 @@ from node to node, stay with the host:
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class IntegerProduct:
         return (result if self.bias is None else result + self.bias).to(x.dtype)
 
 
-def integer_network(network: torch.nn.Module, nodes: int, run=execute) -> torch.nn.Module:
+def integer_network(network: Any, nodes: int, run=execute) -> torch.nn.Module:
     """A copy, in eval mode, of a quantized graph network whose dense products are computed by integer graphs.
 
     Raises

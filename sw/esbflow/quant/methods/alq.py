@@ -111,6 +111,9 @@ class ALQQuantizer(WeightQuantizer):
     """
 
     grid = False
+    signs: torch.Tensor
+    codes: torch.Tensor
+    alive: torch.Tensor
 
     def __init__(self, planes: int, grouping: str = "kernel", name: str = "weight"):
         if not 1 <= planes <= MOST_PLANES:

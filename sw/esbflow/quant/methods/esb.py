@@ -55,9 +55,9 @@ class ESBWeightQuantizer(WeightQuantizer):
         self.scale_mode = scale_mode
         self.refresh = refresh or (REFRESH if form.bits <= 5 else 2 * REFRESH)
         self._age = 0
-        self._held = None
-        self._state = None
-        self._norm = ()  # not registered as a child: it is the network's
+        self._held: torch.Tensor | None = None
+        self._state: tuple = ()
+        self._norm: tuple = ()  # not registered as a child: it is the network's
 
     def follow(self, norm: nn.Module) -> None:
         """Take in the gain of the batch norm behind the layer, one value a row, wherever a power of two is looked for.
@@ -130,7 +130,7 @@ class ESBWeightQuantizer(WeightQuantizer):
     def forget(self) -> None:
         """Search for the scale again at the next forward pass: a resumed run must not depend on when the last was."""
         super().forget()
-        self._held = self._state = None
+        self._held, self._state = None, ()
 
     def _power_of_two(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The power of two of least error among the four about the best scale."""

@@ -76,6 +76,8 @@ class LQWeightQuantizer(WeightQuantizer):
     """
 
     grid = False
+    table: torch.Tensor
+    basis: torch.Tensor
 
     def __init__(self, bits: int, per_channel: bool = True, name: str = "weight"):
         if not 1 <= bits <= 8:
@@ -139,6 +141,8 @@ class LQActivation(ActivationQuantizer):
 
     SAMPLE = 65536
     """QEM looks at that many values of a batch, evenly spread."""
+    table: torch.Tensor
+    basis: torch.Tensor
 
     def __init__(self, bits: int, name: str = "activation"):
         if not 1 <= bits <= 8:

@@ -4,6 +4,7 @@ Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, sections 2.1 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,7 +143,7 @@ class LSQWeightQuantizer(WeightQuantizer):
         return learned_values(self, w)
 
 
-def learned_values(quantizer: WeightQuantizer, w: torch.Tensor) -> torch.Tensor:
+def learned_values(quantizer: Any, w: torch.Tensor) -> torch.Tensor:
     """Weights by the learned `step` of a quantizer; its value where a row is constant or zero is the exact one."""
     with torch.no_grad():
         check_finite(w, quantizer.name)

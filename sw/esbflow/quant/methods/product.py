@@ -168,6 +168,8 @@ class ProductQuantizer(WeightQuantizer):
     """
 
     grid = False
+    assignments: torch.Tensor
+    zero: torch.Tensor
 
     def __init__(self, count: int, size: int, form: Format | None = None, per_channel: bool = False, name: str = "weight"):
         if not 1 <= count <= 1 << 15 or size < 1:
@@ -231,10 +233,11 @@ class ProductQuantizer(WeightQuantizer):
 
     def _assign(self, vectors: torch.Tensor, gram: torch.Tensor | None) -> None:
         """Each block to the codeword nearest to it as it is after rounding."""
-        factor = None if gram is None else whitening(gram).to(vectors.device, vectors.dtype)
         codewords = self.codewords()
-        found = nearest(vectors, codewords) if gram is None else nearest(vectors @ factor, codewords @ factor)
-        self.assignments.copy_(found)
+        if gram is not None:
+            factor = whitening(gram).to(vectors.device, vectors.dtype)
+            vectors, codewords = vectors @ factor, codewords @ factor
+        self.assignments.copy_(nearest(vectors, codewords))
 
     def forget(self) -> None:
         if self.rounding is not None:

@@ -8,6 +8,7 @@ mean over nodes, which clips the large rows; networks are trained with the quant
 import copy
 import fnmatch
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,6 +88,8 @@ class FeatureQuantizer(nn.Module):
     tensor([[0, 1, 3],
             [0, 0, 0]])
     """
+
+    splits: torch.Tensor
 
     def __init__(self, bits, ranges: str = "tensor", splits: tuple = SPLITS, name: str = "features"):
         super().__init__()
@@ -218,7 +221,7 @@ class GraphRecipe:
         return matched[0] if matched else getattr(self, component)
 
 
-def quantize_graph_network(network: nn.Module, recipe: GraphRecipe) -> nn.Module:
+def quantize_graph_network(network: Any, recipe: GraphRecipe) -> nn.Module:
     """A copy of a `networks.message_passing.GraphNetwork` with quantizers at all its points and in its dense products.
 
     Raises
@@ -234,13 +237,14 @@ def quantize_graph_network(network: nn.Module, recipe: GraphRecipe) -> nn.Module
     for name, component in network.POINTS.items():
         ranges = "node" if component == "input" else recipe.ranges
         network.quantizers[name] = FeatureQuantizer(recipe.bits(name, component), ranges, recipe.splits, name)
-    for name in network.PRODUCTS if recipe.weights else ():
-        layer = getattr(network, name)
-        setattr(network, name, QuantLinear.from_float(layer, weight_quantizer(recipe.weights, name=f"{name}: weight")))
+    if recipe.weights is not None:
+        for name in network.PRODUCTS:
+            quantizer = weight_quantizer(recipe.weights, name=f"{name}: weight")
+            setattr(network, name, QuantLinear.from_float(getattr(network, name), quantizer))
     return network
 
 
-def memory(network: nn.Module, topology) -> dict:
+def memory(network: Any, topology) -> dict:
     """Bytes of what inference stores, as quantized and in float32 ("..._float"): input, features, attention, weights.
 
     Tensors are counted dense; the output's scores are not stored. Biases (float32) belong to the weights.
@@ -269,7 +273,7 @@ def memory(network: nn.Module, topology) -> dict:
     return result
 
 
-def feature_bits(network: nn.Module, topology) -> float:
+def feature_bits(network: Any, topology) -> float:
     """Bits a value, without ranges, on average over what is stored between input and output, attention included."""
     bits = values = 0
     for name, component in network.POINTS.items():

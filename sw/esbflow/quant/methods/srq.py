@@ -114,6 +114,8 @@ class SRQWeightQuantizer(WeightQuantizer):
     takes the cycles of an engine, training/bit_costs.py).
     """
 
+    bits: torch.Tensor
+
     def __init__(self, bits: int, mode: str = "fixed", per_channel: bool = False, keep_rate: float = 0.8,
                  penalty_rate: float = 0.01, name: str = "weight"):
         if not 2 <= bits <= 8:
