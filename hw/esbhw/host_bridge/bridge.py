@@ -1,7 +1,10 @@
 """Packets of a serial link to memory words and register accesses; esbflow.bridge describes them."""
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from dataclasses import dataclass
+
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
+from amaranth.lib.crc import Processor
 from amaranth.lib.crc.catalog import CRC16_XMODEM
 from amaranth.lib.wiring import In, Out
 
@@ -9,6 +12,61 @@ from esbflow import bridge
 from esbflow.registers import ADDRESS_BITS
 from esbhw.engine.control import lite_signature
 from esbhw.host_bridge.uart import Receiver, Sender
+
+
+@dataclass(frozen=True, eq=False)
+class _Packet:
+    """A request and its answer, as far as they have come.
+
+    receiver, sender : the serial line;  request_crc, answer_crc : over what came and what goes
+    opcode, header : of the request;  left : words of it that are still to come or go
+    index : bytes of the field at hand;  word : the word at hand;  good : all checks were right so far
+    quiet : cycles since a byte came, `quiet_cycles` at most
+    checked : the check that came, or the answer's;  check : its second byte is due
+    """
+
+    receiver: Receiver
+    sender: Sender
+    request_crc: Processor
+    answer_crc: Processor
+    opcode: Signal
+    header: Signal
+    left: Signal
+    index: Signal
+    quiet: Signal
+    word: Signal
+    good: Signal
+    checked: Signal
+    check: Signal
+    quiet_cycles: int
+
+    def silent(self) -> Value:
+        """Whether nothing has come for so long that the packet is given up."""
+        return self.quiet == self.quiet_cycles
+
+    def take(self, m, bits, goes_on) -> None:
+        """The next byte into a shift register; after its last byte, what `goes_on` does."""
+        with m.If(self.receiver.valid):
+            m.d.sync += [bits.eq(Cat(bits[8:], self.receiver.data)), self.index.eq(self.index + 1)]
+            with m.If(self.index == len(bits) // 8 - 1):
+                m.d.sync += self.index.eq(0)
+                goes_on()
+        with m.Elif(self.silent()):
+            m.next = "OPCODE"
+
+    def send(self, m, byte, goes_on) -> None:
+        """A byte of the answer; once it is on its way, what `goes_on` does."""
+        sender = self.sender
+        m.d.comb += [sender.i.valid.eq(1), sender.i.payload.eq(byte), self.answer_crc.valid.eq(sender.i.ready)]
+        with m.If(sender.i.ready):
+            goes_on()
+
+
+def _go(m, state: str):
+    """A function that makes `state` the next one."""
+    def step():
+        m.next = state
+    return step
 
 
 class HostBridge(wiring.Component):
@@ -37,124 +95,121 @@ class HostBridge(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        packet = self._parts(m)
+        with m.FSM():
+            self._header_states(m, packet)
+            self._word_states(m, packet)
+            self._answer_states(m, packet)
+        return m
+
+    def _parts(self, m) -> _Packet:
+        """The serial line, both checks, and the registers that the states work on."""
         m.submodules.receiver = receiver = Receiver(self._divisor)
         m.submodules.sender = sender = Sender(self._divisor)
         m.submodules.request_crc = request_crc = CRC16_XMODEM(8).create()
         m.submodules.answer_crc = answer_crc = CRC16_XMODEM(8).create()
         m.d.comb += [receiver.rx.eq(self.rx), self.tx.eq(sender.tx)]
+        packet = _Packet(
+            receiver, sender, request_crc, answer_crc, quiet_cycles=self._quiet,
+            opcode=Signal(8), header=Signal(48), left=Signal(16), index=Signal(3), quiet=Signal(range(self._quiet + 1)),
+            word=Signal(32), good=Signal(), checked=Signal(16), check=Signal())
+        m.d.comb += [
+            request_crc.data.eq(receiver.data), request_crc.valid.eq(receiver.valid),
+            answer_crc.data.eq(sender.i.payload), self.write.eq(packet.opcode == ord(bridge.WRITE)),
+            self.address.eq(packet.header[2:32] & 0x0FFF_FFFF), self.data.eq(packet.word),
+        ]
+        m.d.sync += packet.quiet.eq(Mux(receiver.valid, 0, Mux(packet.silent(), packet.quiet, packet.quiet + 1)))
+        return packet
 
-        opcode, header, left = Signal(8), Signal(48), Signal(16)
-        index, quiet = Signal(3), Signal(range(self._quiet + 1))
-        word, good = Signal(32), Signal()
+    def _header_states(self, m, packet: _Packet) -> None:
+        """Opcode and header of a request, and whether its check is right; what is not understood passes by."""
+        receiver, request_crc, header = packet.receiver, packet.request_crc, packet.header
         space, words = header[30:32], header[32:48]
         came = receiver.valid
-        m.d.comb += [
-            request_crc.data.eq(receiver.data), request_crc.valid.eq(came),
-            answer_crc.data.eq(sender.i.payload),
-            self.write.eq(opcode == ord(bridge.WRITE)), self.address.eq(header[2:32] & 0x0FFF_FFFF), self.data.eq(word),
-        ]
-        m.d.sync += quiet.eq(Mux(came, 0, Mux(quiet == self._quiet, quiet, quiet + 1)))
-
-        def take(bits, goes_on):
-            """The next byte into a shift register; after its last byte, what `goes_on` does."""
+        with m.State("OPCODE"):
+            m.d.sync += [packet.index.eq(0), packet.good.eq(1)]
+            m.d.comb += [request_crc.start.eq(~came), packet.answer_crc.start.eq(1)]
             with m.If(came):
-                m.d.sync += [bits.eq(Cat(bits[8:], receiver.data)), index.eq(index + 1)]
-                with m.If(index == len(bits) // 8 - 1):
-                    m.d.sync += index.eq(0)
-                    goes_on()
-            with m.Elif(quiet == self._quiet):
-                m.next = "OPCODE"
-
-        def send(byte, state):
-            m.d.comb += [sender.i.valid.eq(1), sender.i.payload.eq(byte), answer_crc.valid.eq(sender.i.ready)]
-            with m.If(sender.i.ready):
-                state()
-
-        def go(state):
-            def step():
-                m.next = state
-            return step
-
-        checked, check = Signal(16), Signal()
-        with m.FSM():
-            with m.State("OPCODE"):
-                m.d.sync += [index.eq(0), good.eq(1)]
-                m.d.comb += [request_crc.start.eq(~came), answer_crc.start.eq(1)]
-                with m.If(came):
-                    m.d.sync += opcode.eq(receiver.data)
-                    with m.If((receiver.data == ord(bridge.READ)) | (receiver.data == ord(bridge.WRITE))):
-                        m.next = "HEADER"
-                    with m.Else():
-                        m.next = "LOST"
-            with m.State("HEADER"):
-                take(header, go("HEADER-CRC"))
-            with m.State("HEADER-CRC"):
-                take(checked, go("HEADER-CHECK"))
-            with m.State("HEADER-CHECK"):
-                m.d.comb += request_crc.start.eq(1)
-                m.d.sync += left.eq(words)
-                with m.If(~request_crc.match_detected | (words == 0)
-                          | ((space != 0) & self.write & (words != 1))):
+                m.d.sync += packet.opcode.eq(receiver.data)
+                with m.If((receiver.data == ord(bridge.READ)) | (receiver.data == ord(bridge.WRITE))):
+                    m.next = "HEADER"
+                with m.Else():
                     m.next = "LOST"
-                with m.Elif(self.write):
-                    m.next = "WORD"
-                with m.Else():
-                    m.next = "STATUS"
-            with m.State("LOST"):
-                m.d.sync += good.eq(0)
-                with m.If(quiet == self._quiet):
-                    m.next = "STATUS"
-
-            with m.State("WORD"):  # of a write
-                take(word, go("WORD-TAKEN"))
-            with m.State("WORD-TAKEN"):
-                with m.If(space == 0):
-                    self._access(m, go("NEXT-WORD"), header, left, word)
-                with m.Else():
-                    m.next = "WORDS-CRC"
-            with m.State("NEXT-WORD"):
+        with m.State("HEADER"):
+            packet.take(m, header, _go(m, "HEADER-CRC"))
+        with m.State("HEADER-CRC"):
+            packet.take(m, packet.checked, _go(m, "HEADER-CHECK"))
+        with m.State("HEADER-CHECK"):
+            m.d.comb += request_crc.start.eq(1)
+            m.d.sync += packet.left.eq(words)
+            with m.If(~request_crc.match_detected | (words == 0)
+                      | ((space != 0) & self.write & (words != 1))):
+                m.next = "LOST"
+            with m.Elif(self.write):
                 m.next = "WORD"
-                with m.If(left == 0):
-                    m.next = "WORDS-CRC"
-            with m.State("WORDS-CRC"):
-                take(checked, go("WORDS-CHECK"))
-            with m.State("WORDS-CHECK"):
-                m.d.sync += good.eq(request_crc.match_detected)
+            with m.Else():
                 m.next = "STATUS"
-                with m.If((space != 0) & request_crc.match_detected):
-                    m.next = "REGISTER-WRITE"
-            with m.State("REGISTER-WRITE"):
-                self._access(m, go("STATUS"), header, left, word)
+        with m.State("LOST"):
+            m.d.sync += packet.good.eq(0)
+            with m.If(packet.silent()):
+                m.next = "STATUS"
 
-            with m.State("STATUS"):
-                def after_status():
-                    m.next = "ANSWER-CRC"
-                    with m.If(good & ~self.write):
-                        m.next = "READ"
-                send(Mux(good, ord(bridge.GOOD), ord(bridge.BAD)), after_status)
-            with m.State("READ"):
-                self._access(m, go("READ-SEND"), header, left, word)
-            with m.State("READ-SEND"):
-                def after_byte():
-                    m.d.sync += [word.eq(word >> 8), index.eq(index + 1)]
-                    with m.If(index == 3):
-                        m.d.sync += index.eq(0)
-                        m.next = "READ"
-                        with m.If(left == 0):
-                            m.next = "ANSWER-CRC"
-                send(word[:8], after_byte)
-            with m.State("ANSWER-CRC"):
-                def after_crc():
-                    m.d.sync += check.eq(~check)
-                    with m.If(check):
-                        m.next = "OPCODE"
-                send(Mux(check, checked[:8], answer_crc.crc[8:]), after_crc)
-                with m.If(~check):
-                    m.d.sync += checked.eq(answer_crc.crc)
-        return m
+    def _word_states(self, m, packet: _Packet) -> None:
+        """The words of a write: into memory as they come, into a register once their check is right."""
+        space, request_crc = packet.header[30:32], packet.request_crc
+        with m.State("WORD"):
+            packet.take(m, packet.word, _go(m, "WORD-TAKEN"))
+        with m.State("WORD-TAKEN"):
+            with m.If(space == 0):
+                self._access(m, packet, _go(m, "NEXT-WORD"))
+            with m.Else():
+                m.next = "WORDS-CRC"
+        with m.State("NEXT-WORD"):
+            m.next = "WORD"
+            with m.If(packet.left == 0):
+                m.next = "WORDS-CRC"
+        with m.State("WORDS-CRC"):
+            packet.take(m, packet.checked, _go(m, "WORDS-CHECK"))
+        with m.State("WORDS-CHECK"):
+            m.d.sync += packet.good.eq(request_crc.match_detected)
+            m.next = "STATUS"
+            with m.If((space != 0) & request_crc.match_detected):
+                m.next = "REGISTER-WRITE"
+        with m.State("REGISTER-WRITE"):
+            self._access(m, packet, _go(m, "STATUS"))
 
-    def _access(self, m, goes_on, header, left, word):
+    def _answer_states(self, m, packet: _Packet) -> None:
+        """The status, the words of a read, and the answer's check."""
+        word, index, check, checked = packet.word, packet.index, packet.check, packet.checked
+        with m.State("STATUS"):
+            def after_status():
+                m.next = "ANSWER-CRC"
+                with m.If(packet.good & ~self.write):
+                    m.next = "READ"
+            packet.send(m, Mux(packet.good, ord(bridge.GOOD), ord(bridge.BAD)), after_status)
+        with m.State("READ"):
+            self._access(m, packet, _go(m, "READ-SEND"))
+        with m.State("READ-SEND"):
+            def after_byte():
+                m.d.sync += [word.eq(word >> 8), index.eq(index + 1)]
+                with m.If(index == 3):
+                    m.d.sync += index.eq(0)
+                    m.next = "READ"
+                    with m.If(packet.left == 0):
+                        m.next = "ANSWER-CRC"
+            packet.send(m, word[:8], after_byte)
+        with m.State("ANSWER-CRC"):
+            def after_crc():
+                m.d.sync += check.eq(~check)
+                with m.If(check):
+                    m.next = "OPCODE"
+            packet.send(m, Mux(check, checked[:8], packet.answer_crc.crc[8:]), after_crc)
+            with m.If(~check):
+                m.d.sync += checked.eq(packet.answer_crc.crc)
+
+    def _access(self, m, packet: _Packet, goes_on) -> None:
         """One word read or written in the space that the header says; then the next address."""
+        header, left, word = packet.header, packet.left, packet.word
         space, lite = header[30:32], self.lite
         finished = Signal()
         sent = Signal(2)  # address and data channels of a register write
