@@ -4,10 +4,11 @@ A port is not reset when a run ends in an error: AXI has no way to take a burst 
 `run` is low, completes those that the bus has seen, and says with `quiescent` when nothing is left.
 """
 
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.data import StructLayout
 from amaranth.lib.wiring import In, Out
@@ -187,6 +188,40 @@ class ReadPort(wiring.Component):
         return m
 
 
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """The burst on offer to a WritePort.
+
+    unclaimed : beats in the FIFO that no burst has been promised;  here : its beats are among them
+    later, source : one of source 0 had its like before;  whose beats it takes
+    busy : the burst before still has the address channel;  able : it may be claimed as far as beats and bus go
+    claim : it is, since there is a place for what its response is for
+    """
+
+    unclaimed: Signal
+    here: Signal
+    later: Value
+    source: Value
+    busy: Signal
+    able: Value
+    claim: Value
+
+
+@dataclass(frozen=True, eq=False)
+class _Beat:
+    """The beat that is due.
+
+    to_memory, to_map : it is one of a burst of memory, of one on chip;  leaves : it goes in this cycle if it is due
+    ends : and with it its burst;  source : whose it is
+    """
+
+    to_memory: Value
+    to_map: Value | None
+    leaves: Value
+    ends: Value
+    source: Value
+
+
 class WritePort(wiring.Component):
     """Collects beats, and writes a burst once all its beats are here.
 
@@ -215,7 +250,7 @@ class WritePort(wiring.Component):
     """
 
     def __init__(self, depth: int, sources: int = 1, place_bits: int = 0):
-        self._depth, self._sources, self._place_bits = depth, sources, place_bits
+        self._depth, self._sources, self._place_bits, self._has_maps = depth, sources, place_bits, place_bits > 0
         self._source_bits = (sources - 1).bit_length()
         super().__init__({
             "axi": Out(write_signature()),
@@ -231,89 +266,114 @@ class WritePort(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        axi = self.axi
-        burst = self.bursts.payload
-        has_maps = self._place_bits > 0
-        kept = _kept_layout(1, has_maps)
+        kept = _kept_layout(1, self._has_maps)
         # What an aborted run left in the FIFO belongs to no burst: it is thrown away once the bus is quiet.
         discard = Signal()
         fifos = [Fifo(AXI_BEAT_BITS, self._depth, block=True) for _ in range(self._sources)]
         for k, fifo in enumerate(fifos):
             m.submodules[f"data_{k}" if k else "data"] = ResetInserter(discard)(fifo)
-        data, bits = fifos[0], self._source_bits
+        bits = self._source_bits
         leaving = StructLayout({"source": bits, "on_chip": 1, "place": self._place_bits})
-        m.submodules.lengths = lengths = BurstQueue(leaving.size if has_maps else bits, OUTSTANDING_WRITES)
+        m.submodules.lengths = lengths = BurstQueue(leaving.size if self._has_maps else bits, OUTSTANDING_WRITES)
         m.submodules.responses = responses = Fifo(kept.size, OUTSTANDING_WRITES)
-        unclaimed = Signal(range(self._depth + 1))  # beats in the FIFO that no burst has been promised
-        here = Signal()  # the beats of the burst on offer
+        burst = self._offer(responses)
+        idle, left = self._rest(m, fifos, responses, burst)
+        answered = Signal(kept)
+        beat = self._beat(m, lengths, leaving, burst)
+        m.d.comb += self.idle.eq(idle)
+        self._accept(m, fifos, lengths, responses, burst, answered)
+        m.d.comb += self.quiescent.eq(idle & (self.run | ~left))
+        self._collect(m, fifos, burst)
+        m.d.sync += discard.eq(~self.run & idle)
+        with m.If(discard):
+            m.d.sync += burst.unclaimed.eq(0)
+        self._address(m, burst)
+        self._send(m, fifos, lengths, leaving, beat)
+        self._answer(m, lengths, responses, answered, beat)
+        return m
+
+    def _offer(self, responses) -> _Offer:
+        """The burst on offer, and whether it is claimed."""
+        axi, offer = self.axi, self.bursts.payload
+        unclaimed = Signal(range(self._depth + 1))
+        here = Signal()
         # Source 0 had its burst already, so the beats of this one are here, too.
-        later, source = (burst.tag[1], burst.tag[2:]) if bits else (Const(0, 1), Const(0, 0))
+        later, source = (offer.tag[1], offer.tag[2:]) if self._source_bits else (Const(0, 1), Const(0, 0))
         # A burst of the map memory takes the port for as long as one that the bus takes at once.
-        busy = Signal() if has_maps else axi.awvalid
-        able = self.run & (here | (self.bursts.valid & later) if bits else here) & ~busy
-        claim = able & responses.i.ready
-        push = self.beats.valid & self.beats.ready
-        coming = self.beats.valid & self.run
+        busy = Signal() if self._has_maps else axi.awvalid
+        able = self.run & (here | (self.bursts.valid & later) if self._source_bits else here) & ~busy
+        return _Offer(unclaimed, here, later, source, busy, able, able & responses.i.ready)
+
+    def _rest(self, m, fifos, responses, burst: _Offer) -> tuple:
+        """(nothing is on the bus and no response awaited, there are beats in the FIFOs or, with several, may be)"""
         left = Cat(fifo.behind | fifo.o.valid for fifo in fifos).any()
-        if bits:  # known a cycle later
+        if self._source_bits:  # known a cycle later
             still_left = Signal()
             m.d.sync += still_left.eq(self.run | left)
             left = still_left
-        idle = ~busy & ~responses.behind & ~responses.o.valid
-        answered = Signal(kept)
-        to_bus, whose = claim, lengths.payload
-        to_memory, to_map = lengths.valid, None  # a beat is due
-        if has_maps:
-            to_bus, whose = claim & ~burst.on_chip, whose[:bits]
-            to_memory, to_map = _due(m, lengths, leaving, "due")
-            m.d.sync += busy.eq(claim | (axi.awvalid & ~axi.awready))
-            leaves = to_map | (to_memory & axi.wready)
-            m.submodules.ending = ending = _Ending()
-            m.d.comb += [ending.on_chip.eq(to_map), ending.due.eq(to_memory), ending.ready.eq(axi.wready),
-                         ending.last.eq(lengths.last)]
-            ends = ending.o
-        else:
-            leaves, ends = axi.wready, axi.wready & lengths.last
+        return ~burst.busy & ~responses.behind & ~responses.o.valid, left
+
+    def _beat(self, m, lengths, leaving, burst: _Offer) -> _Beat:
+        """The beat that is due; with map memories registers say where it goes."""
+        axi = self.axi
+        if not self._has_maps:
+            return _Beat(lengths.valid, None, axi.wready, axi.wready & lengths.last, lengths.payload)
+        to_memory, to_map = _due(m, lengths, leaving, "due")
+        m.d.sync += burst.busy.eq(burst.claim | (axi.awvalid & ~axi.awready))
+        m.submodules.ending = ending = _Ending()
+        m.d.comb += [ending.on_chip.eq(to_map), ending.due.eq(to_memory), ending.ready.eq(axi.wready),
+                     ending.last.eq(lengths.last)]
+        return _Beat(to_memory, to_map, to_map | (to_memory & axi.wready), ending.o, lengths.payload[:self._source_bits])
+
+    def _accept(self, m, fifos, lengths, responses, burst: _Offer, answered) -> None:
+        """Takes beats while there is room; notes a claimed burst's length, and what its response will be for."""
+        axi, offer = self.axi, self.bursts.payload
         m.d.comb += [
-            self.idle.eq(idle),
             axi.awsize.eq(SIZE_16_BYTES), axi.awburst.eq(INCR), axi.awprot.eq(0),
             axi.awcache.eq(NORMAL_NON_CACHEABLE_BUFFERABLE), axi.wstrb.eq(-1),
-            axi.bready.eq(~answered.on_chip if has_maps else 1),
+            axi.bready.eq(~answered.on_chip if self._has_maps else 1),
             # All FIFOs have a place where one has: who sends heeds `room`.
-            self.beats.ready.eq(self.run & data.i.ready),
+            self.beats.ready.eq(self.run & fifos[0].i.ready),
             # There is always a place in `lengths`: it is free before the burst's answer comes.
-            self.bursts.ready.eq(claim), lengths.i.valid.eq(claim), lengths.i.payload.length.eq(burst.length),
-            lengths.i.payload.payload.eq(Cat(source, burst.on_chip, burst.place) if has_maps else source),
-            responses.i.valid.eq(able),
-            responses.i.payload.eq(Cat(burst.address, burst.tag[0], *([burst.on_chip] if has_maps else []))),
-            self.quiescent.eq(idle & (self.run | ~left)),
+            self.bursts.ready.eq(burst.claim), lengths.i.valid.eq(burst.claim), lengths.i.payload.length.eq(offer.length),
+            lengths.i.payload.payload.eq(Cat(burst.source, offer.on_chip, offer.place) if self._has_maps else burst.source),
+            responses.i.valid.eq(burst.able),
+            responses.i.payload.eq(Cat(offer.address, offer.tag[0], *([offer.on_chip] if self._has_maps else []))),
         ]
+
+    def _collect(self, m, fifos, burst: _Offer) -> None:
+        """Beats to the FIFOs, and how many of them no burst has been promised."""
+        coming, push = self.beats.valid & self.run, self.beats.valid & self.beats.ready
         for k, fifo in enumerate(fifos):
             m.d.comb += [fifo.i.valid.eq(coming), fifo.i.payload.eq(self.beats.payload.word_select(k, AXI_BEAT_BITS))]
+        length, first = self.bursts.payload.length, burst.claim & ~burst.later
         m.d.sync += [
             self.room.eq(fifos[-1].level < self._depth * 3 // 4),  # the last source waits longest
-            here.eq(self.bursts.valid & ~claim & ~later & (unclaimed >= burst.length)),
-            unclaimed.eq(unclaimed + push - Mux(claim & ~later, burst.length, 0)),
-            discard.eq(~self.run & idle),
+            burst.here.eq(self.bursts.valid & ~burst.claim & ~burst.later & (burst.unclaimed >= length)),
+            burst.unclaimed.eq(burst.unclaimed + push - Mux(first, length, 0)),
         ]
-        with m.If(discard):
-            m.d.sync += unclaimed.eq(0)
 
+    def _address(self, m, burst: _Offer) -> None:
+        """A burst that is claimed to the bus, unless it is one on chip."""
+        axi, offer = self.axi, self.bursts.payload
+        to_bus = burst.claim & ~offer.on_chip if self._has_maps else burst.claim
         m.d.sync += axi.awvalid.eq(to_bus | (axi.awvalid & ~axi.awready))
         with m.If(~axi.awvalid):
-            m.d.sync += [axi.awaddr.eq(burst.address), axi.awlen.eq(burst.length - 1)]
+            m.d.sync += [axi.awaddr.eq(offer.address), axi.awlen.eq(offer.length - 1)]
 
-        # All beats of a claimed burst were on offer before it was.
+    def _send(self, m, fifos, lengths, leaving, beat: _Beat) -> None:
+        """Beats of claimed bursts out of their FIFOs; all of them were on offer before their burst was claimed."""
+        axi, bits = self.axi, self._source_bits
         m.d.comb += [
-            axi.wvalid.eq(to_memory), axi.wlast.eq(lengths.last),
-            axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[whose] if bits else data.o.payload),
-            lengths.beat.eq(1), lengths.able.eq(leaves), lengths.ending.eq(ends),
-            self.beat_taken.eq(leaves if has_maps else lengths.valid & leaves),
+            axi.wvalid.eq(beat.to_memory), axi.wlast.eq(lengths.last),
+            axi.wdata.eq(Array(fifo.o.payload for fifo in fifos)[beat.source] if bits else fifos[0].o.payload),
+            lengths.beat.eq(1), lengths.able.eq(beat.leaves), lengths.ending.eq(beat.ends),
+            self.beat_taken.eq(beat.leaves if self._has_maps else lengths.valid & beat.leaves),
         ]
         for k, fifo in enumerate(fifos):
             # Registers say whose burst it is, as a FIFO has two levels of LUTs behind its `ready`.
-            if has_maps:
-                own, own_to_map = _due(m, lengths, leaving, f"due_{k}", k) if bits else (to_memory, to_map)
+            if self._has_maps:
+                own, own_to_map = _due(m, lengths, leaving, f"due_{k}", k) if bits else (beat.to_memory, beat.to_map)
                 m.d.comb += fifo.o.ready.eq(own_to_map | (own & axi.wready))
                 continue
             due = Signal(name=f"due_{k}") if bits else lengths.valid
@@ -321,9 +381,11 @@ class WritePort(wiring.Component):
             if bits:
                 m.d.sync += due.eq(Mux(lengths.advance, lengths.next == k, due & ~lengths.ending))
 
-        arrives, wrong = axi.bvalid, axi.bresp[1]
-        if has_maps:
-            written = self._to_map(m, lengths, to_map, answered.on_chip & responses.o.valid)
+    def _answer(self, m, lengths, responses, answered, beat: _Beat) -> None:
+        """Responses of the bus; a burst on chip is answered once it is written and it is its turn."""
+        arrives, wrong = self.axi.bvalid, self.axi.bresp[1]
+        if self._has_maps:
+            written = self._to_map(m, lengths, beat.to_map, answered.on_chip & responses.o.valid)
             arrives, wrong = Mux(answered.on_chip, written, arrives), wrong & ~answered.on_chip
         answer = arrives & responses.o.valid
         m.d.comb += [answered.eq(responses.o.payload), responses.o.ready.eq(arrives)]
@@ -333,7 +395,6 @@ class WritePort(wiring.Component):
         ]
         with m.If(~self.fault & ~self.hold):
             m.d.sync += self.address.eq(answered.address)
-        return m
 
     def _to_map(self, m, lengths, here, awaited):
         """Beats of bursts on chip go to the map memory; whether such a burst has been written that is not yet answered."""
