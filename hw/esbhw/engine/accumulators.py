@@ -12,6 +12,9 @@ from esbhw.fabric.adder_rows import add_row, plain, selected
 from esbhw.fabric.luts import multiplexed
 from esbhw.target import share
 
+LOST_COLUMNS = 6
+"""Columns whose flags of a lost sum one LUT looks at."""
+
 
 def control_layout(config: EngineConfig):
     """What travels with a pixel through the array."""
@@ -106,35 +109,45 @@ class Accumulators(Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
-        width, dot_bits = config.accumulator_width, facts.dot_bits(config)
-        layout = control_layout(config)
-        reads, writes = [], []
+        reads, writes = self._banks(m)
+        shifted_control, sum_control = self._controls(m, reads, writes)
+        drained = Signal()
+        m.d.sync += drained.eq(self.drain_bank)
+        m.d.comb += self.post.eq(sum_control.valid & sum_control.post)
+        totals, lost = self._columns(m, platform, reads, shifted_control, drained)
+        for write in writes:
+            m.d.comb += write.data.eq(Cat(*totals))
+        self._watch(m, sum_control, lost)
+        return m
+
+    def _banks(self, m) -> tuple:
+        """Read and write ports of both banks."""
+        config, reads, writes = self._config, [], []
         for bank in range(2):
             m.submodules[f"bank{bank}"] = memory = Memory(
-                shape=unsigned(config.cols * width), depth=config.accumulator_depth, init=[])
+                shape=unsigned(config.cols * config.accumulator_width), depth=config.accumulator_depth, init=[])
             reads.append(memory.read_port())
             writes.append(memory.write_port())
+        return reads, writes
 
+    def _controls(self, m, reads: list, writes: list) -> tuple:
+        """The control beside the shifted dot product, and beside the sum. A bank that adds nothing is read for the drain."""
+        layout = control_layout(self._config)
         shifted_control = Signal(layout)
         sum_control = Signal(layout)
         m.d.sync += [shifted_control.eq(self.control), sum_control.eq(shifted_control)]
-        for bank, (read, write) in enumerate(zip(reads, writes)):
+        for bank, (read, write) in enumerate(zip(reads, writes, strict=True)):
             adding = self.control.valid & (self.control.bank == bank)
             m.d.comb += [
                 read.addr.eq(Mux(adding, self.control.index, self.drain_index)), read.en.eq(1),
                 write.addr.eq(sum_control.index), write.en.eq(sum_control.valid & (sum_control.bank == bank)),
             ]
-        drained = Signal()
-        m.d.sync += drained.eq(self.drain_bank)
-        m.d.comb += [
-            self.post.eq(sum_control.valid & sum_control.post),
-        ]
+        return shifted_control, sum_control
 
-        if config.channel_unit:
-            blocks = config.cols // config.channel_unit
-            part = self.ahead.window.part
-            own_part = part if config.accumulators_per_pixel == 1 else part[:(blocks - 1).bit_length()]
+    def _columns(self, m, platform, reads: list, shifted_control, drained) -> tuple:
+        """(sums of all columns, for each LOST_COLUMNS of them whether one did not fit)."""
+        config = self._config
+        width, dot_bits = config.accumulator_width, facts.dot_bits(config)
         totals, lost = [], Signal(config.cols)
         for c in range(config.cols):
             column = share(m, platform, f"column_{c}", "accumulator_column", AccumulatorColumn, config)
@@ -147,22 +160,31 @@ class Accumulators(Component):
             ]
             totals.append(column.total)
             if config.channel_unit:
-                # A pass through the channel unit adds to the columns of one block, and nothing to the others. Of several
-                # accumulators of a pixel the pass has chosen one.
                 block, place = divmod(c, config.channel_unit)
                 if not place:
-                    use, clear = Signal(name=f"use_channel_{block}"), Signal(name=f"clear_{block}")
-                    m.d.sync += [use.eq(self.ahead.channel),
-                                 clear.eq(self.ahead.channel & (own_part != block))]
+                    use, clear = self._of_block(m, block)
                 bits = facts.channel_bits(config)
                 m.d.comb += [column.channel.eq(self.sums.word_select(place, bits)), column.use_channel.eq(use),
                              column.clear.eq(clear)]
-        for write in writes:
-            m.d.comb += write.data.eq(Cat(*totals))
-        # One level of logic from 128 columns' flags to the one that stops the engine.
-        some = Signal(-(-config.cols // 6))
+        return totals, tuple(lost[k:k + LOST_COLUMNS].any() for k in range(0, config.cols, LOST_COLUMNS))
+
+    def _of_block(self, m, block: int) -> tuple:
+        """(a block of columns takes the channel unit's sums, it takes nothing).
+
+        A pass through that unit adds to the columns of one block. Of several accumulators of a pixel it has chosen one.
+        """
+        config = self._config
+        blocks = config.cols // config.channel_unit
+        part = self.ahead.window.part
+        own_part = part if config.accumulators_per_pixel == 1 else part[:(blocks - 1).bit_length()]
+        use, clear = Signal(name=f"use_channel_{block}"), Signal(name=f"clear_{block}")
+        m.d.sync += [use.eq(self.ahead.channel), clear.eq(self.ahead.channel & (own_part != block))]
+        return use, clear
+
+    def _watch(self, m, sum_control, lost: tuple) -> None:
+        """One level of logic from 128 columns' flags to the one that stops the engine."""
+        some = Signal(len(lost))
         valid = Signal()
-        m.d.sync += [valid.eq(sum_control.valid), *(some[k].eq(lost[6 * k:6 * k + 6].any()) for k in range(len(some)))]
+        m.d.sync += [valid.eq(sum_control.valid), *(some[k].eq(flag) for k, flag in enumerate(lost))]
         with m.If(valid & some.any()):
             m.d.sync += self.overflow.eq(1)
-        return m

@@ -59,40 +59,54 @@ class Control(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
-        values = {name: Const(0, 32) for name in REGISTERS if name != "SLICE_BYTES"}
-        written = self._writes(m)
-        data, strobes = self._data, self._strobes
+        self._values = {name: Const(0, 32) for name in REGISTERS if name != "SLICE_BYTES"}
+        self._written = self._writes(m)
+        self._describe()
+        enable = self._settings(m)
+        self._life(m, enable)
+        for i, (name, _) in enumerate(COUNTERS):
+            self._values[f"COUNT_{name.upper()}"] = self.counters.word_select(i, 32)
+        self._reads(m)
+        return m
 
-        def stored(name, width=32, low=0):
-            """A register that is written byte by byte; the `low` lowest bits are zero."""
-            register, meant = Signal(width - low, name=name.lower()), written(name)
-            for byte in range(low // 8, (width + 7) // 8):
-                begin, end = max(8 * byte, low), min(8 * byte + 8, width)
-                with m.If(meant & strobes[byte]):
-                    m.d.sync += register[begin - low:end - low].eq(data[begin:end])
-            values[name] = whole = Cat(Const(0, low), register)
-            return whole
-
-        # -- constants and plain registers -------------------------------------------------------------
+    def _describe(self) -> None:
+        """What the engine is: constants."""
+        values, config = self._values, self._config
         values["ID"] = Const(registers.ID_VALUE, 32)
         values["VERSION"] = Const(INTERFACE_VERSION, 32)
         values["HASH_LO"] = Const(config.hash & 0xFFFFFFFF, 32)
         values["HASH_HI"] = Const(config.hash >> 32, 32)
         values["SIZE"] = Const(config.rows | config.cols << 16, 32)
-        stored("SCRATCH")
-        enable = stored("IRQ_ENABLE", 2)
-        m.d.comb += [self.program_length.eq(stored("PROGRAM_LENGTH")), self.watchdog.eq(stored("WATCHDOG"))]
+
+    def _stored(self, m, name: str, width: int = 32, low: int = 0):
+        """A register that is written byte by byte; the `low` lowest bits are zero."""
+        register, meant = Signal(width - low, name=name.lower()), self._written(name)
+        for byte in range(low // 8, (width + 7) // 8):
+            begin, end = max(8 * byte, low), min(8 * byte + 8, width)
+            with m.If(meant & self._strobes[byte]):
+                m.d.sync += register[begin - low:end - low].eq(self._data[begin:end])
+        self._values[name] = whole = Cat(Const(0, low), register)
+        return whole
+
+    def _settings(self, m):
+        """What the host sets before a run; the result is IRQ_ENABLE."""
+        self._stored(m, "SCRATCH")
+        enable = self._stored(m, "IRQ_ENABLE", 2)
+        m.d.comb += [self.program_length.eq(self._stored(m, "PROGRAM_LENGTH")),
+                     self.watchdog.eq(self._stored(m, "WATCHDOG"))]
         for i, region in enumerate(REGIONS):
             name = region.upper()
-            low = stored(f"{name}_LO", 32, PAGE_BITS)
-            high, size = stored(f"{name}_HI", AXI_ADDRESS_BITS - 32), stored(f"{name}_BYTES")
+            low = self._stored(m, f"{name}_LO", 32, PAGE_BITS)
+            high, size = self._stored(m, f"{name}_HI", AXI_ADDRESS_BITS - 32), self._stored(m, f"{name}_BYTES")
             m.d.comb += [self.regions[i].base.eq(Cat(low, high)), self.regions[i].beats.eq(size[4:])]
             assert len(size[4:]) <= OFFSET_BITS
-        if config.slices > 1:
-            m.d.comb += self.stride.eq(stored("SLICE_BYTES", 32, PAGE_BITS)[PAGE_BITS:])
+        if self._config.slices > 1:
+            m.d.comb += self.stride.eq(self._stored(m, "SLICE_BYTES", 32, PAGE_BITS)[PAGE_BITS:])
+        return enable
 
-        # -- the life of a run ---------------------------------------------------------------------------
+    def _life(self, m, enable) -> None:
+        """A run from its start to done or an error, and what STATUS and the interrupt say of it."""
+        values, data = self._values, self._data
         bit = {name: low for name, low, _ in REGISTERS["CONTROL"].fields}
         done = Signal()
         failed = Signal()
@@ -105,8 +119,8 @@ class Control(wiring.Component):
         ringing = Signal()  # the doorbell
         finished = Signal(CATCH_CYCLES)  # `done` so many cycles ago: what went wrong before it is caught by then
         quiet = Signal()  # the bus was quiet a cycle ago, with no run that could have begun something since
-        act = written("CONTROL") & strobes[0]
-        clears = written("IRQ_STATUS") & strobes[0]
+        act = self._written("CONTROL") & self._strobes[0]
+        clears = self._written("IRQ_STATUS") & self._strobes[0]
         m.d.sync += [
             ringing.eq(act & data[bit["start"]]), self.abort.eq(act & data[bit["abort"]]),
             cleared.eq(data[:2] & clears.replicate(2)), quiet.eq(~self.running & self.quiescent),
@@ -131,10 +145,6 @@ class Control(wiring.Component):
         values["ERROR_ADDRESS_HI"] = error_address[32:]
         values["ERROR_LAYER"] = error_layer
         values["LAYER"] = self.layer
-        for i, (name, _) in enumerate(COUNTERS):
-            values[f"COUNT_{name.upper()}"] = self.counters.word_select(i, 32)
-        self._reads(m, values)
-        return m
 
     def _writes(self, m):
         """Both channels into registers, then which register they mean; returns written(name), high for one cycle.
@@ -160,12 +170,12 @@ class Control(wiring.Component):
             return meant
         return written
 
-    def _reads(self, m, values) -> None:
+    def _reads(self, m) -> None:
         """A read is answered four cycles after its address: each group of registers chooses one, then they are joined."""
         axi = self.axi
         address = Signal(registers.ADDRESS_BITS - 2)
         low_bits = (READ_WORDS - 1).bit_length()
-        places = {registers.REGISTERS[name].offset >> 2: value for name, value in values.items()}
+        places = {registers.REGISTERS[name].offset >> 2: value for name, value in self._values.items()}
         groups = sorted({place // READ_WORDS for place in places})
         here = Signal(len(groups))
         look = Signal()

@@ -43,7 +43,7 @@ class Fetch(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._max_burst = min(FETCH_BURST, config.max_burst)
         self._opcodes = opcodes(config)
-        self.port = ReadPort(tag_bits=1)
+        self.port = ReadPort(tag_bits=1)  # it outlives a run; the rest of this block is reset with it: see units.py
         super().__init__({
             "start": In(1), "length": In(32), "regions": In(REGION_LAYOUT),
             **{unit: Out(stream.Signature(instructions.INSTRUCTION_BITS)) for unit in UNITS},
@@ -53,8 +53,6 @@ class Fetch(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # The port outlives a run, the rest of this block is reset with it: see units.py.
-        port = self.port
         m.submodules.splitter = splitter = BurstSplitter(
             self._max_burst, tag_bits=1, region=REGIONS.index("program"))
         # Beside each instruction stands whose it is, and whether it is the last one.
@@ -66,8 +64,16 @@ class Fetch(wiring.Component):
         ]
         self._request(m, splitter)
         self._credit(m, splitter)
+        self._assemble(m, fifo, kept)
+        head = Signal(kept)
+        stopped = Signal()
+        self._dispatch(m, fifo, head, stopped)
+        self._end(m, head, stopped)
+        return m
 
-        # -- two beats make an instruction
+    def _assemble(self, m, fifo, kept: StructLayout) -> None:
+        """Two beats make an instruction; whose it is is known as it enters the FIFO."""
+        port = self.port
         low = Signal(AXI_BEAT_BITS)
         odd = Signal()
         new, opcode = Signal(kept), low[:4]
@@ -83,9 +89,8 @@ class Fetch(wiring.Component):
         with m.If(port.beat_valid):
             m.d.sync += [odd.eq(~odd), low.eq(port.beat_data)]
 
-        # -- dispatch; behind an end or a fault the FIFO runs empty, and nobody is offered what comes
-        head = Signal(kept)
-        stopped = Signal()
+    def _dispatch(self, m, fifo, head, stopped) -> None:
+        """The oldest instruction to its unit. Behind an end or a fault the FIFO runs empty, and nothing is offered."""
         offered = fifo.o.valid & ~stopped
         m.d.comb += [
             head.eq(fifo.o.payload),
@@ -99,11 +104,12 @@ class Fetch(wiring.Component):
             m.d.sync += self.layer.eq(head.word[4:16])
         with m.If(offered & ~head.known):
             m.d.sync += [self.opcode_fault.eq(1), stopped.eq(1)]
+
+    def _end(self, m, head, stopped) -> None:
+        """The program's END, or its end without one: noticed two cycles after the last instruction was dispatched."""
         ended = Signal()
         with m.If(self.dispatched & head.last):
             m.d.sync += [ended.eq(1), stopped.eq(1)]
-
-        # -- the end: noticed two cycles after the last instruction was dispatched
         to_dispatch = Signal(32)
         gone = Signal()
         begun = Signal()
@@ -113,7 +119,6 @@ class Fetch(wiring.Component):
             begun.eq(begun | self.start), exhausted.eq(begun & (to_dispatch == 0)),
             self.end_fault.eq(self.end_fault | (exhausted & ~ended & ~self.opcode_fault)),
         ]
-        return m
 
     def _request(self, m, splitter) -> None:
         """Runs of the program to the splitter, each two cycles after the one before was taken."""

@@ -1,5 +1,7 @@
 """The table array: distributed arithmetic. LUT RAM holds the sums of four weights, activations address them bit by bit."""
 
+from dataclasses import dataclass
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib.wiring import Component, In, Out
 
@@ -155,6 +157,34 @@ def _kept(value, clear) -> Term:
     return Term(Mux(clear, 0, value), bits, (1 << len(value)) - 1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Refill:
+    """A set's codes come.
+
+    writing : for each row of a set, whether its codes are on the port;  begin : all of a set came;  number : of that set
+    """
+
+    writing: Signal
+    begin: Signal
+    number: Signal
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """What generators do in this cycle, and which entry they make.
+
+    running : they do;  select, subtract, first : as TableGenerators;  present : the set
+    entry : the Gray code of the step whose control is on `select`
+    """
+
+    running: Signal
+    select: Signal
+    subtract: Signal
+    first: Signal
+    entry: Signal
+    present: Signal
+
+
 class TableArray(Component):
     """rows x cols lanes without multipliers; ports as in `array_signature`.
 
@@ -174,11 +204,20 @@ class TableArray(Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
-        groups, at_once, cols = facts.table_groups(config), config.table_groups, config.cols
-        width = facts.table_largest(config).bit_length()
+        refill = self._refill(m)
+        steps = self._steps(m, refill)
+        entries = self._generate(m, platform, refill, steps)
+        active, address, write_en = self._write_ports(m, refill, steps)
+        dots = []
+        for number in range(self._config.slices):
+            rows = self._tables(m, platform, number, active, address, write_en, entries[number])
+            dots += self._columns(m, platform, number, rows)
+        m.d.comb += self.dots.eq(Cat(*dots))
+        return m
 
-        # -- the control of a set's refill: codes, then 16 steps ---------------------------------------------------
+    def _refill(self, m) -> _Refill:
+        """Which generators the weight path's row is for; after the last row of a set its tables are written."""
+        config = self._config
         set_rows = max(1, config.tile_rows // config.table_sets)
         row_bits = (set_rows - 1).bit_length()
         set_bits = (config.table_sets - 1).bit_length()
@@ -189,11 +228,16 @@ class TableArray(Component):
         m.d.sync += begin.eq(writing[set_rows - 1])
         with m.If(writing[set_rows - 1]):
             m.d.sync += number.eq(self.load_index[row_bits:row_bits + set_bits] if set_bits else 0)
-        step, running = Signal(TABLE_INPUTS), Signal()
+        return _Refill(writing, begin, number)
+
+    @staticmethod
+    def _steps(m, refill: _Refill) -> _Steps:
+        """A set's 16 steps, one a cycle."""
+        step, running = (Signal(bits) for bits in (TABLE_INPUTS, 1))
         select, subtract, first = Signal(2), Signal(), Signal()
-        present = Signal(max(1, set_bits))
-        with m.If(begin):
-            m.d.sync += [step.eq(1), running.eq(1), first.eq(1), subtract.eq(0), present.eq(number)]
+        present = Signal(len(refill.number))
+        with m.If(refill.begin):
+            m.d.sync += [step.eq(1), running.eq(1), first.eq(1), subtract.eq(0), present.eq(refill.number)]
         with m.Else():
             m.d.sync += [step.eq(step + 1), first.eq(0)]
             with m.If(step == 0):
@@ -207,12 +251,14 @@ class TableArray(Component):
                 m.d.sync += [select.eq(2), subtract.eq(step[3])]
             with m.Else():
                 m.d.sync += [select.eq(3), subtract.eq(0)]
-        # `entry` is the Gray code of the step whose control is on `select`.
         entry = Signal(TABLE_INPUTS)
-        m.d.sync += entry.eq(Mux(begin, 0, step ^ step[1:]))
+        m.d.sync += entry.eq(Mux(refill.begin, 0, step ^ step[1:]))
+        return _Steps(running, select, subtract, first, entry, present)
 
-        # -- the generators ------------------------------------------------------------------------------------------
-        count = at_once * cols
+    def _generate(self, m, platform, refill: _Refill, steps: _Steps) -> list:
+        """The generators' entries, for each slice from registers of its own."""
+        config = self._config
+        count = config.table_groups * config.cols
         block = min(GENERATORS, count)
         path_groups = config.path_codes // TABLE_INPUTS  # generators that a row of the weight path serves
         made = []
@@ -221,45 +267,52 @@ class TableArray(Component):
                                TableGenerators, config, block)
             served = [divmod(index, path_groups) for index in range(k, k + block)]
             m.d.comb += [
-                generators.write_en.eq(Cat(writing[row] for row, _ in served)),
+                generators.write_en.eq(Cat(refill.writing[row] for row, _ in served)),
                 generators.codes.eq(Cat(self.load_codes.word_select(place, GROUP_CODES) for _, place in served)),
-                generators.begin.eq(begin), generators.select.eq(select), generators.subtract.eq(subtract),
-                generators.first.eq(first), generators.book.eq(self.book), generators.book_en.eq(self.book_en),
+                generators.begin.eq(refill.begin), generators.select.eq(steps.select),
+                generators.subtract.eq(steps.subtract), generators.first.eq(steps.first),
+                generators.book.eq(self.book), generators.book_en.eq(self.book_en),
                 generators.book_address.eq(self.book_address), generators.book_data.eq(self.book_data),
             ]
             made.append(generators.entries)
-        # On their way to all planes, in each slice from registers of its own.
-        entries = [register(m, Cat(*made), f"entries_q{k or ''}") for k in range(config.slices)]
+        return [register(m, Cat(*made), f"entries_q{k or ''}") for k in range(config.slices)]
 
-        # -- the write port of the tables ----------------------------------------------------------------------------
+    def _write_ports(self, m, refill: _Refill, steps: _Steps) -> tuple:
+        """(half of the tables' RAM that is read, entry that is written, for each set whether it is written)"""
+        sets = self._config.table_sets
         active = Signal()
         with m.If(self.swap):
             m.d.sync += active.eq(~active)
-        enables = Signal(config.table_sets)
-        m.d.comb += [enables[i].eq(running & (present == i)) for i in range(config.table_sets)]
-        travelling = delayed(m, Cat(entry, enables), TableGenerators.LATENCY + 1, "write", reset_less=False)
-        address, write_en = travelling[:TABLE_INPUTS], travelling[TABLE_INPUTS:]
+        enables = Signal(sets)
+        m.d.comb += [enables[i].eq(steps.running & (steps.present == i)) for i in range(sets)]
+        travelling = delayed(m, Cat(steps.entry, enables), TableGenerators.LATENCY + 1, "write", reset_less=False)
+        return active, travelling[:TABLE_INPUTS], travelling[TABLE_INPUTS:]
 
-        # -- tables and columns --------------------------------------------------------------------------------------
-        dots = []
-        for k in range(config.slices):
-            digits, rows = self.activations.word_select(k, config.word_bits), {}
-            for g in range(groups):
-                this_set, place = divmod(g, at_once)
-                for p in range(config.digit_bits):
-                    row = share(m, platform, f"table_{k * groups + g}_{p}", "table_row", TableRow, config)
-                    m.d.comb += [
-                        row.bits.eq(Cat(digits[(TABLE_INPUTS * g + j) * config.digit_bits + p]
-                                          for j in range(TABLE_INPUTS))),
-                        row.read_set.eq(active), row.write_en.eq(write_en[this_set]),
-                        row.write_address.eq(Cat(address, ~active)),
-                        row.write_data.eq(entries[k][place * cols * width:(place + 1) * cols * width]),
-                    ]
-                    rows[p, g] = row.entries
-            for c in range(cols):
-                column = share(m, platform, f"column_{k * cols + c}", "table_column", TableColumn, config)
-                m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width)
-                                                  for p in range(config.digit_bits) for g in range(groups)))
-                dots.append(column.dot)
-        m.d.comb += self.dots.eq(Cat(*dots))
-        return m
+    def _tables(self, m, platform, number: int, active, address, write_en, entries) -> dict:
+        """{(bit plane, group): entries of all columns} of a slice."""
+        config, groups = self._config, facts.table_groups(self._config)
+        width = config.cols * facts.table_largest(config).bit_length()
+        digits, rows = self.activations.word_select(number, config.word_bits), {}
+        for g in range(groups):
+            this_set, place = divmod(g, config.table_groups)
+            for p in range(config.digit_bits):
+                row = share(m, platform, f"table_{number * groups + g}_{p}", "table_row", TableRow, config)
+                m.d.comb += [
+                    row.bits.eq(Cat(digits[(TABLE_INPUTS * g + j) * config.digit_bits + p] for j in range(TABLE_INPUTS))),
+                    row.read_set.eq(active), row.write_en.eq(write_en[this_set]),
+                    row.write_address.eq(Cat(address, ~active)),
+                    row.write_data.eq(entries[place * width:(place + 1) * width]),
+                ]
+                rows[p, g] = row.entries
+        return rows
+
+    def _columns(self, m, platform, number: int, rows: dict) -> list:
+        """The dot products of a slice."""
+        config, dots = self._config, []
+        width = facts.table_largest(config).bit_length()
+        for c in range(config.cols):
+            column = share(m, platform, f"column_{number * config.cols + c}", "table_column", TableColumn, config)
+            m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width) for p in range(config.digit_bits)
+                                              for g in range(facts.table_groups(config))))
+            dots.append(column.dot)
+        return dots

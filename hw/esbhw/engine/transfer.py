@@ -36,6 +36,42 @@ def piece_layout(tag_bits: int, max_burst: int = 1):
     })
 
 
+class _Progress:
+    """How far a transfer has come; all counts are of beats. One of `idle`, `measure`, `decide` is high, or `o.valid`, or a
+    fault.
+
+    base, limit : of the region, base in pages of 4 KB;  segment, run_beats : begin and length of the run at hand
+    offset, left : begin of the next burst, and beats from there to the run's end;  stride : from run to run
+    segments : runs left, this one too;  following : begin of the next;  only : this one is the last
+    first : no burst of this run was offered yet;  run_end : where it ends;  run_ends : with the burst that is offered
+    rest, room : the burst's length as far as the run, and the page, allow;  ends_within : the run allows no more than that
+    wrong : what is wrong with the transfer;  held : a burst waits for `allow`
+    """
+
+    def __init__(self, length_bits: int, checks: int):
+        self.base = Signal(AXI_ADDRESS_BITS - PAGE_BITS)
+        self.limit = Signal(OFFSET_BITS + 1)
+        self.segment = Signal(OFFSET_BITS)
+        self.following = Signal(OFFSET_BITS)
+        self.offset = Signal(OFFSET_BITS)
+        self.run_beats = Signal(16)
+        self.left = Signal(16)
+        self.segments = Signal(16)
+        self.stride = Signal(OFFSET_BITS)
+        self.first = Signal()
+        self.wrong = Signal(checks)
+        self.idle = Signal(init=1)
+        self.measure = Signal()
+        self.decide = Signal()
+        self.held = Signal()
+        self.ends_within = Signal()
+        self.rest = Signal(length_bits)
+        self.room = Signal(length_bits)
+        self.run_end = Signal(OFFSET_BITS + 1)
+        self.only = Signal()
+        self.run_ends = Signal()
+
+
 class BurstSplitter(wiring.Component):
     """Cuts `segments` runs of `beats` beats, `stride` beats apart, into bursts.
 
@@ -71,88 +107,81 @@ class BurstSplitter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        new, piece = self.i.payload, self.o.payload
-        burst_bits = self._max_burst.bit_length() - 1
-        base = Signal(AXI_ADDRESS_BITS - PAGE_BITS)  # in pages of 4 KB
-        limit = Signal(OFFSET_BITS + 1)
-        segment = Signal(OFFSET_BITS)
-        following = Signal(OFFSET_BITS)
-        offset = Signal(OFFSET_BITS)
-        run_beats = Signal(16)
-        left = Signal(16)
-        segments = Signal(16)
-        stride = Signal(OFFSET_BITS)
-        first = Signal()
-        wrong = Signal(3 if self._parts == 1 else 4)
-        # One of these is high, or `o.valid`, or a fault.
-        idle = Signal(init=1)
-        measure = Signal()
-        decide = Signal()
-        held = Signal()  # a burst waits for `allow`
+        at = _Progress(self._max_burst.bit_length(), 3 if self._parts == 1 else 4)
+        self._begin(m, at)
+        self._measure(m, at)
+        taken = self._offer(m, at)
+        self._go_on(m, at, taken)
+        return m
 
-        # -- a transfer comes
-        m.d.comb += self.i.ready.eq(idle)
-        with m.If(idle):
-            self._choose_region(m, base, limit)
+    def _begin(self, m, at: _Progress) -> None:
+        """Takes a transfer, and looks at what may be wrong with it."""
+        new, piece = self.i.payload, self.o.payload
+        m.d.comb += self.i.ready.eq(at.idle)
+        with m.If(at.idle):
+            self._choose_region(m, at.base, at.limit)
             m.d.sync += [
-                segment.eq(new.offset), offset.eq(new.offset), run_beats.eq(new.beats), left.eq(new.beats),
-                segments.eq(new.segments), stride.eq(new.stride), piece.local.eq(new.address), piece.tag.eq(new.tag),
-                first.eq(1), wrong.eq(Cat(new.beats == 0, new.segments == 0,
-                                          new.region >= self._regions if self._region is None else 0)),
+                at.segment.eq(new.offset), at.offset.eq(new.offset), at.run_beats.eq(new.beats), at.left.eq(new.beats),
+                at.segments.eq(new.segments), at.stride.eq(new.stride), piece.local.eq(new.address), piece.tag.eq(new.tag),
+                at.first.eq(1), at.wrong.eq(Cat(new.beats == 0, new.segments == 0,
+                                                new.region >= self._regions if self._region is None else 0)),
             ]
             if self._parts > 1:
                 part_bits = (self._parts - 1).bit_length()
-                m.d.sync += wrong[-1].eq((new.beats | new.offset | new.address | new.stride)[:part_bits].any())
+                m.d.sync += at.wrong[-1].eq((new.beats | new.offset | new.address | new.stride)[:part_bits].any())
 
-        # -- what the next burst depends on
-        ends_within = Signal()  # the rest of the run is no longer than a burst may be
-        rest = Signal(burst_bits + 1)
-        room = Signal(burst_bits + 1)
-        run_end = Signal(OFFSET_BITS + 1)
-        only = Signal()  # segment that is left
+    def _measure(self, m, at: _Progress) -> None:
+        """What the next burst depends on."""
+        burst_bits, left, offset = self._max_burst.bit_length() - 1, at.left, at.offset
         short = ~left[burst_bits + 1:].any() & ~(left[burst_bits] & left[:burst_bits].any())
         # Of a page no more is left than a burst may have.
         near = offset[burst_bits:PAGE_BITS - 4].all()
-        with m.If(measure):
+        with m.If(at.measure):
             m.d.sync += [
-                ends_within.eq(short), rest.eq(Mux(short, left[:burst_bits + 1], self._max_burst)),
-                room.eq(self._max_burst - Mux(near, offset[:burst_bits], 0)),
-                piece.address.eq(Cat(Const(0, 4), offset[:PAGE_BITS - 4], base + offset[PAGE_BITS - 4:])),
-                run_end.eq(segment + run_beats), following.eq(segment + stride), only.eq(segments == 1),
+                at.ends_within.eq(short), at.rest.eq(Mux(short, left[:burst_bits + 1], self._max_burst)),
+                at.room.eq(self._max_burst - Mux(near, offset[:burst_bits], 0)),
+                self.o.payload.address.eq(Cat(Const(0, 4), offset[:PAGE_BITS - 4], at.base + offset[PAGE_BITS - 4:])),
+                at.run_end.eq(at.segment + at.run_beats), at.following.eq(at.segment + at.stride),
+                at.only.eq(at.segments == 1),
             ]
 
-        # -- the burst
-        ends = ends_within & (rest <= room)  # the run ends with this burst
-        run_ends = Signal()
-        beyond = first & (run_end > limit)
-        with m.If(decide):
+    def _offer(self, m, at: _Progress):
+        """The burst, if nothing is wrong; whether it is taken in this cycle."""
+        piece, rest, room, wrong = self.o.payload, at.rest, at.room, at.wrong
+        ends = at.ends_within & (rest <= room)  # the run ends with this burst
+        beyond = at.first & (at.run_end > at.limit)
+        with m.If(at.decide):
             m.d.sync += [
-                piece.length.eq(Mux(rest <= room, rest, room)), piece.last.eq(ends & only), run_ends.eq(ends),
-                self.field_fault.eq(wrong.any()), self.range_fault.eq(~wrong.any() & beyond), first.eq(0),
+                piece.length.eq(Mux(rest <= room, rest, room)), piece.last.eq(ends & at.only), at.run_ends.eq(ends),
+                self.field_fault.eq(wrong.any()), self.range_fault.eq(~wrong.any() & beyond), at.first.eq(0),
             ]
         m.d.comb += self.fault_address.eq(piece.address)
-        offered = decide & ~wrong.any() & ~beyond
+        offered = at.decide & ~wrong.any() & ~beyond
         if self._parts == 1:
             taken = self.o.valid & self.o.ready
             m.d.sync += self.o.valid.eq(offered | (self.o.valid & ~self.o.ready))
         else:
             taken = self.o.valid
-            m.d.sync += [self.o.valid.eq((offered | held) & self.allow), held.eq((offered | held) & ~self.allow)]
+            m.d.sync += [self.o.valid.eq((offered | at.held) & self.allow), at.held.eq((offered | at.held) & ~self.allow)]
+        return taken
+
+    def _go_on(self, m, at: _Progress, taken) -> None:
+        """To the next burst, of this segment or the next; after the last to the next transfer."""
+        piece, idle = self.o.payload, at.idle
         m.d.sync += [
             idle.eq((idle & ~self.i.valid) | (taken & piece.last)),
-            measure.eq((idle & self.i.valid) | (taken & ~piece.last)), decide.eq(measure),
+            at.measure.eq((idle & self.i.valid) | (taken & ~piece.last)), at.decide.eq(at.measure),
         ]
-
-        # -- on to the next
         with m.If(taken):
             m.d.sync += [
-                left.eq(left - piece.length), offset.eq(offset + piece.length), piece.local.eq(piece.local + piece.length),
+                at.left.eq(at.left - piece.length), at.offset.eq(at.offset + piece.length),
+                piece.local.eq(piece.local + piece.length),
             ]
-            with m.If(run_ends):
+            with m.If(at.run_ends):
                 m.d.sync += [
-                    left.eq(run_beats), offset.eq(following), segment.eq(following), segments.eq(segments - 1), first.eq(1),
+                    at.left.eq(at.run_beats), at.offset.eq(at.following), at.segment.eq(at.following),
+                    at.segments.eq(at.segments - 1), at.first.eq(1),
                 ]
-        return m
 
     def _choose_region(self, m, base, limit) -> None:
         """Takes over base and size of the transfer's region."""
