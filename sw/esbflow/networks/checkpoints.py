@@ -54,7 +54,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, unused: tuple = (), rena
                and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in wanted]
     misshaped = [name for name in found if name in wanted and found[name].shape != wanted[name].shape]
-    faults = [_listed("it lacks {}", missing), _listed("it has {}, which the model has not", unexpected)]
+    faults = [_listed("missing tensors: {}", missing), _listed("unexpected tensors: {}", unexpected)]
     if misshaped:
         shapes = [str(tuple(state[misshaped[0]].shape)) for state in (found, wanted)]
         faults.append(_listed("{} has shape " + " and not ".join(shapes), misshaped))
