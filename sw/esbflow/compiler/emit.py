@@ -25,6 +25,7 @@ from esbflow.registers import LOG_BEATS
 PART_BEATS = 96
 """What a load brings at least before its passes begin, and leaves to the next one."""
 LAYER_LIMIT = 4095
+RESIDUAL_BANKS = 2
 
 
 @dataclass(eq=False)
@@ -39,7 +40,11 @@ class _Chunk:
     groups: list  # output groups computed from this chunk
     first: bool  # first chunk of its output groups
     last: bool
-    residual_group: int | None = None
+
+    @property
+    def residuals(self) -> list:
+        """Output groups whose residual operands are loaded with this chunk, in the order of their drains."""
+        return self.groups if self.first and self.plan.residual is not None else []
 
 
 @dataclass(eq=False)
@@ -51,6 +56,7 @@ class _Part:
     planes: list  # empty for the residual
     address: int = 0  # first beat in the half
     begins: bool = False  # the chunk's first
+    group: int = 0  # output group of the residual
 
 
 @dataclass
@@ -88,7 +94,7 @@ def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
         nonlocal loaded
         while loaded < len(parts) and parts[loaded].index < limit:
             needed = _needed(config, state, parts[loaded])
-            if needed is None:
+            if needed is None or (not parts[loaded].planes and state.residual_loads == state.residuals + RESIDUAL_BANKS):
                 break
             _emit_load(config, state, parts[loaded], needed)
             loaded += 1
@@ -99,7 +105,8 @@ def emit(config: EngineConfig, plans: list, log_pages: int = 0) -> list:
         # Chunk i+1 goes ahead of chunk i's passes if what it reads has been ordered to be stored before, or its planes one
         # by one behind the drains that make them.
         load_until(i + 2)
-        assert loaded == len(parts) or parts[loaded].index > i, "a chunk reads what no earlier drain has stored"
+        assert (loaded == len(parts) or parts[loaded].index > i or not parts[loaded].planes), \
+            "a chunk reads what no earlier drain has stored"
         _emit_passes(config, state, parts_of[i], partial(load_until, i + 2))
         if i + 1 == len(work) or work[i + 1].plan is not chunk.plan:
             log = LOG_BEATS * chunk.plan.number
@@ -120,14 +127,13 @@ def _chunks(plan: PlannedLayer):
     for image in range(images):
         for row in tiling.rows:
             for col in tiling.cols:
-                if len(everything) <= tiling.planes_at_once and layer.residual is None:
+                if len(everything) <= tiling.planes_at_once:
                     yield _Chunk(plan, image, row, col, everything, list(range(len(needed))), True, True)
                     continue
                 for group, own in enumerate(needed):
                     parts = [own[k:k + tiling.planes_at_once] for k in range(0, len(own), tiling.planes_at_once)]
                     for k, part in enumerate(parts):
-                        yield _Chunk(plan, image, row, col, part, [group], k == 0, k == len(parts) - 1,
-                                     group if layer.residual is not None and k == 0 else None)
+                        yield _Chunk(plan, image, row, col, part, [group], k == 0, k == len(parts) - 1)
     assert planes >= len(everything)
 
 
@@ -144,8 +150,8 @@ def _parts(config: EngineConfig, chunk: _Chunk, index: int):
         if ((enough and plan.unfolding is None) or end == len(touched)) and set(touched[:end]) == set(chunk.planes[:end]):
             yield _Part(chunk, index, chunk.planes[start:end], start * beats, start == 0)
             start = end
-    if chunk.residual_group is not None:
-        yield _Part(chunk, index, [])
+    for group in chunk.residuals:
+        yield _Part(chunk, index, [], group=group)
 
 
 def _needed(config: EngineConfig, state: _State, part: _Part):
@@ -155,8 +161,8 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
         step, (above, taken, _) = plan.layer.row_step, steps(plan.layer)
         rows = chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above
         return state.stores.needed(plan.layer, plan.layer.sources, plan.source, part.planes, chunk.image, rows, taken * step)
-    assert chunk.residual_group is not None and plan.residual is not None
-    first, digits = chunk.residual_group * config.planes_per_tile, plan.residual.digits
+    assert plan.residual is not None
+    first, digits = part.group * config.planes_per_tile, plan.residual.digits
     planes = range(first * digits, min(plan.residual.groups, first + config.planes_per_tile) * digits, digits)
     return state.stores.needed(plan.layer, (plan.layer.residual,), plan.residual, planes, chunk.image,
                                (chunk.row.conv0, chunk.row.conv1), steps(plan.layer).made)
@@ -168,7 +174,7 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     if part.planes and plan.unfolding is not None:
         return _emit_unfolds(config, state, part)
     if not part.planes:
-        return _emit_residual_load(config, state, chunk, wait)
+        return _emit_residual_load(config, state, part, wait)
     whole = len(plan.tiling.cols) == 1
     above, taken, _ = steps(plan.layer)
     window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
@@ -209,11 +215,11 @@ def _emit_unfolds(config: EngineConfig, state: _State, part: _Part) -> None:
             free = False
 
 
-def _emit_residual_load(config, state, chunk, wait) -> None:
-    plan, residual = chunk.plan, chunk.plan.residual
+def _emit_residual_load(config, state, part, wait) -> None:
+    chunk, plan, residual = part.chunk, part.chunk.plan, part.chunk.plan.residual
     bank = state.residual_loads & 1
     words = config.words_per_beat
-    first = chunk.residual_group * config.planes_per_tile
+    first = part.group * config.planes_per_tile
     groups = range(first, min(residual.groups, first + config.planes_per_tile))
     whole = chunk.col.conv0 == 0 and chunk.col.conv1 == residual.width
     window = (chunk.col.conv0, -(-(chunk.col.conv1 - chunk.col.conv0) // words) * words)
@@ -226,7 +232,7 @@ def _emit_residual_load(config, state, chunk, wait) -> None:
             state.words.append(encode(
                 "LOAD", layer=plan.number, destination=2 + 2 * bank + (digit & 1),
                 **{**transfer, "address": transfer["address"] + RESIDUAL_PLANE * (digit >> 1)},
-                wait_free=int(digit == 0 and k == 0 and state.residual_loads >= 2), post_full=int(last),
+                wait_free=int(digit == 0 and k == 0 and state.residual_loads >= RESIDUAL_BANKS), post_full=int(last),
                 wait_stores=wait if digit == 0 and k == 0 else 0))
     state.residual_loads += 1
 
@@ -385,6 +391,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     posts = state.stores.drained(plan, chunk.image, chunk.row, group)
     residual = {}
     if plan.residual is not None:
+        assert state.residuals < state.residual_loads, "a drain's residual operand is not loaded"
         residual = dict(residual=1, residual_bank=state.residuals & 1, residual_signed=int(plan.residual.signed),
                         residual_digits=plan.residual.digits % MOST_RESIDUAL_DIGITS)
         state.residuals += 1
