@@ -12,9 +12,9 @@ from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
 from esbflow.graph import ir
-from esbflow.graph.random import random_graph
+from esbflow.graph.random import random_graph, random_weights
 from esbflow.graph.validate import validate
-from esbflow.numbers import Signed
+from esbflow.numbers import Signed, Unsigned
 from tests.sw.graph_nodes import constants, input_node
 
 BOUNDS = {"tiny4x4": {"channels": 10, "size": 10}, "small8x16": {"channels": 24, "size": 12},
@@ -53,6 +53,26 @@ def one_conv(weight, in_shape, form=None, more=(0, 0), **fields):
         ir.Conv2d("conv", ("input",), (len(weight), *out), form or Signed(32), 1.0, weight=weight,
                   weight_format=Signed(8), weight_scale=np.ones(len(weight)), requantizer=constants(len(weight)),
                   **fields)]))
+
+
+def four_bit_input(shape):
+    """An input of one digit."""
+    return ir.Input("input", (), shape, Unsigned(4), 1.0, table=np.tile(np.arange(256) >> 4, (shape[0], 1)))
+
+
+def shortcut(random, stride=(4, 4), size=(60, 22), channels=40):
+    """A convolution 1x1 with a stride, to which the output of one of 3x3 with that stride is added."""
+    c, made = (int(random.integers(1, channels + 1)) for _ in range(2))
+    out = tuple((pixels - 1) // step + 1 for pixels, step in zip(size, stride, strict=True))
+    graph = ir.Graph("shortcut", [four_bit_input((c, *size))])
+    for name, kernel in (("three", 3), ("one", 1)):
+        weight = random_weights(random, (made, c, kernel, kernel), "s4")
+        added = name == "one"
+        graph.nodes.append(ir.Conv2d(
+            name, ("input", "three") if added else ("input",), (made, *out), Signed(8) if added else Signed(4), 1.0,
+            weight=weight, weight_format=Signed(8), weight_scale=np.ones(made), stride=stride, padding=(kernel // 2,) * 2,
+            requantizer=constants(made, m=1, s=5, n=int(random.integers(-3, 4)) * 16 * added)))
+    return validate(graph)
 
 
 def compiled(random, config, **bounds):

@@ -1,6 +1,7 @@
 """Whole programs on a machine in plain NumPy, their file, and what the compiler refuses."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from esbflow.runtime import layout
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
 from tests.compiler.machine import Machine, Stuck
-from tests.compiler.programs import BOUNDS, NARROW, TALL, TESTED, compiled, one_conv
+from tests.compiler.programs import BOUNDS, NARROW, TALL, TESTED, compiled, four_bit_input, one_conv, shortcut
 from tests.sw.graph_nodes import constants
 
 
@@ -303,6 +304,54 @@ def test_windows_of_one_row_load_only_the_rows_they_read(kernel, stride, loads):
     assert beats * 16 == pytest.approx(program.meta["regions"]["input"] * loads, rel=0.5 if loads == 1 else 0.01)  # tiles share rows of 3
     images = random_images(random, graph, 2)
     assert np.array_equal(Machine(program).run(images, random), execute(graph, images))
+
+
+SHORTCUTS = {  # of columns 1 in: left out where words are whole beats, that pays, and the queue holds a tile's rows
+    "whole": (EngineConfig("wide64x4", rows=64, cols=4), (2, 2), 2),
+    "in steps of four": (EngineConfig("wide32x4", rows=32, cols=4), (4, 4), 4),
+    "no time is saved": (EngineConfig("wide32x4", rows=32, cols=4), (2, 2), 1),
+    "words share beats": (ENGINES["base16x16"], (4, 4), 1),
+    "a port for two slices": (EngineConfig("shared32x4", rows=32, cols=4, slices=2), (3, 3), 3),
+    "no time, for two slices": (EngineConfig("shared32x4", rows=32, cols=4, slices=2), (2, 2), 1),
+    "a short queue": (EngineConfig("wide64x16", rows=64, cols=16, accumulator_depth=1024, queue_depth=2), (2, 2), 1),
+}
+
+
+@pytest.mark.parametrize("case", SHORTCUTS)
+def test_windows_of_one_column_load_only_the_columns_they_read(case):
+    config, stride, share = SHORTCUTS[case]
+    random = np.random.default_rng(10)
+    graph = shortcut(random, stride)
+    program = compile_graph(graph, config, config.slices, packing={})
+    own = [fields for opcode, fields in map(decode, program.words)
+           if opcode == "LOAD" and fields["layer"] == 1 and fields["region"] == REGIONS.index("input")]
+    _, height, width = graph.input.shape
+    (source,) = graph.input.shape[:1]
+    words = -(-source // config.rows) * -(-height // stride[0]) * (-(-width // stride[1]) if share > 1 else width)
+    assert sum(fields["beats"] * fields["segments"] for fields in own) == pytest.approx(
+        words * config.beats_per_word / config.words_per_beat, rel=0 if config.words_per_beat == 1 else 0.1)
+    images = random_images(random, graph, config.slices)
+    assert np.array_equal(Machine(program).run(images, random), execute(graph, images))
+
+
+def test_output_groups_with_a_residual_share_the_load_of_their_input():
+    random = np.random.default_rng(11)
+    nodes = [four_bit_input((1, 6, 6))]
+    for name, inputs in (("a", ("input",)), ("b", ("a",)), ("c", ("a", "b"))):
+        weight = random_weights(random, (60, 1 if name == "a" else 60, 1, 1), "s4")
+        nodes.append(ir.Conv2d(name, inputs, (60, 6, 6), Unsigned(4), 1.0, weight=weight, weight_format=Signed(8),
+                               weight_scale=np.ones(60), requantizer=constants(60, s=6, n=64 if name == "c" else 0)))
+    graph = validate(ir.Graph("groups", nodes))
+    program, loads = compile_graph(graph, ENGINES["small8x16"], packing={}), Counter()
+    for opcode, fields in map(decode, program.words):
+        if opcode == "LOAD" and fields["layer"] == 2:
+            loads["residual" if fields["destination"] >= 2 else "input"] += fields["beats"] * fields["segments"]
+    map_beats = 8 * 6 * 2  # 60 channels in 8 words of 8, rows of 6 words in 2 beats
+    assert loads == {"input": map_beats, "residual": map_beats}
+    assert count_cycles(program).total  # every wait is answered by an earlier post
+    images = random_images(random, graph, 1)
+    for number in range(4):
+        assert np.array_equal(Machine(program).run(images, np.random.default_rng(number)), execute(graph, images))
 
 
 # -- narrow digits ------------------------------------------------------------------------------------------------------

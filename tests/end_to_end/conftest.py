@@ -61,8 +61,11 @@ WIDE_PIXELS = EngineConfig(
     accumulator_depth=128, activation_beats=128, residual_beats=128, weight_slots=4, max_burst=16, slices=4,
     activation_ports=2, image_beats=64)
 """Words of two slots, a beat of four; image buffers that share ports."""
+WIDE = EngineConfig("wide32x4", rows=32, cols=4, accumulator_depth=256, activation_beats=256, residual_beats=256,
+                    max_burst=16, slices=2, activation_ports=1)
+"""Words of a whole beat, in two slices that share a port."""
 OTHERS = {config.name: config for config in (
-    PIXELS, WIDE_PIXELS, TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
+    PIXELS, WIDE, WIDE_PIXELS, TABLE_WITH_PORTS, SHIFTING, SLICES, SHARED, LOOKUPS, NARROW_LOOKUPS, *TALL.values())}
 
 
 def engine_of(name: str) -> EngineConfig:

@@ -18,7 +18,7 @@ from esbflow.graph.execute import execute
 from esbflow.graph.random import CHANNEL_KINDS, KINDS, LOOKUP_KINDS, random_graph, random_images
 from esbflow.numbers import Unsigned
 from esbsim.simulator import MemoryTiming
-from tests.compiler.programs import packed, way
+from tests.compiler.programs import packed, shortcut, way
 from tests.end_to_end.conftest import engine_of
 
 FACTOR = int(os.environ.get("ESBFLOW_LAYER_FACTOR", "1"))
@@ -69,6 +69,23 @@ def test_rtl_equals_graph_and_cycle_model(bench, seed, engine_name, number):
     assert result.cycles == result.runs * expected.total, f"seed {seed}, number {number}: {described}"
     for layers in result.layers:
         assert stamps(layers) == expected.stamps
+
+
+@pytest.mark.parametrize("number", range(FACTOR * 4))
+def test_shortcuts_load_only_the_columns_they_read(bench, seed, number):
+    random = np.random.default_rng((seed, 8000 + number))
+    stride = int(random.integers(3, 6))
+    graph = shortcut(random, (int(random.integers(1, 4)), stride), tuple(random.integers(1, 30, 2)), channels=70)
+    program = compile_graph(graph, engine_of("wide32x4"), batch=int(random.integers(1, 5)), packing={})
+    images = random_images(random, graph, program.meta["batch"])
+    simulator, engine = bench("wide32x4")
+    engine.load(program)
+    for budget in (None, 8):
+        simulator.set_shared_bandwidth(budget)
+        result = engine.run(images)
+        assert np.array_equal(result.outputs, execute(graph, images)), f"seed {seed}, number {number}"
+        expected = count_cycles(program) if budget is None else count_shared_cycles(program, MemoryTiming().latency, budget)
+        assert stamps(result.layers[0]) == expected.stamps
 
 
 @pytest.mark.parametrize("engine_name, number", [(name, k) for name in ("small8x16", "ports8x16", "shared8x8", "tall16x8")

@@ -77,9 +77,14 @@ class PlanePlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What a layer reads: the planes of a tensor, or of several of the same format and size one after the other."""
+    """What a layer reads: the planes of a tensor, or of several of the same format and size one after the other.
+
+    column_step : columns of the tensors from one that is loaded to the next, which is this map's next column. Above 1 a word
+        must be whole beats.
+    """
 
     parts: tuple
+    column_step: int = 1
 
     @property
     def groups(self) -> int:
@@ -104,29 +109,29 @@ class Source:
     @property
     def width(self) -> int:
         """Pixels of a row."""
-        return self.parts[0].width
+        return -(-self.parts[0].width // self.column_step)
 
     @property
     def pitch(self) -> int:
-        """Words from a row to the next."""
-        return self.parts[0].pitch
+        """Words that a row takes in the activation buffer."""
+        return self.parts[0].pitch if self.column_step == 1 else self.width
 
     @property
     def row_beats(self) -> int:
-        """Beats from a row to the next."""
-        return self.parts[0].row_beats
+        """Beats that a row takes there."""
+        return self.parts[0].row_beats if self.column_step == 1 else self.width * self.parts[0].beats_per_word
 
     @property
     def contiguous(self) -> bool:
         """Whether rows follow each other without a gap, in every part."""
-        return all(part.contiguous for part in self.parts)
+        return self.column_step == 1 and all(part.contiguous for part in self.parts)
 
     def beat(self, plane: int, image: int, row: int, column: int) -> Place:
         """(region, beat offset in it) of a pixel that begins a beat."""
         number = self.find(plane).part
         part = self.parts[number]
         first = sum(p.groups * p.digits for p in self.parts[:number])
-        return Place(part.region, part.beat(plane - first, image, row, column))
+        return Place(part.region, part.beat(plane - first, image, row, column * self.column_step))
 
     def row_stride(self, plane: int) -> int:
         """Beats from one row of a plane to the next."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esbflow.compiler.errors import CompileError
+from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import SPLIT_CYCLES
 from esbflow.graph import ir
 from esbflow.numbers import ESB, Format, Signed, Unsigned
@@ -78,6 +79,7 @@ class Layer:
     lookup: ir.Lookup | None = None  # behind rounding, and behind the pool
     levels: Format | None = None  # what its requantizer rounds to; None where there is no lookup
     row_step: int = 1  # rows of the stored map from one row that is loaded to the next; in_shape counts the loaded ones
+    column_step: int = 1  # the same of columns
     stripe: Stripe | None = None  # see stripes.py; shapes are then those of one slice's rows
 
     @property
@@ -106,6 +108,22 @@ def skip_rows(layer: Layer, row_beats: int) -> Layer:
     read = min(height, -(-layer.in_shape[1] // step))
     return replace(layer, in_shape=(layer.in_shape[0], read, layer.in_shape[2]), stride=(1, layer.stride[1]), row_step=step,
                    stripe=stripe)
+
+
+def skip_columns(layer: Layer, config: EngineConfig) -> Layer:
+    """The layer that loads only the columns it reads, where windows of one column stand `stride` columns apart.
+
+    Each word is a burst of its own then. So it must be whole beats, and those that are left out must take longer than the
+    bursts do: the splitter's SPLIT_CYCLES, or with slices two cycles for each that shares the port and one more.
+    """
+    step, shared = layer.stride[1], config.slices_per_port
+    burst = max(SPLIT_CYCLES, 2 * shared + 1)
+    if (layer.kernel[1] > 1 or layer.padding[1] or step == 1 or layer.stacked or layer.phases > 1 or layer.repeat != (1, 1)
+            or config.words_per_beat > 1 or step * config.beats_per_word * shared <= burst):
+        return layer
+    channels, height, width = layer.in_shape
+    read = min(layer.conv_shape[2], -(-width // step))
+    return replace(layer, in_shape=(channels, height, read), stride=(layer.stride[0], 1), column_step=step)
 
 
 def storage_bits(form: Format) -> int:

@@ -223,8 +223,8 @@ def pack_weights(state: Compilation) -> Compilation:
 
 
 def tile(state: Compilation) -> Compilation:
-    """Tiles that fit accumulators and buffers, chosen by an estimate of first load + passes + last drain. Rows that no
-    window of one row reads are not loaded."""
+    """Tiles that fit accumulators and buffers, chosen by an estimate of first load + passes + last drain. Rows and columns
+    that no window reads are [left out](#what-a-layer-loads)."""
     config, plans = state.config, []
     for number, (layer, weights) in enumerate(zip(state.layers, state.weights, strict=True)):
         source, on_unit = state.source(layer), channels.uses_unit(config, layer)
@@ -234,15 +234,15 @@ def tile(state: Compilation) -> Compilation:
         resident = weights.tiles <= config.weight_slots
         beats = 0 if resident else weights.tiles * (config.tap_beats if on_unit else config.tile_beats)
         raw = state.unfolding if number == 0 else None
+        task = TileTask(config, layer, source, state.layouts[layer.target], -(-passes // planes), planes, beats, raw)
         try:
-            tiled = tiling.tile(TileTask(config, layer, source, state.layouts[layer.target], -(-passes // planes), planes,
-                                         beats, raw))
+            task, tiled = (task, tiling.tile(task)) if on_unit or raw else tiling.tile_few_columns(task)
         except CompileError as error:
             raise HostFolds(str(error)) if raw else error from None
         if raw and tiled.planes_at_once % source.digits:
             raise HostFolds("half of the activation buffer does not hold all digits of a tile's channels")
         plans.append(PlannedLayer(
-            number=number, layer=layer, source=source,
+            number=number, layer=task.layer, source=task.source,
             residual=Source((state.layouts[layer.residual],)) if layer.residual else None,
             target=state.layouts[layer.target], tiling=tiled, weights=weights, resident=resident, unfolding=raw))
     return replace(state, plans=plans)

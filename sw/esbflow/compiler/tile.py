@@ -1,15 +1,15 @@
 """Cut each layer's output into tiles that fit the accumulators and buffers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.images import Unfolding
 from esbflow.compiler.layout import Source, TensorLayout
-from esbflow.compiler.lower import Layer
+from esbflow.compiler.lower import Layer, skip_columns
 from esbflow.engine_config import LARGEST, EngineConfig
-from esbflow.engine_facts import load_tail
+from esbflow.engine_facts import SPLIT_CYCLES, load_tail
 from esbflow.instructions import INSTRUCTION_BEATS
 
 ROW_LIMIT = 1023
@@ -141,6 +141,28 @@ def window_words(column: Span, words: int, pitch: int, whole: bool) -> WindowWor
 def tile(task: TileTask) -> Tiling:
     """The tiles of `tile_with_cost`."""
     return tile_with_cost(task).tiling
+
+
+class TiledTask(NamedTuple):
+    """A TileTask, and its tiles."""
+
+    task: TileTask
+    tiling: Tiling
+
+
+def tile_few_columns(task: TileTask) -> TiledTask:
+    """(task, Tiling): as `tile`, where columns that no window reads are not loaded if that pays.
+
+    Each row of a plane is a transfer then. The queue of the load unit must hold those of a tile: one that is full would keep
+    the passes of the tile before from being dispatched.
+    """
+    layer = skip_columns(task.layer, task.config)
+    if layer.column_step > 1:
+        narrow = replace(task, layer=layer, source=replace(task.source, column_step=layer.column_step))
+        tiling = tile(narrow)
+        if max(row.in1 - row.in0 for row in tiling.rows) * tiling.planes_at_once <= task.config.queue_depth:
+            return TiledTask(narrow, tiling)
+    return TiledTask(task, tile(task))
 
 
 class PricedTiling(NamedTuple):
@@ -277,6 +299,8 @@ def _cost(task: TileTask, tiling: Tiling, plane_beats: int) -> int:
             pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
             compute = out_groups * planes * task.passes * max(pixels // layer.phases, shortest)
             load = config.slices_per_port * reloads * planes * task.plane_beats(row, column, whole)
+            if layer.column_step > 1:  # each word is a burst
+                load = load * max(SPLIT_CYCLES, config.beats_per_word) // config.beats_per_word
             if raw:
                 chunks = reloads * -(-planes // tiling.planes_at_once)
                 load = reloads * raw.cycles(row.in1 - row.in0, task.window(column, whole)) + raw.load_cycles(

@@ -9,7 +9,8 @@ REGION = {name: number for number, name in enumerate((*REGIONS, MAPS))}
 def row_transfers(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0):
     """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on.
 
-    Rows are counted, and brought, in steps of `step` rows of the tensor.
+    Rows are counted, and brought, in steps of `step` rows of the tensor. Where a source's columns are brought in steps, too,
+    each word is a run and each row a transfer.
 
     span : (first, end, rows above the map that row 0 is);  apart : from one slice's rows to the next's
     """
@@ -24,6 +25,14 @@ def row_transfers(config, tensor, planes, image, span, window, whole, address=0,
             yield dict(region=REGION[region], offset=offset, beats=rows * row_beats, segments=count, stride=stride,
                        address=address, apart=own_pages)
             address += count * rows * row_beats
+    elif tensor.column_step > 1:
+        for plane in planes:
+            own_pages = pages(apart * step * tensor.row_stride(plane))
+            for row in range(row0, row0 + rows * step, step):
+                region, offset = tensor.beat(plane, image, row, first_col)
+                yield dict(region=REGION[region], offset=offset, beats=config.beats_per_word, segments=window_size,
+                           stride=tensor.column_step * config.beats_per_word, address=address, apart=own_pages)
+                address += row_beats
     else:
         for plane in planes:
             region, offset = tensor.beat(plane, image, row0, first_col)
