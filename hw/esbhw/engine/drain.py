@@ -1,9 +1,11 @@
 """Takes finished accumulators out: requantizes, adds the residual, pools, packs, and orders their stores."""
 
+from dataclasses import dataclass
 from functools import partial
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
+from amaranth.lib.data import View
 from amaranth.lib.wiring import In, Out
 
 from esbflow import instructions
@@ -30,6 +32,45 @@ from esbhw.engine.transfer import transfer_layout
 from esbhw.engine.writer import idle_signs, store_tag_bits
 from esbhw.fabric.adder_rows import Term, add_row
 from esbhw.fabric.idioms import delayed
+
+
+class _State:
+    """What the drain does. One of `setup`, `decided`, `issuing`, `stamping` and `idle` is high, or a STAMP or END waits for
+    the pipeline to run empty or for a place for its order, or there was a fault.
+
+    drains, legal : the instruction at hand is a DRAIN, and its fields are right
+    opens : this run is a plane's first;  starting : the walk starts
+    able : the next instruction and its tokens are here;  stamps : a STAMP waits for a place for its order
+    stamp : the beat that a STAMP packs next, from 1 on
+    step, begins, ends : in this cycle a value group is issued, an instruction begins, a DRAIN issues its last group
+    """
+
+    def __init__(self):
+        self.setup = Signal()
+        self.decided = Signal()
+        self.issuing = Signal()
+        self.stamping = Signal()
+        self.idle = Signal(init=1)
+        self.drains = Signal()
+        self.legal = Signal()
+        self.opens = Signal()
+        self.starting = Signal()
+        self.step = Signal()
+        self.begins = Signal()
+        self.ends = Signal()
+        self.stamp = Signal(range(LOG_BEATS + 2))
+        self.able = Signal()
+        self.stamps = Signal()
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """The next instruction: there is one, it is a DRAIN, and a 1 for each check that it passes."""
+
+    fields: View
+    valid: Signal
+    drains: Signal
+    legal: Signal
 
 
 class Drain(wiring.Component):
@@ -89,68 +130,59 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         walk = m.submodules.walk = DrainWalk(self._config)
-        head, head_valid, head_drains, head_legal = self._prefetch(m)
+        head = self._prefetch(m)
         now = Signal(instruction_layout("DRAIN", self._config))
         m.d.comb += [self.layer.eq(now.layer), walk.now.eq(now)]
-
-        setup = Signal()
-        decided = Signal()
-        issuing = Signal()
-        stamping = Signal()
-        idle = Signal(init=1)  # one of these is high, or there was a fault
-        drains = Signal()
-        legal = Signal()
-        opens = Signal()  # this run is a plane's first
-        starting = Signal()
-        step = Signal()
-        begins = Signal()
-        ends = Signal()
-        order_now, orders_ready, orders_empty = self._orders(m, platform, now, head, begins, walk, step)
-        stamp = Signal(range(LOG_BEATS + 2))  # the beat that a STAMP packs next, from 1 on
-
-        # -- the next instruction may begin: it, and its tokens, which stay, were here a cycle ago
-        tokens_here = self.accumulators_here & self.constants_here & (~head.residual | self.residual_here)
-        able = Signal()
-        m.d.sync += able.eq(head_valid & ~begins & (~head_drains | tokens_here))
-        m.d.comb += [begins.eq(idle & able), self.waiting.eq(idle & head_valid & head_drains & ~tokens_here)]
-        with m.If(begins):
-            m.d.sync += [now.eq(head), head_valid.eq(0), legal.eq(head_legal.all()), drains.eq(head_drains)]
-
-        # -- a DRAIN: two cycles before each run; the second one of a plane's first run orders its stores
+        at = _State()
+        order_now, orders_ready, orders_empty = self._orders(m, platform, now, head.fields, at.begins, walk, at.step)
+        self._begin(m, now, at, head)
+        self._run(m, at, head, walk, order_now, orders_ready)
+        snapshot = self._stamp(m, now, at, at.begins & ~head.drains, orders_ready, orders_empty)
+        takes = at.begins & head.drains
         m.d.comb += [
-            step.eq(issuing & self.room), ends.eq(step & walk.end), self.issue.eq(step),
-            walk.start.eq(starting), walk.step.eq(step),
+            self.take_accumulators.eq(takes), self.take_constants.eq(takes),
+            self.take_residual.eq(takes & head.fields.residual),
+            self.post_accumulators.eq(at.ends), self.post_constants.eq(at.ends),
+            self.post_residual.eq(at.ends & now.residual),
         ]
-        run_ends = step & walk.end_of_run
-        sets_up = ~opens | orders_ready
-        # wait for a place
-        plane_order = Signal()
-        stamps = Signal()
-        m.d.comb += order_now.eq(plane_order | stamps)
-        stamp_ends = stamping & self.room & (stamp == LOG_BEATS + 1)
-        m.d.sync += [
-            plane_order.eq((setup & legal & opens) | (plane_order & ~orders_ready)),
-            starting.eq(begins & head_drains), opens.eq(begins | Mux(issuing, walk.end_of_plane, opens)),
-            setup.eq((begins & head_drains) | (run_ends & ~walk.end)), decided.eq(setup | (decided & legal & ~sets_up)),
-            issuing.eq((decided & legal & sets_up) | (issuing & ~run_ends)),
-            idle.eq((idle & ~able) | ends | stamp_ends),
-        ]
-        with m.If(decided & ~legal):
-            m.d.sync += self.field_fault.eq(1)
-
-        flushes = begins & ~head_drains
-        snapshot = self._stamp(m, now, flushes, stamps, stamping, stamp_ends, stamp, orders_ready, orders_empty)
-        takes = begins & head_drains
-        m.d.comb += [
-            self.take_accumulators.eq(takes), self.take_constants.eq(takes), self.take_residual.eq(takes & head.residual),
-            self.post_accumulators.eq(ends), self.post_constants.eq(ends), self.post_residual.eq(ends & now.residual),
-        ]
-
-        done, digits = self._lanes(m, now, walk, step)
-        self._pack(m, done, digits, stamping & self.room, stamp, snapshot)
+        done, digits = self._lanes(m, now, walk, at.step)
+        self._pack(m, done, digits, at.stamping & self.room, at.stamp, snapshot)
         return m
 
-    def _stamp(self, m, now, flushes, stamps, stamping, stamp_ends, stamp, orders_ready, orders_empty) -> Signal:
+    def _begin(self, m, now, at: _State, head: _Head) -> None:
+        """The next instruction begins once it, and its tokens, which stay, were here a cycle ago."""
+        tokens_here = self.accumulators_here & self.constants_here & (~head.fields.residual | self.residual_here)
+        m.d.sync += at.able.eq(head.valid & ~at.begins & (~head.drains | tokens_here))
+        m.d.comb += [at.begins.eq(at.idle & at.able), self.waiting.eq(at.idle & head.valid & head.drains & ~tokens_here)]
+        with m.If(at.begins):
+            m.d.sync += [now.eq(head.fields), head.valid.eq(0), at.legal.eq(head.legal.all()), at.drains.eq(head.drains)]
+
+    def _run(self, m, at: _State, head: _Head, walk, order_now, orders_ready) -> None:
+        """A DRAIN: two cycles before each run; the second one of a plane's first run orders its stores."""
+        m.d.comb += [
+            at.step.eq(at.issuing & self.room), at.ends.eq(at.step & walk.end), self.issue.eq(at.step),
+            walk.start.eq(at.starting), walk.step.eq(at.step),
+        ]
+        run_ends, begins = at.step & walk.end_of_run, at.begins & head.drains
+        sets_up = ~at.opens | orders_ready
+        plane_order = Signal()  # a plane's order waits for a place
+        m.d.comb += order_now.eq(plane_order | at.stamps)
+        m.d.sync += [
+            plane_order.eq((at.setup & at.legal & at.opens) | (plane_order & ~orders_ready)),
+            at.starting.eq(begins), at.opens.eq(at.begins | Mux(at.issuing, walk.end_of_plane, at.opens)),
+            at.setup.eq(begins | (run_ends & ~walk.end)),
+            at.decided.eq(at.setup | (at.decided & at.legal & ~sets_up)),
+            at.issuing.eq((at.decided & at.legal & sets_up) | (at.issuing & ~run_ends)),
+            at.idle.eq((at.idle & ~at.able) | at.ends | self._stamp_ends(at)),
+        ]
+        with m.If(at.decided & ~at.legal):
+            m.d.sync += self.field_fault.eq(1)
+
+    def _stamp_ends(self, at: _State):
+        """Whether a STAMP sends its last beat."""
+        return at.stamping & self.room & (at.stamp == LOG_BEATS + 1)
+
+    def _stamp(self, m, now, at: _State, flushes, orders_ready, orders_empty) -> Signal:
         """STAMP and END, which differ in bit 0: the pipeline runs empty first. The result is what a STAMP stores."""
         latency = drain_latency(self._config)
         flushing = Signal()
@@ -160,10 +192,10 @@ class Drain(wiring.Component):
         snapshot = Signal(AXI_BEAT_BITS * LOG_BEATS, reset_less=True)
         m.d.sync += [
             flushing.eq(flushes | (flushing & ~(flushed & (~now.opcode[0] | orders_ready)))),
-            stamps.eq((flushing & now.opcode[0] & (count == latency - 1)) | (stamps & ~orders_ready)),
+            at.stamps.eq((flushing & now.opcode[0] & (count == latency - 1)) | (at.stamps & ~orders_ready)),
             flushed.eq(flushing & (flushed | (count == latency - 1))),
             ended.eq(ended | (flushed & flushing & ~now.opcode[0])),
-            stamping.eq((stamps & orders_ready) | (stamping & ~stamp_ends)),
+            at.stamping.eq((at.stamps & orders_ready) | (at.stamping & ~self._stamp_ends(at))),
             self.done.eq(ended & orders_empty & self.writer_idle.all()),
         ]
         with m.If(flushing):
@@ -172,14 +204,14 @@ class Drain(wiring.Component):
             m.d.sync += count.eq(0)
         with m.If(flushed & flushing):
             m.d.sync += [snapshot.eq(Cat(self.counters, Const(0, 1))), snapshot[-32:].eq(now.layer)]
-        with m.If(stamps):
-            m.d.sync += stamp.eq(1)
-        with m.Elif(stamping & self.room):
-            m.d.sync += stamp.eq(Mux(stamp == LOG_BEATS + 1, 0, stamp + 1))
+        with m.If(at.stamps):
+            m.d.sync += at.stamp.eq(1)
+        with m.Elif(at.stamping & self.room):
+            m.d.sync += at.stamp.eq(Mux(at.stamp == LOG_BEATS + 1, 0, at.stamp + 1))
         return snapshot
 
-    def _prefetch(self, m) -> tuple:
-        """The next instruction in a register, and what is wrong with it: a 0 in the last result."""
+    def _prefetch(self, m) -> _Head:
+        """The next instruction in a register."""
         config = self._config
         head = Signal(instruction_layout("DRAIN", config))
         valid = Signal()
@@ -200,7 +232,7 @@ class Drain(wiring.Component):
         with m.If(~valid):
             m.d.sync += [head.eq(f), valid.eq(self.i.valid), drains.eq(f.opcode == instructions.DRAIN),
                          legal.eq(Cat(*checks))]
-        return head, valid, drains, legal
+        return _Head(head, valid, drains, legal)
 
     def _orders(self, m, platform, now, head, begins, walk, step) -> tuple:
         """(a signal that orders a store at the current offset where there is a place for it, is there one, are there none).
