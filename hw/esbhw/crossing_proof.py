@@ -83,8 +83,18 @@ class Watched(Component):
         m.submodules.fifo = _stepped(DomainRenamer({"source": source, "sink": sink})(fifo), edges, resets)
         m.d.comb += [handshake.reset_n.eq(self.reset_n), fifo.i.valid.eq(self.give), fifo.i.payload.eq(self.item),
                      fifo.o.ready.eq(self.take)]
+        in_reset, old, of_resets = self._resets(m, handshake, fifo)
+        places, of_pointers = self._pointers(fifo)
+        of_items = self._items(m, fifo, places[2], handshake.bus_reset | in_reset,
+                               (edges[source], edges[sink]), resets[source])
+        single = self._single(m, fifo, {"write_gray": resets[source], "read_gray": resets[sink]})
+        settled = ~old
+        m.d.comb += self.holds.eq(Cat(*of_resets).all() & Cat(*single).all()
+                                  & (~settled | Cat(*of_pointers, *of_items).all()))
+        return m
 
-        # -- the reset: `old` while the arrays' side may hold what it had before the buses' side came into reset
+    def _resets(self, m, handshake, fifo) -> tuple:
+        """(the buses' side was in reset, the arrays' side may hold what it had before that, what must hold of both)."""
         in_reset = Signal(init=1)
         old = Signal(init=1)
         enters = self.bus_edge & handshake.bus_reset & ~in_reset
@@ -100,7 +110,7 @@ class Watched(Component):
         of_source = [fifo.write_count, fifo.write_gray, fifo.read_there.meta, fifo.read_there.seen, fifo.room]
         of_sink = [fifo.read_count, fifo.read_gray, fifo.write_there.meta, fifo.write_there.seen, fifo.there, fifo.o.valid]
         of_bus, of_compute = (of_source, of_sink) if self._from_bus else (of_sink, of_source)
-        handshake_holds = [
+        return in_reset, old, [
             ~(live & old), ~(live & handshake.compute_reset),
             # How it comes about: one change at a time runs around, and has not passed the arrays' side while that is old.
             _at_most_one((wave ^ wave[1:])[:len(wave) - 1]), ~old | (in_reset & wave[:4].any()),
@@ -109,49 +119,57 @@ class Watched(Component):
             fifo.write_gray == gray(fifo.write_count), fifo.read_gray == gray(fifo.read_count),
         ]
 
-        # -- the pointers, as distances from what was taken
+    @staticmethod
+    def _pointers(fifo) -> tuple:
+        """(items that the sink knows of, that are on the way to it, that there are; what must hold of the pointers).
+
+        All are distances from what was taken.
+        """
         places = [_distance(fifo, code) for code in (fifo.write_there.seen, fifo.write_there.meta, fifo.write_gray)]
         taken_seen = [(fifo.write_count - _binary(code))[:ADDRESS_BITS + 1]
                       for code in (fifo.read_there.seen, fifo.read_there.meta, fifo.read_gray)]
-        pointers_hold = [
+        return places, [
             places[0] <= places[1], places[1] <= places[2], places[2] <= DEPTH,
             taken_seen[0] >= taken_seen[1], taken_seen[1] >= taken_seen[2], taken_seen[0] <= DEPTH,
             ~fifo.room | (taken_seen[0] < DEPTH), ~fifo.there | (places[0] > 0),
         ]
 
-        # -- an item: any that is given may be watched, until it is taken
+    def _items(self, m, fifo, stored, lost, edges: tuple, source_reset) -> list:
+        """What must hold of an item: any that is given may be watched, until it is taken or `lost` in a reset.
+
+        stored : items between what was given and what was taken
+        """
+        source_edge, sink_edge = edges
         watched = Signal()
         offered = Signal()
         place = Signal(ADDRESS_BITS + 1)
         value = Signal()
-        push, advance = self.give & fifo.room & edges[source], fifo.there & (~fifo.o.valid | self.take) & edges[sink]
-        begins = push & self.pick & ~watched & ~offered & ~resets[source]
+        push, advance = self.give & fifo.room & source_edge, fifo.there & (~fifo.o.valid | self.take) & sink_edge
+        begins = push & self.pick & ~watched & ~offered & ~source_reset
         due = watched & (place == fifo.read_count)
         with m.If(begins):
             m.d.sync += [watched.eq(1), place.eq(fifo.write_count), value.eq(self.item)]
         with m.If(advance & due):
             m.d.sync += [watched.eq(0), offered.eq(1)]
-        with m.If(offered & self.take & edges[sink]):
+        with m.If(offered & self.take & sink_edge):
             m.d.sync += offered.eq(0)
-        with m.If(handshake.bus_reset | in_reset):  # what was on its way is gone
+        with m.If(lost):
             m.d.sync += [watched.eq(0), offered.eq(0)]
         distance = (place - fifo.read_count)[:ADDRESS_BITS + 1]
         m.d.comb += fifo.place.eq(place)
-        items_hold = [~watched | ((distance < places[2]) & (fifo.stored == value)),
-                      ~offered | (fifo.o.valid & (fifo.o.payload == value)), ~(watched & offered) | (distance > 0)]
+        return [~watched | ((distance < stored) & (fifo.stored == value)),
+                ~offered | (fifo.o.valid & (fifo.o.payload == value)), ~(watched & offered) | (distance > 0)]
 
-        # -- one bit at a time, outside of a reset
-        before = {name: Signal(ADDRESS_BITS + 1, name=f"{name}_before") for name in ("write_gray", "read_gray")}
+    @staticmethod
+    def _single(m, fifo, resets: dict) -> list:
+        """Each pointer's Gray code, whose side's reset is in `resets`, changes by one bit at a time outside of a reset."""
+        before = {name: Signal(ADDRESS_BITS + 1, name=f"{name}_before") for name in resets}
         was_reset = {name: Signal(name=f"{name}_was_reset", init=1) for name in before}
         single = []
-        for name, domain in (("write_gray", source), ("read_gray", sink)):
-            m.d.sync += [before[name].eq(getattr(fifo, name)), was_reset[name].eq(resets[domain])]
+        for name, reset in resets.items():
+            m.d.sync += [before[name].eq(getattr(fifo, name)), was_reset[name].eq(reset)]
             single.append(was_reset[name] | _at_most_one(before[name] ^ getattr(fifo, name)))
-
-        settled = ~old
-        m.d.comb += self.holds.eq(Cat(*handshake_holds).all() & Cat(*single).all()
-                                  & (~settled | Cat(*pointers_hold, *items_hold).all()))
-        return m
+        return single
 
 
 def _stepped(component, edges: dict, resets: dict | None = None):

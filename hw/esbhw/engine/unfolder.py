@@ -72,7 +72,7 @@ class Unfolder(wiring.Component):
             m.d.sync += [f.eq(self.fields), self.idle.eq(0)]
         m.d.comb += wrong.eq(~f.rows.any() | ~f.groups.any() | ~f.steps.any() | ~f.digits.any() | (f.digits > planes))
         step, last = self._walk(m, f, begin, running)
-        self._places(m, f, step, running, last)
+        self._signs(m, self._places(m, f, step), running, last)
         incomplete = self._last & ~self.read.full
         m.d.sync += [begin.eq(self.start), self.field_fault.eq(self.field_fault | (begin & wrong) | incomplete)]
         self._stores(m, f, begin)
@@ -105,37 +105,35 @@ class Unfolder(wiring.Component):
                 m.d.sync += [step["y"].eq(step["y"] + f.y_step), step["line"].eq(step["line"] + f.row_beats)]
         return step, inner & running
 
-    def _places(self, m, f, step, running, last) -> None:
-        """From a step to addresses, rotation and mask; each register is a cycle behind the one before.
+    def _places(self, m, f, step):
+        """From a step to addresses, rotation and mask; each register is a cycle behind the one before. The result is the
+        step's entry.
 
         Data has no reset: it counts only beside a `running` that has one, and a reset is a level before registers that
         logic clears.
         """
-        def later(value, name, cycles=1, reset_less=True):
-            return delayed(m, value, cycles, name, reset_less=reset_less)
-
         m.submodules.steps = memory = Memory(shape=unsigned(STEP_LAYOUT.size), depth=STEP_COUNT, init=[])
         write, read = memory.write_port(), memory.read_port(domain="comb")
         m.d.comb += [write.en.eq(self.step_valid), write.addr.eq(self.step_row), write.data.eq(self.step),
                      read.addr.eq(step["number"])]
         entry = Signal(STEP_LAYOUT, reset_less=True)
         m.d.sync += entry.eq(read.data)
-        x, y, line = (later(step[name], f"group_{name}") for name in ("x", "y", "line"))
+        x, y, line = (delayed(m, step[name], 1, f"group_{name}") for name in ("x", "y", "line"))
 
         # -- where it begins
         byte, row = Signal(signed(X_BITS), reset_less=True), Signal(signed(13), reset_less=True)
         beats = Signal(16, reset_less=True)
         m.d.sync += [byte.eq(x + entry.x), row.eq(y + entry.y), beats.eq(line + entry.line)]
-        length, place = later(entry.length, "length"), later(entry.place, "place")
+        length, place = delayed(m, entry.length, 1, "length"), delayed(m, entry.place, 1, "place")
 
         # -- which beat, how far from its end; what lies before the line and on its right
         beat, turn = Signal(len(self.read.even) + 1, reset_less=True), Signal(4, reset_less=True)
         m.d.sync += [beat.eq(beats + (byte >> 4)), turn.eq(byte)]
-        before = later(byte[4:], "before")  # whole beats, all ones in the one before the line
+        before = delayed(m, byte[4:], 1, "before")  # whole beats, all ones in the one before the line
         rest, below = Signal(signed(X_BITS + 1), reset_less=True), Signal(signed(13), reset_less=True)
         m.d.sync += [rest.eq(f.width - byte), below.eq(row - f.height)]
-        above = later(row[-1], "above")
-        length, place = later(length, "length_rest"), later(place, "place_rest")
+        above = delayed(m, row[-1], 1, "above")
+        length, place = delayed(m, length, 1, "length_rest"), delayed(m, place, 1, "place_rest")
 
         # -- addresses; bytes left out on the left, bytes up to the line's end, bytes to rotate by
         m.d.sync += [self.read.even.eq((beat + 1) >> 1), self.read.odd.eq(beat >> 1)]
@@ -151,32 +149,34 @@ class Unfolder(wiring.Component):
         # Whether the line ends before the step does, in three parts: compared as a whole it is too many levels.
         gone, far, close = (Signal(name=name, reset_less=True) for name in ("gone", "far", "close"))
         m.d.sync += [gone.eq(rest[-1]), far.eq(rest[4:-1].any()), close.eq(rest[:4] < length)]
-        length, place = later(length, "length_clip"), later(place, "place_clip")
+        length, place = delayed(m, length, 1, "length_clip"), delayed(m, place, 1, "place_clip")
 
         # -- the banks are read; bytes from the first to the end that counts
         m.d.sync += self.read.coarse.eq(rotation[3:])
-        middle, fine = later(rotation[1:3], "middle"), later(rotation[0], "fine", 2)
+        middle, fine = delayed(m, rotation[1:3], 1, "middle"), delayed(m, rotation[0], 2, "fine")
         m.d.sync += [self.read.middle.eq(middle), self.read.fine.eq(fine)]
-        end, first, place = Signal(5, reset_less=True), later(left, "first"), later(place, "place_end")
+        end, first, place = Signal(5, reset_less=True), delayed(m, left, 1, "first"), delayed(m, place, 1, "place_end")
         m.d.sync += end.eq(Mux(inside, Mux(gone | (~far & close), right, length), 0))
 
         # -- the same, counted from the slot's beginning
         low, high = Signal(5, reset_less=True), Signal(6, reset_less=True)
         m.d.sync += [low.eq(first + place), high.eq(end + place)]
         m.d.sync += [self.read.mask[k].eq((low <= k) & (high > k)) for k in range(SPAN)]
+        return entry
 
-        # -- the slot; the beats
-        m.d.comb += self.read.valid.eq(later(running, "valid", 7, reset_less=False))
-        ends = later(entry.ends & later(running, "ran", reset_less=False), "ends", 6, reset_less=False)
+    def _signs(self, m, entry, running, last) -> None:
+        """When bytes count, when they complete a slot and a beat, and whether that is the last; these have a reset."""
+        m.d.comb += self.read.valid.eq(delayed(m, running, 7, "valid", reset_less=False))
+        ends = delayed(m, entry.ends & delayed(m, running, 1, "ran", reset_less=False), 6, "ends", reset_less=False)
         m.d.comb += self.read.ends.eq(ends)
-        ended = later(ends, "ended", reset_less=False)
+        ended = delayed(m, ends, 1, "ended", reset_less=False)
         part_bits = (slots_in_a_beat(self._config) - 1).bit_length()
         part, full = Signal(part_bits), Signal()
         with m.If(ended):
             m.d.sync += part.eq(part + 1)
         m.d.sync += full.eq(ended & part.all())
         m.d.comb += [self.read.ended.eq(ended), self.read.full.eq(full)]
-        self._last = later(last, "last", 9, reset_less=False)
+        self._last = delayed(m, last, 9, "last", reset_less=False)
 
     def _stores(self, m, f, begin) -> None:
         """The beats of each digit, one a cycle, and the end."""
