@@ -1,5 +1,6 @@
 """Every public name says what it is. Ruff holds modules, classes and functions to it, and the form of each docstring; here are
-methods, which need none where the method that they override has one."""
+methods, which need none where the method that they override has one. A component is read from its `elaborate`: what that calls
+fits a screen and says what it does."""
 
 import ast
 from pathlib import Path
@@ -8,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("sw/esbflow", "hw/esbhw", "sim/esbsim")
 OF_LIBRARIES = {"elaborate", "forward", "extra_repr"}
 """What Amaranth and torch call: the class says what the component or module does."""
+SCREEN = 60
+"""Lines."""
 
 
 def classes() -> dict:
@@ -44,3 +47,25 @@ def test_every_public_method_is_documented():
     known = classes()
     assert len(known) > 200 and documented("Unsigned", "min", known)  # by Format
     assert not undocumented(known)
+
+
+def unreadable(source: str) -> list:
+    """Of a module of hw/: functions longer than a screen, and methods of components without a docstring."""
+    tree, found = ast.parse(source), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= SCREEN:
+            found.append(f"{node.name} is longer than {SCREEN} lines")
+        if isinstance(node, ast.ClassDef) and any(getattr(part, "name", "") == "elaborate" for part in node.body):
+            found += [f"{node.name}.{part.name} does not say what it does" for part in node.body
+                      if isinstance(part, ast.FunctionDef) and part.name not in ("__init__", "elaborate")
+                      and not ast.get_docstring(part)]
+    return found
+
+
+def test_components_are_read_from_their_elaborate():
+    long = "    def elaborate(self, platform):\n" + "        pass\n" * SCREEN
+    assert unreadable(f"class A:\n{long}    def _part(self, m):\n        pass\n") == [
+        "A._part does not say what it does", "elaborate is longer than 60 lines"]
+    modules = sorted((ROOT / "hw").rglob("*.py"))
+    assert len(modules) > 60
+    assert {str(path): found for path in modules if (found := unreadable(path.read_text()))} == {}

@@ -261,6 +261,7 @@ class RequantizeLane(wiring.Component):
         return end
 
     def _output(self, bits: list) -> None:
+        """Of each bit: its value within the format, whether the level lies beyond, its value at the format's end."""
         stage = self._stages.output
         value = Cat(Mux(clamped, end, inside) for inside, clamped, end in bits)
         self._m.d.comb += self.digit.eq(self._register(value, stage, "digit"))

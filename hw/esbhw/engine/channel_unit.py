@@ -62,6 +62,7 @@ class ChannelLane(Component):
         return m
 
     def _sum(self, m, platform):
+        """Taps times window: a column's digits stay for the windows of the next two columns."""
         late_swap = register(m, self.swap, "late_swap")  # magnitudes are used a cycle after signs
         digits, weights = [], []
         for row in range(facts.TAP_SIDE):

@@ -204,6 +204,7 @@ def _wide(value):
 
 
 def _any(words):
+    """The words or-ed together: all but one are zero."""
     total = Const(0, 32)
     for word in words:
         total |= word

@@ -113,6 +113,7 @@ class _Row:
                          for i in range(width)]
 
     def emit(self, total: Signal) -> None:
+        """Drive `total`: wires up to the first bit that is a sum, and a carry chain from there."""
         columns, width = self._columns, self._width
         low = 0
         while low < width and len(columns[low]) <= 1 and self._carry_in is None:
@@ -135,6 +136,7 @@ class _Row:
         return o6
 
     def _chain(self, low: int) -> list:
+        """The LUTs of the bits from `low` on; a ternary row's LUTs hand the majority on to the next bit."""
         columns, width = self._columns, self._width
         ternary = any(len(column) == 3 for column in columns[low:])
         sums, direct, carried = [], [], None
@@ -173,6 +175,7 @@ class _Row:
         return self._carry(sums, direct, width - low)
 
     def _carry(self, sums, direct, width) -> list:
+        """The carry chain of a row, eight bits a CARRY8, and its sums; the carry out is the last if `width` has it."""
         out, carry, last = [], Const(0, 1) if self._carry_in is None else self._carry_in, None
         for start in range(0, len(sums), CARRY_BITS):
             s, d = sums[start:start + CARRY_BITS], direct[start:start + CARRY_BITS]

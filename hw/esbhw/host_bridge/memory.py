@@ -46,7 +46,8 @@ class BlockMemory(wiring.Component):
         self._writes(m, memory.write_port(granularity=8))
         return m
 
-    def _reads(self, m, port):
+    def _reads(self, m, port) -> None:
+        """Bursts and the host's words through the read port: the host comes first, masters take turns."""
         readers = [getattr(self, f"read_{i}") for i in range(self._readers)]
         owner = Signal(range(self._readers + 1))  # the last is the host
         turn = Signal(range(self._readers))
@@ -85,7 +86,8 @@ class BlockMemory(wiring.Component):
                 m.d.sync += [address.eq(address + 1), left.eq(left - 1)]
         self._host_read_done = host_taken
 
-    def _writes(self, m, port):
+    def _writes(self, m, port) -> None:
+        """A burst, or a word of the host's, through the write port."""
         bus = self.write
         address = Signal(AXI_ADDRESS_BITS - 4)
         taking, outside = Signal(), Signal()
