@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from contextlib import contextmanager
+from functools import partial
 
 from esbflow import __version__
 from esbflow.commands import (
@@ -35,6 +36,9 @@ COMMANDS = (doctor, train, search, study, export, import_onnx, inspect, rtl, bit
 
 class _Parser(argparse.ArgumentParser):
     """Errors as one sentence that points at --help, with the nearest choice where a name is not known; help on a screen."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=26), **options)
 
     def format_help(self):
         # Optional arguments stand in the list below alone: a usage line with all of train's fills a quarter of a screen.

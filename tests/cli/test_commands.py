@@ -241,13 +241,13 @@ def test_doctor_sees_what_is_missing(esbflow, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", [[], *([name] for name in parser()._subparsers._group_actions[0].choices)])
 def test_every_command_explains_itself_on_one_screen(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit:
         main([*command, "--help"])
     assert exit.value.code == 0
     shown = capsys.readouterr().out
     assert "usage: esbflow" in shown
-    assert shown.count("\n") <= 50
+    assert shown.count("\n") <= 40
 
 
 def test_tables_are_printed_without_json(model, capsys):

@@ -12,7 +12,7 @@ from esbflow.engine_config import EngineConfig
 from esbflow.engines import DEFAULT_ENGINE, engine
 from esbflow.errors import UserError, reason
 
-CHANNELS_LAST_HELP = "the engine's program takes images (n, h, w, c), as they are decoded; the engine folds them faster"
+CHANNELS_LAST_HELP = "images are (n, h, w, c), which an engine folds faster"
 JSON_HELP = "print one JSON object instead of a table"
 
 
@@ -41,7 +41,7 @@ def above_zero(text: str) -> float:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add --engine."""
     parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
-                        help=f"a named configuration, or the path of an engine.json (default {DEFAULT_ENGINE})")
+                        help=f"a name or the path of an engine.json (default {DEFAULT_ENGINE})")
 
 
 def add_own_network(parser: argparse.ArgumentParser) -> None:

@@ -33,27 +33,23 @@ BATCH = 8
 def add_parser(commands) -> None:
     """Add the command and its options."""
     parser = commands.add_parser("run", help="run images through a network",
-                                 description="golden: the integer graph; rtl: compiled RTL behind the PYNQ driver on the "
-                                             "simulated board; board: a real one; serial: a board without a processor, "
-                                             "over its serial port.")
-    parser.add_argument("model", help="an integer graph (graph.npz, zoo:NAME), or a program that `esbflow compile` wrote")
+                                 description="golden: the integer graph; rtl: compiled RTL behind the PYNQ driver; board: "
+                                             "a real board; serial: one without a processor, over its serial port.")
+    parser.add_argument("model", help="graph.npz, zoo:NAME, or what `esbflow compile` wrote")
     add_engine(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="golden")
-    parser.add_argument("--data", default="mnist", help="mnist, cifar10, digits, or an .npz with `images` (and `labels`)")
+    parser.add_argument("--data", default="mnist", help="mnist, cifar10, digits, or an .npz with `images`")
     parser.add_argument("--images", type=positive, default=100)
     parser.add_argument("--batch", type=positive, metavar="N",
-                        help="images of one run on the engine (default 8, or the program's)")
+                        help="images of one run on the engine (default 8)")
     parser.add_argument("--channels-last", action="store_true", help=CHANNELS_LAST_HELP)
     parser.add_argument("--overlay", metavar="FILE.bit", help="the bitstream to load, for --backend board")
-    parser.add_argument("--port", metavar="PATH", help="for --backend serial: the board's serial port, as /dev/ttyUSB0, or "
-                                                       "`simulated` for the ULX3S design simulated pin to pin")
-    parser.add_argument("--record", metavar="FILE.jsonl", help="for --backend board and serial: write down every access")
-    parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output for each image")
-    parser.add_argument("--outputs", metavar="FILE", help="write all outputs there: integers (.npy), or with their step and "
-                        "the classes in order (.npz); of several outputs each under its name")
-    parser.add_argument("--waves", metavar="FILE.vcd", help="for --backend rtl: write waves, with the names of engine.v "
-                                                            "(builds a slower simulator)")
-    parser.add_argument("--waves-cycles", metavar="FIRST:LAST", help="of these clock cycles only; one end may be missing")
+    parser.add_argument("--port", metavar="PATH", help="for --backend serial: as /dev/ttyUSB0, or `simulated`")
+    parser.add_argument("--record", metavar="FILE.jsonl", help="for board and serial: write down every access")
+    parser.add_argument("--top", type=positive, metavar="K", help="print the K classes of largest output of each image")
+    parser.add_argument("--outputs", metavar="FILE", help="write all outputs: .npy, or .npz with their step and classes")
+    parser.add_argument("--waves", metavar="FILE.vcd", help="for --backend rtl: waves, by a slower simulator")
+    parser.add_argument("--waves-cycles", metavar="FIRST:LAST", help="of these cycles only; one end may be missing")
     parser.add_argument("--waves-blocks", metavar="NAMES", help="of these blocks only, as drain,array.column_0")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run, engine=None)

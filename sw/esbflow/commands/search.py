@@ -21,10 +21,10 @@ def add_parser(commands) -> None:
         "search", help="choose each layer's weights under a budget of engine cycles or bytes",
         description="Measures a trained network on a few images, compiles each choice, and writes the weights of each layer "
                     "for `esbflow train --overrides`.")
-    parser.add_argument("recipe", help="a named recipe that starts from trained weights, or any with --float")
+    parser.add_argument("recipe", help="one with trained weights, or any with --float")
     parser.add_argument("--float", dest="float_model", metavar="FILE", help="float.pt of an earlier run")
-    parser.add_argument("--network", metavar="MODULE:FACTORY", help="a network of your own instead of the recipe's")
-    parser.add_argument("--data", metavar="FILE.npz", help="`images` and `labels` to measure on, not the recipe's data")
+    parser.add_argument("--network", metavar="MODULE:FACTORY", help="a network of your own, not the recipe's")
+    parser.add_argument("--data", metavar="FILE.npz", help="`images` and `labels` to measure on")
     parser.add_argument("--budget", type=float, required=True,
                         help="at most 1: a share of what the finest weights cost; above 1: cycles an image, or bytes")
     parser.add_argument("--of", choices=("cycles", "bytes"), default="cycles")
@@ -33,9 +33,9 @@ def add_parser(commands) -> None:
     parser.add_argument("--out", required=True, metavar="FILE")
     add_engine(parser)
     parser.add_argument("--luts", type=positive, metavar="N",
-                        help="instead of --engine: the engine that needs fewest cycles among those of at most N LUTs")
+                        help="instead of --engine: the fastest of at most N LUTs")
     parser.add_argument("--engines", default="tiny4x4 small8x16 base16x16", metavar="NAMES",
-                        help="what --luts chooses from, names or paths of engine.json; each is synthesized once")
+                        help="for --luts: names or paths of engine.json")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 

@@ -11,42 +11,36 @@ def add_parser(commands) -> None:
     """Add the command and its options."""
     parser = commands.add_parser("train", help="train a network by a recipe and export it",
                                  description="Writes model.pt, graph.npz and metrics.json into --out.")
-    parser.add_argument("recipe", help="a named recipe, such as lenet5-mnist or resnet20-cifar10-w4a4")
+    parser.add_argument("recipe", help="a named recipe, such as resnet20-cifar10-w4a4")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--epochs", type=positive, help="of each stage, instead of the recipe's")
-    parser.add_argument("--batch", type=positive, help="images a step of the low-bit stage, instead of the recipe's")
-    parser.add_argument("--rate", type=float, help="learning rate of the low-bit stage, instead of the recipe's")
+    parser.add_argument("--batch", type=positive, help="images a step at low bits, instead of the recipe's")
+    parser.add_argument("--rate", type=float, help="learning rate at low bits, instead of the recipe's")
     parser.add_argument("--sharpness", type=float, metavar="RADIUS",
-                        help="of sharpness-aware minimization in the last third of the low-bit stage (0: without)")
+                        help="of sharpness-aware minimization (0: without)")
     for name, example in (("weights", "vecq:4"), ("activations", "u4"), ("first-weights", "s8"), ("last-weights", "s8")):
         parser.add_argument(f"--{name}", metavar="FORMAT", help=f"a format or method such as {example}")
     parser.add_argument("--scale-mode", metavar="MODE",
-                        help="scales of weights: closed_form, laplace, refined (searched), learned or pow2")
+                        help="scales: closed_form, laplace, refined, learned, pow2")
     parser.add_argument("--power-of-two", action="store_true", default=None,
-                        help="all scales are powers of two, for engines whose requantizers shift")
+                        help="scales of powers of two, for requantizers that shift")
     add_machine(parser)
-    parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, as `esbflow search` wrote them")
-    parser.add_argument("--post-training", type=positive, metavar="IMAGES",
-                        help="do not train at low bits: calibrate and correct with so many images, without labels")
-    parser.add_argument("--rounding", metavar="HOW", help="of weights, with --post-training: outputs (keep what layers "
-                        "give: GPTQ; the default) or nearest")
-    parser.add_argument("--ranges", metavar="HOW", help="of activations, with --post-training: error (the scale of least "
-                        "error; the default) or a percentile of the magnitudes, such as 99.9")
-    parser.add_argument("--equalize", action="store_true",
-                        help="with --post-training: first share the ranges of channels between neighbouring layers")
-    parser.add_argument("--tune", type=positive, metavar="TIMES",
-                        help="with --post-training: then tune weights and scales on the images, so many times over")
-    parser.add_argument("--float", dest="float_model", metavar="FILE",
-                        help="the float.pt of an earlier run, in place of training in real numbers")
-    parser.add_argument("--teacher-cache", metavar="FILE",
-                        help="keep there what the teacher says; later runs on the same batches need not ask it again")
+    parser.add_argument("--overrides", metavar="FILE", help="weights of single layers, by `esbflow search`")
+    parser.add_argument("--float", dest="float_model", metavar="FILE", help="start from the float.pt of an earlier run")
+    parser.add_argument("--teacher-cache", metavar="FILE", help="keep the teacher's outputs there for later runs")
     parser.add_argument("--engine", default=DEFAULT_ENGINE, metavar="NAME",
-                        help=f"whose cycles learned bits cost (srq:8,learn; default {DEFAULT_ENGINE})")
+                        help=f"whose cycles learned bits cost (default {DEFAULT_ENGINE})")
     parser.add_argument("--results", metavar="FILE", help="write a record for the accuracy ledger there")
     parser.add_argument("--images", type=positive, help="train on so many images only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    instead = parser.add_argument_group("with --post-training, instead of training at low bits")
+    instead.add_argument("--post-training", type=positive, metavar="IMAGES", help="calibrate on so many, without labels")
+    instead.add_argument("--rounding", metavar="HOW", help="of weights: outputs (GPTQ, the default) or nearest")
+    instead.add_argument("--ranges", metavar="HOW", help="of activations: error (the default), or a percentile")
+    instead.add_argument("--equalize", action="store_true", help="share ranges of channels between layers first")
+    instead.add_argument("--tune", type=positive, metavar="TIMES", help="tune weights and scales, so many passes")
     parser.set_defaults(run=run)
 
 

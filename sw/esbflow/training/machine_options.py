@@ -7,9 +7,9 @@ from esbflow.errors import BadValue
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """--device, --precision and --compile."""
-    parser.add_argument("--device", help="cpu, cuda, ...; where to train (default cpu)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
-                        help="bfloat16: mixed precision, for GPUs and for CPUs that multiply bfloat16")
+    parser.add_argument("--device", help="where to train: cpu (the default), cuda, ...")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", metavar="FORMAT",
+                        help="float32, or bfloat16 for mixed precision")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
 
 
