@@ -32,7 +32,7 @@ class FunctionTable(wiring.Component):
     Members
     -------
     enable : In(1), take the level;  level : In(8);  on : In(1), look it up;  upper : In(1), which half of the entry
-    write : In(table_write_layout)
+    write : In(table_write_layout(config))
     digit : Out(4)
     """
 

@@ -42,10 +42,11 @@ class RequantizeLane(wiring.Component):
 
     Members
     -------
-    enable : In(stages), bit i is high in the cycle in which the registers of stage i take a value
-    acc : In, in the cycle of stage `product`;  residual : In(8, two's complement), constants : In, in cycle 0
-    first : In(1), of a window, in the cycle of stage `held`;  controls : In(controls_layout)
-    digit : Out(4), bits 4*d.. of the level for digit d; in front of a function table Out(8)
+    enable : In(Stages(config).count), bit i is high in the cycle in which the registers of stage i take a value
+    acc : In(accumulator_width), in the cycle of stage `product`
+    residual : In(8), two's complement, in cycle 0;  constants : In(constants_layout(config)), in cycle 0
+    first : In(1), of a window, in the cycle of stage `held`;  controls : In(controls_layout(config))
+    digit : Out(level_bits), bits 4*d.. of the level for digit d; in front of a function table all 8 of the level
     """
 
     ACC_SIGNED = False

@@ -24,11 +24,11 @@ class Requantizer(wiring.Component):
 
     Members
     -------
-    valid, first, last : In, of a window;  format : In(FORMAT);  digit : In(3), which digit is wanted
-    constants : In(lanes * constants), residual : In(lanes * 8): with valid
+    valid, first, last : In(1), of a window;  format : In(FORMAT);  digit : In(3), which digit is wanted
+    constants : In(lanes * constants_layout(config).size);  residual : In(lanes * 8): with valid
     acc : In(lanes * accumulator_width), Stages.product cycles later
     table, upper : In(1), with the format: look levels up, and which half of their entries is wanted (the digit is 0);
-        table_write : In(table_write_layout). Only with a function table
+        table_write : In(table_write_layout(config)). Only with a function table
     done : Out(1);  digits : Out(lanes * 4)
     """
 

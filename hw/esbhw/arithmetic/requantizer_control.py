@@ -43,9 +43,10 @@ class RequantizerControl(wiring.Component):
 
     Members
     -------
-    valid, first, last (of a window) : In, with the value, in cycle 0;  format, digit : In, `early` cycles before
-    enable : Out(stages);  held : Out(1), `first` in the cycle of stage `held`;  controls : Out(controls_layout)
-    done : Out(1), a digit of a window leaves the lanes in this cycle
+    valid, first, last : In(1), with the value, in cycle 0, the latter two of a window
+    format : In(FORMAT);  digit : In(3), `early` cycles before
+    enable : Out(Stages(config).count);  held : Out(1), `first` in the cycle of stage `held`
+    controls : Out(controls_layout(config));  done : Out(1), a digit of a window leaves the lanes in this cycle
     """
 
     def __init__(self, config: EngineConfig, early: int = 0):

@@ -31,11 +31,12 @@ class AccumulatorColumn(Component):
 
     Members
     -------
-    dot, shift : In;  first, bank : In(1), a cycle after `shift`;  old0, old1 : In(width), with `first`
+    dot : In(dot_bits);  shift : In(range(largest_shift + 1));  first, bank : In(1), a cycle after `shift`
+    old0, old1 : In(accumulator_width), with `first`
     with a channel unit: channel : In(channel_bits), its sum;  use_channel : In(1), take it in place of the dot
     clear : In(1), add nothing; both with `dot`
-    total : Out(width);  lost : Out(1), with `total`: the sum did not fit
-    drain_bank : In(1);  drained : Out(width), combinational
+    total : Out(accumulator_width);  lost : Out(1), with `total`: the sum did not fit
+    drain_bank : In(1);  drained : Out(accumulator_width), combinational
     """
 
     def __init__(self, config: EngineConfig):
@@ -86,11 +87,12 @@ class Accumulators(Component):
 
     Members
     -------
-    control : In(control_layout);  dots : In(cols * dot_bits)
+    control : In(control_layout(config));  dots : In(cols * dot_bits)
     with a channel unit: sums : In(channel_unit * channel_bits), with `control`
-    ahead : In(control_layout), the control of the next cycle
+    ahead : In(control_layout(config)), the control of the next cycle
     post : Out(1)
-    drain_bank, drain_index : In;  drain_data : Out(cols * accumulator_width), one cycle later
+    drain_bank : In(1);  drain_index : In(range(accumulator_depth))
+    drain_data : Out(cols * accumulator_width), one cycle later
     overflow : Out(1), for good
     """
 

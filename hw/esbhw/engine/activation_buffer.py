@@ -17,8 +17,8 @@ class ActivationBuffer(wiring.Component):
 
     Members
     -------
-    write_valid, write_half, write_address (beats), write_data : In
-    read_half, read_address (words), inside, signed : In
+    write_valid, write_half : In(1);  write_address : In(16), of beats;  write_data : In(128)
+    read_half : In(1);  read_address : In(20), of words;  inside, signed : In(1)
     digits : Out(word_bits)
     address_fault : Out(1), for good, on a write behind the end of a half
     """

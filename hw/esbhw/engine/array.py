@@ -14,9 +14,10 @@ def array_signature(config: EngineConfig) -> wiring.Signature:
     -------
     activations : In(slices * word_bits), digits in offset binary
     swap : In(1), the tile that was loaded is active for the activations of the following cycle
-    load_en, load_index, load_codes, book : the next tile, a row of the weight path at a time; code k of row i is code
-        i * path_codes + k of the tile, and `book` says which codebook it indexes. `book` is held until the next load.
-    book_en, book_address, book_data : the codebooks' write port
+    load_en : In(1);  load_index : In(range(max(2, tile_rows)));  load_codes : In(path_codes * 4): the next tile, a row of
+        the weight path at a time; code k of row i is code i * path_codes + k of the tile
+    book : In(1), which codebook the codes index; held until the next load
+    book_en : In(1);  book_address : In(5);  book_data : In(weight_bits): the codebooks' write port
     dots : Out(slices * cols * dot_bits), unsigned: see `engine_facts.array_offset`
     """
     return wiring.Signature({

@@ -53,6 +53,15 @@ def burst_layout(tag_bits: int, place_bits: int = 0):
                          **({"on_chip": 1, "place": place_bits} if place_bits else {})})
 
 
+def write_tag_bits(sources: int) -> int:
+    """Of a burst to write: its tag, and with several sources whether its source is not 0, and which it is.
+
+    >>> [write_tag_bits(sources) for sources in (1, 2, 4)]
+    [1, 3, 4]
+    """
+    return 2 + (sources - 1).bit_length() if sources > 1 else 1
+
+
 def map_order_layout(place_bits: int):
     """What a ReadPort asks of a MapMemory: so many beats from a place on."""
     return StructLayout({"length": LENGTH_BITS, "place": place_bits})
@@ -115,15 +124,16 @@ class ReadPort(wiring.Component):
     -------
     axi : Out(read_signature())
     run : In(1), low refuses new bursts and hides beats
-    bursts : In(stream of address, length in beats, tag)
-    beat_valid, beat_data, beat_tag, beat_first, beat_last : Out, one beat; first and last of its burst
+    bursts : In(stream of burst_layout(tag_bits, place_bits))
+    beat_valid : Out(1), a beat comes;  beat_data : Out(128);  beat_tag : Out(tag_bits)
+    beat_first, beat_last : Out(1), it is the first, the last of its burst
     fault : Out(1), an error response;  protocol : Out(1): RLAST at the wrong beat; both until `run` falls
     hold : In(1), keeps `address`
     address : Out(40), of the burst that was awaited a cycle ago; after a fault, of that burst
     quiescent : Out(1)
     With `place_bits` some bursts are of a MapMemory, in order with the others, and never on the bus:
-    map_order : Out(map_order_layout), map_order_valid : Out(1), a cycle after the burst was accepted
-    map_valid : In(1), map_data : In(128), the next beat of the map memory;  map_taken : Out(1)
+    map_order : Out(map_order_layout(place_bits));  map_order_valid : Out(1), a cycle after the burst was accepted
+    map_valid : In(1), the next beat of the map memory is here;  map_data : In(128);  map_taken : Out(1)
     """
 
     LATENCY = 2  # bursts -> bus, and bus -> beat: one cycle each
@@ -236,17 +246,16 @@ class WritePort(wiring.Component):
     -------
     axi : Out(write_signature())
     run : In(1); when low and the bus is quiet, beats that no burst has claimed are thrown away
-    beats : In(stream of 128 bits for each source);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
-    bursts : In(stream of address, length, tag and, with several sources, source and whether that is not 0), ready when the
-        beats are there
-    done_valid, done_tag : Out, for one cycle when a burst's response has come
+    beats : In(stream of 128 * sources bits);  room : Out(1), more than a quarter of the FIFO was free a cycle ago
+    bursts : In(stream of burst_layout(write_tag_bits(sources), place_bits)), ready when the beats are there
+    done_valid : Out(1), for one cycle when a burst's response has come;  done_tag : Out(1), the tag's lowest bit
     fault : Out(1), an error response, until `run` falls
     hold : In(1), keeps `address`
     address : Out(40), of the burst whose response was awaited a cycle ago; after a fault, of that burst
     idle : Out(1), nothing on the bus and no response awaited;  quiescent : Out(1), and no beat left over after a run
     beat_taken : Out(1), a beat went out
     With `place_bits` some bursts are of a MapMemory, in order with the others, and never on the bus:
-    map_write : Out(1), map_place : Out(place_bits), map_data : Out(128), a beat, a cycle after it left the FIFO
+    map_write : Out(1), a beat, a cycle after it left the FIFO;  map_place : Out(place_bits);  map_data : Out(128)
     """
 
     def __init__(self, depth: int, sources: int = 1, place_bits: int = 0):
@@ -257,7 +266,7 @@ class WritePort(wiring.Component):
             "run": In(1),
             "beats": In(stream.Signature(AXI_BEAT_BITS * sources)),
             "room": Out(1, init=1),
-            "bursts": In(stream.Signature(burst_layout(1 + (self._source_bits + 1 if sources > 1 else 0), place_bits))),
+            "bursts": In(stream.Signature(burst_layout(write_tag_bits(sources), place_bits))),
             "done_valid": Out(1), "done_tag": Out(1),
             "fault": Out(1), "hold": In(1), "address": Out(AXI_ADDRESS_BITS),
             "idle": Out(1), "quiescent": Out(1), "beat_taken": Out(1),

@@ -33,9 +33,9 @@ class ChannelLane(Component):
 
     Members
     -------
-    column : In(3 digits), the window's newest column, from the top
+    column : In(3 * digit_bits), the window's newest column, from the top
     swap : In(1), the taps that were written are active for the column of the following cycle
-    write_en : In(1);  taps : In(TAPS * tap_bits), tap `row * 3 + age`, age 0 being the newest column
+    write_en : In(1);  taps : In(9 * tap_bits(config)), tap `row * 3 + age`, age 0 being the newest column
     two, three : In(1), a cycle after the column: the maximum is over more than one column, more than two
     maximum : In(1), a cycle before the result
     total : Out(channel_bits), `engine_facts.channel_latency` cycles after the column, less one if channels are chosen
@@ -118,9 +118,10 @@ class ChannelUnit(Component):
 
     Members
     -------
-    words : In(3 * word_bits), digits in offset binary;  window : In(window_layout), with them
+    words : In(3 * word_bits), digits in offset binary;  window : In(window_layout(config)), with them
     swap : In(1), as in ChannelLane
-    load_en, load_index, load_taps : In, the next pass's taps
+    load_en : In(1);  load_index : In(range(max(2, tap_load_cycles)));  load_taps : In(weight_path_beats * 128): the next
+        pass's taps
     sums : Out(channel_unit * channel_bits)
     """
 

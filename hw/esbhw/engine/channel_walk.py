@@ -21,15 +21,15 @@ class ChannelWalk(wiring.Component):
 
     Members
     -------
-    accept : In(1), the pass `head` is staged in the next cycle
+    accept : In(1), the pass `head` is staged in the next cycle;  head : In(256)
     take : In(1), the pass that is staged begins in the next cycle;  now : In(256), the pass that is under way
     step : In(1);  last_col : In(1), with the last column of a row
-    column_inside, row_inside : In(1), the column, and the row of its first word, are on the map; the row for each slice that
-        has a stripe of its own
-    low, high : In, with several such slices: as StripeRows
+    column_inside : In(1), the column is on the map;  row_inside : In(ways), the row of its first word is: for each of `ways`
+        slices that have a stripe of their own, else for all
+    low, high : In(ways * BOUND_BITS), with several such slices: as StripeRows
     channel : Out(1), the pass under way is a CHANNEL
-    emit : Out(1);  signed : Out(1), of the first word
-    address, inside, signs : Out, of the other words: 20, 1 and 1 bits each; the latter for one slice after the other
+    emit : Out(1);  signed : Out(ways), of the first word
+    address : Out(20 * MORE_ROWS), of the other words;  inside, signs : Out(ways * MORE_ROWS), one slice after the other
     """
 
     def __init__(self, config: EngineConfig):

@@ -42,7 +42,7 @@ class ClockCrossing(wiring.Component):
 
     Members
     -------
-    i : In(stream of `width` bits), in "source";  o : Out(stream of `width` bits), in "sink"; all outputs are registers
+    i : In(stream of width bits), in "source";  o : Out(stream of width bits), in "sink"; all outputs are registers
     """
 
     def __init__(self, width: int):

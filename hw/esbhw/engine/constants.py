@@ -16,8 +16,10 @@ class ConstantBanks(wiring.Component):
 
     Members
     -------
-    write_valid, write_bank, write_address (channel // weight_ports), write_data : In, those of port k in the k-th part
-    read_bank, read_group : In;  read_data : Out(lanes * constants_layout)
+    write_valid, write_bank : In(weight_ports), of each port;  write_address : In(16 * weight_ports), channel // weight_ports
+    write_data : In(128 * weight_ports)
+    read_bank : In(1);  read_group : In(range(max(2, tile_channels // requantize_lanes)))
+    read_data : Out(requantize_lanes * constants_layout(config).size)
     address_fault : Out(1), for good
     """
 

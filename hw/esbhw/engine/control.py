@@ -37,12 +37,13 @@ class Control(wiring.Component):
     -------
     axi : Out(lite_signature());  interrupt : Out(1), level
     running, start : Out(1); start is high in the first running cycle;  stopped : Out(1), ~running
-    program_length, watchdog, regions : Out;  stride : Out, of slices, in pages
+    program_length, watchdog : Out(32);  regions : Out(REGION_LAYOUT);  stride : Out(STRIDE_BITS), of slices, in pages
     quiescent : In(1);  done : In(1), stays
     caught : In(1), an error will come
-    error : In(4) code or zero, error_unit, error_address, error_layer : In, what to keep when it is not zero
+    error : In(4), a code, or zero;  error_unit : In(3);  error_address : In(40);  error_layer : In(12), what to keep when it
+        is not zero
     abort : Out(1), for one cycle, the host wants to stop
-    layer : In(12);  counters : In(32 * number of counters)
+    layer : In(12);  counters : In(32 * len(COUNTERS))
     """
 
     def __init__(self, config: EngineConfig):

@@ -13,8 +13,8 @@ class Counters(wiring.Component):
     Members
     -------
     clear : In(1), while running: only what happens from this cycle on counts;  running : In(1)
-    events : In(number of COUNTERS), bit i counts in COUNTERS[i]
-    values : Out(32 * number of COUNTERS)
+    events : In(len(COUNTERS)), bit i counts in COUNTERS[i]
+    values : Out(32 * len(COUNTERS))
     """
 
     def __init__(self):

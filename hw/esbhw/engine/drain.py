@@ -90,16 +90,20 @@ class Drain(wiring.Component):
     Members
     -------
     i : In(stream of 256 bits)
-    acc_bank, acc_index, acc_data : the accumulators' drain port
-    constants_bank, constants_group, constants_data : the constants' read port
-    residual_bank, residual_address, residual_low, residual_high : the residual's read port
-    counters : In, what a STAMP writes
+    acc_bank : Out(1);  acc_index : Out(range(accumulator_depth));  acc_data : In(slices * cols * accumulator_width): the
+        accumulators' drain port
+    constants_bank : Out(1);  constants_group : Out(range(max(2, tile_channels // requantize_lanes)))
+    constants_data : In(requantize_lanes * constants_layout(config).size), a cycle later
+    residual_bank : Out(1);  residual_address : Out(20);  residual_low, residual_high : In(slices * rows * 4), a cycle later
+    counters : In(32 * len(COUNTERS)), what a STAMP writes
     beats : Out(stream of 128 bits for each slice);  room : In(1)
-    transfers : Out(stream of transfer_layout(store_tag_bits)), see Writer
-    writer_idle : In, as Writer;  done : Out(1), the END instruction was reached and everything is written
-    {accumulators, constants, residual}_here : In(1), a token is there; take_*, post_* : Out(1)
-    table_write : In(table_write_layout), a function table's rows as they come; only where there is one
-    issue : Out(1); field_fault : Out(1), for good
+    transfers : Out(stream of transfer_layout(store_tag_bits(config))), see Writer
+    writer_idle : In(idle_signs(config)), as Writer
+    done : Out(1), the END instruction was reached and everything is written
+    KIND_here : In(1), for each KIND of accumulators, constants and residual a token is there;  take_KIND, post_KIND : Out(1)
+    table_write : In(table_write_layout(config)), a function table's rows as they come; only where there is one
+    issue : Out(1);  layer : Out(12), of the instruction at hand;  field_fault : Out(1), for good
+    waiting : Out(1), a DRAIN could begin but for its tokens; for the benches
     """
 
     SETUP_CYCLES = 2

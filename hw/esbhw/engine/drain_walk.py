@@ -46,13 +46,15 @@ class DrainWalk(wiring.Component):
 
     Members
     -------
-    now : In(DRAIN), still from the cycle before `start` until the walk has ended;  start : In(1), before the first step
-    step : In(1)
-    first, last : Out, of a window;  digit : Out, of the output;  tile_group : Out, lane group of the tile
-    end_of_run, end_of_plane, end_of_digit, end : Out, the value is the last of a run of beats that is consecutive in memory,
-        of a plane, a digit, of all
-    last_plane, last_digit : Out, the value is in the last plane, of the last digit
-    acc_index : Out, ACCUMULATOR_CYCLES after the step;  pixel : Out(20), number of the output pixel within the digit
+    now : In(256), the DRAIN, still from the cycle before `start` until the walk has ended
+    start : In(1), before the first step;  step : In(1)
+    first, last : Out(1), of a window;  digit : Out(3 if digit_bits == 4 else 4), of the output
+    tile_group : Out(range(max(2, tile_channels // requantize_lanes))), lane group of the tile
+    end_of_run, end_of_plane, end_of_digit, end : Out(1), the value is the last of a run of beats that is consecutive in
+        memory, of a plane, a digit, of all
+    last_plane, last_digit : Out(1), the value is in the last plane, of the last digit
+    acc_index : Out(range(accumulator_depth)), ACCUMULATOR_CYCLES after the step
+    pixel : Out(20), number of the output pixel within the digit
     """
 
     def __init__(self, config: EngineConfig):

@@ -48,10 +48,10 @@ class FaultEncoder(wiring.Component):
 
     Members
     -------
-    conditions : In(number of faults), in the order in which they were added
-    addresses : In(number of addresses * 40);  layers : In(number of layers * 12)
+    conditions : In(len(faults)), in the order in which they were added
+    addresses : In(addresses * 40);  layers : In(layers * 12)
     caught : Out(1), CATCH_CYCLES after the first condition, for good
-    error : Out(4), a code, or zero; error_unit, error_address, error_layer : Out, with it
+    error : Out(4), a code, or zero;  error_unit : Out(3);  error_address : Out(40);  error_layer : Out(12), with it
     """
 
     def __init__(self, faults: list, addresses: int, layers: int):

@@ -33,10 +33,10 @@ class Fetch(wiring.Component):
 
     Members
     -------
-    start : In(1), for one cycle;  length : In(32), instructions;  regions : In
+    start : In(1), for one cycle;  length : In(32), instructions;  regions : In(REGION_LAYOUT)
     load, weights, compute, store : Out(stream of 256 bits)
-    opcode_fault, end_fault, range_fault : Out(1), for good; layer : Out(12), of the instruction concerned, a cycle
-        late
+    opcode_fault, end_fault, range_fault : Out(1), for good
+    layer : Out(12), of the instruction concerned, a cycle late
     fault_address : Out(40), of range_fault;  beat : Out(1), as ReadPort's;  dispatched : Out(1)
     """
 

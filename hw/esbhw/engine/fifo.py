@@ -24,9 +24,10 @@ class Fifo(wiring.Component):
 
     Members
     -------
-    i : In(stream of `width` bits);  o : Out(stream of `width` bits)
+    i : In(stream of width bits);  o : Out(stream of width bits)
     advance : Out(1), the next item moves to `o`;  next : Out(width), that item. There is no `next` with `block`.
-    behind : Out(1), more items than the one on `o` are there;  level : Out, items held, a read one for one cycle more
+    behind : Out(1), more items than the one on `o` are there
+    level : Out(range(depth + 1)), items held, a read one for one cycle more
     """
 
     def __init__(self, width: int, depth: int, block: bool = False):
@@ -99,12 +100,13 @@ class BurstQueue(wiring.Component):
 
     Members
     -------
-    i : In(stream of length and payload);  payload, valid : Out, of the burst whose beats are due
+    i : In(stream of LENGTH_BITS + payload_bits), length and payload
+    payload : Out(payload_bits), valid : Out(1), of the burst whose beats are due
     beat, able : In(1), both together: one of its beats is done, if `valid`
     ending : In(1), beat & able & last, from outside: so it is one LUT
     first, last : Out(1), of the beat that is due
     behind : Out(1), more bursts than this one are there
-    advance : Out(1), the next burst becomes this one;  next : Out(payload bits), its payload
+    advance : Out(1), the next burst becomes this one;  next : Out(payload_bits), its payload
     """
 
     def __init__(self, payload_bits: int, depth: int):

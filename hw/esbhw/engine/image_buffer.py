@@ -23,8 +23,9 @@ class ImageBuffer(wiring.Component):
 
     Members
     -------
-    write_valid, write_address, write_data : In, raw pixels;  table_valid : In(1), a row of the table in their place
-    read : In(read_layout);  data : Out(128)
+    write_valid : In(1), raw pixels;  table_valid : In(1), a row of the table in their place
+    write_address : In(16), of beats or rows;  write_data : In(128)
+    read : In(read_layout(config));  data : Out(128)
     address_fault : Out(1), for good, on a write behind the end of the buffer or of the table
     """
 

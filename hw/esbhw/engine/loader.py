@@ -58,20 +58,24 @@ class Loader(wiring.Component):
 
     Members
     -------
-    i : In(stream of 256 bits)
-    free : In(2), is there a free token, of either kind;  stores_count : In, how many stores tokens there are
-    take_free : Out(2), of either kind;  take_stores, stores_amount : Out
-    post : Out(2), of either kind, in the cycle of the last write
+    i : In(stream of 256 bits);  regions : In(REGION_LAYOUT)
+    free : In(2), is there a free token, of either kind;  stores_count : In(12), how many stores tokens there are
+    take_free : Out(2), of either kind;  take_stores : Out(1);  stores_amount : Out(12)
+    post : Out(3 if image_beats else 2), of each kind, in the cycle of the last write
         Kinds: of LOAD activations and residuals, of WEIGHTS tiles and constants.
-    write_valid : Out, of a part or slice each;  write_destination, write_address (rows of a beat a port), write_data : Out,
-        those of port k in the k-th part
-    stride : In, with several slices: see Spread
+    write_valid : Out(max(ports, slices)), of a part or slice each
+    write_destination : Out(3 * ports);  write_address : Out(16 * ports), rows of a beat a port
+    write_data : Out(128 * ports), those of port k in the k-th part
+    stride : In(STRIDE_BITS), with several slices: see Spread
     With an image buffer a third kind is posted, and UNFOLD waits for it:
     image_here : In(1), is there such a token;  take_image : Out(1)
-    unfold : Out(1), an UNFOLD is accepted, whose fields are on `i`;  unfold_idle : In(1), low from the next cycle on until
-        the last one in which it does anything, so that what is accepted next is what was on offer then
-    layer : Out(12), of the instruction last accepted;  axi_fault, axi_protocol, address : of any of the ports
-    range_fault, field_fault, fault_address : as BurstSplitter
+    unfold : Out(1), an UNFOLD is accepted, whose fields are on `i`
+    unfold_idle : In(1), low from the next cycle on until the last one in which it does anything, so that what is accepted
+        next is what was on offer then
+    layer : Out(12), of the instruction last accepted;  beat : Out(1), of any of the ports
+    axi_fault, axi_protocol : Out(1);  address : Out(40), of any of the ports, as ReadPort
+    range_fault, field_fault : Out(1);  fault_address : Out(40), as BurstSplitter
+    waiting : Out(1), an instruction could be accepted but for its tokens; for the benches
     """
 
     def __init__(self, config: EngineConfig, opcode: str, ports: int = 1, slices: int = 1):

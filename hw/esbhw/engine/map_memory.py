@@ -29,9 +29,9 @@ class MapMemory(wiring.Component):
 
     Members
     -------
-    write : In(1), place : In, write_data : In(128)
-    order : In(map_order_layout), order_valid : In(1)
-    valid : Out(1), data : Out(128), taken : In(1), the next beat of the orders
+    write : In(1);  place : In(range(beats));  write_data : In(128)
+    order : In(map_order_layout((beats - 1).bit_length()));  order_valid : In(1)
+    valid : Out(1), the next beat of the orders is here;  data : Out(128);  taken : In(1)
     """
 
     def __init__(self, beats: int):

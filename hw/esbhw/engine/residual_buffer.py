@@ -16,8 +16,9 @@ class ResidualBuffer(wiring.Component):
 
     Members
     -------
-    write_valid, write_bank, write_plane, write_address (beats), write_data : In
-    read_bank, read_address (words) : In;  low, high : Out(rows * 4), the lower and the higher 4 bits of each channel
+    write_valid, write_bank, write_plane : In(1);  write_address : In(16), of beats;  write_data : In(128)
+    read_bank : In(1);  read_address : In(20), of words
+    low, high : Out(rows * 4), the lower and the higher 4 bits of each channel
     address_fault : Out(1), for good
     """
 

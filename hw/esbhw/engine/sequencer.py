@@ -51,17 +51,18 @@ class Sequencer(wiring.Component):
     Members
     -------
     i : In(stream of 256 bits)
-    slot_address : Out, and load_en, load_index, book : Out, one cycle behind the address
-    book_en, book_address, book_data : Out, the codebook's entries
-    read_half, read_address, inside, signed : Out, the word of the pixel issued in this cycle
+    slot_address : Out(range(weight_slots * tile_rows))
+    load_en, book : Out(1);  load_index : Out(range(max(2, tile_rows))): one cycle behind the address
+    book_en : Out(1);  book_address : Out(5);  book_data : Out(weight_bits): the codebook's entries
+    read_half : Out(1);  read_address : Out(20);  inside, signed : Out(ways): the word of the pixel issued in this cycle; the
+        latter for each of `ways` slices that have a stripe of their own, else for all
     swap : Out(1), SWAP_LATENCY after a pass was taken: with the pixel's digits at the activation buffer's output
-    control : Out(control_layout), the pixel issued in this cycle
+    control : Out(control_layout(config)), the pixel issued in this cycle
     weights_here, activations_here, bank_free : In(1), a token is there
     take_weights, post_weights, take_activations, post_activations, take_accumulators : Out(1)
-    with a channel unit: channel_load_en, channel_swap : Out, as load_en and swap
-    more_address, more_inside, more_signed : Out, the other words of the column
-        With stripes, inside and signed, and those of the other words, are of each slice.
-    issue, stalls : Out, for the counters
+    with a channel unit: channel_load_en, channel_swap : Out(1), as load_en and swap
+    more_address : Out(20 * MORE_ROWS);  more_inside, more_signed : Out(ways * MORE_ROWS): the other words of the column
+    issue, pass_done, stall_REASON : Out(1), for the counters;  preloading : Out(1), a sign of progress
     field_fault : Out(1), for good;  layer, fault_layer : Out(12)
     """
 

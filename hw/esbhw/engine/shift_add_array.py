@@ -25,7 +25,8 @@ class ShiftAddColumn(Component):
     -------
     activations : In(word_bits), offset binary
     swap : In(1), as in `array_signature`
-    write_en : In(parts);  write_digits : In(rows / parts * width): part k of the shadow tile is written where bit k is set
+    write_en : In(rows // min(rows, path_codes)), of each part of as many weights as the weight path brings
+    write_digits : In(min(rows, path_codes) * weight_bits): part k of the shadow tile is written where bit k is set
     dot : Out(dot_bits)
     """
 

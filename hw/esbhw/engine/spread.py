@@ -28,11 +28,12 @@ class Spread(wiring.Component):
 
     Members
     -------
-    i : In(stream of piece_layout);  stride : In(STRIDE_BITS), in pages, still while bursts come
+    i : In(stream of piece_layout(tag_bits + APART_BITS * stripes))
+    stride : In(STRIDE_BITS), in pages, still while bursts come
     valid : Out(ports), on offer to each port;  ready : In(ports)
-    address : Out(ports * 40);  length, local, tag, group : Out, of all ports, tag without the pages;  last : Out(1), of the
-        transfer and its groups
-    later : Out(1), the group is not 0;  idle : Out(1), no burst is here
+    address : Out(ports * 40);  length : Out(LENGTH_BITS);  local : Out(16);  tag : Out(tag_bits), without the pages
+    group : Out(range(max(2, slices // ports)));  later : Out(1), the group is not 0
+    last : Out(1), of the transfer and its groups;  idle : Out(1), no burst is here
     """
 
     def __init__(self, slices: int, ports: int, tag_bits: int, stripes: bool = False, on_chip: int | None = None):

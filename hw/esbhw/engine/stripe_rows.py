@@ -19,7 +19,8 @@ class StripeRows(wiring.Component):
 
     Members
     -------
-    accept : In(1), the pass with `stripe` is staged in the next cycle;  rows : In, of the map of the pass that is staged
+    accept : In(1), the pass with `stripe` is staged in the next cycle;  stripe : In(ROW_BITS)
+    rows : In(ROW_BITS), of the map of the pass that is staged
     take : In(1), the pass that is staged begins in the next cycle
     low, high : Out(slices * BOUND_BITS), of the pass under way
     """
@@ -56,7 +57,7 @@ class RowsInside(wiring.Component):
 
     Members
     -------
-    low, high : In, as StripeRows;  y : In(signed(y_bits));  inside : Out(slices)
+    low, high : In(slices * BOUND_BITS), as StripeRows;  y : In(y_bits), signed;  inside : Out(slices)
     """
 
     def __init__(self, slices: int, y_bits: int):

@@ -19,6 +19,11 @@ GENERATORS = 8
 """Generators of a module; they share RAM blocks for their codebook."""
 
 
+def entry_bits(config: EngineConfig) -> int:
+    """Bits of an entry: a sum of four weights, with the offset that makes it positive."""
+    return facts.table_largest(config).bit_length()
+
+
 class TableRow(Component):
     """The tables of one group of four rows and one bit plane, for all columns, two sets of them.
 
@@ -27,12 +32,12 @@ class TableRow(Component):
 
     Members
     -------
-    bits : In(4);  read_set : In(1);  entries : Out(cols * entry bits)
-    write_en : In(1);  write_address : In(5), entry and set;  write_data : In(cols * entry bits)
+    bits : In(4);  read_set : In(1);  entries : Out(cols * entry_bits(config))
+    write_en : In(1);  write_address : In(5), entry and set;  write_data : In(cols * entry_bits(config))
     """
 
     def __init__(self, config: EngineConfig):
-        self._width = config.cols * facts.table_largest(config).bit_length()
+        self._width = config.cols * entry_bits(config)
         super().__init__({
             "bits": In(TABLE_INPUTS), "read_set": In(1), "entries": Out(self._width),
             "write_en": In(1), "write_address": In(TABLE_INPUTS + 1), "write_data": In(self._width),
@@ -54,7 +59,7 @@ class TableColumn(Component):
 
     Members
     -------
-    entries : In(planes * groups * entry bits), plane-major;  dot : Out(dot_bits), the trees' levels later
+    entries : In(digit_bits * (rows // 4) * entry_bits(config)), plane-major;  dot : Out(dot_bits), the trees' levels later
     """
 
     def __init__(self, config: EngineConfig):
@@ -90,8 +95,8 @@ class TableGenerators(Component):
     write_en : In(count);  codes : In(count * 16), the next set's codes
     begin : In(1), the next set becomes the present one
     select : In(2), weight to add;  subtract : In(1);  first : In(1), begin with the offset alone
-    book, book_en, book_address, book_data : as in `array_signature`
-    entries : Out(count * entry bits), LATENCY cycles after `select`
+    book, book_en : In(1);  book_address : In(5);  book_data : In(weight_bits), as in `array_signature`
+    entries : Out(count * entry_bits(config)), LATENCY cycles after `select`
     """
 
     LATENCY = 3
@@ -291,7 +296,7 @@ class TableArray(Component):
     def _tables(self, m, platform, number: int, active, address, write_en, entries) -> dict:
         """{(bit plane, group): entries of all columns} of a slice."""
         config, groups = self._config, facts.table_groups(self._config)
-        width = config.cols * facts.table_largest(config).bit_length()
+        width = config.cols * entry_bits(config)
         digits, rows = self.activations.word_select(number, config.word_bits), {}
         for g in range(groups):
             this_set, place = divmod(g, config.table_groups)
@@ -309,7 +314,7 @@ class TableArray(Component):
     def _columns(self, m, platform, number: int, rows: dict) -> list:
         """The dot products of a slice."""
         config, dots = self._config, []
-        width = facts.table_largest(config).bit_length()
+        width = entry_bits(config)
         for c in range(config.cols):
             column = share(m, platform, f"column_{number * config.cols + c}", "table_column", TableColumn, config)
             m.d.comb += column.entries.eq(Cat(rows[p, g].word_select(c, width) for p in range(config.digit_bits)

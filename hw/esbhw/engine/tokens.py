@@ -77,7 +77,8 @@ class Tokens(wiring.Component):
 
     Members
     -------
-    one token_signature() for each of the names;  overflow : Out(1), high for good when a count left its range
+    NAME : Out(token_signature(NAME)), for each of the names
+    overflow : Out(1), high for good when a count left its range
     """
 
     def __init__(self, names: tuple = NAMES):

@@ -84,9 +84,9 @@ class BurstSplitter(wiring.Component):
 
     Members
     -------
-    regions : In, base address (a multiple of 4 KB) and size of each memory region
-    i : In(stream of transfer_layout);  o : Out(stream of piece_layout)
-    range_fault : Out(1), high for good when a run would leave its region; fault_address : Out(40)
+    regions : In(REGION_LAYOUT), base address (a multiple of 4 KB) and size of each memory region
+    i : In(stream of transfer_layout(tag_bits));  o : Out(stream of piece_layout(tag_bits, max_burst))
+    range_fault : Out(1), high for good when a run would leave its region;  fault_address : Out(40)
     field_fault : Out(1), high for good on an empty transfer, an unknown region, or what `parts` takers cannot share equally
     allow : In(1), with parts > 1: all takers can take a burst, until they have one. `o.ready` is not looked at then
     """

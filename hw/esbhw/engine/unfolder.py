@@ -45,12 +45,12 @@ class Unfolder(wiring.Component):
     Members
     -------
     start : In(1), with `fields`, only while idle;  fields : In(256), the instruction
-    step_valid, step_row, step : In, writes a step
+    step_valid : In(1), writes a step;  step_row : In(range(STEP_COUNT));  step : In(STEP_LAYOUT)
     idle : Out(1), and already in the last cycle of an UNFOLD;  post : Out(1)
     field_fault : Out(1), for good, on a count of zero or of more digits than there are, and on a last step that leaves a
         beat incomplete, which would never be written
-    read : Out(read_layout), to the image buffers
-    write_valid, write_half, write_address : Out, to the activation buffers, whose data the image buffers give
+    read : Out(read_layout(config)), to the image buffers
+    write_valid, write_half : Out(1);  write_address : Out(16), to the activation buffers; their data the image buffers give
     """
 
     def __init__(self, config: EngineConfig):

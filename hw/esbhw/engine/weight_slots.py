@@ -15,8 +15,10 @@ class WeightSlots(wiring.Component):
 
     Members
     -------
-    write_valid, write_address (of a row of one beat a port, from slot 0), write_data : In, those of port k in the k-th part
-    read_address : In, rows of weight_path_beats beats;  read_data : Out
+    write_valid : In(weight_ports);  write_address : In(16 * weight_ports), of a row of one beat a port, from slot 0
+    write_data : In(128 * weight_ports), those of port k in the k-th part
+    read_address : In(range(weight_slots * tile_rows)), rows of weight_path_beats beats
+    read_data : Out(128 * weight_path_beats)
     address_fault : Out(1), for good, on a write behind the last slot
     """
 

@@ -36,13 +36,14 @@ class Writer(wiring.Component):
 
     Members
     -------
-    regions : In;  stride : In, with several slices: see Spread
-    i : In(stream of transfer_layout(store_tag_bits)), tag 1 asks for a stores token; with stripes, pages apart above it
+    regions : In(REGION_LAYOUT);  stride : In(STRIDE_BITS), with several slices: see Spread
+    i : In(stream of transfer_layout(store_tag_bits(config))), tag 1 asks for a stores token; with stripes, pages apart above
+        it
     beats : In(stream of 128 bits for each slice);  room : Out(1), as WritePort
-    idle : Out(idle_signs), all of them: nothing is left to write
+    idle : Out(idle_signs(config)), all of them: nothing is left to write
     done_valid : Out(1), bursts were answered;  post : Out(1), a transfer with the tag is written in all slices
-    axi_fault, address, beat_taken : of any of the ports, as WritePort
-    range_fault, field_fault, fault_address : as BurstSplitter
+    axi_fault, beat_taken : Out(1);  address : Out(40), of any of the ports, as WritePort
+    range_fault, field_fault : Out(1);  fault_address : Out(40), as BurstSplitter
     """
 
     def __init__(self, config: EngineConfig):

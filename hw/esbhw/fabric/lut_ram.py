@@ -42,7 +42,7 @@ class LutRamPorts(Component):
 
     Members
     -------
-    write_en, write_address, write_data : as in LutRam
+    write_en : In(1);  write_address : In(5);  write_data : In(width)
     read_address : In(ports * 5);  read_data : Out(ports * width), combinational
     """
 

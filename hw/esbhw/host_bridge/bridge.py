@@ -80,9 +80,10 @@ class HostBridge(wiring.Component):
 
     Members
     -------
-    rx, tx : the serial line
+    rx : In(1);  tx : Out(1), the serial line
     lite : Out(lite_signature().flip()), AXI4-Lite master to the engine's registers
-    request, write, address, data : Out, held until `done`: a word of the memory;  result : In(32)
+    request, write : Out(1);  address : Out(30), of a word;  data : Out(32), held until `done`: a word of the memory
+    done : In(1);  result : In(32), with it
     """
 
     def __init__(self, divisor: int, memory_bytes: int, clock_hz: int, quiet_bits: int = 4096):

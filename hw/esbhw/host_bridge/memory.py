@@ -25,9 +25,10 @@ class BlockMemory(wiring.Component):
 
     Members
     -------
-    read_0.. : In(read_signature()), from the masters;  write : In(write_signature())
-    host_request, host_write, host_address (of 32-bit words), host_data : In; held until host_done
-    host_done : Out for one cycle;  host_result : Out(32), what was read
+    read_N : In(read_signature()), from the masters;  write : In(write_signature())
+    host_request, host_write : In(1);  host_address : In(range(4 * beats)), of 32-bit words;  host_data : In(32): held until
+        host_done
+    host_done : Out(1), for one cycle;  host_result : Out(32), what was read
     """
 
     def __init__(self, beats: int, readers: int):

@@ -16,7 +16,7 @@ class Receiver(wiring.Component):
     Members
     -------
     rx : In(1), idle high, asynchronous
-    valid, data : Out, one byte for one cycle; a byte without its stop bit is dropped
+    valid : Out(1), data : Out(8), one byte for one cycle; a byte without its stop bit is dropped
     """
 
     def __init__(self, divisor: int):
