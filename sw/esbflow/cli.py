@@ -122,8 +122,8 @@ def main(argv: list | None = None) -> int:
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
-            print(f"esbflow {arguments.command}: this is a fault of esbflow, not of its input; please report it with the "
-                  "lines below", file=sys.stderr)
+            print(f"esbflow {arguments.command}: this is a fault of esbflow, not of its input; please report it as an issue "
+                  "of esbflow's repository, with the lines below", file=sys.stderr)
             raise
         if arguments.traceback:
             traceback.print_exc()

@@ -250,6 +250,11 @@ def test_every_command_explains_itself_on_one_screen(command, capsys, monkeypatc
     assert shown.count("\n") <= 40
 
 
+def test_codebooks_are_measured_beside_dense_weights(esbflow):
+    found = esbflow("study", "codebooks", "digits", "--weights", "pq:16,9")
+    assert found["equal"] and found["codebook_bytes"] < found["int8_bytes"] == found["weight_count"]
+
+
 def test_tables_are_printed_without_json(model, capsys):
     assert main(["estimate", str(model), "--engine", "tiny4x4"]) == 0
     printed = capsys.readouterr().out

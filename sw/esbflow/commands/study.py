@@ -12,7 +12,7 @@ from esbflow.training.machine_options import add_machine
 def add_parser(commands) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
-        "study", help="measure text, saliency or citation networks, learned bits, or one network by many methods",
+        "study", help="measure text, saliency or citation networks, methods, learned bits",
         description="Trains, exports, runs the integers, and records what they reach. docs/accuracy.md lists the records.")
     studies = parser.add_subparsers(dest="study", required=True, metavar="NAME")
     _add_text(studies)
@@ -20,6 +20,7 @@ def add_parser(commands) -> None:
     _add_citations(studies)
     _add_lottery(studies)
     _add_methods(studies)
+    _add_codebooks(studies)
     parser.set_defaults(run=run)
 
 
@@ -85,6 +86,13 @@ def _add_methods(studies) -> None:
     _add_places(parser, "what `esbflow train` writes, for each run", Path("build/studies"), Path("docs/results"))
 
 
+def _add_codebooks(studies) -> None:
+    parser = studies.add_parser("codebooks", help="size and speed of codebooks on this CPU, beside dense weights")
+    parser.add_argument("network", help="of the registry, such as resnet20")
+    parser.add_argument("--weights", default="pq:256,9", help="a method that has a codebook (default pq:256,9)")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
 def _add_formats(parser, weights: str, activations: str) -> None:
     parser.add_argument("--weights", default=weights, help=f"a weight format or method (default {weights})")
     parser.add_argument("--activations", default=activations,
@@ -121,7 +129,7 @@ def run(arguments) -> None:
         print(module.table(arguments.table))
         return
     for name in ("out", "results"):
-        if getattr(arguments, name):
+        if getattr(arguments, name, None):
             check_folder(getattr(arguments, name))
     for name in ("draw", "floats"):
         if getattr(arguments, name, None):

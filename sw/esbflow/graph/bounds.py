@@ -28,12 +28,6 @@ class Bound:
         """
         return max(int(self.high).bit_length(), int(~self.low).bit_length() if self.low < 0 else 0) + 1
 
-    @property
-    def sum_bits(self) -> int:
-        """Two's-complement bits of sum_low..sum_high."""
-        return max(int(self.sum_high).bit_length(),
-                   int(~self.sum_low).bit_length() if self.sum_low < 0 else 0) + 1
-
 
 class SumRange(NamedTuple):
     """The smallest and the largest sum of each channel, int64 (channels,) or float64 of real sums."""

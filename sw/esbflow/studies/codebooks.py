@@ -1,12 +1,10 @@
 """What product quantization's codebooks take and how fast they are on this CPU, beside dense weights.
 
-    python -m esbflow.studies.codebooks resnet20 --weights pq:256,9
+    esbflow study codebooks resnet20 --weights pq:256,9
 
 Weights are random: bytes and time do not depend on them. Times are the least of several runs of one image, in one process.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -26,10 +24,12 @@ from esbflow.training.loop import calibrate
 REPEATS = 7
 
 
-def measured(name: str, weights: str) -> dict:
-    """Sizes and times of a network of the registry whose weights are quantized by `weights`."""
+def study(given, say=None) -> dict:
+    """Sizes and times of the network `given.network` of the registry, whose weights are quantized by `given.weights`."""
     torch.manual_seed(0)
+    name, weights, say = given.network, given.weights, say or (lambda _: None)
     entry = registered(name)
+    say(f"calibrate and export {name}")
     model, shape = entry(), entry.shape
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
     quantized = calibrate(quantize(model, Recipe(weights=weights)), images).eval()
@@ -40,6 +40,7 @@ def measured(name: str, weights: str) -> dict:
         network = CodebookNetwork.load(files["codebooks"])
     count = sum(node.weight.size for node in graph.nodes if hasattr(node, "weight"))
     one = images[:1]
+    say(f"run one image {REPEATS} times in either form")
     return {
         "network": name, "weights": weights, "weight_count": count, "float32_bytes": 4 * count, "int8_bytes": count,
         "codebook_bytes": network.weight_bytes, **sizes,
@@ -54,17 +55,4 @@ def _least(call) -> float:
         began = time.perf_counter()
         call()
         times.append(1000 * (time.perf_counter() - began))
-    return min(times)
-
-
-def main(argv: list | None = None) -> None:
-    """Measure the network that the command line names and print a JSON object."""
-    parser = argparse.ArgumentParser(description="Sizes and times of codebooks on this CPU.")
-    parser.add_argument("network")
-    parser.add_argument("--weights", default="pq:256,9")
-    arguments = parser.parse_args(argv)
-    print(json.dumps(measured(arguments.network, arguments.weights), indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    return round(min(times), 3)
