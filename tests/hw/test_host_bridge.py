@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from amaranth.sim import Simulator
 
 from esbflow import bridge
 from esbflow.compiler.pipeline import compile_graph
@@ -20,6 +21,7 @@ from esbhw.ecp5_flow import ECP5
 from esbhw.flow_error import FlowError
 from esbhw.gowin_flow import GOWIN
 from esbhw.host_bridge.top import BridgedEngine
+from esbhw.host_bridge.uart import Receiver, Sender
 from esbsim.serial_board import SerialBoard
 from sim.benches import network_on_pins
 from sim.benches.engine_host import small_graph
@@ -250,3 +252,46 @@ def test_cells_are_named_by_their_block(cell, block):
 def test_an_odd_engine_has_a_top_too():
     odd = EngineConfig("my-own.engine", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64, weight_slots=4)
     assert open_flow.top_name(odd, ULX3S) == "esb_my_own_engine_ulx3s"
+
+
+def received(divisor: int, off: float, sent: bytes) -> bytes:
+    """What a Receiver understands of bytes without a pause, from a sender that is faster by a factor."""
+    receiver, got, bit_time = Receiver(divisor), [], divisor / off
+    bits = [bit for byte in sent for bit in (0, *(byte >> k & 1 for k in range(8)), 1)]
+
+    async def bench(context):
+        for cycle in range(int(len(bits) * bit_time) + 2 * divisor):
+            context.set(receiver.rx, bits[min(int(cycle / bit_time), len(bits) - 1)])
+            await context.tick()
+            if context.get(receiver.valid):
+                got.append(context.get(receiver.data))
+    simulate(receiver, bench)
+    return bytes(got)
+
+
+def simulate(component, bench) -> None:
+    simulator = Simulator(component)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+
+
+@pytest.mark.parametrize("divisor, percent", [(4, 2.5), (6, 2.5), (10, 4), (11, 4)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_receiver_understands_a_sender_that_is_off(divisor, percent, sign):
+    sent = bytes([0x55, 0x00, 0xFF, 0xA3, 0x01, 0x80])
+    assert received(divisor, 1 + sign * percent / 100, sent) == sent
+    assert received(divisor, 1 + sign * 0.08, sent) != sent, "the bench can be too far off"
+
+
+def test_a_sender_takes_ten_bit_times_a_byte():
+    sender, taken = Sender(5), []
+
+    async def bench(context):
+        context.set(sender.i.valid, 1)
+        for cycle in range(160):
+            if context.get(sender.i.ready):
+                taken.append(cycle)
+            await context.tick()
+    simulate(sender, bench)
+    assert taken == [0, 50, 100, 150]

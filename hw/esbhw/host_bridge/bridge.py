@@ -70,7 +70,9 @@ def _go(m, state: str):
 
 
 class HostBridge(wiring.Component):
-    """Answers one request after the other.
+    """Answers one request after the other; esbflow.bridge describes both. The serial line is what takes the time.
+
+    There is no back-pressure: the host sends no more before it has the answer. A packet that stops is given up.
 
     Parameters
     ----------

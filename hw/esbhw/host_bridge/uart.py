@@ -11,7 +11,8 @@ class Receiver(wiring.Component):
 
     Parameters
     ----------
-    divisor : clock cycles of one bit, at least 4. A sender that is off by less than 4 % is understood.
+    divisor : clock cycles of one bit, at least 4. A sender that is off by up to 2.5 % is understood, with 10 cycles and more
+        one that is off by up to 4 %.
 
     Members
     -------
@@ -47,7 +48,11 @@ class Receiver(wiring.Component):
 
 
 class Sender(wiring.Component):
-    """Bytes onto a serial line.
+    """Bytes onto a serial line, ten bit times each; `i` waits meanwhile.
+
+    Parameters
+    ----------
+    divisor : clock cycles of one bit.
 
     Members
     -------
