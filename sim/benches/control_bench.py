@@ -131,6 +131,17 @@ async def a_write_waits_for_both_channels_and_then_takes_three_cycles(dut):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_read_is_answered_four_cycles_after_its_address(dut):
+    tb = Bench(dut)
+    await tb.begin()
+    reading = cocotb.start_soon(tb.read("ID"))
+    accepted = await tb.until("axi__arvalid", within=20)
+    assert tb.get("axi__arready")
+    assert await tb.until("axi__rvalid", within=20) == accepted + 4
+    assert await reading == registers.ID_VALUE
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def a_run_ends_with_done(dut):
     tb = Bench(dut)
     await tb.begin()

@@ -28,7 +28,10 @@ def lite_signature():
 
 
 class Control(wiring.Component):
-    """Registers as in esbflow.registers; a write has taken effect when it is answered. One access a direction at a time.
+    """Registers as in esbflow.registers, one access a direction at a time.
+
+    A write has taken effect three cycles after it was accepted, and is answered in the next one. A read is answered four
+    cycles after its address.
 
     A start is taken when the engine is idle and the bus is quiet, and ignored otherwise. `running` is high until done or an
     error; units are held in reset while it is low. Unknown addresses read as zero and ignore writes.
