@@ -1,6 +1,8 @@
 """The engine: this file only connects its blocks and gives its ports their conventional flat names."""
 
-from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, Signal
+from typing import NamedTuple
+
+from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Flow
 
@@ -14,6 +16,15 @@ from esbhw.engine.fault_table import BUSES, report_faults
 from esbhw.engine.fetch import UNITS
 from esbhw.engine.units import Slice, Units
 from esbhw.fabric.idioms import register
+
+
+class _Write(NamedTuple):
+    """What is written into activation buffers in this cycle."""
+
+    valid: Value
+    half: Value
+    address: Value
+    data: Value
 
 
 class Engine(Elaboratable):
@@ -130,7 +141,7 @@ class Engine(Elaboratable):
         destination, address, data = (signal.word_select(port, width) for signal, width in (
             (load.write_destination, 3), (load.write_address, 16), (load.write_data, AXI_BEAT_BITS)))
         valid, to_residual = load.write_valid[number], destination >= 2
-        own = (valid & ~to_residual, destination[0], address, data)
+        write = _Write(valid & ~to_residual, destination[0], address, data)
         if unfolder:
             image, to_image = part.image_buffer, destination[1:].all()
             m.d.comb += [
@@ -140,15 +151,16 @@ class Engine(Elaboratable):
             ]
             valid = valid & ~to_image
             # While it unfolds nothing else comes to these buffers.
-            own = (own[0] | unfolder.write_valid, *(Mux(unfolder.write_valid, *pair) for pair in (
-                (unfolder.write_half, own[1]), (unfolder.write_address, own[2]), (image.data, own[3]))))
+            unfolded = unfolder.write_valid
+            write = _Write(write.valid | unfolded, Mux(unfolded, unfolder.write_half, write.half),
+                           Mux(unfolded, unfolder.write_address, write.address), Mux(unfolded, image.data, write.data))
             # The choice is a level before the buffers' own. A cycle later is early enough: tokens take two.
-            own = tuple(register(m, value, f"own_{name}_{number}", reset_less=name != "valid")
-                        for name, value in zip(("valid", "half", "address", "data"), own, strict=True))
+            write = _Write(*(register(m, value, f"own_{name}_{number}", reset_less=name != "valid")
+                             for name, value in write._asdict().items()))
         for buffer in part.activation_buffers:
             m.d.comb += [
-                buffer.write_valid.eq(own[0]), buffer.write_half.eq(own[1]),
-                buffer.write_address.eq(own[2]), buffer.write_data.eq(own[3]),
+                buffer.write_valid.eq(write.valid), buffer.write_half.eq(write.half),
+                buffer.write_address.eq(write.address), buffer.write_data.eq(write.data),
             ]
         residual = part.residual_buffer
         m.d.comb += [
