@@ -126,9 +126,8 @@ class Fetch(wiring.Component):
         offset = Signal(28)
         look = Signal()
         ask = Signal()
-        # more than a run is left, or just as much; anything is
-        many = Signal()
-        some = Signal()
+        many = Signal()  # a run is left, or more
+        some = Signal()  # anything is
         run = splitter.i.payload
         taken = splitter.i.valid & splitter.i.ready
         m.d.comb += [

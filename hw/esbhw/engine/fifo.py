@@ -45,9 +45,8 @@ class Fifo(wiring.Component):
         push = self.i.valid & self.i.ready
 
         # -- the items in memory, and the one on offer
-        # in memory: how many, and are there two
-        count = Signal(address_bits + 1)
-        several = Signal()
+        count = Signal(address_bits + 1)  # items in memory
+        several = Signal()  # there are two or more
         m.d.comb += [
             write.data.eq(self.i.payload), write.en.eq(push), self.advance.eq(self.behind & (~self.o.valid | self.o.ready)),
         ]

@@ -99,13 +99,13 @@ class Sequencer(wiring.Component):
         layout = instruction_layout("PASS", config)
         head = Signal(layout)
         staged = Signal(layout)
-        # Of what is staged.
+        # Of the pass that is staged.
         one_row = Signal()
         one_col = Signal()
         have_staged = Signal()
         loaded = Signal()
         weights_here = ~head.wait_weights | self.weights_here
-        # What may be wrong with what is staged.
+        # What may be wrong with it.
         no_row = Signal()
         no_col = Signal()
         beyond = Signal()
@@ -247,13 +247,11 @@ class Sequencer(wiring.Component):
 
     def _take(self, m, staged: _Staged, take, running, last_pixel, emit) -> None:
         """When the next pass begins, and what holds it up."""
-        # Of a pass that runs: its second output or a later one; its third or a later one.
-        second = Signal()
-        third = Signal()
+        second = Signal()  # of the pass that runs it is the second output or a later one
+        third = Signal()  # the third or a later one
         # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
-        # the first of two; the last one
-        two_bubbles = Signal()
-        bubble = Signal()
+        two_bubbles = Signal()  # the first of two
+        bubble = Signal()  # the last one
         idle = Signal(init=1)  # neither a column nor a bubble
         # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
         able = Signal()
