@@ -1,6 +1,6 @@
 """Small engines, synthesized so that the area model has seen every option: written to docs/results/area-samples.json.
 
-    python -m esbhw.area_samples              # measures every sample that the file has not; minutes each without a cache
+    python -m esbhw.area_samples              # measures every sample that is not in the file; minutes each without a cache
     python -m esbhw.area_samples --again      # measures all of them: after a change of the RTL
 """
 

@@ -56,7 +56,7 @@ def simulate_engine(config: EngineConfig, memory: np.ndarray, base: int = 0,
     Raises
     ------
     BadValue
-        if `trace` names a block that the engine has not.
+        if `trace` names a block that is not in the engine.
     esbsim.toolchain.BuildError
         if a tool is missing or refuses the design.
     """

@@ -62,7 +62,7 @@ def coefficients() -> dict:
 
 
 def features(config: EngineConfig) -> dict:
-    """{block: {feature: value}}; a block that an engine has not is not there."""
+    """{block: {feature: value}}; blocks that an engine does not have are left out."""
     blocks = {
         "control and memory ports": {
             "engine": 1, "ports": config.weight_ports + 2 * (config.activation_ports - 1), "slices": config.slices - 1,

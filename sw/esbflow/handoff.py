@@ -52,11 +52,11 @@ def read(path: str | Path) -> Handoff:
     if len(engines) != 1:
         raise HandoffError(f"{path} has {len(engines)} engines, where one is expected")
     engine = engines[0]
-    name, parameters = engine.get("INSTANCE"), _parameters(engine)
+    name, parameters = engine.attrib["INSTANCE"], _parameters(engine)
     place = next((entry for module in modules for entry in module.iter("MEMRANGE") if entry.get("INSTANCE") == name), None)
     if place is None:
         raise HandoffError(f"{path} has an engine {name} without an address")
-    base = int(place.get("BASEVALUE"), 16)
+    base = int(place.attrib["BASEVALUE"], 16)
     line = next((port for port in engine.iter("PORT") if port.get("NAME") == "irq"), None)
     sink = None if line is None else line.find("CONNECTIONS/CONNECTION")
     processor = next((module for module in modules if "processing_system7" in module.get("VLNV", "")
@@ -67,8 +67,8 @@ def read(path: str | Path) -> Handoff:
                                            if (key.endswith("DATA_WIDTH") and "SAXIGP" in key) or "S_AXI_HP" in key}
     target = "" if sink is None else f"{sink.get('INSTANCE')}/{sink.get('PORT')}"
     return Handoff(
-        name, engine.get("VLNV"), parameters.get("HASH", ""), parameters.get("INTERFACE_VERSION", ""), _registers(engine),
-        base, int(place.get("HIGHVALUE"), 16) - base + 1, target,
+        name, engine.attrib["VLNV"], parameters.get("HASH", ""), parameters.get("INTERFACE_VERSION", ""), _registers(engine),
+        base, int(place.attrib["HIGHVALUE"], 16) - base + 1, target,
         tuple(sorted(memory)), widths, parameters.get("COMPUTE_CLOCK_MHZ", ""))
 
 

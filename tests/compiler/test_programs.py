@@ -257,7 +257,7 @@ REFUSED = {
                r"layer conv: the smallest tile takes \d+ beats of activations, and engine tiny4x4 has 64; use an engine with "
                r"activation_beats of at least 256, or a smaller kernel"),
     "digits": (lambda: compile_graph(one_conv(np.full((1, 4, 1, 1), 30000), (4, 2, 2)), ENGINES["base16x16"]),
-               r"layer conv: weights of 4 digits times activations of 2 need shifts that engine base16x16 has not; use "
+               r"layer conv: weights of 4 digits times activations of 2 need larger shifts than engine base16x16 has; use "
                r"fewer weight bits"),
     "no layer": (lambda: compile_graph(ir.Graph("empty", one_conv(np.ones((1, 1, 1, 1)), (1, 2, 2)).nodes[:1]),
                                        ENGINES["tiny4x4"]),

@@ -215,7 +215,7 @@ def check_shifts(config: EngineConfig, layer: Layer, digits: list, in_digits: in
     highest = max(digit.shift for digit in digits) + config.digit_bits * (in_digits - 1)
     if highest > config.largest_shift * config.shift_step:
         raise CompileError(f"layer {layer.name}: weights of {len(digits)} digits times activations of {in_digits} "
-                           f"need shifts that engine {config.name} has not; use fewer weight bits")
+                           f"need larger shifts than engine {config.name} has; use fewer weight bits")
 
 
 class Sums:

@@ -13,7 +13,7 @@ class GraphBuilder:
 
     def __init__(self, name: str):
         self.graph = ir.Graph(name)
-        self._copies = {}  # (tensor, format, scale) -> the tensor in that format
+        self._copies: dict[tuple, Stored] = {}  # (tensor, format, scale) -> the tensor in that format
 
     def append(self, node: ir.Node) -> Stored:
         """Append a node; the tensor that it stores."""

@@ -95,7 +95,7 @@ class OpenLayer:
         raises.
         """
         gain, offset = self.live_gain / scale, self.offset / scale
-        constants = requantizer(gain, offset, None if self.residual is None else self.residual_gain / scale, where)
+        constants = requantizer(gain, offset, None if self.residual_gain is None else self.residual_gain / scale, where)
         fields, same = self.fields, np.ones(len(gain), bool)
         if "weight" in fields:
             weight, m, step = snap_weights(fields["weight"], fields["weight_format"], np.ldexp(gain, constants.s))

@@ -4,13 +4,15 @@ All channels share one scale, so that the largest integer is the largest real va
 the largest gain: then the channels of that gain are exact, and of one with a smaller gain the step is as fine as m allows.
 """
 
+from typing import Any
+
 import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.bounds import factors, sum_range
 from esbflow.lowering.engine_layer import OFFSET_LIMIT, OpenLayer
 from esbflow.lowering.nodes import StoredAs
-from esbflow.numbers import Signed, Unsigned
+from esbflow.numbers import Format, Signed, Unsigned
 
 WIDTHS = (16, 32)
 """Bits that the engine stores a last layer's integers in."""
@@ -41,7 +43,7 @@ def last_format(layer: OpenLayer, bits: int | None = None, finest: int = FINEST)
     shift = float(np.abs(layer.offset).max()) / (OFFSET_LIMIT * _MARGIN)
     if rectified and layer.high < np.inf:
         least = max(steepest / ir.M_LIMIT, shift)
-        forms = [Unsigned(fewer) for fewer in range(bits or WIDTHS[-1], 0, -1)]
+        forms: list[Format] = [Unsigned(fewer) for fewer in range(bits or WIDTHS[-1], 0, -1)]
         form = next((form for form in forms if least * form.max <= layer.high), forms[-1])
         return StoredAs(form, layer.high / form.max)
     low, high = _ends(layer)
@@ -79,7 +81,7 @@ def _gains(layer: OpenLayer) -> list:
     return [layer.live_gain] if layer.residual is None else [layer.live_gain, layer.residual_gain]
 
 
-def _ends(layer: OpenLayer, node: ir.Node | None = None) -> np.ndarray:
+def _ends(layer: OpenLayer, node: Any = None) -> np.ndarray:
     """float64 (2, c): the smallest and the largest y; with `node` those of what the node has beyond it."""
     channels, gain, residual, offset = len(layer.gain), layer.live_gain, layer.residual_gain, layer.offset
     fields = dict(layer.fields)
@@ -95,7 +97,7 @@ def _ends(layer: OpenLayer, node: ir.Node | None = None) -> np.ndarray:
     ends = np.array(sum_range(*factors(fields, channels), layer.source.form))
     if "weight" not in fields:
         ends = _span(gain, ends)
-    if residual is not None:
+    if layer.residual is not None and residual is not None:
         form = layer.residual.form
         ends = ends + _span(residual, np.array([[form.min], [form.max]]))
     return ends + offset

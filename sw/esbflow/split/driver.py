@@ -89,8 +89,8 @@ class SplitEngine:
             said.append({**entry, "seconds": time.perf_counter() - began})
         if progress:
             progress(len(images))
-        outputs = {name: values[node.name] for name, node in graph.results.items()}
-        scales = {name: float(node.scale) for name, node in graph.results.items()}
+        outputs: Any = {name: values[node.name] for name, node in graph.results.items()}
+        scales: Any = {name: float(node.scale) for name, node in graph.results.items()}
         if not graph.outputs:
             outputs, scales = next(iter(outputs.values())), next(iter(scales.values()))
         layers = [[layer for run in runs for layer in run.layers[i]] for i in range(len(runs[0].layers) if runs else 0)]

@@ -48,7 +48,9 @@ def split(graph: ir.Graph, config: EngineConfig) -> SplitGraph:
 
     A graph that the engine can run alone is one part.
     """
-    nodes, homes, why = [], {}, {}
+    nodes: list[ir.Node] = []
+    homes: dict[str, str] = {}
+    why: dict[str, str] = {}
     for node in graph.nodes:
         for piece in _pieces(node, homes):
             nodes.append(piece)

@@ -15,7 +15,7 @@ from esbflow.graph import file, ir
 from esbflow.graph.bounds import check
 from esbflow.runtime.errors import ProgramError
 from esbflow.runtime.program_file import load_program
-from esbflow.split.partition import Part, split
+from esbflow.split.partition import split
 
 FORMAT, VERSION = "esbflow split program", 1
 
@@ -69,12 +69,8 @@ def compile_split(graph: ir.Graph, config: EngineConfig, batch: int = 1, channel
     for part in parts:
         if part.graph is not None:
             check(part.graph, config.accumulator_width)
-    programs = [_program(part, config, batch) for part in parts if part.graph is not None]
+    programs = [compile_graph(part.graph, config, batch, stripes=False) for part in parts if part.graph is not None]
     return SplitProgram(split_graph, config, batch, parts, programs)
-
-
-def _program(part: Part, config: EngineConfig, batch: int):
-    return compile_graph(part.graph, config, batch, stripes=False)
 
 
 def is_split(path) -> bool:

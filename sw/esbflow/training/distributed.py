@@ -28,7 +28,7 @@ def active() -> bool:
 
 
 def plain(what: str, precision: str, compiled: bool) -> None:
-    """Refuse, with ValueError, what a training of its own kind has not: mixed precision and torch.compile."""
+    """Refuse, with ValueError, mixed precision and torch.compile, which a training of its own kind does not have."""
     if precision != "float32" or compiled:
         raise BadValue(f"the training of {what} runs in float32, uncompiled; leave --precision and --compile away")
 
