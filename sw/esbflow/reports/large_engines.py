@@ -1,7 +1,7 @@
 """Large engines, and the networks that docs/networks.md has figures of on them: graphs, programs and estimates.
 
-Weights are random and of 4 bits, activations of 4 bits, images of 8: cycles depend on no trained value. Networks outside of the
-registry are made of their layers' shapes.
+Weights are random and of 4 bits, activations of 4 bits, images of 8: cycles depend on no trained value. Networks that
+are not in the registry are made of their layers' shapes.
 """
 
 from dataclasses import replace
