@@ -39,7 +39,7 @@ SHIFTED_RESIDUAL_BITS = 8 + 10
 
 
 LATER_OPTIONS = ("channel_unit", "weight_ports", "requantizer", "slices", "activation_ports", "digit_bits",
-                 "function_table", "stripes", "image_beats", "map_beats")
+                 "function_table", "stripes", "image_beats", "map_beats", "batch_tiles")
 """Fields that came after programs had been compiled; at their defaults they are not in the hash."""
 
 
@@ -88,6 +88,8 @@ class EngineConfig:
         power of two, 16..4096. 0: there is none, and the host does it.
     map_beats : 128-bit beats of each slice's map memory, in which maps stay on chip between layers where they fit; a power
         of two, 16..16384. 0: there is none.
+    batch_tiles : whether a pass can go over the maps of several images, so that they share its weights: small maps of a
+        batch, of which the buffers hold several.
 
     Raises
     ------
@@ -132,6 +134,7 @@ class EngineConfig:
     stripes: bool = False
     image_beats: int = 0
     map_beats: int = 0
+    batch_tiles: bool = False
 
     def __post_init__(self):  # noqa: C901 - a sentence for each field that can be wrong
         if not isinstance(self.name, str):

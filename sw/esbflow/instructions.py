@@ -85,13 +85,18 @@ FIELDS = {
 # the next slice's, beside SLICE_BYTES. `stripe`: rows of the map from a slice's pixels to the next slice's.
 STRIPE_FIELDS = {**dict.fromkeys(("LOAD", "DRAIN", "STAMP"), (("apart", 16),)),
                  **dict.fromkeys(("PASS", "CHANNEL"), (("stripe", 10),))}
+# What only engines with `EngineConfig.batch_tiles` look at, below that. A pass walks over the `rows` x `cols` pixels of each
+# of `images` maps. `y` and `x` begin anew with each; address and accumulator go on, the address by `row_step`.
+IMAGE_FIELDS = dict.fromkeys(("PASS", "CHANNEL"), (("images", 7),))
+_HIGHEST = {opcode: (*IMAGE_FIELDS.get(opcode, ()), *fields) for opcode, fields in STRIPE_FIELDS.items()}
 
 OPTIONAL = {("DRAIN", "table"): "function_table",
-            **{(opcode, name): "stripes" for opcode, fields in STRIPE_FIELDS.items() for name, _ in fields}}
+            **{(opcode, name): option for option, table in (("stripes", STRIPE_FIELDS), ("batch_tiles", IMAGE_FIELDS))
+               for opcode, fields in table.items() for name, _ in fields}}
 """Fields that only engines with an option of EngineConfig have, each behind those that all engines have."""
 
 for _name, _fields in FIELDS.items():
-    assert sum(width for _, width in (*_fields, *STRIPE_FIELDS.get(_name, ()))) <= INSTRUCTION_BITS, _name
+    assert sum(width for _, width in (*_fields, *_HIGHEST.get(_name, ()))) <= INSTRUCTION_BITS, _name
 
 
 def is_signed(opcode: str, name: str) -> bool:
@@ -110,7 +115,7 @@ def layout(opcode: str) -> dict:
         places[name] = (low, width)
         low += width
     low = INSTRUCTION_BITS
-    for name, width in reversed(STRIPE_FIELDS.get(opcode, ())):
+    for name, width in reversed(_HIGHEST.get(opcode, ())):
         low -= width
         places[name] = (low, width)
     return places

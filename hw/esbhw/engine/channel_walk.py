@@ -24,6 +24,7 @@ class ChannelWalk(wiring.Component):
     accept : In(1), the pass `head` is staged in the next cycle;  head : In(256)
     take : In(1), the pass that is staged begins in the next cycle;  now : In(256), the pass that is under way
     step : In(1);  last_col : In(1), with the last column of a row
+    last_row : In(1), with an image's last row, where a pass goes over several images
     column_inside : In(1), the column is on the map;  row_inside : In(ways), the row of its first word is: for each of `ways`
         slices that have a stripe of their own, else for all
     low, high : In(ways * BOUND_BITS), with several such slices: as StripeRows
@@ -41,6 +42,7 @@ class ChannelWalk(wiring.Component):
             "column_inside": In(1), "row_inside": In(slices),
             "channel": Out(1), "emit": Out(1), "signed": Out(slices),
             "address": Out(20 * MORE_ROWS), "inside": Out(MORE_ROWS * slices), "signs": Out(MORE_ROWS * slices),
+            **({"last_row": In(1)} if config.batch_tiles else {}),
             **({"low": In(BOUND_BITS * slices), "high": In(BOUND_BITS * slices)} if slices > 1 else {}),
         })
 
@@ -81,10 +83,15 @@ class ChannelWalk(wiring.Component):
             with m.If(self.accept):
                 m.d.sync += [start_y.eq(head.y + (k + 1) * head.tap_step_y),
                              start.eq(head.address + (k + 1) * head.tap_step)]
-            row_end = row_address + now.row_step
+            row_end, next_y = row_address + now.row_step, y + now.stride_y
+            if self._config.batch_tiles:
+                first_y = Signal.like(y, name=f"first_y_{k}")
+                with m.If(self.take):
+                    m.d.sync += first_y.eq(start_y)
+                next_y = Mux(self.last_row, first_y, next_y)
             m.d.sync += address.eq(Mux(self.take, start, Mux(self.last_col, row_end, address + now.stride_x)))
             with m.If(self.take | self.last_col):
-                m.d.sync += [y.eq(Mux(self.take, start_y, y + now.stride_y)), row_address.eq(Mux(self.take, start, row_end))]
+                m.d.sync += [y.eq(Mux(self.take, start_y, next_y)), row_address.eq(Mux(self.take, start, row_end))]
             m.d.comb += self.address.word_select(k, 20).eq(address)
             if self._slices == 1:
                 here = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]

@@ -21,7 +21,7 @@ class _Staged:
     """The pass that preload holds for the stream stage.
 
     fields : the instruction;  here : there is one;  loaded : and its weights are in the array;  legal : its fields are
-    one_row, one_col : it has one;  is_channel : it is a CHANNEL
+    one_row, one_col, one_image : it has one;  is_channel : it is a CHANNEL
     head, weights_here : of the queue's next pass, the instruction, and whether its weights are there
     """
 
@@ -32,6 +32,7 @@ class _Staged:
     legal: Value
     one_row: Signal
     one_col: Signal
+    one_image: Signal
     is_channel: Value
     weights_here: Value
 
@@ -43,7 +44,7 @@ class Sequencer(wiring.Component):
     PASS brings one) and moves the tile (tile_load_cycles, and load_tail until the array has it); the stream stage can take
     the pass two cycles after that (p + 2 if it keeps the weights). A pass taken in cycle a issues its rows*cols pixels
     (n) in a+1 .. a+n, the next is taken in a + max(n, HAZARD_CYCLES) at the earliest, and preload takes the next PASS in
-    a+1.
+    a+1. With `EngineConfig.batch_tiles` these are images*rows*cols pixels.
 
     A CHANNEL is a pass through the channel unit: its taps come from a slot as a tile does, in tap_load_cycles, and it takes
     rows*cols columns of up to three words. An output comes with some of them only, and HAZARD_CYCLES counts outputs.
@@ -102,12 +103,14 @@ class Sequencer(wiring.Component):
         # Of the pass that is staged.
         one_row = Signal()
         one_col = Signal()
+        one_image = Signal()
         have_staged = Signal()
         loaded = Signal()
         weights_here = ~head.wait_weights | self.weights_here
         # What may be wrong with it.
         no_row = Signal()
         no_col = Signal()
+        no_image = Signal()
         beyond = Signal()
         wrong_channel = Signal()
         m.d.comb += [
@@ -126,6 +129,8 @@ class Sequencer(wiring.Component):
         booking = Signal()
         step, index, reading, waiting, entry = self._places(m, staged, is_channel, stepping, booking, entries)
         legal = ~no_row & ~no_col & ~beyond & ~wrong_channel
+        if config.batch_tiles:
+            legal &= ~no_image
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += self.take_weights.eq(head.wait_weights)
             m.d.sync += [
@@ -136,6 +141,7 @@ class Sequencer(wiring.Component):
                 beyond.eq((head.slot >= config.weight_slots) | (head.shift > config.largest_shift)),
                 wrong_channel.eq(comes & ~self._legal_channel(head)),
                 one_row.eq(head.rows == 1), one_col.eq(head.cols == 1),
+                *([no_image.eq(head.images == 0), one_image.eq(head.images == 1)] if config.batch_tiles else []),
             ]
         with m.If(have_staged & ~legal):
             m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(staged.layer)]
@@ -147,7 +153,7 @@ class Sequencer(wiring.Component):
         m.d.sync += [self.load_en.eq(reading & ~is_channel), self.load_index.eq(index)]
         if config.channel_unit:
             m.d.sync += self.channel_load_en.eq(reading & is_channel)
-        return _Staged(head, staged, have_staged, loaded, legal, one_row, one_col, is_channel, weights_here)
+        return _Staged(head, staged, have_staged, loaded, legal, one_row, one_col, one_image, is_channel, weights_here)
 
     def _places(self, m, staged, is_channel, stepping, booking, entries) -> tuple:
         """(step, row of the slot that it reads, whether it does, is the array late, entry of the codebook): what of a tile
@@ -205,12 +211,17 @@ class Sequencer(wiring.Component):
         take = Signal()
         last_col = _last(m, "col", take, running, staged.fields.cols, staged.one_col, now.cols)
         last_row = _last(m, "row", take, running & last_col, staged.fields.rows, staged.one_row, now.rows)
-        last_pixel = last_col & last_row
+        last_pixel, next_y = last_col & last_row, y + now.stride_y
+        if config.batch_tiles:
+            # The next image lies behind this one, in the buffer as in the accumulators; only the map's rows begin anew.
+            next_y = Mux(last_row, now.y, next_y)
+            last_pixel = last_pixel & _last(m, "image", take, running & last_pixel, staged.fields.images, staged.one_image,
+                                            now.images)
         column_inside = (x >= 0) & (x < now.in_cols)
         row_inside, stripes = self._inside(m, staged, now, take, y, column_inside)
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, staged.head, now, take, running, last_col, column_inside, row_inside, stripes)
+            emit = self._walk_channel(m, staged.head, now, take, running, last_col, last_row, column_inside, row_inside, stripes)
         self._take(m, staged, take, running, last_pixel, emit)
         row_end = row_address + now.row_step
         # The next accumulator is acc_gap + 1 further: one carry chain, with the 1 from below.
@@ -222,7 +233,7 @@ class Sequencer(wiring.Component):
             pixel.eq(Mux(take, staged.fields.acc_first, onward[1:])),
         ]
         with m.If(take | last_col):
-            m.d.sync += [y.eq(Mux(take, staged.fields.y, y + now.stride_y)),
+            m.d.sync += [y.eq(Mux(take, staged.fields.y, next_y)),
                          row_address.eq(Mux(take, staged.fields.address, row_end))]
         # A pixel behind the end of a bank, or a pass that does not end with an output.
         with m.If(running & ((emit & pixel[-1]) | (last_pixel & ~emit))):
@@ -299,7 +310,7 @@ class Sequencer(wiring.Component):
         fields = View(instruction_layout("CHANNEL", self._config), head.as_value())
         return (fields.tap_rows != 0) & (fields.tap_cols != 0) & (fields.part < self._config.channel_blocks)
 
-    def _walk_channel(self, m, head, now, take, running, last_col, column_inside, row_inside, stripes):
+    def _walk_channel(self, m, head, now, take, running, last_col, last_row, column_inside, row_inside, stripes):
         """Connects the walk of the other words; gives whether the column brings an output."""
         m.submodules.channel_walk = walk = ChannelWalk(self._config)
         if stripes:
@@ -313,6 +324,8 @@ class Sequencer(wiring.Component):
             self.control.channel.eq(walk.channel), self.control.window.part.eq(fields.part),
             self.control.window.tap_cols.eq(fields.tap_cols), self.control.window.maximum.eq(fields.maximum),
         ]
+        if self._config.batch_tiles:
+            m.d.comb += walk.last_row.eq(last_row)
         return walk.emit
 
 

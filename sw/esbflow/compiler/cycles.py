@@ -361,12 +361,13 @@ class CycleModel:
                                    ("reload", max(idle_from, accept), take),
                                    ("activations", take, with_activations), ("accumulators", with_activations, with_bank)):
             spent[reason] += max(0, end - begin)
-        pixels = fields["rows"] * fields["cols"]
+        rows = fields["rows"] * (fields["images"] if self.config.batch_tiles else 1)
+        pixels = rows * fields["cols"]
         spent["compute"] += pixels
         last_pixel = start + pixels
         self._staged_free = start + 1
         # Bubbles follow the last output where there are fewer than the hazard's.
-        outputs = fields["rows"] * ((fields["cols"] - fields["tap_cols"]) // (fields["gap"] + 1) + 1) if channel else pixels
+        outputs = rows * ((fields["cols"] - fields["tap_cols"]) // (fields["gap"] + 1) + 1) if channel else pixels
         bubbles = max(0, HAZARD_CYCLES - outputs)
         self._stream_free = last_pixel + bubbles
         spent["hazard"] += bubbles
