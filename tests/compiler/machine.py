@@ -281,8 +281,8 @@ class Machine:
             if f["load_book"]:
                 self.books[f["book"]] = [_entry(config, f["codebook"] >> (5 * i) & 31) for i in range(16)]
             self.weights = np.array(self.books[f["book"]])[self.tile]
-        r, c = np.mgrid[:f["rows"], :f["cols"]]
-        y, x = f["y"] + self.number * f["stripe"] + r * f["stride_y"], f["x"] + c * f["stride_x"]
+        r, c = np.mgrid[:self._rows(f), :f["cols"]]
+        y, x = f["y"] + self.number * f["stripe"] + r % f["rows"] * f["stride_y"], f["x"] + c * f["stride_x"]
         inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
         address = np.where(inside, f["address"] + r * f["row_step"] + c * f["stride_x"], 0)
         digits = np.where(inside[..., None], self._words(self.activations[f["half"]], address), 0)
@@ -306,12 +306,12 @@ class Machine:
             self.taps = np.array([[tap_value(config, int(word) >> 5 * tap & 31) for tap in range(TAPS)] for word in words])
         outputs = (f["cols"] - f["tap_cols"]) // (f["gap"] + 1) + 1
         assert f["cols"] == (outputs - 1) * (f["gap"] + 1) + f["tap_cols"]
-        r, c = np.mgrid[:f["rows"], :outputs]
+        r, c = np.mgrid[:self._rows(f), :outputs]
         column = c * (f["gap"] + 1) + f["tap_cols"] - 1  # the newest of each output
         total, largest = 0, None
         for row in range(f["tap_rows"]):
             for age in range(f["tap_cols"]):
-                y = f["y"] + self.number * f["stripe"] + r * f["stride_y"] + row * f["tap_step_y"]
+                y = f["y"] + self.number * f["stripe"] + r % f["rows"] * f["stride_y"] + row * f["tap_step_y"]
                 x = f["x"] + (column - age) * f["stride_x"]
                 inside = (y >= 0) & (y < f["in_rows"]) & (x >= 0) & (x < f["in_cols"])
                 address = f["address"] + r * f["row_step"] + row * f["tap_step"] + (column - age) * f["stride_x"]
@@ -331,6 +331,11 @@ class Machine:
         values[:, first:first + width] += sums << (config.shift_step * f["shift"])
         assert values.max() < 1 << config.accumulator_width
         bank[:] = values
+
+    def _rows(self, f):
+        """Rows of all images that a pass goes over."""
+        assert f["images"] if self.config.batch_tiles else not f["images"]
+        return f["rows"] * (f["images"] or 1)
 
     def _bank(self, f, pixels):
         """The accumulators of a pass's pixels, as a view."""

@@ -46,6 +46,11 @@ class _Chunk:
         """Output groups whose residual operands are loaded with this chunk, in the order of their drains."""
         return self.groups if self.first and self.plan.residual is not None else []
 
+    @property
+    def images(self) -> int:
+        """Whose maps are in it, from `image` on."""
+        return min(self.plan.tiling.images, self.plan.target.images - self.image)
+
 
 @dataclass(eq=False)
 class _Part:
@@ -124,7 +129,7 @@ def _chunks(plan: PlannedLayer):
     needed = [sorted({p.plane for p in passes}) for passes in plan.weights.groups]
     everything = sorted(set().union(*needed))
     images = 1 if layer.stacked else target.images
-    for image in range(images):
+    for image in range(0, images, tiling.images):
         for row in tiling.rows:
             for col in tiling.cols:
                 if len(everything) <= tiling.planes_at_once:
@@ -143,7 +148,7 @@ def _parts(config: EngineConfig, chunk: _Chunk, index: int):
     touched = list(dict.fromkeys(p.plane for _, passes in _own_passes(chunk) for p, _ in passes))
     whole = len(plan.tiling.cols) == 1
     _, window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
-    beats = (chunk.row.in1 - chunk.row.in0) * (window // config.words_per_beat) * config.beats_per_word
+    beats = chunk.images * (chunk.row.in1 - chunk.row.in0) * (window // config.words_per_beat) * config.beats_per_word
     start = 0
     for end in range(1, len(touched) + 1):
         enough = min(end - start, len(touched) - end) * beats >= PART_BEATS
@@ -160,12 +165,20 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
     if part.planes:
         step, (above, taken, _) = plan.layer.row_step, steps(plan.layer)
         rows = chunk.row.in0 * step - above, (chunk.row.in1 - 1) * step + 1 - above
-        return state.stores.needed(plan.layer, plan.layer.sources, plan.source, part.planes, chunk.image, rows, taken * step)
+        return _needed_of(state, chunk, plan.layer.sources, plan.source, part.planes, rows, taken * step)
     assert plan.residual is not None
     first, digits = part.group * config.planes_per_tile, plan.residual.digits
     planes = range(first * digits, min(plan.residual.groups, first + config.planes_per_tile) * digits, digits)
-    return state.stores.needed(plan.layer, (plan.layer.residual,), plan.residual, planes, chunk.image,
-                               (chunk.row.conv0, chunk.row.conv1), steps(plan.layer).made)
+    return _needed_of(state, chunk, (plan.layer.residual,), plan.residual, planes, (chunk.row.conv0, chunk.row.conv1),
+                      steps(plan.layer).made)
+
+
+def _needed_of(state: _State, chunk: _Chunk, *what):
+    """`StoreTokens.needed` of all images of a chunk."""
+    names, source, planes, rows, apart = what
+    found = [state.stores.needed(chunk.plan.layer, names, source, planes, image, rows, apart)
+             for image in range(chunk.image, chunk.image + chunk.images)]
+    return None if None in found else max(found)
 
 
 def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) -> None:
@@ -179,7 +192,7 @@ def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) ->
     above, taken, _ = steps(plan.layer)
     window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
     transfers = list(row_transfers(config, plan.source, part.planes, chunk.image, (chunk.row.in0, chunk.row.in1, above),
-                                   window, whole, part.address, plan.layer.row_step, taken))
+                                   window, whole, part.address, plan.layer.row_step, taken, chunk.images))
     for k, transfer in enumerate(transfers):
         state.words.append(encode(
             "LOAD", layer=plan.number, destination=part.index & 1, **transfer,
@@ -226,7 +239,7 @@ def _emit_residual_load(config, state, part, wait) -> None:
     for digit in range(residual.digits):
         planes = [group * residual.digits + digit for group in groups]
         transfers = list(row_transfers(config, residual, planes, chunk.image, (chunk.row.conv0, chunk.row.conv1, 0), window,
-                                       whole, apart=steps(plan.layer).made))
+                                       whole, apart=steps(plan.layer).made, images=chunk.images))
         for k, transfer in enumerate(transfers):
             last = digit == residual.digits - 1 and k == len(transfers) - 1
             state.words.append(encode(
@@ -243,7 +256,7 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
     plan, layer = chunk.plan, chunk.plan.layer
     whole = len(plan.tiling.cols) == 1
     first_col, window = window_words(chunk.col, config.words_per_beat, plan.source.pitch, whole)
-    in_rows = chunk.row.in1 - chunk.row.in0
+    in_rows = chunk.images * (chunk.row.in1 - chunk.row.in0)
     place = {plane: k * in_rows * window for k, plane in enumerate(chunk.planes)}
     arrived = set()
     for group, passes in _own_passes(chunk):
@@ -268,7 +281,8 @@ def _emit_passes(config: EngineConfig, state: _State, parts: list, drained) -> N
                 shift=weight_pass.shift, signed=int(weight_pass.signed), first=int(overwrites), keep=int(keep),
                 wait_weights=int(fresh), wait_activations=int(arrives),
                 wait_accumulators=int(opens and state.passes_begun > 2), post_weights=int(frees),
-                post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields))
+                post_activations=int(very_last), post_accumulators=int(chunk.last and k == len(passes) - 1), **own_fields,
+                **(dict(images=chunk.images) if config.batch_tiles else {})))
         if chunk.last:
             channels = min(config.tile_channels, layer.conv_shape[0] - group * config.tile_channels)
             expected = layer.phases * -(-channels // config.cols)
@@ -322,9 +336,11 @@ def _pixels(chunk: _Chunk, weight_pass: WeightPass, place: int, first_col: int, 
     own = dict(y=y, in_rows=row.in1 - row.in0)
     if layer.stripe is not None:  # rows count from the whole map's first one
         own = dict(y=y + row.in0 - above, in_rows=layer.stripe.height, stripe=taken)
+    # After an image's last row: the next image.
+    row_step = layer.stride[0] * window if row.conv1 - row.conv0 > 1 or chunk.images == 1 else (row.in1 - row.in0) * window
     return dict(rows=row.conv1 - row.conv0, cols=cols, in_cols=min(chunk.plan.source.width, first_col + window) - first_col,
                 stride_y=layer.stride[0], stride_x=step, x=x, address=place + y * window + x,
-                row_step=layer.stride[0] * window, **own)
+                row_step=row_step, **own)
 
 
 def _book(state: _State, codebook: int) -> tuple:
@@ -382,7 +398,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
             wait_free=_waits(state, number), post_full=1))
         state.table = plan.weights.table
 
-    out_rows = chunk.row.out1 - chunk.row.out0
+    out_rows = chunk.images * (chunk.row.out1 - chunk.row.out0)
     out_cols = -(-(chunk.col.out1 - chunk.col.out0) // words) * words
     row_beats = out_cols // words * config.beats_per_word
     whole = len(plan.tiling.cols) == 1 and target.contiguous
@@ -398,7 +414,7 @@ def _emit_drain(config: EngineConfig, state: _State, chunk: _Chunk, group: int) 
     state.words.append(encode(
         "DRAIN", layer=plan.number, region=REGION[target.region],
         offset=target.beat(first_group * target.digits, chunk.image, chunk.row.out0, chunk.col.out0),
-        acc_rows=chunk.row.conv1 - chunk.row.conv0, acc_cols=chunk.col.conv1 - chunk.col.conv0,
+        acc_rows=chunk.images * (chunk.row.conv1 - chunk.row.conv0), acc_cols=chunk.col.conv1 - chunk.col.conv0,
         out_rows=out_rows, out_cols=out_cols,
         kernel_y=pool.kernel[0], kernel_x=pool.kernel[1], stride_y=pool.stride[0], stride_x=pool.stride[1],
         # A row that is stored several times: beyond the tile's only row, windows clamp to it.

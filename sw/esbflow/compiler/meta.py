@@ -58,6 +58,7 @@ def _layer(state: Compilation, plan: PlannedLayer) -> dict:
         "pixels": layer.conv_shape[1] * layer.conv_shape[2] // layer.phases,
         "unit": uses_unit(state.config, layer),
         "digits": plan.source.digits * plan.weights.digits,
+        **({"images": plan.tiling.images} if state.config.batch_tiles else {}),
     }
 
 

@@ -291,7 +291,8 @@ def _estimate(config: EngineConfig, layer: Layer, batch: int) -> int:
         passes, tiles = _passes(config, layer, source.digits)
     layer = skip_rows(layer, source.row_beats)
     weights = 0 if tiles <= config.weight_slots else tiles * config.tile_beats
-    return tile_with_cost(TileTask(config, layer, source, target, -(-passes // planes), planes, weights)).cycles
+    return tile_with_cost(TileTask(config, layer, source, target, -(-passes // planes), planes, weights,
+                                   most_images=batch)).cycles
 
 
 def _passes(config: EngineConfig, layer: Layer, in_digits: int) -> tuple:

@@ -234,7 +234,8 @@ def tile(state: Compilation) -> Compilation:
         resident = weights.tiles <= config.weight_slots
         beats = 0 if resident else weights.tiles * (config.tap_beats if on_unit else config.tile_beats)
         raw = state.unfolding if number == 0 else None
-        task = TileTask(config, layer, source, state.layouts[layer.target], -(-passes // planes), planes, beats, raw)
+        task = TileTask(config, layer, source, state.layouts[layer.target], -(-passes // planes), planes, beats, raw,
+                        1 if state.stripes else state.images)
         try:
             task, tiled = (task, tiling.tile(task)) if on_unit or raw else tiling.tile_few_columns(task)
         except CompileError as error:

@@ -58,14 +58,18 @@ class StoreTokens:
         return wait
 
     def drained(self, plan: PlannedLayer, image: int, row: Span, group: int) -> bool:
-        """Whether the drain that is emitted now, of one column of a tile's rows and an output group, posts a token."""
+        """Whether the drain that is emitted now, of one column of a tile's rows and an output group, posts a token.
+
+        image : the first one of the tile.
+        """
         stores = self._stores.setdefault(plan.layer.target, _Stores(plan))
         stores.done += 1
         posts = stores.done % stores.every == 0 or stores.done == stores.total
         # A drain without a token of its own is covered by the next token.
-        entry = stores.rows.setdefault((image, plan.tiling.rows.index(row), group), [0, None])
-        entry[0] += 1
-        entry[1] = None
+        for number in range(image, min(image + plan.tiling.images, plan.target.images)):
+            entry = stores.rows.setdefault((number, plan.tiling.rows.index(row), group), [0, None])
+            entry[0] += 1
+            entry[1] = None
         if posts:
             self._posted += 1
             for waiting in stores.rows.values():
@@ -81,7 +85,7 @@ class _Stores:
         self.plan = plan
         self.expected = len(plan.tiling.cols)
         self.rows: dict = {}  # (image, row span index, output group) -> [drains so far, token index]
-        images = 1 if plan.layer.stacked else plan.target.images
+        images = 1 if plan.layer.stacked else -(-plan.target.images // plan.tiling.images)
         self.total = self.expected * len(plan.weights.groups) * len(plan.tiling.rows) * images
         self.every = -(-self.total // POSTS_PER_LAYER)
         self.done = 0

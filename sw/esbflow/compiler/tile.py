@@ -10,10 +10,13 @@ from esbflow.compiler.layout import Source, TensorLayout
 from esbflow.compiler.lower import Layer, skip_columns
 from esbflow.engine_config import LARGEST, EngineConfig
 from esbflow.engine_facts import SPLIT_CYCLES, load_tail
-from esbflow.instructions import INSTRUCTION_BEATS
+from esbflow.instructions import IMAGE_FIELDS, INSTRUCTION_BEATS
 
 ROW_LIMIT = 1023
 """Rows and columns of a tile and of its input are 10-bit fields."""
+IMAGE_LIMIT = (1 << dict(IMAGE_FIELDS["PASS"])["images"]) - 1
+STEP_LIMIT = (1 << 16) - 1
+"""A pass's step from a row to the next, in words."""
 MORE_TILES = 8
 """Tile heights tried beyond the tallest that fits: small first and last tiles hide loads and stores."""
 MORE_HALVINGS = 2
@@ -34,11 +37,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles are the product of row spans and column spans; `planes_at_once` input planes fit half a buffer."""
+    """Tiles are the product of row spans and column spans; `planes_at_once` input planes fit half a buffer.
+
+    images : whose whole maps are one tile; of what is left of a batch the last tile has fewer.
+    """
 
     rows: tuple
     cols: tuple
     planes_at_once: int
+    images: int = 1
 
 
 class MeasuredTiling(NamedTuple):
@@ -56,6 +63,7 @@ class TileTask:
     planes : input planes (channel groups x digits) that a tile needs at most.
     weight_beats : what each tile of outputs brings of weights: none where the slots hold all of the layer's.
     raw : how the load unit makes the input from raw pixels, if it does: all digits of a word together.
+    most_images : whose maps may be one tile, on engines with `batch_tiles`.
     """
 
     config: EngineConfig
@@ -66,6 +74,7 @@ class TileTask:
     planes: int
     weight_beats: int = 0
     raw: Unfolding | None = None
+    most_images: int = 1
 
     @property
     def stack(self) -> int:
@@ -94,12 +103,29 @@ class TileTask:
         words = self.window(column, whole) // self.config.words_per_beat
         return (row.in1 - row.in0) * words * self.config.beats_per_word
 
-    def tiling(self, rows: tuple, cols: tuple) -> MeasuredTiling:
+    def tiling(self, rows: tuple, cols: tuple, images: int = 1) -> MeasuredTiling:
         """(Tiling, the beats of its largest plane). Half a buffer takes all digits of a tile's channels if it takes those of
         one, so that a weight tile meets them."""
-        beats = max(self.plane_beats(row, column, len(cols) == 1) for row in rows for column in cols)
+        beats = images * max(self.plane_beats(row, column, len(cols) == 1) for row in rows for column in cols)
         count, digits = min(self.planes, self.config.activation_beats // beats), self.source.digits
-        return MeasuredTiling(Tiling(rows, cols, count - count % digits if count > digits else count), beats)
+        return MeasuredTiling(Tiling(rows, cols, count - count % digits if count > digits else count, images), beats)
+
+    def whole_map(self) -> Span | None:
+        """The rows of a whole map, if a pass can go on from an image's last row to the first one of the next image.
+
+        That one must lie where another row of the same image would; and no window of a pool may reach into it.
+        """
+        layer, pool = self.layer, self.layer.pool
+        if (not self.config.batch_tiles or layer.stacked or layer.repeat != (1, 1) or layer.stripe is not None or self.raw
+                or pool.padding[0] or pool.kernel[0] > pool.stride[0]):
+            return None
+        [row] = self.rows(self.out_height)
+        height, made = layer.in_shape[1], row.conv1 - row.conv0
+        if made != self.out_height * pool.stride[0] or self.source.height != height * layer.row_step:
+            return None
+        if made * layer.stride[0] != height and (made > 1 or height * self.source.pitch > STEP_LIMIT):
+            return None
+        return replace(row, in0=0, in1=height)
 
     def _spans(self, axis: int, size: int, step: int, count: int) -> tuple[Span, ...]:
         conv_size, in_size = count * self.layer.conv_shape[1 + axis], count * self.layer.in_shape[1 + axis]
@@ -160,7 +186,8 @@ def tile_few_columns(task: TileTask) -> TiledTask:
     if layer.column_step > 1:
         narrow = replace(task, layer=layer, source=replace(task.source, column_step=layer.column_step))
         tiling = tile(narrow)
-        if max(row.in1 - row.in0 for row in tiling.rows) * tiling.planes_at_once <= task.config.queue_depth:
+        rows = tiling.images * max(row.in1 - row.in0 for row in tiling.rows)
+        if rows * tiling.planes_at_once <= task.config.queue_depth:
             return TiledTask(narrow, tiling)
     return TiledTask(task, tile(task))
 
@@ -202,6 +229,20 @@ def tile_with_cost(task: TileTask) -> PricedTiling:
         width = -(-(step // 2) // grain) * grain
     if best is None:
         raise CompileError(_too_large(task, task.columns(min(width, target.width))))
+    return _of_images(task, best)
+
+
+def _of_images(task: TileTask, best: PricedTiling) -> PricedTiling:
+    """The best tiling of whole maps of several images, or `best` if none takes less."""
+    row = task.whole_map() if task.most_images > 1 else None
+    columns = task.columns(task.target.width)
+    for images in range(2, min(task.most_images, IMAGE_LIMIT) + 1) if row else ():
+        if not _fits(task, (row,), columns, images):
+            break
+        tiling, plane_beats = task.tiling((row,), columns, images)
+        cost = _cost(task, tiling, plane_beats)
+        if cost < best.cycles:
+            best = PricedTiling(cost, tiling)
     return best
 
 
@@ -265,17 +306,17 @@ def _best_rows(task: TileTask, columns: tuple) -> PricedTiling | None:
     return best
 
 
-def _fits(task: TileTask, rows: tuple, columns: tuple) -> bool:
+def _fits(task: TileTask, rows: tuple, columns: tuple, images: int = 1) -> bool:
     config, whole = task.config, len(columns) == 1
     together = task.source.digits if task.raw else 1
     for row in rows:
         for column in columns:
-            conv_rows, conv_cols = row.conv1 - row.conv0, column.conv1 - column.conv0
+            conv_rows, conv_cols = images * (row.conv1 - row.conv0), column.conv1 - column.conv0
             if conv_rows * conv_cols > config.tile_pixels or max(conv_rows, conv_cols) > ROW_LIMIT:
                 return False
-            if max(row.in1 - row.in0, task.window(column, whole)) > ROW_LIMIT:
+            if max(images * (row.in1 - row.in0), task.window(column, whole)) > ROW_LIMIT:
                 return False
-            if together * task.plane_beats(row, column, whole) > config.activation_beats:
+            if together * images * task.plane_beats(row, column, whole) > config.activation_beats:
                 return False
             if task.layer.residual is not None:
                 pitch = -(-conv_cols // config.words_per_beat)
@@ -294,23 +335,25 @@ def _cost(task: TileTask, tiling: Tiling, plane_beats: int) -> int:
     total = last_drain = 0
     reloads = 1 if planes <= tiling.planes_at_once else out_groups
     weights = (task.weight_beats + out_groups * config.tile_channels) // config.weight_ports  # with the constants
-    for row in tiling.rows:
-        for column in tiling.cols:
-            pixels = (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
-            compute = out_groups * planes * task.passes * max(pixels // layer.phases, shortest)
-            load = config.slices_per_port * reloads * planes * task.plane_beats(row, column, whole)
-            if layer.column_step > 1:  # each word is a burst
-                load = load * max(SPLIT_CYCLES, config.beats_per_word) // config.beats_per_word
-            if raw:
-                chunks = reloads * -(-planes // tiling.planes_at_once)
-                load = reloads * raw.cycles(row.in1 - row.in0, task.window(column, whole)) + raw.load_cycles(
-                    row.in0, row.in1, chunks, len(tiling.cols))
-            words = (row.out1 - row.out0) * (column.out1 - column.out0)
-            last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
-                          * config.tile_channels // config.requantize_lanes)
-            fetch = INSTRUCTION_BEATS * out_groups * (planes * task.passes + 2)
-            total += max(compute, weights, load, out_groups * last_drain, fetch)
+    tiles, rest = divmod(images, tiling.images)
+    for number, own in ((tiles, tiling.images), (1, rest)) if rest else ((tiles, tiling.images),):
+        for row in tiling.rows:
+            for column in tiling.cols:
+                pixels = own * (row.conv1 - row.conv0) * (column.conv1 - column.conv0)
+                compute = out_groups * planes * task.passes * max(pixels // layer.phases, shortest)
+                load = config.slices_per_port * reloads * planes * own * task.plane_beats(row, column, whole)
+                if layer.column_step > 1:  # each word is a burst
+                    load = load * max(SPLIT_CYCLES, config.beats_per_word) // config.beats_per_word
+                if raw:
+                    chunks = reloads * -(-planes // tiling.planes_at_once)
+                    load = reloads * raw.cycles(row.in1 - row.in0, task.window(column, whole)) + raw.load_cycles(
+                        row.in0, row.in1, chunks, len(tiling.cols))
+                words = own * (row.out1 - row.out0) * (column.out1 - column.out0)
+                last_drain = (words * layer.pool.kernel[0] * layer.pool.kernel[1] * target.digits
+                              * config.tile_channels // config.requantize_lanes)
+                fetch = INSTRUCTION_BEATS * out_groups * (planes * task.passes + 2)
+                total += number * max(compute, weights, load, out_groups * last_drain, fetch)
     first_load = config.slices_per_port * min(planes, tiling.planes_at_once) * plane_beats
     if raw:
         first_load = raw.cycles(tiling.rows[0].in1 - tiling.rows[0].in0, task.source.pitch)
-    return images * total + first_load + last_drain
+    return total + first_load + last_drain

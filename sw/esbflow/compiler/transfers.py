@@ -6,17 +6,18 @@ from esbflow.registers import MAPS, REGIONS
 REGION = {name: number for number, name in enumerate((*REGIONS, MAPS))}
 
 
-def row_transfers(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0):
+def row_transfers(config, tensor, planes, image, span, window, whole, address=0, step=1, apart=0, images=1):
     """The transfers that bring rows of some planes, one after the other, into consecutive beats from `address` on.
 
     Rows are counted, and brought, in steps of `step` rows of the tensor. Where a source's columns are brought in steps, too,
     each word is a run and each row a transfer.
 
     span : (first, end, rows above the map that row 0 is);  apart : from one slice's rows to the next's
+    images : from `image` on; of several the rows are all that the map has
     """
     row0, row1, above = span
     first_col, window_size = window
-    rows = row1 - row0
+    rows = images * (row1 - row0)  # an image's first row follows the last one of the image before
     row_beats = window_size // config.words_per_beat * config.beats_per_word
     row0 = row0 * step - above
     if whole and step == 1 and tensor.contiguous:
