@@ -8,7 +8,7 @@ import cocotb
 from esbflow.instructions import encode
 from esbhw.engine.accumulators import control_layout
 from esbhw.engine.sequencer import Sequencer
-from sim.benches.sequencer_bench import HAZARD, pixels_of, random_pass
+from sim.benches.sequencer_bench import HAZARD, complete, pixels_of, random_pass, rows_of
 from sim.benches.testbench import Source, Testbench, config, cut, signed
 
 
@@ -48,9 +48,9 @@ class Bench(Testbench):
                                     | {name: control.window[name] for name in ("part", "tap_cols", "maximum")})
 
     async def run(self, instructions: list) -> list:
-        columns = len(self.columns) + sum(fields["rows"] * fields["cols"] for _, fields in instructions)
+        columns = len(self.columns) + sum(fields.get("images", 1) * fields["rows"] * fields["cols"] for _, fields in instructions)
         start = len(self.source.taken)
-        await self.source.send([encode(opcode, **fields) for opcode, fields in instructions])
+        await self.source.send([encode(opcode, **complete(self.size, fields)) for opcode, fields in instructions])
         for _ in range(4000):
             if len(self.columns) >= columns:
                 await self.tick(4)
@@ -64,9 +64,10 @@ def random_channel(rng, size) -> dict:
     for name in ("book", "load_book", "codebook"):
         del fields[name]
     taps, gap, outputs = rng.randrange(1, 4), rng.randrange(4), rng.choice((1, 1, 2, 3))
-    rows = rng.choice((1, 1, 2, 4))
-    step = rng.randrange(1, size.accumulator_depth // (rows * outputs) + 1)
-    return fields | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
+    rows, images = rng.choice((1, 1, 2, 4)), min(fields.get("images", 1), 5)
+    images = min(images, size.accumulator_depth // (rows * outputs))
+    step = rng.randrange(1, size.accumulator_depth // (images * rows * outputs) + 1)
+    return fields | ({"images": images} if "images" in fields else {}) | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
                          cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap,
                          tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
                          maximum=rng.randrange(2), part=rng.randrange(size.channel_blocks))
@@ -79,14 +80,14 @@ def expected_of(opcode: str, fields: dict) -> tuple:
         return ([[(p["address"], p["inside"], p["signed"])] for p in pixels],
                 [{name: p[name] for name in ("first", "bank", "index", "shift", "post")} | {"channel": 0} for p in pixels])
     columns, outputs = [], []
-    for row in range(fields["rows"]):
+    for row, number in rows_of(fields):
         for col in range(fields["cols"]):
             words = []
             for k in range(3):
                 y = fields["y"] + row * fields["stride_y"] + k * fields["tap_step_y"]
                 x = fields["x"] + col * fields["stride_x"]
                 inside = k < fields["tap_rows"] and 0 <= y < fields["in_rows"] and 0 <= x < fields["in_cols"]
-                words.append((fields["address"] + row * fields["row_step"] + col * fields["stride_x"]
+                words.append((fields["address"] + number * fields["row_step"] + col * fields["stride_x"]
                               + k * fields["tap_step"], int(inside),
                               int(fields["signed"] and not (fields["maximum"] and not inside))))
             columns.append(words)
@@ -124,7 +125,7 @@ async def columns_and_outputs_of_both_kinds_of_pass_come_in_order(dut, rate):
 async def a_lone_channel_has_its_documented_cycles(dut, keep):
     tb = Bench(dut)
     await tb.begin()
-    fields = random_channel(random.Random(3), tb.size) | dict(rows=2, cols=5, tap_cols=3, gap=1, keep=keep, slot=2,
+    fields = random_channel(random.Random(3), tb.size) | complete(tb.size, {}) | dict(rows=2, cols=5, tap_cols=3, gap=1, keep=keep, slot=2,
                                                               post_weights=1)
     [p] = await tb.run([("CHANNEL", fields)])
     load = tb.size.tap_load_cycles
@@ -157,6 +158,6 @@ async def fields_that_the_unit_has_not_stop_it(dut):
     for wrong in ({"tap_rows": 0}, {"tap_cols": 0}, {"part": config().channel_blocks}, {"gap": 1}):
         tb = Bench(dut)
         await tb.begin()
-        await tb.source.send([encode("CHANNEL", **{**good, **wrong})])
+        await tb.source.send([encode("CHANNEL", **complete(tb.size, {**good, **wrong}))])
         await tb.tick(30)
         assert tb.get("field_fault") and tb.get("fault_layer") == 5, wrong

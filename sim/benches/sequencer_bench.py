@@ -56,8 +56,8 @@ class Bench(Testbench):
     async def run(self, passes: list, within: int = 4000) -> list:
         """Send passes and wait until all their pixels are out; returns the cycle each was taken off the queue."""
         start = len(self.source.taken)
-        sending = cocotb.start_soon(self.source.send([encode("PASS", **fields) for fields in passes]))
-        count = len(self.pixels) + sum(fields["rows"] * fields["cols"] for fields in passes)
+        sending = cocotb.start_soon(self.source.send([encode("PASS", **complete(self.size, fields)) for fields in passes]))
+        count = len(self.pixels) + sum(fields.get("images", 1) * fields["rows"] * fields["cols"] for fields in passes)
         for _ in range(within):
             if len(self.pixels) >= count and sending.done():
                 await self.tick(4)
@@ -66,17 +66,27 @@ class Bench(Testbench):
         raise AssertionError(f"{len(self.pixels)} of {count} pixels within {within} cycles")
 
 
+def complete(size, fields: dict) -> dict:
+    """One image, where the engine has to be told."""
+    return {"images": 1, **fields} if size.batch_tiles else fields
+
+
+def rows_of(fields: dict) -> list:
+    """(row of the image, row of all images) of a pass."""
+    return [(number % fields["rows"], number) for number in range(fields["rows"] * fields.get("images", 1))]
+
+
 def pixels_of(fields: dict) -> list:
     def get(name):
         return fields.get(name, 0)
 
-    result = []
-    for row in range(fields["rows"]):
+    result, rows = [], rows_of(fields)
+    for row, number in rows:
         for col in range(fields["cols"]):
             y, x = get("y") + row * get("stride_y"), get("x") + col * get("stride_x")
-            last = row == fields["rows"] - 1 and col == fields["cols"] - 1
+            last = number == len(rows) - 1 and col == fields["cols"] - 1
             result.append({
-                "half": get("half"), "address": get("address") + row * get("row_step") + col * get("stride_x"),
+                "half": get("half"), "address": get("address") + number * get("row_step") + col * get("stride_x"),
                 "inside": int(0 <= y < get("in_rows") and 0 <= x < get("in_cols")), "signed": get("signed"),
                 "first": get("first"), "bank": get("bank"), "shift": get("shift"),
                 "index": get("acc_first") + len(result) * (get("acc_gap") + 1),
@@ -88,8 +98,10 @@ def random_pass(rng, size) -> dict:
     rows, cols = rng.choice([(1, 1), (1, 2), (2, 1), (1, 3), (3, 5), (4, 4), (1, 16), (2, 7)])
     flags = ("half", "bank", "signed", "first", "keep", "wait_weights", "wait_activations", "wait_accumulators",
              "post_weights", "post_activations", "post_accumulators")
-    gap = rng.randrange(min(16, size.accumulator_depth // (rows * cols)))
-    return {"acc_gap": gap, "acc_first": rng.randrange(gap + 1),
+    images = rng.choice((1, 1, 2, 3, size.accumulator_depth // (rows * cols))) if size.batch_tiles else 1
+    images = min(images, size.accumulator_depth // (rows * cols))
+    gap = rng.randrange(min(16, size.accumulator_depth // (images * rows * cols)))
+    return {**({"images": images} if size.batch_tiles else {}), "acc_gap": gap, "acc_first": rng.randrange(gap + 1),
             "rows": rows, "cols": cols, "in_rows": rng.randrange(1, 6), "in_cols": rng.randrange(1, 6),
             "stride_y": rng.randrange(1, 4), "stride_x": rng.randrange(1, 4), "y": rng.randrange(-4, 3),
             "x": rng.randrange(-4, 3), "address": rng.randrange(-50, 500), "row_step": rng.randrange(200),
@@ -203,10 +215,12 @@ async def a_pass_waits_for_each_token_and_names_the_reason(dut, reason):
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def fields_outside_the_engine_s_limits_stop_it(dut):
     good = {"rows": 1, "cols": 4, "layer": 5}
-    for wrong in ({"rows": 0}, {"cols": 0}, {"shift": 4}, {"slot": config().weight_slots}):
+    for wrong in ({"rows": 0}, {"cols": 0}, {"shift": 4}, {"slot": config().weight_slots}, {"images": 0}):
         tb = Bench(dut)
+        if not tb.size.batch_tiles and "images" in wrong:
+            continue
         await tb.begin()
-        await tb.source.send([encode("PASS", **{**good, **wrong})])
+        await tb.source.send([encode("PASS", **{**complete(tb.size, good), **wrong})])
         await tb.tick(10)
         assert tb.get("field_fault") and tb.get("fault_layer") == 5 and not tb.issued, wrong
         assert not tb.get("i__ready")
@@ -217,9 +231,13 @@ async def a_pass_may_fill_a_bank_but_not_overfill_it(dut):
     depth = config().accumulator_depth
     tb = Bench(dut)
     await tb.begin()
+    images = 2 if tb.size.batch_tiles else 1
     await tb.run([{"rows": 2, "cols": depth // 2}])
-    assert not tb.get("field_fault")
-    await tb.source.send([encode("PASS", rows=depth + 1, cols=1, layer=9)])
+    await tb.run([complete(tb.size, {"rows": 2, "cols": depth // 2 // images}) | ({"images": images} if images > 1 else {})])
+    assert tb.pixels[-1]["index"] == depth - 1 and not tb.get("field_fault")
+    # One pixel too many: of a map, or the first one of the last image.
+    fields = {"rows": depth // 2, "cols": 1, "images": 3} if tb.size.batch_tiles else {"rows": depth + 1, "cols": 1}
+    await tb.source.send([encode("PASS", **fields, layer=9)])
     await tb.tick(depth + 20)
     assert tb.get("field_fault") and tb.get("fault_layer") == 9
 
@@ -233,6 +251,6 @@ async def accumulators_apart_may_reach_the_end_of_a_bank_but_not_beyond(dut):
         fields = {"rows": depth // (gap + 1), "cols": 1, "acc_gap": gap, "layer": 9}
         await tb.run([{**fields, "acc_first": gap}])
         assert tb.pixels[-1]["index"] == depth - 1 and not tb.get("field_fault")
-    await tb.source.send([encode("PASS", **{**fields, "rows": fields["rows"] + 1})])
+    await tb.source.send([encode("PASS", **complete(tb.size, {**fields, "rows": fields["rows"] + 1}))])
     await tb.tick(depth + 20)
     assert tb.get("field_fault") and tb.get("fault_layer") == 9

@@ -32,9 +32,10 @@ NARROW = {config.name: config for config in (
 """Engines whose digits of activations or weights are narrower than 4 bits."""
 TALL = {config.name: config for config in (
     EngineConfig("tall16x8", rows=16, cols=8, weight_path_beats=2, weight_ports=2, channel_unit=4, slices=2, stripes=True,
-                 function_table=True, **_SMALL),
+                 function_table=True, batch_tiles=True, **_SMALL),
     EngineConfig("tall16x4-w2", rows=16, cols=4, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2,
-                 requantizer="shift", requantize_lanes=2, channel_unit=4, map_beats=64, **_SMALL),
+                 requantizer="shift", requantize_lanes=2, channel_unit=4, map_beats=64, batch_tiles=True,
+                 **_SMALL),
 )}
 """Engines with more rows than columns: two and four accumulators a pixel, with most of what an engine can have."""
 TESTED = {**{name: ENGINES[name] for name in BOUNDS}, **NARROW, **TALL}

@@ -92,7 +92,7 @@ def test_the_hash_depends_on_every_size_and_on_neither_name_nor_clock():
     other = {"rows": 8, "cols": 32, "accumulator_width": 30, "weight_path_beats": 4, "array": "shiftadd", "table_groups": 1,
              "weight_min": -8, "weight_max": 7, "residual": False, "esb_output": False, "channel_unit": 8,
              "weight_ports": 2, "slices": 4, "activation_ports": 1, "requantizer": "shift", "function_table": True,
-             "stripes": True, "image_beats": 64, "map_beats": 64}
+             "stripes": True, "image_beats": 64, "map_beats": 64, "batch_tiles": True}
     base = replace(base, slices=2, activation_ports=2, array="table", weight_min=-12, weight_max=12, weight_path_beats=2,
                    table_groups=2)
     for field in dataclasses.fields(base):

@@ -45,10 +45,11 @@ SLICES = EngineConfig("slices4x4", rows=4, cols=4, accumulator_depth=64, activat
                       weight_slots=4, max_burst=16, slices=2, activation_ports=2, stripes=True, map_beats=64)
 """Slices with ports of their own, and with map memories that some maps fit."""
 SHARED = replace(TABLE_WITH_PORTS, name="shared8x8", cols=8, weight_path_beats=2, weight_ports=2, channel_unit=4, slices=4,
-                 activation_ports=2, stripes=True)
+                 activation_ports=2, stripes=True, batch_tiles=True)
 """Slices of which two share a port, with everything that a small engine can have."""
-LOOKUPS = replace(TABLE_WITH_PORTS, name="lookup8x16", weight_path_beats=2, weight_ports=2, function_table=True, map_beats=256)
-"""A function table whose rows come through two ports, and a map memory."""
+LOOKUPS = replace(TABLE_WITH_PORTS, name="lookup8x16", weight_path_beats=2, weight_ports=2, function_table=True, map_beats=256,
+                  batch_tiles=True)
+"""A function table whose rows come through two ports, a map memory, and tiles of several images."""
 NARROW_LOOKUPS = EngineConfig(
     "lookup4x4", rows=4, cols=4, accumulator_depth=64, activation_beats=64, residual_beats=64, weight_slots=4, max_burst=16,
     requantizer="shift", esb_output=False, residual=False, digit_bits=2, weight_min=-2, weight_max=1, slices=2,

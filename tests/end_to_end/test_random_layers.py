@@ -45,7 +45,8 @@ def compiled(random, config, **bounds):
     while True:
         graph = random_graph(random, **bounds)
         try:
-            program = compile_graph(graph, config, batch=int(random.integers(1, 3 * config.slices + 1)),
+            most = (5 if config.batch_tiles and config.slices < 4 else 3) * config.slices
+            program = compile_graph(graph, config, batch=int(random.integers(1, most + 1)),
                                     fold=bool(random.integers(2)), stripes=way(random, config))
         except CompileError:
             continue

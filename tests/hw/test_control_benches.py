@@ -15,9 +15,9 @@ def test_the_registers_and_the_life_of_a_run():
     build.run("control_bench", build.build("control", Control(size)), size)
 
 
-@pytest.mark.parametrize("cols", [4, 16], ids=["tile of one beat", "tile of two beats"])
-def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols):
-    size = EngineConfig("bench", rows=4, cols=cols, weight_slots=4, accumulator_depth=16)
+@pytest.mark.parametrize("cols, batch_tiles", [(4, False), (16, True)], ids=["tile of one beat", "tile of two beats, of images"])
+def test_the_sequencer_streams_pixels_in_its_documented_cycles(cols, batch_tiles):
+    size = EngineConfig("bench", rows=4, cols=cols, weight_slots=4, accumulator_depth=16, batch_tiles=batch_tiles)
     build.run("sequencer_bench", build.build("sequencer", Sequencer(size)), size)
 
 
@@ -33,7 +33,7 @@ def test_the_drain_requantizes_pools_and_packs(rows, cols, lanes, parts):
 
 
 def test_the_sequencer_streams_columns_of_the_channel_unit():
-    size = EngineConfig("bench", rows=8, cols=16, weight_slots=4, accumulator_depth=16, channel_unit=8)
+    size = EngineConfig("bench", rows=8, cols=16, weight_slots=4, accumulator_depth=16, channel_unit=8, batch_tiles=True)
     folder = build.build("channel_sequencer", Sequencer(size))
     build.run("channel_sequencer_bench", folder, size)
     build.run("sequencer_bench", folder, size)

@@ -128,12 +128,13 @@ def test_a_circle_without_a_register_is_named(found):
 TINY = ENGINES["tiny4x4"]
 SMALL = {
     "tiny4x4": TINY,
-    "four accumulators a pixel, shifts, narrow digits, tables, 2 slices on 2 ports, function table, map memories": replace(
+    "four accumulators a pixel, shifts, narrow digits, tables, 2 slices on 2 ports, function table, maps, batch tiles": replace(
         TINY, rows=16, array="table", table_groups=2, weight_min=-2, weight_max=1, digit_bits=2, requantizer="shift", slices=2,
-        activation_ports=2, function_table=True, map_beats=512),
-    "tables, 4 weight ports, channel unit, stripes in 4 slices on 2 ports, function table, image buffers, maps": replace(
+        activation_ports=2, function_table=True, map_beats=512, batch_tiles=True),
+    "tables, 4 weight ports, channel unit, stripes in 4 slices on 2 ports, function table, image buffers, maps, batch tiles": replace(
         TINY, rows=8, cols=16, array="table", table_groups=2, weight_path_beats=4, weight_ports=4, channel_unit=8, slices=4,
-        activation_ports=2, function_table=True, stripes=True, image_beats=2048, map_beats=1024),
+        activation_ports=2, function_table=True, stripes=True, image_beats=2048, map_beats=1024,
+        batch_tiles=True),
 }
 """Together all that an engine can have."""
 

@@ -110,7 +110,6 @@ class Sequencer(wiring.Component):
         # What may be wrong with it.
         no_row = Signal()
         no_col = Signal()
-        no_image = Signal()
         beyond = Signal()
         wrong_channel = Signal()
         m.d.comb += [
@@ -129,8 +128,6 @@ class Sequencer(wiring.Component):
         booking = Signal()
         step, index, reading, waiting, entry = self._places(m, staged, is_channel, stepping, booking, entries)
         legal = ~no_row & ~no_col & ~beyond & ~wrong_channel
-        if config.batch_tiles:
-            legal &= ~no_image
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += self.take_weights.eq(head.wait_weights)
             m.d.sync += [
@@ -141,8 +138,9 @@ class Sequencer(wiring.Component):
                 beyond.eq((head.slot >= config.weight_slots) | (head.shift > config.largest_shift)),
                 wrong_channel.eq(comes & ~self._legal_channel(head)),
                 one_row.eq(head.rows == 1), one_col.eq(head.cols == 1),
-                *([no_image.eq(head.images == 0), one_image.eq(head.images == 1)] if config.batch_tiles else []),
             ]
+            if config.batch_tiles:
+                m.d.sync += [no_row.eq((head.rows == 0) | (head.images == 0)), one_image.eq(head.images == 1)]
         with m.If(have_staged & ~legal):
             m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(staged.layer)]
         with m.If(booking):
@@ -221,7 +219,8 @@ class Sequencer(wiring.Component):
         row_inside, stripes = self._inside(m, staged, now, take, y, column_inside)
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, staged.head, now, take, running, last_col, last_row, column_inside, row_inside, stripes)
+            emit = self._walk_channel(m, staged.head, now, take, running, last_col, last_row, column_inside, row_inside,
+                                      stripes)
         self._take(m, staged, take, running, last_pixel, emit)
         row_end = row_address + now.row_step
         # The next accumulator is acc_gap + 1 further: one carry chain, with the 1 from below.
