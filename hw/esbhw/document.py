@@ -50,6 +50,8 @@ _PASS = {
                "`rows / cols` for each pixel",
     "stripe": "map rows from a slice's pixels to the next slice's, so that each slice sees the map's ends where they are; "
               "`in_rows` and `y` are then those of the whole map and of slice 0; engines with stripes only",
+    "images": "maps of `rows * cols` pixels that the pass goes over. `y` and `x` begin anew with each; address and "
+              "accumulator go on as from row to row. 1 to 127; engines with batch tiles only",
 }
 
 _CHANNEL = {name: meaning for name, meaning in _PASS.items() if "book" not in name} | {

@@ -48,7 +48,7 @@ class Bench(Testbench):
                                     | {name: control.window[name] for name in ("part", "tap_cols", "maximum")})
 
     async def run(self, instructions: list) -> list:
-        columns = len(self.columns) + sum(fields.get("images", 1) * fields["rows"] * fields["cols"] for _, fields in instructions)
+        columns = len(self.columns) + sum(len(rows_of(fields)) * fields["cols"] for _, fields in instructions)
         start = len(self.source.taken)
         await self.source.send([encode(opcode, **complete(self.size, fields)) for opcode, fields in instructions])
         for _ in range(4000):
@@ -67,7 +67,9 @@ def random_channel(rng, size) -> dict:
     rows, images = rng.choice((1, 1, 2, 4)), min(fields.get("images", 1), 5)
     images = min(images, size.accumulator_depth // (rows * outputs))
     step = rng.randrange(1, size.accumulator_depth // (images * rows * outputs) + 1)
-    return fields | ({"images": images} if "images" in fields else {}) | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
+    if size.batch_tiles:
+        fields["images"] = images
+    return fields | dict(rows=rows, acc_gap=step - 1, acc_first=rng.randrange(step),
                          cols=(outputs - 1) * (gap + 1) + taps, tap_cols=taps, gap=gap,
                          tap_rows=rng.randrange(1, 4), tap_step_y=rng.randrange(4), tap_step=rng.randrange(40),
                          maximum=rng.randrange(2), part=rng.randrange(size.channel_blocks))
@@ -125,8 +127,8 @@ async def columns_and_outputs_of_both_kinds_of_pass_come_in_order(dut, rate):
 async def a_lone_channel_has_its_documented_cycles(dut, keep):
     tb = Bench(dut)
     await tb.begin()
-    fields = random_channel(random.Random(3), tb.size) | complete(tb.size, {}) | dict(rows=2, cols=5, tap_cols=3, gap=1, keep=keep, slot=2,
-                                                              post_weights=1)
+    fields = random_channel(random.Random(3), tb.size) | complete(tb.size, {}) | dict(
+        rows=2, cols=5, tap_cols=3, gap=1, keep=keep, slot=2, post_weights=1)
     [p] = await tb.run([("CHANNEL", fields)])
     load = tb.size.tap_load_cycles
     taken = p + 2 if keep else p + load + 2

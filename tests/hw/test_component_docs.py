@@ -19,7 +19,7 @@ from esbhw.engine.fault_table import ADDRESSES, FAULTS, LAYERS
 
 CONFIG = EngineConfig(
     "full", rows=8, cols=16, array="table", table_groups=2, weight_min=-8, weight_max=7, weight_path_beats=4, weight_ports=2,
-    channel_unit=4, slices=4, activation_ports=2, stripes=True, function_table=True, image_beats=32, map_beats=64,
+    channel_unit=4, slices=4, activation_ports=2, stripes=True, batch_tiles=True, function_table=True, image_beats=32, map_beats=64,
     accumulator_depth=128, activation_beats=32, residual_beats=64, weight_slots=4)
 """With every option, and no two sizes alike that are easily confused."""
 ARGUMENTS = {

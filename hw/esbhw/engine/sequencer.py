@@ -265,7 +265,10 @@ class Sequencer(wiring.Component):
         idle = Signal(init=1)  # neither a column nor a bubble
         # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
         able = Signal()
-        free = idle | bubble | (last_pixel & third)
+        rests = idle | bubble
+        if self._config.batch_tiles:  # three registers give last_pixel: so that `take` stays one LUT
+            rests = Signal(init=1)
+        free = rests | (last_pixel & third)
         activations_here = ~staged.fields.wait_activations | self.activations_here
         bank_free = ~staged.fields.wait_accumulators | self.bank_free
         m.d.comb += [
@@ -285,6 +288,8 @@ class Sequencer(wiring.Component):
             two_bubbles.eq(short_end & ~second), bubble.eq(two_bubbles | (short_end & second)),
             idle.eq(free & ~take), running.eq(take | (running & ~last_pixel)),
         ]
+        if self._config.batch_tiles:
+            m.d.sync += rests.eq((free & ~take) | two_bubbles | (short_end & second))
 
     def _inside(self, m, staged: _Staged, now, take, y, column_inside) -> tuple:
         """(whether the pixel's row is on the map, of each slice where those work on stripes; StripeRows or None)"""

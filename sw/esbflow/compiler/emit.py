@@ -176,9 +176,13 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
 def _needed_of(state: _State, chunk: _Chunk, *what):
     """`StoreTokens.needed` of all images of a chunk."""
     names, source, planes, rows, apart = what
-    found = [state.stores.needed(chunk.plan.layer, names, source, planes, image, rows, apart)
-             for image in range(chunk.image, chunk.image + chunk.images)]
-    return None if None in found else max(found)
+    most = 0
+    for image in range(chunk.image, chunk.image + chunk.images):
+        needed = state.stores.needed(chunk.plan.layer, names, source, planes, image, rows, apart)
+        if needed is None:
+            return None
+        most = max(most, needed)
+    return most
 
 
 def _emit_load(config: EngineConfig, state: _State, part: _Part, needed: int) -> None:
