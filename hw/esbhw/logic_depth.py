@@ -14,8 +14,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from esbflow.errors import BadValue
+from esbhw.names import Labels
 from esbhw.netlist import Netlist
-from esbhw.synthesis import block_label
+from esbhw.synthesis import block_label, normalise_ports, split_modules
 
 MAX_LEVELS = 3
 MAX_CARRY = 48
@@ -61,8 +62,10 @@ class Depth:
                 "longest_carry": str(self.by_carry)}
 
 
-def depths(mapped: dict, top: str) -> dict:
+def depths(mapped: dict, top: str, text: str = "") -> dict:
     """{instance, as in the RTL, "" for the top: Depth} of a design from synthesis.synthesize_rtlil; deepest first.
+
+    `text` : what was synthesized. With it, paths have the names of engine.v in place of Amaranth's numbers.
 
     Raises
     ------
@@ -71,7 +74,8 @@ def depths(mapped: dict, top: str) -> dict:
     """
     graphs = {module.path: None for module in mapped.values()}  # equal modules share a netlist
     graphs = {path: _Graph(Netlist.load(path)) for path in graphs}
-    levels, carry = ({instance.name: path for instance, path in _Walk(mapped, graphs, top, by_carry).worst()}
+    labels = Labels("\n".join(normalise_ports(split_modules(text)).values()))
+    levels, carry = ({instance.name: path for instance, path in _Walk(mapped, graphs, top, by_carry, labels).worst()}
                      for by_carry in (False, True))
     return _deepest_first({name: Depth(levels[name], carry[name]) for name in levels})
 
@@ -95,7 +99,7 @@ class _Graph:
     """A module's netlist as arcs. A node is a bit of a net.
 
     arcs: {bit: [(bit before, levels, carry)]}, primitives only;  starts: {bit: (levels, register)}
-    ends: [(bit, register and pin)];  children: {instance: (type, {port: bits})};  inputs: {bit: (port, index)}
+    ends: [(bit, register, pin)];  children: {instance: (type, {port: bits})};  inputs: {bit: (port, index)}
     """
 
     def __init__(self, netlist):
@@ -135,7 +139,7 @@ class _Graph:
                 if pin in outputs:
                     self.starts[b] = (levels, f"{self.names.get(b, label)}")
                 else:
-                    self.ends.append((b, f"{label}.{pin}" + ("" if kind.startswith("FD") else f" ({kind})")))
+                    self.ends.append((b, label, f".{pin}" + ("" if kind.startswith("FD") else f" ({kind})")))
 
     def _lutram(self, cell, kind, pins):
         self._register(cell, kind, pins, 1)
@@ -165,8 +169,8 @@ class _Graph:
 class _Walk:
     """One measure of length on one design: arrivals of every net, module by module and instance by instance."""
 
-    def __init__(self, mapped: dict, graphs: dict, top: str, by_carry: bool):
-        self._mapped, self._graphs, self._top = mapped, graphs, top
+    def __init__(self, mapped: dict, graphs: dict, top: str, by_carry: bool, labels: Labels):
+        self._mapped, self._graphs, self._top, self.labels = mapped, graphs, top, labels
         self._units = (1, _MORE) if by_carry else (_MORE, 1)
         self._by_carry = by_carry
         self._summaries, self._arcs, self._arrivals = {}, {}, {}
@@ -177,10 +181,9 @@ class _Walk:
         waiting = [root]
         while waiting:
             instance = waiting.pop()
-            ends = [(instance.arrival[bit], -n) for n, (bit, _) in enumerate(instance.ends) if bit in instance.arrival]
+            ends = [(instance.arrival[bit], -n) for n, (bit, *_) in enumerate(instance.ends) if bit in instance.arrival]
             if ends:
-                bit, label = instance.ends[-max(ends)[1]]
-                yield instance, self._path(instance, bit, label)
+                yield instance, self._path(instance, *instance.ends[-max(ends)[1]])
             waiting += instance.children.values()
 
     def graph(self, module: str):
@@ -235,11 +238,11 @@ class _Walk:
     def _weight(self, levels: int, carry: int) -> int:
         return levels * self._units[0] + carry * self._units[1]
 
-    def _path(self, instance, bit, label) -> Path:
+    def _path(self, instance, bit, label, pin) -> Path:
         first, second = divmod(instance.arrival[bit], _MORE)
         levels, carry = (second, first) if self._by_carry else (first, second)
         nets = [instance.called(bit)]
-        end = instance.local(label)
+        end = f"{instance.local(label)}{pin}"
         while True:
             graph, length = instance.graph, instance.arrival[bit]
             if bit in graph.inputs and instance.parent is None:
@@ -268,7 +271,8 @@ class _Instance:
     """A module where it stands: `name` from the top, its children, and the arrivals of its nets there."""
 
     def __init__(self, name, module, parent, pins, walk: _Walk):
-        self.name, self.parent, self.pins = name, parent, pins
+        self.name, self.parent, self.pins, self._module, self._walk = name, parent, pins, module, walk
+        self._own = name.rpartition(".")[2]
         self.graph = walk.graph(module)
         inputs = {}
         for bit, (port, i) in self.graph.inputs.items():
@@ -287,12 +291,14 @@ class _Instance:
 
     @property
     def ends(self) -> list:
-        outputs = [] if self.parent else [(bit, f"port {name}") for name, (way, bits) in self.graph.ports.items()
+        outputs = [] if self.parent else [(bit, f"port {name}", "") for name, (way, bits) in self.graph.ports.items()
                                           if way == "output" for bit in bits]
         return self.graph.ends + outputs
 
     def local(self, label: str) -> str:
-        return f"{self.name}.{label}" if self.name else label
+        """A net, register or instance of this module, from the top."""
+        label = self._walk.labels.label(self._module, label)
+        return f"{self.parent.local(self._own)}.{label}" if self.parent else label
 
     def called(self, bit) -> str | None:
         return self.local(self.graph.names[bit]) if bit in self.graph.names else None

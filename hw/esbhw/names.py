@@ -7,6 +7,7 @@ Here every module gets the engine's prefix, and every port, register, memory, in
 |---|---|
 | module `esb_engine.load.splitter` | `esb_tiny4x4_load_splitter` |
 | net that an instance drives and whose own name is taken | `<instance>_<port>` |
+| net without a name at a memory's port | `<memory>_data`, `_address`, `_write_data`, `_write_address` |
 | net without a name that is part of a named one | `<name>_<lowest bit>` |
 | port without a name | what the net is called outside |
 | a name of Verilog's or SystemVerilog's | the name and `_` |
@@ -38,6 +39,9 @@ KEYWORDS = frozenset("""
 """.split())
 _WIRE = re.compile(r"^  wire (?:width (\d+) )?(?:(input|output|inout) \d+ +)?(?:signed )?(\S+)$")
 _TOKEN = re.compile(r"(?<=\s)[\\$]\S+")
+_PINS = {"$memrd_v2": {"\\DATA": "data", "\\ADDR": "address"},
+         "$memwr_v2": {"\\DATA": "write_data", "\\ADDR": "write_address"}}
+"""What nets at a memory's ports are called after it."""
 _NUMBER = re.compile(r"\$\d+(?=\$|$)")
 
 
@@ -55,19 +59,68 @@ def readable(text: str, top: str, prefix: str) -> str:
     end
     <BLANKLINE>
     """
-    modules = [_Module(part) for part in re.findall(r"(?:^attribute [^\n]*\n)*^module .*?^end$", text, re.M | re.S)]
+    modules, order = _renamed(text)
     taken = {prefix}
     kinds = {f"\\{top}": prefix}
     for module in modules:
         if module.name not in kinds:
             inner = module.name[1:].removeprefix(f"{top}.")
             kinds[module.name] = _free(f"{prefix}_{_plain(inner)}", taken)
+    by_name = {module.name: module for module in order}
+    return "\n".join(module.rewritten(kinds, by_name) for module in modules) + "\n"
+
+
+class Labels:
+    """What nets and instances of a design are called in engine.v, for reports on the design before they were renamed.
+
+    Parameters
+    ----------
+    text : the design's RTLIL.
+    """
+
+    def __init__(self, text: str):
+        modules, _ = _renamed(text)
+        self._names = {module.name: module.names for module in modules}
+        self._kinds = {module.name: {name: kind for kind, name, _ in module.cells} for module in modules}
+
+    def label(self, module: str, name: str) -> str:
+        """The new name of a net, a bit of it, or an instance of `module`; of one further down after "INSTANCE.".
+
+        A name that the module does not have stays as it is.
+
+        >>> labels = Labels("module \\\\t\\n  wire width 9 \\\\x$2\\n  wire \\\\x\\n  cell \\\\u \\\\a$7\\n  end\\nend\\n"
+        ...                 "module \\\\u\\n  wire \\\\y$1\\nend\\n")
+        >>> labels.label("t", "x$2[3]"), labels.label("t", "a$7.y$1"), labels.label("t", "z")
+        ('x_2[3]', 'a.y', 'z')
+        """
+        key, own = f"\\{module}", _escaped(name)
+        names, kinds = self._names.get(key, {}), self._kinds.get(key, {})
+        if own in names:
+            return names[own]
+        net, bit = re.fullmatch(r"(.*?)(\[\d+\])?", own).groups("")
+        if bit and net in names:
+            return names[net] + bit
+        for dot in re.finditer(r"\.", name):  # flattened, or named by its way
+            instance = _escaped(name[:dot.start()])
+            if instance in kinds:
+                inside = self.label(kinds[instance][1:], name[dot.end():])
+                return f"{names[instance]}.{inside}"
+        return name
+
+
+def _escaped(name: str) -> str:
+    return name if name.startswith("\\") else f"\\{name}"
+
+
+def _renamed(text: str) -> tuple:
+    """(modules in the text's order, the same with children first), their `names` chosen."""
+    modules = [_Module(part) for part in re.findall(r"(?:^attribute [^\n]*\n)*^module .*?^end$", text, re.M | re.S)]
     by_name = {module.name: module for module in modules}
     order = _children_first(by_name)
     hints = _hints(reversed(order), by_name)
     for module in order:
         module.rename(by_name, hints[module.name])
-    return "\n".join(module.rewritten(kinds, by_name) for module in modules) + "\n"
+    return modules, order
 
 
 def identifier(name: str) -> str:
@@ -134,7 +187,8 @@ class _Module:
         self.lines = text.split("\n")
         self.name = next(line for line in self.lines if line.startswith("module ")).split()[1]
         self.widths, self.directions, self.memories, self.cells, self.joined = {}, {}, [], [], []
-        inside = None
+        self.ports = []  # of memories: (memory, kind of port, pin, net)
+        inside = memory = None
         for line in self.lines:
             words = line.split()
             wire = _WIRE.match(line)
@@ -149,8 +203,12 @@ class _Module:
                 self.cells.append(inside)
             elif line == "  end":
                 inside = None
+            elif words[:2] == ["parameter", "\\MEMID"]:
+                memory = words[2].strip('"')[1:]
             elif inside and words[:1] == ["connect"]:
                 inside[2][words[1]] = line.split(maxsplit=2)[2]
+                if inside[0] in _PINS:
+                    self.ports.append((memory, inside[0], words[1], inside[2][words[1]]))
             elif words[:1] == ["connect"]:
                 self.joined.append(line.split(maxsplit=1)[1])
 
@@ -169,6 +227,10 @@ class _Module:
                 names[instance] = _free(_plain(instance[1:]) or "part", taken)
         parts = self.parts(names)
         driven, fed = (self._pins(modules, names, direction) for direction in ("output", "input"))
+        for memory, kind, pin, net in self.ports:
+            if pin in _PINS[kind] and self._is_whole(net):
+                (driven if pin == "\\DATA" and kind == "$memrd_v2" else fed).setdefault(
+                    net.split(" ")[0], f"{names[memory]}_{_PINS[kind][pin]}")
         for name in own:
             if name not in names:
                 plain = _plain(name[1:])

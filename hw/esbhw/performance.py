@@ -45,7 +45,7 @@ def measure(config: EngineConfig, progress=None, cache=None) -> dict:
     del record["seconds"]
     if config.macs_per_cycle <= FLAT_LIMIT:
         record["lut_flat"] = add_up(synthesize_rtlil(text, TOP, None, cache, flatten=True), TOP, per_block=False).lut
-    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP))
+    depth = logic_depth.by_block(logic_depth.depths(mapped, TOP, text))
     return record | {"depth": {name: d.to_dict() for name, d in depth.items()}}
 
 

@@ -1,5 +1,6 @@
 """Longest paths on small netlists whose lengths are counted by hand, and on the smallest engine."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from esbflow.engines import ENGINES
 from esbhw.generate import TOP, rtlil
 from esbhw.logic_depth import by_block, depths
+from esbhw.names import readable
 from esbhw.netlist import Netlist
 from esbhw.synthesis import Mapped, add_up, synthesize_rtlil
 
@@ -141,9 +143,34 @@ SMALL = {
 
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(config):
-    mapped = synthesize_rtlil(rtlil(config, "xilinx"), TOP)
+    text = rtlil(config, "xilinx")
+    mapped = synthesize_rtlil(text, TOP)
     assert add_up(mapped, TOP).dsp == 0
-    found = depths(mapped, TOP)
+    found = depths(mapped, TOP, text)
     beyond = [f"{block}: {depth.by_levels}; {depth.by_carry}" for block, depth in found.items() if not depth.passes]
     assert not beyond, "\n".join(beyond)
     assert {"control, counters, tokens", "AXI ports", "fetch", "loaders", "drain and requantizer", "array"} <= set(by_block(found))
+    named = [name for depth in found.values() for path in (depth.by_levels, depth.by_carry)
+             for name in (path.start, path.end.partition(" (")[0].rpartition(".")[0] or path.end, *path.through)]
+    assert len(named) > 100
+    assert not (strange := _strange_to(readable(text, TOP, "e"), named)), f"engine.v has no {strange[:5]}"
+
+
+def _strange_to(text, ways):
+    """Those of the instances' nets, registers and ports, given from the top, that renamed RTLIL does not declare."""
+    declared, instances = {}, {}
+    for module in re.findall(r"^module .*?^end$", text, re.M | re.S):
+        name = re.search(r"^module \\(\S+)", module)[1]
+        declared[name] = set(re.findall(r"^  (?:wire|memory) .*?\\(\S+)$|^  cell \S+ \\(\S+)$", module, re.M))
+        declared[name] = {part for pair in declared[name] for part in pair}
+        instances[name] = {instance: kind for kind, instance in re.findall(r"^  cell \\(\S+) \\(\S+)$", module, re.M)}
+
+    def known(way):
+        module, rest = "e", way.removeprefix("port ")
+        while rest.split(".")[0] in instances[module] and instances[module][rest.split(".")[0]] in declared:
+            first, _, rest = rest.partition(".")
+            module = instances[module][first]
+        net = re.sub(r"\[\d+\]$|(\.\d+)+$", "", rest)  # a bit of it, or Yosys' cell of a memory
+        return bool({rest, net} & declared[module])
+
+    return [way for way in ways if not known(way)]

@@ -51,7 +51,7 @@ def _resources(config, arguments) -> dict:
     with progress_bar(f"synthesize {config.name}", None, arguments.json) as update:
         text = rtlil(config, arguments.target, arguments.compute_clock is not None)
         mapped = synthesize_rtlil(text, TOP, update, flatten=arguments.flat)
-    depth = logic_depth.depths(mapped, TOP)
+    depth = logic_depth.depths(mapped, TOP, text)
     depth = {"whole engine": depth[""]} if arguments.flat else logic_depth.by_block(depth)
     resources = add_up(mapped, TOP, per_block=not arguments.flat).to_dict()
     return resources | {"depth": {name: d.to_dict() for name, d in depth.items()}}
