@@ -9,6 +9,7 @@ Here every module gets the engine's prefix, and every port, register, memory, in
 | net that an instance drives and whose own name is taken | `<instance>_<port>` |
 | net without a name at a memory's port | `<memory>_data`, `_address`, `_write_data`, `_write_address` |
 | net without a name that is part of a named one | `<name>_<lowest bit>` |
+| register or net without a name | `register`, `net` |
 | port without a name | what the net is called outside |
 | a name of Verilog's or SystemVerilog's | the name and `_` |
 | a name that is taken | the name and `_2`, `_3` ... |
@@ -84,12 +85,12 @@ class Labels:
         self._kinds = {module.name: {name: kind for kind, name, _ in module.cells} for module in modules}
 
     def label(self, module: str, name: str) -> str:
-        """The new name of a net, a bit of it, or an instance of `module`; of one further down after "INSTANCE.".
+        r"""The new name of a net, a bit of it, or an instance of `module`; of one further down after "INSTANCE.".
 
         A name that the module does not have stays as it is.
 
-        >>> labels = Labels("module \\\\t\\n  wire width 9 \\\\x$2\\n  wire \\\\x\\n  cell \\\\u \\\\a$7\\n  end\\nend\\n"
-        ...                 "module \\\\u\\n  wire \\\\y$1\\nend\\n")
+        >>> labels = Labels("module \\t\n  wire width 9 \\x$2\n  wire \\x\n  cell \\u \\a$7\n  end\nend\n"
+        ...                 "module \\u\n  wire \\y$1\nend\n")
         >>> labels.label("t", "x$2[3]"), labels.label("t", "a$7.y$1"), labels.label("t", "z")
         ('x_2[3]', 'a.y', 'z')
         """
@@ -156,11 +157,14 @@ def _hints(parents_first, by_name: dict) -> dict:
     hints = {name: {} for name in by_name}
     for module in parents_first:
         parts = module.parts({})
+        driven = {net.split(" ")[0]: f"{_plain(instance[1:])}_{_plain(port[1:])}"
+                  for kind, instance, pins in module.cells if kind in hints for port, net in pins.items()
+                  if by_name[kind].directions[port] == "output" and _plain(port[1:])}
         for kind, _, pins in module.cells:
             for port, spec in pins.items() if kind in hints else ():
                 net = spec.split(" ")[0]
                 label = _plain(net[1:]) if net.startswith("\\") else ""
-                label = label or parts.get(net) or hints[module.name].get(net)
+                label = label or parts.get(net) or hints[module.name].get(net) or driven.get(net)
                 if label and not _plain(port[1:]):
                     hints[kind].setdefault(port, label)
     return hints
@@ -187,7 +191,7 @@ class _Module:
         self.lines = text.split("\n")
         self.name = next(line for line in self.lines if line.startswith("module ")).split()[1]
         self.widths, self.directions, self.memories, self.cells, self.joined = {}, {}, [], [], []
-        self.ports = []  # of memories: (memory, kind of port, pin, net)
+        self.ports, self.registers = [], set()  # ports of memories: (memory, kind of port, pin, net)
         inside = memory = None
         for line in self.lines:
             words = line.split()
@@ -207,6 +211,8 @@ class _Module:
                 memory = words[2].strip('"')[1:]
             elif inside and words[:1] == ["connect"]:
                 inside[2][words[1]] = line.split(maxsplit=2)[2]
+                if words[1] == "\\Q":
+                    self.registers.add(inside[2][words[1]].split(" ")[0])
                 if inside[0] in _PINS:
                     self.ports.append((memory, inside[0], words[1], inside[2][words[1]]))
             elif words[:1] == ["connect"]:
@@ -235,7 +241,7 @@ class _Module:
             if name not in names:
                 plain = _plain(name[1:])
                 best = driven.get(name) or plain or parts.get(name) or hints.get(name) or fed.get(name)
-                names[name] = _free(identifier(best or "net"), taken)
+                names[name] = _free(identifier(best or ("register" if name in self.registers else "net")), taken)
         self.names = names
 
     def _pins(self, modules: dict, names: dict, direction: str) -> dict:
@@ -256,6 +262,9 @@ class _Module:
         for joined in self.joined:
             target, position = joined.split(" ", 1)[0], 0
             if not _plain(target[1:]) or target.startswith("$"):
+                slice_ = re.fullmatch(r"\S+ (\\\S+) \[(?:\d+:)?(\d+)\]", joined)
+                if slice_ and _plain(slice_[1][1:]):
+                    found.setdefault(target, f"{names.get(slice_[1]) or _plain(slice_[1][1:])}_{slice_[2]}")
                 continue
             label = names.get(target) or _plain(target[1:])
             rest = re.sub(r"^\S+ (?:\[[\d:]+\] )?", "", joined)

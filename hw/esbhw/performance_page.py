@@ -176,8 +176,8 @@ def _placed_section(placed: dict) -> str:
     lines = ["## Placed and routed, on other devices", "",
              "Figures of FPGAs that open tools know, with LUTs of four inputs and slower: they only hint at a ZU9EG's long "
              "paths. The whole FPGA is counted: engine, block RAM as its memory, and host bridge. Delays of the GW5A are "
-             "apycula's, which calls its support of this part initial. No control path of an engine limits: on the ECP5 "
-             "it is the way out of the board's block RAM, on the GW5A the way from the bridge into it.", "",
+             "apycula's, which calls its support of this part initial. No control path of an engine limits: "
+             "each of these begins or ends at block RAM, the board's or that of an engine's accumulators.", "",
              "| engine | board, device | Fmax MHz | logic cells | flip-flops | block RAM (18 Kb) | multipliers | record |",
              "|---|---|---:|---:|---:|---:|---:|---|"]
     for name, r in placed.items():

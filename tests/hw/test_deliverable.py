@@ -52,8 +52,9 @@ def test_names_are_plain_and_belong_to_the_engine(delivered):
     assert not [m for m in modules if re.search(r"_\d{3,}$", m)], "numbered modules"
     declared = re.findall(r"^  (?:input|output|reg) (?:\[[\d:]+\] )?(\w+)", text, re.MULTILINE)
     assert len(declared) > 500 and not [name for name in declared if re.fullmatch(r"_\d+_", name)]
-    nameless = {name for name in declared if re.fullmatch(r"net(_\d+)?", name)}
-    assert len(nameless) < 12, nameless
+    assert not [name for name in declared if re.fullmatch(r"net(_\d+)?(_q)?", name)]
+    nameless = {name for name in declared if re.fullmatch(r"register(_\d+)?", name)}
+    assert len(nameless) < 4, nameless
     assert not set(re.findall(r"^  [a-z]\w* (\w+) \($", text, re.MULTILINE)) & names.KEYWORDS
 
 

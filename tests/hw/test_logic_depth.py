@@ -153,7 +153,22 @@ def test_every_path_of_small_engines_is_short_enough_for_the_planning_clock(conf
     named = [name for depth in found.values() for path in (depth.by_levels, depth.by_carry)
              for name in (path.start, path.end.partition(" (")[0].rpartition(".")[0] or path.end, *path.through)]
     assert len(named) > 100
-    assert not (strange := _strange_to(readable(text, TOP, "e"), named)), f"engine.v has no {strange[:5]}"
+    renamed = readable(text, TOP, "e")
+    assert not (strange := _strange_to(renamed, named)), f"engine.v has no {strange[:5]}"
+    assert not (nameless := _nameless(renamed)), f"without a name of their own: {nameless[:5]}"
+
+
+def _nameless(text):
+    """(module, port, register, memory's register or instance) of renamed RTLIL called "net", or with a number of Amaranth's."""
+    found = []
+    for module in re.findall(r"^module .*?^end$", text, re.M | re.S):
+        ports = re.findall(r"^  wire (?:width \d+ )?(?:input|output) \d+ +(?:signed )?\\(\S+)$", module, re.M)
+        parts = re.findall(r"^  cell \\\S+ \\(\S+)$", module, re.M)
+        memories = re.findall(r"^  cell \$memrd_v2 .*?^    connect \\DATA \\(\S+)", module, re.M | re.S)
+        registers = re.findall(r"^    connect \\Q \\(\S+)", module, re.M)
+        found += [(module.split()[1], name) for name in (*ports, *parts, *memories, *registers)
+                  if "$" in name or re.fullmatch(r"(net|U|unnamed)(_\d+)?", name)]
+    return found
 
 
 def _strange_to(text, ways):

@@ -1,5 +1,6 @@
 """The records of engines are those of today's configurations, and README and page are made of them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def test_the_page_of_verification_says_of_every_engine_what_the_records_say():
     for name, proof in proofs.items():
         assert proof["configuration"] == f"{ENGINES[name].hash:016x}", "run: python -m esbhw.equivalence"
         assert proof["proven"] and all(how.startswith("proven") for how in proof["proven"].values())
+
+
+def test_block_ram_begins_or_ends_the_longest_path_of_what_was_placed():
+    for path in (ROOT / "docs" / performance.RESULTS).glob("placed-*.json"):
+        blocks = [block for block, *_ in performance.read(path)["critical_path"]]
+        assert any(re.search(r"^memory\.memory$|accumulators\.bank", end) for end in (blocks[0], blocks[-1])), path.name
 
 
 def test_the_readme_has_the_table_of_the_records():
