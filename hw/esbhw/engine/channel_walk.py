@@ -49,8 +49,27 @@ class ChannelWalk(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout = instruction_layout("CHANNEL", self._config)
-        head, now = Signal(layout), Signal(layout)
+        head, now = (Signal(layout) for _ in range(2))
         m.d.comb += [head.eq(self.head), now.eq(self.now)]
+        staged, kept = self._of_pass(m, head)
+        self._outputs(m, staged, kept)
+        m.d.comb += self.channel.eq(kept["channel"])
+        m.d.comb += self.signed.eq(self._sign(kept, self._each(self.column_inside) & self.row_inside))
+        for k in range(MORE_ROWS):
+            y = self._place(m, k, head, now)
+            self._inside(m, k, y, now, kept)
+        return m
+
+    def _each(self, bit):
+        """A bit for each slice that has a stripe of its own."""
+        return bit if self._slices == 1 else bit.replicate(self._slices)
+
+    def _sign(self, kept: dict, inside):
+        """Whether a word is signed: of a maximum only where it lies on the map."""
+        return self._each(kept["plain"]) | (self._each(kept["if_inside"]) & inside)
+
+    def _of_pass(self, m, head) -> tuple:
+        """({name: what depends on the pass alone} of the one that is staged, the same of the one under way)."""
         comes = head.opcode == instructions.CHANNEL
         # Columns before a row's first output and between outputs, and whether those are none.
         staged, kept = {}, {}
@@ -66,44 +85,40 @@ class ChannelWalk(wiring.Component):
                 m.d.sync += staged[name].eq(value)
             with m.If(self.take):
                 m.d.sync += kept[name].eq(staged[name])
-        self._outputs(m, staged, kept)
-        m.d.comb += self.channel.eq(kept["channel"])
+        return staged, kept
 
-        def each(bit):
-            return bit if self._slices == 1 else bit.replicate(self._slices)
+    def _place(self, m, k: int, head, now) -> Signal:
+        """Follows the walk for word k + 1 of the columns: drives its address; the result is its row."""
+        y = Signal(signed(13), name=f"y_{k}")
+        address, row_address = (Signal(signed(20), name=f"{name}_{k}") for name in ("address", "row_address"))
+        start_y, start = Signal(signed(13), name=f"start_y_{k}"), Signal(signed(20), name=f"start_{k}")
+        with m.If(self.accept):
+            m.d.sync += [start_y.eq(head.y + (k + 1) * head.tap_step_y),
+                         start.eq(head.address + (k + 1) * head.tap_step)]
+        row_end, next_y = row_address + now.row_step, y + now.stride_y
+        if self._config.batch_tiles:
+            first_y = Signal.like(y, name=f"first_y_{k}")
+            with m.If(self.take):
+                m.d.sync += first_y.eq(start_y)
+            next_y = Mux(self.last_row, first_y, next_y)
+        m.d.sync += address.eq(Mux(self.take, start, Mux(self.last_col, row_end, address + now.stride_x)))
+        with m.If(self.take | self.last_col):
+            m.d.sync += [y.eq(Mux(self.take, start_y, next_y)), row_address.eq(Mux(self.take, start, row_end))]
+        m.d.comb += self.address.word_select(k, 20).eq(address)
+        return y
 
-        def sign(inside):
-            return each(kept["plain"]) | (each(kept["if_inside"]) & inside)
-
-        m.d.comb += self.signed.eq(sign(each(self.column_inside) & self.row_inside))
-        for k in range(MORE_ROWS):
-            y = Signal(signed(13), name=f"y_{k}")
-            address, row_address = (Signal(signed(20), name=f"{name}_{k}") for name in ("address", "row_address"))
-            start_y, start = Signal(signed(13), name=f"start_y_{k}"), Signal(signed(20), name=f"start_{k}")
-            with m.If(self.accept):
-                m.d.sync += [start_y.eq(head.y + (k + 1) * head.tap_step_y),
-                             start.eq(head.address + (k + 1) * head.tap_step)]
-            row_end, next_y = row_address + now.row_step, y + now.stride_y
-            if self._config.batch_tiles:
-                first_y = Signal.like(y, name=f"first_y_{k}")
-                with m.If(self.take):
-                    m.d.sync += first_y.eq(start_y)
-                next_y = Mux(self.last_row, first_y, next_y)
-            m.d.sync += address.eq(Mux(self.take, start, Mux(self.last_col, row_end, address + now.stride_x)))
-            with m.If(self.take | self.last_col):
-                m.d.sync += [y.eq(Mux(self.take, start_y, next_y)), row_address.eq(Mux(self.take, start, row_end))]
-            m.d.comb += self.address.word_select(k, 20).eq(address)
-            if self._slices == 1:
-                here = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
-                m.d.comb += [self.inside[k].eq(here), self.signs[k].eq(sign(here))]
-            else:
-                m.submodules[f"rows_inside_{k}"] = rows = RowsInside(self._slices, len(y))
-                m.d.comb += [rows.low.eq(self.low), rows.high.eq(self.high), rows.y.eq(y)]
-                for number in range(self._slices):
-                    here = self.column_inside & rows.inside[number]
-                    m.d.comb += [self.inside[number * MORE_ROWS + k].eq(here & kept[f"row_{k}"]),
-                                 self.signs[number * MORE_ROWS + k].eq(kept["plain"] | (here & kept[f"if_inside_{k}"]))]
-        return m
+    def _inside(self, m, k: int, y, now, kept: dict) -> None:
+        """Whether word k + 1 lies on the map, and whether it is signed there."""
+        if self._slices == 1:
+            here = self.column_inside & (y >= 0) & (y < now.in_rows) & kept[f"row_{k}"]
+            m.d.comb += [self.inside[k].eq(here), self.signs[k].eq(self._sign(kept, here))]
+        else:
+            m.submodules[f"rows_inside_{k}"] = rows = RowsInside(self._slices, len(y))
+            m.d.comb += [rows.low.eq(self.low), rows.high.eq(self.high), rows.y.eq(y)]
+            for number in range(self._slices):
+                here = self.column_inside & rows.inside[number]
+                m.d.comb += [self.inside[number * MORE_ROWS + k].eq(here & kept[f"row_{k}"]),
+                             self.signs[number * MORE_ROWS + k].eq(kept["plain"] | (here & kept[f"if_inside_{k}"]))]
 
     def _outputs(self, m, staged, kept) -> None:
         """`emit` is a register: the columns left before the next output are none."""

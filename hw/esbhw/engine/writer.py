@@ -1,6 +1,8 @@
 """Writes what the drain gives to memory: for each slice what that slice has, to a part of memory of its own."""
 
-from amaranth import Cat, Const, Module
+from dataclasses import dataclass
+
+from amaranth import Cat, Const, Module, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -27,6 +29,22 @@ def idle_signs(config: EngineConfig) -> int:
 def store_tag_bits(config: EngineConfig) -> int:
     """Of a store: whether it asks for a token and, with stripes, how many pages of its own its slices lie apart."""
     return 1 + APART_BITS * config.stripes
+
+
+@dataclass(frozen=True, eq=False)
+class _Bursts:
+    """What is on offer to the ports: `valid` and `addresses` of each; `group` is of a port's slices.
+
+    idle : nothing is left to offer
+    """
+
+    valid: list
+    addresses: list
+    length: Value
+    tag: Value
+    on_chip: Value
+    group: Value
+    idle: Value
 
 
 class Writer(wiring.Component):
@@ -63,46 +81,18 @@ class Writer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, ports = self._config, self.ports
-        tag_bits, maps = store_tag_bits(config), config.map_beats
-        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, tag_bits + (maps > 0), map_beats=maps)
-        if maps:  # behind the post, whether the transfer goes to the map memory
-            new, tag = self.i.payload, self.i.payload.tag
-            on_chip = new.region == MAPS_REGION
-            m.d.comb += [splitter.i.payload.eq(Cat(new.as_value()[:-tag_bits], tag[0], on_chip, tag[1:])),
-                         splitter.i.valid.eq(self.i.valid), self.i.ready.eq(splitter.i.ready)]
-        else:
-            wiring.connect(m, wiring.flipped(self.i), splitter.i)
-        piece = splitter.o.payload
-        if config.slices > 1:
-            m.submodules.spread = spread = Spread(config.slices, len(ports), 1 + (maps > 0), config.stripes,
-                                                  on_chip=1 if maps else None)
-            wiring.connect(m, splitter.o, spread.i)
-            m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
-            valid, length, idle = list(spread.valid), spread.length, splitter.i.ready & spread.idle
-            group, on_chip = spread.group if config.slices_per_port > 1 else Const(0, 0), spread.tag[1:2]
-            tag = Cat(spread.tag[0] & spread.last, spread.later, spread.group)
-            addresses = [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))]
-        else:
-            m.d.comb += splitter.o.ready.eq(ports[0].bursts.ready)
-            valid, length, idle = [splitter.o.valid], piece.length, splitter.i.ready
-            group, on_chip = Const(0, 0), piece.tag[1:2]
-            tag, addresses = piece.tag[0] & piece.last, [piece.address]
+        maps = config.map_beats > 0
+        m.submodules.splitter = splitter = BurstSplitter(config.max_burst, store_tag_bits(config) + maps,
+                                                         map_beats=config.map_beats)
+        self._take(m, splitter)
+        bursts = self._spread(m, splitter) if config.slices > 1 else self._hand_on(m, splitter)
         for k, port in enumerate(ports):
-            own = [self.beats.payload.word_select(number, AXI_BEAT_BITS) for number in range(k, config.slices, len(ports))]
-            m.d.comb += [
-                # All ports have room where one has: the drain heeds `room`.
-                port.beats.valid.eq(self.beats.valid), port.beats.payload.eq(Cat(*own)),
-                port.bursts.valid.eq(valid[k]), port.bursts.payload.address.eq(addresses[k]),
-                port.bursts.payload.length.eq(length), port.bursts.payload.tag.eq(tag),
-            ]
-            if maps:
-                place = Cat(addresses[k][4:4 + exact_log2(maps)], group)
-                m.d.comb += [port.bursts.payload.on_chip.eq(on_chip), port.bursts.payload.place.eq(place)]
+            self._connect(m, k, port, bursts)
         m.d.comb += [
             splitter.regions.eq(self.regions), self.range_fault.eq(splitter.range_fault),
             self.field_fault.eq(splitter.field_fault), self.fault_address.eq(splitter.fault_address),
             self.beats.ready.eq(ports[0].beats.ready),
-            self.idle.eq(Cat(Cat(*(port.idle for port in ports[k:k + SIGN_PORTS]), *([] if k else [idle])).all()
+            self.idle.eq(Cat(Cat(*(port.idle for port in ports[k:k + SIGN_PORTS]), *([] if k else [bursts.idle])).all()
                              for k in range(0, len(ports), SIGN_PORTS))),
             self.done_valid.eq(Cat(port.done_valid for port in ports).any()),
             self.axi_fault.eq(Cat(port.fault for port in ports).any()),
@@ -116,3 +106,47 @@ class Writer(wiring.Component):
             m.d.sync += self.room.eq(Cat(port.room for port in ports).all())
         name_address(m, ports, [~port.idle for port in ports], [port.fault for port in ports], self.address)
         return m
+
+    def _take(self, m, splitter) -> None:
+        """A transfer to the splitter; with map memories its tag says, behind the post, whether it goes to those."""
+        if not self._config.map_beats:
+            wiring.connect(m, wiring.flipped(self.i), splitter.i)
+            return
+        new, tag = self.i.payload, self.i.payload.tag
+        on_chip = new.region == MAPS_REGION
+        tag_bits = store_tag_bits(self._config)
+        m.d.comb += [splitter.i.payload.eq(Cat(new.as_value()[:-tag_bits], tag[0], on_chip, tag[1:])),
+                     splitter.i.valid.eq(self.i.valid), self.i.ready.eq(splitter.i.ready)]
+
+    def _spread(self, m, splitter) -> _Bursts:
+        """Each burst for each slice."""
+        config, ports, maps = self._config, self.ports, self._config.map_beats > 0
+        m.submodules.spread = spread = Spread(config.slices, len(ports), 1 + maps, config.stripes,
+                                              on_chip=1 if maps else None)
+        wiring.connect(m, splitter.o, spread.i)
+        m.d.comb += [spread.stride.eq(self.stride), spread.ready.eq(Cat(port.bursts.ready for port in ports))]
+        return _Bursts(
+            list(spread.valid), [spread.address.word_select(k, AXI_ADDRESS_BITS) for k in range(len(ports))], spread.length,
+            Cat(spread.tag[0] & spread.last, spread.later, spread.group), spread.tag[1:2],
+            spread.group if config.slices_per_port > 1 else Const(0, 0), splitter.i.ready & spread.idle)
+
+    def _hand_on(self, m, splitter) -> _Bursts:
+        """Each burst for the only slice."""
+        piece = splitter.o.payload
+        m.d.comb += splitter.o.ready.eq(self.ports[0].bursts.ready)
+        return _Bursts([splitter.o.valid], [piece.address], piece.length, piece.tag[0] & piece.last, piece.tag[1:2],
+                       Const(0, 0), splitter.i.ready)
+
+    def _connect(self, m, k: int, port, bursts: _Bursts) -> None:
+        """Bursts and beats of port k's slices to the port."""
+        slices, maps = range(k, self._config.slices, len(self.ports)), self._config.map_beats
+        own = [self.beats.payload.word_select(number, AXI_BEAT_BITS) for number in slices]
+        m.d.comb += [
+            # All ports have room where one has: the drain heeds `room`.
+            port.beats.valid.eq(self.beats.valid), port.beats.payload.eq(Cat(*own)),
+            port.bursts.valid.eq(bursts.valid[k]), port.bursts.payload.address.eq(bursts.addresses[k]),
+            port.bursts.payload.length.eq(bursts.length), port.bursts.payload.tag.eq(bursts.tag),
+        ]
+        if maps:
+            place = Cat(bursts.addresses[k][4:4 + exact_log2(maps)], bursts.group)
+            m.d.comb += [port.bursts.payload.on_chip.eq(bursts.on_chip), port.bursts.payload.place.eq(place)]
