@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from esbflow.area import area
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
 from esbflow.files import write_json, write_whole
@@ -31,7 +32,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | None = None,
-            compute_mhz: int | None = None) -> Prepared:
+            compute_mhz: int | None = None, say=lambda _: None) -> Prepared:
     """Write every file that the board's tools need. Returns (the configuration at the board's clock, paths).
 
     With `compute_mhz` the engine's arrays have a clock of their own, and `clock_mhz` is that of its buses.
@@ -39,7 +40,7 @@ def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | N
     Raises
     ------
     FlowError
-        if the engine is known to be larger than the part, by how much, with the largest engine that fits; or if the board
+        if the engine is larger than the part, by how much, with the largest engine that fits; or if the board
         has no second clock.
     """
     if compute_mhz and board.flow != "vivado":
@@ -47,29 +48,28 @@ def prepare(config: EngineConfig, board: Board, folder: Path, clock_mhz: int | N
     check_mhz(compute_mhz)
     config = replace(config, clock_mhz=clock_mhz or board.clock_mhz)
     check_size(config, board)
+    say(f"files of {config.name} for {board.title} (minutes for an engine of thousands of MACs)")
     second = {"compute_mhz": compute_mhz} if compute_mhz else {}
     return Prepared(config, FLOWS[board.flow].prepare(config, board, folder, **second))
 
 
 def check_size(config: EngineConfig, board: Board) -> None:
-    """Refuses what does not fit, as far as records of open synthesis know it; raises as `prepare` does.
+    """Refuses what does not fit, by records of synthesis, or by the area model less its error; raises as `prepare` does.
 
     The records are of UltraScale+ and its primitives. Plain Verilog takes as many LUTs at least, of four inputs too.
     Blocks are compared where they are as large.
     """
     records = _records()
-    known = _of(records, config)
-    if known is None:
-        return
-    over = _excess(known, board)
+    over = _excess(records, config, board)
     if over:
-        exact = board.target == "xilinx"
-        fitting = [c for c in ENGINES.values() if (found := _of(records, c)) and not _excess(found, board)]
-        largest = max(fitting, key=lambda c: c.macs_per_cycle, default=None)
-        fits = "fits" if exact else "may fit"
+        recorded = _of(records, config) is not None
+        exact = board.target == "xilinx" and recorded
+        largest = max((c for c in ENGINES.values() if not _excess(records, c, board)), key=lambda c: c.macs_per_cycle,
+                      default=None)
+        fits = "fits" if board.target == "xilinx" else "may fit"
         best = f"the largest named engine that {fits} is {largest.name}" if largest else "no named engine fits"
-        amount = f"{'' if exact else 'at least '}{' and '.join(over)}"
-        raise FlowError(f"{config.name} does not fit {board.title}: {amount} too many; {best}")
+        amount = f"{'' if exact else 'at least '}{' and '.join(over)} too many{'' if recorded else ' by the area model'}"
+        raise FlowError(f"{config.name} does not fit {board.title}: {amount}; {best}")
 
 
 def _of(records: list, config: EngineConfig) -> dict | None:
@@ -81,11 +81,17 @@ def _records() -> list:
     try:
         return list(json.loads(RECORDS.read_text()).values())
     except OSError:
-        return []  # an installed wheel has no records; the tools then say what does not fit
+        return []  # an installed wheel has none
 
 
-def _excess(known: dict, board: Board) -> list:
-    needed = {"lut": known["lut"], "ff": known["ff"], "bram": known["bram36"]}
+def _excess(records: list, config: EngineConfig, board: Board) -> list:
+    known = _of(records, config)
+    if known:
+        needed = {"lut": known["lut"], "ff": known["ff"], "bram": known["bram36"]}
+    else:
+        model = area(config)
+        surely = 1 - model.error
+        needed = {"lut": round(model.lut * surely), "ff": round(model.ff * surely), "bram": model.bram36}
     return [f"{needed[kind] - getattr(board.device, kind):,g} {name}" for kind, name in KINDS.items()
             if needed[kind] > getattr(board.device, kind) and (kind != "bram" or board.flow == "vivado")]
 
@@ -106,7 +112,7 @@ def build(config: EngineConfig, board: Board, work: Path, out: Path, clock_mhz: 
     """
     if board.flow == "vivado":
         vivado_flow.find_vivado()
-    config = prepare(config, board, work, clock_mhz, compute_mhz).config
+    config = prepare(config, board, work, clock_mhz, compute_mhz, say).config
     try:
         figures = FLOWS[board.flow].run(config, board, work, say)
     except KeyboardInterrupt:

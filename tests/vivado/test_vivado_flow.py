@@ -215,6 +215,11 @@ def test_a_part_that_is_too_small_is_refused_by_how_much():
     with pytest.raises(FlowError, match=r"^large64x64 does not fit Avnet Ultra96-V2: [\d,]+ LUTs and [\d,]+ flip-flops too many; "
                                         r"the largest named engine that fits is \S+$"):
         bitstream.check_size(ENGINES["large64x64"], board("ultra96"))
+    own = replace(ENGINES["large64x64"], accumulator_depth=256)
+    with pytest.raises(FlowError, match=r"^large64x64 does not fit Avnet Ultra96-V2: at least [\d,]+ LUTs and [\d,]+ flip-flops too "
+                                        r"many by the area model; the largest named engine that fits is \S+$"):
+        bitstream.check_size(own, board("ultra96"))
+    bitstream.check_size(own, board("zcu102"))
 
 
 # -- reports ------------------------------------------------------------------------------------------------------------

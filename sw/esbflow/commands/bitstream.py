@@ -36,8 +36,9 @@ def run(arguments) -> None:
     work = Path(arguments.work or Path("build") / "bitstream" / chosen.name / config.name)
     if chosen.flow != "vivado" and arguments.clock_mhz not in (None, chosen.clock_mhz):
         raise BadValue(f"{chosen.title} runs at its oscillator's {chosen.clock_mhz} MHz; leave --clock-mhz out")
+    tell = (lambda _: None) if arguments.json else say
     if arguments.dry_run:
-        _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz, arguments.compute_clock)
+        _, paths = bitstream.prepare(config, chosen, work, arguments.clock_mhz, arguments.compute_clock, tell)
         content = {"board": chosen.name, "engine": config.name, "files": [str(path) for path in paths]}
         show(arguments, content, lambda c: print("\n".join(c["files"])))
         return
