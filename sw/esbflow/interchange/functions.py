@@ -12,9 +12,8 @@ from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, fold, title
-from esbflow.interchange.values import Constant, Function, Image, Open, Quantized
+from esbflow.interchange.values import KNOWN, Function, Image, Open, Quantized
 
-KNOWN = (Constant, Quantized)
 OPERATORS = ("Abs", "Celu", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Log", "Mish", "Pow",
              "Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Tanh",
              "ThresholdedRelu")

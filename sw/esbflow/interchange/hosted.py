@@ -6,11 +6,9 @@ from esbflow.graph import host
 from esbflow.graph.errors import GraphError
 from esbflow.interchange.functions import as_functions_of_one, of_levels
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Quantized
+from esbflow.interchange.values import KNOWN
 from esbflow.lowering.hosted import Hosted, bilinear, product, shuffle
 from esbflow.maps import plane
-
-KNOWN = (Constant, Quantized)
 
 
 def multiplied(walk, node, left, right):

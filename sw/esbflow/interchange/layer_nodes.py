@@ -11,15 +11,14 @@ from esbflow.interchange.hosted import HOSTED, multiplied
 from esbflow.interchange.layers import channels_of
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.padding import check_zeros_never_win, pad, within
-from esbflow.interchange.values import Constant, Function, Image, Joined, Open, Quantized, shape_of
+from esbflow.interchange.padding import check_zeros_never_win
+from esbflow.interchange.values import KNOWN, Constant, Function, Image, Joined, Open, Quantized
 from esbflow.lowering.hosted import Hosted
 from esbflow.lowering.nodes import Stored, maximum, positive_part
-from esbflow.lowering.padding import Padded, unpadded, windows_fit
+from esbflow.lowering.view import shape_of, unpadded
+from esbflow.lowering.windows import windows_fit
 from esbflow.maps import plane
 from esbflow.numbers import Format, Signed
-
-KNOWN = (Constant, Quantized)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------
@@ -280,8 +279,6 @@ def batch_norm(walk, node, value, gamma, beta, mean, variance):
 def _clip(walk, node, value, low: float, high: float):
     if isinstance(value, Joined):
         return Joined(tuple(_clip(walk, node, part, low, high) for part in value.parts))
-    if isinstance(value, Padded) and low <= 0 <= high:
-        return within(value, lambda inner: _clip(walk, node, inner, low, high))
     if isinstance(value, Function):
         return replace(value, values=np.clip(value.values, np.float32(low), np.float32(high)))
     if isinstance(value, Image):
@@ -320,8 +317,6 @@ def prelu(walk, node, value, slope):
 def _leaky(walk, node, value, slope: np.ndarray):
     """slope*x + (1 - slope)*max(x, 0), `slope` float64 (c,): a sum behind the exact max(x, 0) of a stored tensor."""
     where = title(node)
-    if isinstance(value, Padded):
-        return within(value, lambda inner: _leaky(walk, node, inner, slope))
     if isinstance(value, Joined):
         slopes = np.split(slope, np.cumsum([shape_of(part)[0] for part in value.parts])[:-1])
         return Joined(tuple(_leaky(walk, node, part, own) for part, own in zip(value.parts, slopes)))
@@ -355,5 +350,5 @@ def clip(walk, node, value, low=None, high=None):
 LAYERS = {"Conv": conv, "Gemm": gemm, "MatMul": matmul, "MaxPool": max_pool, "AveragePool": average_pool,
           "GlobalAveragePool": global_pool, "ReduceMean": global_pool, "GlobalMaxPool": global_pool,
           "ReduceMax": global_pool, "Add": arithmetic, "Sub": arithmetic,
-          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Pad": pad, "Relu": relu, "Clip": clip,
+          "Mul": arithmetic, "Div": arithmetic, "BatchNormalization": batch_norm, "Relu": relu, "Clip": clip,
           "LeakyRelu": leaky_relu, "PRelu": prelu, **FUNCTIONS, **HOSTED}

@@ -7,9 +7,8 @@ import numpy as np
 
 from esbflow.graph import ir
 from esbflow.graph.errors import GraphError
-from esbflow.interchange.padding import within
 from esbflow.interchange.quantization import NoFormat, Quantization, limited
-from esbflow.interchange.values import Function, Image, Joined, Open, Table, shape_of
+from esbflow.interchange.values import Function, Image, Joined, Open, Table
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import one_a_channel
 from esbflow.lowering.hosted import Hosted
@@ -17,7 +16,7 @@ from esbflow.lowering.joined import common
 from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import check_finite, last_table, lookup
 from esbflow.lowering.nodes import Stored, choice, repetition, selection
-from esbflow.lowering.padding import Padded
+from esbflow.lowering.view import View, shape_of
 from esbflow.numbers import Binary, Format, Signed, Unsigned
 
 
@@ -95,7 +94,7 @@ class Builder(GraphBuilder):
 
     def plain(self, value, where: str):
         """Several tensors joined; one with zeros around it refused."""
-        if isinstance(value, Padded):
+        if isinstance(value, View):
             raise GraphError(f"{where}: it reads the zeros of a Pad, which only convolutions, pools, ReLU and quantizers "
                              "can take over; pad behind it")
         return self.join(value, where) if isinstance(value, Joined) else value
@@ -107,10 +106,6 @@ class Builder(GraphBuilder):
         if rule.scale.size != 1:
             raise GraphError(f"{where}: an activation with a scale for each channel has no integer form; use one scale "
                              "a tensor")
-        if isinstance(value, Padded):
-            if rule.levels(np.zeros(1)).item():
-                raise GraphError(f"{where}: its format has no zero, but zeros stand around the map it reads; pad behind it")
-            return within(value, lambda inner: self.quantize(inner, rule, name, where))
         if isinstance(value, Image):
             table = rule.levels(value.values)
             if (isinstance(rule.form, Signed) and rule.form.bits > 8) or rule.form.max > 255:

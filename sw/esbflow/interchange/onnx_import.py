@@ -166,7 +166,7 @@ class Walk:
                 raise GraphError(f"{title(node)}: its input {tensor!r} is not computed before it; export the model again")
             inputs.append(self.values[tensor] if tensor else None)
         try:
-            results = self._compute(node, inputs)
+            results = self.compute(node, inputs)
             self.values.update(zip(node.output, results if isinstance(results, list) else [results]))
         except GraphError:
             raise
@@ -174,14 +174,16 @@ class Walk:
             raise GraphError(f"{title(node)}: its inputs or attributes are not those of {node.op_type} "
                              f"({first_line(error)}); export the model again") from error
 
-    def _compute(self, node, inputs):
+    def compute(self, node, inputs: list):
+        """What a node makes of the values of its inputs, a list if it has several outputs."""
         check_attributes(node, self.model.opset)
         if node.op_type == "Constant":
             return Constant(_constant(node))
         if node.op_type == "Shape":
             return Constant(sizes_of(node, self.model.shape(node.input[0], title(node))))
         first = _in_order(inputs[0]) if inputs else None
-        if node.op_type in (*MOVES, "Identity") and isinstance(first, Codes) and not isinstance(first.value, Quantized):
+        moves_codes = node.op_type in {*MOVES, "Identity"} - {"Pad"}  # what a Pad puts between codes need not be zero
+        if moves_codes and isinstance(first, Codes) and not isinstance(first.value, Quantized):
             return self._moved_codes(node, first, inputs)
         moved = node.op_type in MOVES and not isinstance(inputs[0], (Constant, Quantized))
         handler = moves.move if moved else HANDLERS.get(node.op_type)
@@ -198,7 +200,7 @@ class Walk:
             return found if len(found) > 1 else found[0]
         if handler is None:
             raise GraphError(f"{title(node)}: the integer graph has no {node.op_type}; "
-                             f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted(LAYERS)))}")
+                             f"{FIXES.get(node.op_type, 'it has ' + ', '.join(sorted({*LAYERS, *MOVES})))}")
         if node.op_type == "Clip" and isinstance(_in_order(inputs[0]), Codes):
             handler = clip_codes
         check_inputs(node, handler, inputs)
@@ -212,7 +214,7 @@ class Walk:
 
     def _moved_codes(self, node, codes: Codes, inputs: list):
         """What moves between QuantizeLinear and DequantizeLinear, as in files from TensorFlow Lite, moves before both."""
-        found = self._compute(node, [_changed(inputs[0], codes.value), *inputs[1:]])
+        found = self.compute(node, [_changed(inputs[0], codes.value), *inputs[1:]])
         results = [_changed(part, replace(codes, value=_in_order(part))) for part in (
             found if isinstance(found, list) else [found])]
         return results if isinstance(found, list) else results[0]

@@ -9,7 +9,8 @@ from esbflow.interchange import quantization
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
 from esbflow.interchange.quantization import ROUNDINGS, Quantization
-from esbflow.interchange.values import Codes, Constant, Function, Image, Open, Quantized, shape_of
+from esbflow.interchange.values import Codes, Constant, Function, Image, Open, Quantized
+from esbflow.lowering.view import shape_of
 
 CODE_RANGES = {"int2": (-2, 1), "uint2": (0, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
                "int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1), "int32": (-(1 << 31), (1 << 31) - 1)}
@@ -241,6 +242,7 @@ def dequantize_linear(walk, node, value, scale, zero_point=None):
     return Quantized(levels - zeros, scale, form)
 
 
+@elementwise
 def clip_codes(walk, node, codes, low=None, high=None):
     """Clip between QuantizeLinear and DequantizeLinear: so Brevitas writes fewer than 8 bits in its QCDQ format."""
     value, where = codes.value, title(node)

@@ -9,9 +9,9 @@ from esbflow.interchange.functions import is_function, looked_up, whole
 from esbflow.interchange.hosted import interpolated
 from esbflow.interchange.node_checks import elementwise
 from esbflow.interchange.onnx_file import attributes, title
-from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized, shape_of
+from esbflow.interchange.values import Constant, Image, Joined, Open, Quantized
 from esbflow.lowering.nodes import Stored
-from esbflow.lowering.padding import Padded
+from esbflow.lowering.view import View, shape_of
 
 REPEATS = (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"))
 """Pairs of coordinate_transformation_mode and nearest_mode with which Resize repeats pixels, for every whole factor."""
@@ -56,7 +56,7 @@ def concat(walk, node, *values):
     """A concatenation of channels, or of rows of features."""
     where = title(node)
     rank = len(walk.model.shape(node.output[0], where))
-    values = [walk.builder.plain(value, where) if isinstance(value, Padded) else value for value in values]
+    values = [walk.builder.plain(value, where) if isinstance(value, View) else value for value in values]
     shapes = [shape_of(value) for value in values if isinstance(value, (Stored, Open, Joined))]
     if len(shapes) != len(values):
         raise GraphError(f"{where}: an operand is not quantized, or a constant; quantize all operands")

@@ -7,7 +7,7 @@ import numpy as np
 from esbflow.lowering.engine_layer import OpenLayer
 from esbflow.lowering.lookup import entries
 from esbflow.lowering.nodes import Stored
-from esbflow.lowering.padding import Padded
+from esbflow.lowering.view import shape_of
 from esbflow.numbers import Format
 
 
@@ -31,6 +31,9 @@ class Quantized:
         """The real values, float64."""
         return self.levels * self.scale.astype(np.float64)
 
+
+KNOWN = (Constant, Quantized)
+"""What is the same for every image."""
 
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -117,12 +120,7 @@ class Codes:
     scale: np.ndarray
     zero_point: int
 
-
-def shape_of(value) -> tuple[int, int, int]:
-    """(c, h, w) of a tensor."""
-    if isinstance(value, Padded):
-        (channels, height, width), (top, left, bottom, right) = shape_of(value.value), value.pads
-        return channels, height + top + bottom, width + left + right
-    if isinstance(value, Codes):
-        return shape_of(value.value)
-    return value.out_shape if isinstance(value, Open) else value.shape
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of the tensor."""
+        return shape_of(self.value)

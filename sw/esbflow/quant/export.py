@@ -22,8 +22,8 @@ from esbflow.lowering.last_layer import FINEST as FINEST_OUTPUT
 from esbflow.lowering.last_layer import last_format, rounding_error
 from esbflow.lowering.lookup import last_table, lookup
 from esbflow.lowering.nodes import Stored, crop, maximum, positive_part, repetition, selection
-from esbflow.lowering.padding import Padded, unpadded, windows_fit
-from esbflow.lowering.view import rectangle
+from esbflow.lowering.view import View, padded, rectangle, unpadded
+from esbflow.lowering.windows import windows_fit
 from esbflow.maps import map_shape, plane
 from esbflow.numbers import Format
 from esbflow.quant.activation import ActivationQuantizer, InputQuantizer
@@ -168,7 +168,7 @@ class _Exporter(GraphBuilder):
         around = zeros_around(node, module)
         if len(_real_shape(node)) == 2 and around[::2] != (0, 0):
             raise GraphError(f"{node.name}: it pads the channels of a sequence, which has no integer form; pad its length")
-        return Padded(self._need_stored(value, node), around)
+        return padded(self._need_stored(value, node), around)
 
     def _unpadded(self, value, node, own) -> tuple:
         """(stored tensor, padding before its first row and column): the layer's own and that of a pad before it."""
@@ -354,7 +354,7 @@ class _Exporter(GraphBuilder):
         if isinstance(value, Hosted):
             form, scale, error = value.last()
             return self.append(value.stored_as(_tensor_name(self._computed(source)), form, scale)), error
-        if value is None or isinstance(value, Padded) or (isinstance(value, Stored) and value.name == INPUT):
+        if value is None or isinstance(value, View) or (isinstance(value, Stored) and value.name == INPUT):
             raise GraphError(f"{source.name}: the network returns it as it is, which no layer computes; return what a layer "
                              "makes of it")
         if isinstance(value, Stored):

@@ -112,9 +112,17 @@ def test_sums_concatenations_pads_and_means_while_channels_are_last():
 def test_leaky_relus_while_channels_are_last():
     random, m = np.random.default_rng(6), image()
     x = m.qdq(last(m, conv_layer(m, random, first(m, image_in(m)), pads=[1] * 4)), 2**-3, INT8)
+    x = padded = m.add("Pad", x, np.int64([0, 1, 1, 0, 0, 0, 1, 0]))
     x = m.qdq(m.add("PRelu", x, np.float32([[[0.25, 0.5, 2, -1]]])), 2**-5, INT8)
     x = m.qdq(m.add("LeakyRelu", x, alpha=0.5), 2**-6, INT8)
     exact(m, last(m, m.qdq(conv_layer(m, random, first(m, x), channels=4), 2**-2, np.int8(-128))), last=True)
+    positive = m.add("Relu", padded)
+    count = len(m.nodes)
+    for operator, *inputs, options in (("Concat", padded, {"axis": 3}), ("ReduceMean", {"axes": [1, 2]}), ("Add", positive, {})):
+        del m.nodes[count:]
+        x = m.qdq(m.add(operator, padded, *inputs, name=f"odd{operator}", **options), 1, INT8)
+        with pytest.raises(GraphError, match=rf"^{operator} node 'odd{operator}': it reads the zeros of a Pad"):
+            imported(m.proto(first(m, x)))
 
 
 def test_a_pad_of_named_axes_and_weights_that_are_not_quantized():

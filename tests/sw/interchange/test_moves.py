@@ -85,6 +85,59 @@ def test_a_flatten_by_detours():
     assert ir.Linear in kinds(graph)
 
 
+def pad(m, x, top=0, left=0, bottom=0, right=0):
+    return m.add("Pad", x, np.int64([0, 0, top, left, 0, 0, bottom, right]))
+
+
+def crop(m, x, *ends):
+    """Rows from ends[0] to ends[1], columns from ends[2] to ends[3]."""
+    return m.add("Slice", x, np.int64(ends[::2]), np.int64(ends[1::2]), np.int64([2, 3]))
+
+
+@pytest.mark.parametrize("composed, padding", [
+    (lambda m, x: pad(m, pad(m, x, 1, 0, 2, 2), 0, 2, 0, 0), (1, 2)),
+    (lambda m, x: crop(m, pad(m, x, 2, 2, 2, 2), 1, 99, 0, -1), (1, 2)),
+    (lambda m, x: pad(m, crop(m, x, 1, 6, 0, 5), 1, 1, 1, 1), (1, 1)),
+    (lambda m, x: crop(m, pad(m, x, 2, 2, 2, 2), 2, 8, 2, 8), (0, 0)),
+    (lambda m, x: crop(m, pad(m, x, 2, 2, 2, 2), 3, 8, 2, 7), (0, 0)),
+    (lambda m, x: m.add("Transpose", m.add("Pad", m.add("Transpose", x, perm=[0, 3, 1, 2]), np.int64([0, 1, 0, 2, 0, 1, 0, 0])),
+                        perm=[0, 2, 3, 1]), (2, 1)),
+    (lambda m, x: m.add("Reshape", m.add("Relu", m.add("Reshape", pad(m, x, 1, 1, 1, 1), np.int64([0, 4, 64]))),
+                        np.int64([0, 4, 8, 8])), (1, 1)),
+    (lambda m, x: m.add("Tanh", m.add("Mul", np.float32(0.5), pad(m, x, 1, 1, 1, 1))), (1, 1)),
+    (lambda m, x: m.add("Mul", pad(m, x, 1, 1, 1, 1), np.float32([1, 2, -1, 4]).reshape(4, 1, 1)), (1, 1))])
+def test_zeros_before_and_behind_what_moves_values(composed, padding):
+    random, m, x = start(4)
+    graph = exact(m, end(m, random, m.qdq(composed(m, x), SCALE, INT8), 4))
+    assert graph.output.padding == padding
+    assert sum(isinstance(node, ir.Conv2d) for node in graph.nodes) <= 3  # a crop is one, zeros around a map are none
+
+
+@pytest.mark.parametrize("by", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 3, 1]])
+def test_a_flatten_of_a_padded_map(by, order):
+    """Weights that would read zeros go; channels may be first or last."""
+    random, m, x = start(4)
+    x = m.add("Flatten", m.qdq(m.add("Transpose", pad(m, x, 1, 0, 0, 2), perm=order), SCALE, INT8))
+    scale = random.choice([2.0**-5, 2.0**-6], 5).astype(np.float32)
+    transposed = by == "Gemm"
+    w = dequantized(m, weights(random, *((5, 224) if transposed else (224, 5))), scale, axis=0 if transposed else 1)
+    x = m.add(by, m.qdq(m.add("Relu", x), SCALE, INT8), w, **({"transB": 1} if transposed else {}))
+    graph = exact(m, m.qdq(m.add("Add", x, np.float32(OFF_TIES)), 2**-2, INT8))
+    assert graph.output.weight.shape == (5, 144)
+
+
+def test_a_linear_layer_of_some_values_of_a_map():
+    random, m, x = start(4)
+    rows = m.add("Flatten", x)
+    x = m.add("Gather", rows, np.int64([143, 3, 70]), axis=1)
+    w = dequantized(m, weights(random, 3, 5), np.full(5, 2**-4, np.float32), axis=1)
+    exact(m, m.qdq(m.add("Add", m.add("MatMul", x, w), np.float32(OFF_TIES)), 2**-2, INT8))
+    with pytest.raises(GraphError, match=r"^Gather node 'twice': what it makes of a map of shape \(4, 6, 6\) has no"):
+        x = m.add("Gather", rows, np.int64([3, 3, 70]), axis=1, name="twice")
+        imported(m.proto(m.add("MatMul", x, w)))
+
+
 def test_an_output_in_another_order_is_noted():
     random, m, x = start(4)
     graph = imported(m.proto(m.add("Transpose", x, name="turned", perm=[0, 1, 3, 2])), pixel_max=255 / 128, mean=1.0)

@@ -163,6 +163,23 @@ def test_zeros_of_a_pad_go_to_the_layer_that_reads_them(place, pads):
     assert graph.output.padding == (pads[0], pads[1] + 1) and len(graph.nodes) == 2 + (place == "before relu")
 
 
+def test_zeros_of_a_pad_among_codes():
+    m, random = Model(("n", 3, 6, 6), "uint8"), np.random.default_rng(4)
+    around = np.int64([0, 0, 1, 1, 0, 0, 1, 0])
+    x = m.add("DequantizeLinear", m.add("Pad", "image", around), np.float32(2**-7), np.uint8(0))
+    x = m.add("Clip", m.add("QuantizeLinear", m.add("Pad", x, around), np.float32(2**-7), INT8), np.int8(0), np.int8(63))
+    x = conv_layer(m, random, m.add("DequantizeLinear", x, np.float32(2**-7), INT8))
+    proto, pixels = m.proto(m.qdq(x, 2**-4, INT8)), random_pixels(random, 8, 3, 6, 6)
+    graph = imported(proto)
+    assert compare(graph, pixels, run_onnxruntime(proto, pixels)) == (0, 0.0) and graph.output.padding == (2, 2)
+    m.nodes[1].input[2] = m.constant(np.uint8(128))  # codes of zero are -1
+    assert "DequantizeLinear node 'dequantizelinear2': it makes other values of the zeros of a Pad" in refused(m, x)
+    m = Model(("n", 3, 6, 6))
+    x = m.add("Pad", m.add("QuantizeLinear", "image", np.float32(1), np.uint8(128)), around)
+    x = m.add("DequantizeLinear", x, np.float32(1), np.uint8(128))
+    assert "Pad node 'pad2': it computes with codes" in refused(m, m.qdq(conv_layer(m, random, x), 1, INT8))
+
+
 def test_zeros_of_a_pad_before_pools():
     random, around = np.random.default_rng(3), np.int64([0, 0, 1, 1, 0, 0, 1, 1])
     m = Model(("n", 3, 6, 6))
@@ -192,20 +209,22 @@ def test_pads_without_an_integer_form():
         [0, 0, 0, 0, 0, 0, 0, 4])
     assert padded(even, mode="reflect") == "Pad node 'odd': padding by reflect has no integer form; pad with zeros"
     assert padded(even, np.float32(2)) == "Pad node 'odd': padding with 2 has no integer form; pad with zeros"
-    assert "only zeros around height and width have" in padded([0, 1, 1, 1, 0, 0, 1, 1])
+    assert "Pad node 'odd': what it makes of a map of shape (3, 6, 6) has no integer form" in padded([0, 1, 1, 1, 0, 0, 1, 1])
     assert "only zeros around height and width have" in padded([0, 0, -1, 0, 0, 0, 0, 0])
-    for reader in (("Mul", np.float32(2)), ("Concat",), ("Flatten",)):
+    takes_none = ("it reads the zeros of a Pad, which only convolutions, pools, ReLU and quantizers can take over; pad behind it")
+    makes_others = "it makes other values of the zeros of a Pad, which layers cannot pad with; pad behind it"
+    for operator, *others, options, sentence in (
+            ("GlobalAveragePool", {}, takes_none), ("Concat", {"axis": 1}, takes_none), ("Add", "image", {}, takes_none),
+            ("Add", np.float32(1), {}, makes_others), ("Cos", {}, makes_others), ("Div", np.float32(0), {}, makes_others)):
         m = Model(("n", 3, 6, 6))
-        x = m.add("Pad", image_in(m), np.int64(even))
-        options = {"axis": 1} if reader[0] == "Concat" else {}
-        x = m.add(reader[0], x, *reader[1:], name="reader", **options)
-        if reader[0] == "Flatten":
-            x = m.add("MatMul", x, dequantized(m, weights(random, 192, 2), np.float32(1)), name="reader2")
-        assert "it reads the zeros of a Pad, which only convolutions, pools, ReLU and quantizers can take over" in refused(
-            m, m.qdq(x, 1, INT8))
+        x = m.add("Pad", image_in(m), np.int64(even if "image" not in others else [0] * 7 + [1]))
+        others = [m.add("Pad", other, np.int64([0] * 7 + [1])) if isinstance(other, str) else other for other in others]
+        x = m.add(operator, x, *others, name="reader", **options)
+        assert refused(m, m.qdq(x, 1, INT8)) == f"{operator} node 'reader': {sentence}"
     m = Model(("n", 3, 6, 6))
-    x = m.quant(m.add("Pad", image_in(m), np.int64(even)), 1, 1, narrow=1)
-    assert "its format has no zero, but zeros stand around the map it reads" in refused(m, x)
+    assert makes_others in refused(m, m.quant(m.add("Pad", image_in(m), np.int64(even)), 1, 1, narrow=1))
+    m = Model(("n", 3, 6, 6))
+    assert f"output {m.add('Pad', image_in(m), np.int64(even))!r}: {takes_none}" == refused(m, "pad3_result")
 
 
 def test_the_value_to_pad_with_may_be_quantized():

@@ -10,6 +10,8 @@ from esbflow.interchange.onnx_file import GraphError
 from esbflow.split.program import compile_split
 from tests.sw.interchange.models import OFF_TIES, QONNX, Model, imported, random_pixels, real, run_qonnx
 
+TRUNC = {"domain": QONNX, "rounding_mode": "FLOOR"}
+
 
 def qonnx_exact(m, x, form):
     proto = m.proto(x)
@@ -55,7 +57,16 @@ def test_bipolar_quant():
     qonnx_exact(m, m.add("BipolarQuant", x, np.float32(1), domain=QONNX), "bin")
 
 
-TRUNC = {"domain": QONNX, "rounding_mode": "FLOOR"}
+@pytest.mark.parametrize("taken, form", [(None, "bin"), ([5, 40, 191, 0], "s2")])
+def test_signs_that_read_a_padded_map(taken, form):
+    """A sign is no zero: where rows leave out values of the map, weights of -1 and +1 are three levels."""
+    random, m = np.random.default_rng(16), Model((1, 3, 6, 6))
+    x = m.add("Pad", m.quant("image", 2**-5, 8), np.int64([0, 0, 1, 1, 0, 0, 1, 1]))
+    x = m.add("Flatten", m.add("Trunc", x, *np.float32([2**-5, 0, 8, 2**-4, 7]), signed=1, narrow=0, **TRUNC))
+    x = x if taken is None else m.add("Gather", x, np.int64(taken), axis=1)
+    w = m.add("BipolarQuant", random.normal(size=(len(taken or range(192)), 4)), np.float32(0.25), domain=QONNX)
+    graph = qonnx_exact(m, m.quant(m.add("Add", m.add("MatMul", x, w), np.float32(OFF_TIES)), 2**-2, 8), "s8")
+    assert str(graph.output.weight_format) == form
 
 
 @pytest.mark.parametrize("scale, power, nodes", [
@@ -189,6 +200,15 @@ def test_thresholds_that_step_evenly(channels, options, form):
     x = m.add("Conv", x, random.integers(-3, 4, (4, 8, 1, 1)).astype(np.float32), np.full(4, OFF_TIES, np.float32))
     graph = qonnx_exact(m, m.quant(x, 2.0, 4), "s4")
     assert [type(node).__name__ for node in graph.nodes] == ["Input", "Conv2d", "Conv2d"]
+
+
+def test_whole_weights_are_reordered_behind_a_flatten_of_channels_that_are_last():
+    """FINN writes them as plain numbers."""
+    random, m = np.random.default_rng(26), Model((1, 3, 6, 6))
+    x = thresholds(m, "image", np.linspace(0.01, 0.9, 15)[None])
+    x = m.add("Reshape", m.add("Transpose", x, perm=[0, 2, 3, 1]), np.int64([0, -1]))
+    x = m.add("MatMul", x, random.integers(-4, 5, (108, 4)).astype(np.float32))
+    qonnx_exact(m, thresholds(m, x, np.linspace(-200.5, 219.5, 15)[None]), "u4")
 
 
 def test_one_threshold_is_a_sign():

@@ -30,7 +30,7 @@ def test_operators_without_an_integer_form_are_named_with_a_fix():
     assert after("LayerNormalization", np.ones(6, np.float32)) == (
         "LayerNormalization node 'odd': the integer graph has no LayerNormalization; use BatchNormalization")
     moved = ("node 'odd': what it makes of a map of shape (4, 6, 6) has no integer form; only a flatten, a choice of channels, "
-             "rectangles of pixels, repeated pixels and channels at the end have")
+             "rectangles of pixels, repeated pixels, channels at the end and zeros around height and width have")
     assert after("Transpose", perm=[0, 1, 3, 2]) == f"Transpose {moved}"
     assert after("Reshape", np.int64([0, 8, 3, 6])) == f"Reshape {moved}"
     assert "a dilated max pool has no integer form" in after("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])

@@ -111,7 +111,8 @@ def test_rows_of_features(first):
 
 
 @pytest.mark.parametrize("operator, inputs, options, sentence", [
-    ("Pad", (np.int64([0, 1, 1, 0, 0, 0]),), {}, "Pad node 'pad3': padding [0, 1, 1, 0, 0, 0] has no integer form"),
+    ("Pad", (np.int64([0, 1, 1, 0, 0, 0]),), {}, "Pad node 'pad3': what it makes of a map of shape (3, 1, 13) has no "
+                                                       "integer form; only a flatten"),
     ("ReduceMean", (), dict(axes=[1]), "ReduceMean node 'reducemean3': only the mean and the maximum over the length of a "
                                        "sequence have an integer form"),
     ("Slice", (np.int64([9]), np.int64([0]), np.int64([2]), np.int64([-1])), {}, "Slice node 'slice3': what it makes of a map of shape"),

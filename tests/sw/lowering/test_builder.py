@@ -9,8 +9,8 @@ from esbflow.graph import ir
 from esbflow.lowering.builder import GraphBuilder
 from esbflow.lowering.engine_layer import OpenLayer
 from esbflow.lowering.nodes import Stored, choice
-from esbflow.lowering.padding import NONE, Padded, unpadded, windows_fit
-from esbflow.lowering.view import channels_of, pixels_of
+from esbflow.lowering.view import View, channels_of, in_place, padded, pixels_of, unpadded
+from esbflow.lowering.windows import windows_fit
 from esbflow.numbers import Signed, Unsigned
 
 X, Y = Stored("x", (2, 4, 4), Unsigned(4), 0.5), Stored("y", (2, 4, 4), Signed(8), 0.25)
@@ -58,7 +58,20 @@ def test_windows_have_less_than_one_of_zeros_behind(source, reach, stride, paddi
 
 
 def test_zeros_come_off_and_what_has_none_stays():
-    assert unpadded(Padded(X, (1, 0, 2, 0))) == (X, (1, 0, 2, 0)) and unpadded(X) == (X, NONE)
+    assert unpadded(padded(X, (1, 0, 2, 3))) == (X, (1, 0, 2, 3)) and unpadded(X) == (X, (0, 0, 0, 0))
+
+
+WITHIN = padded(X, (1, 1, 1, 1)).indices
+
+
+@pytest.mark.parametrize("indices, pads, has_zeros", [
+    (WITHIN, (1, 1, 1, 1), True), (WITHIN[..., 1:, :-1], (0, 1, 1, 0), True), (in_place(X.shape), (0, 0, 0, 0), False),
+    (WITHIN[..., 2:], None, True), (WITHIN[:, ::-1], None, True), (WITHIN[:, :1], None, True), (WITHIN[..., :1], None, True),
+    (WITHIN.transpose(0, 1, 3, 2), None, True), (np.roll(WITHIN, 2), None, True), (WITHIN.reshape(1, -1), None, True),
+    (in_place(X.shape)[:, :, ::-1], None, False)])
+def test_a_view_knows_whether_it_is_a_tensor_with_zeros_around_it(indices, pads, has_zeros):
+    view = View(X, indices)
+    assert view.pads == pads and view.has_zeros == has_zeros and view.shape == indices.shape[1:]
 
 
 MAP = np.arange(3 * 4 * 5).reshape(3, 4, 5)
