@@ -8,6 +8,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from esbflow import bridge
+from esbflow.commands import connect, doctor_board
 from esbflow.compiler.pipeline import compile_graph
 from esbflow.engine_config import EngineConfig
 from esbflow.engines import ENGINES
@@ -155,6 +156,12 @@ class Silent:
 
     def receive(self, size, seconds):
         return b""
+
+
+def test_the_doctor_compares_the_engine_behind_the_line_with_the_one_that_is_named(pins, monkeypatch):
+    monkeypatch.setattr(connect, "_simulated_pins", lambda config: pins())
+    found = {entry["check"]: entry["ok"] for entry in doctor_board.run(None, "simulated", "small8x16")}
+    assert found == {"bridge": True, "ID and version": True, "scratch register": True, "configuration": False}
 
 
 def test_nobody_there_is_named():

@@ -15,9 +15,7 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
     waves : esbsim.waves.Waves of what the simulated ZCU102 does, or None.
     """
     if port is not None:
-        from esbflow.runtime.serial_transport import SerialPort, SerialTransport
-
-        transport = SerialTransport(_simulated_pins(config) if port == "simulated" else SerialPort(port))
+        transport = serial_transport(config, port)
         return Engine(Recorder(transport, record) if record else transport)
     if overlay is None:
         from esbhw.cache import cache_folder
@@ -29,6 +27,13 @@ def connect(config, overlay: str | None = None, port: str | None = None, record:
 
     driver = pynq_driver.open_engine(overlay)
     return Engine(Recorder(driver.engine.transport, record)) if record else driver
+
+
+def serial_transport(config, port: str):
+    """The transport of an engine behind a serial port, or of the ULX3S design pin to pin if the port is "simulated"."""
+    from esbflow.runtime.serial_transport import SerialPort, SerialTransport
+
+    return SerialTransport(_simulated_pins(config) if port == "simulated" else SerialPort(port))
 
 
 def _simulated_pins(config):

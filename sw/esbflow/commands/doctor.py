@@ -17,7 +17,9 @@ def add_parser(commands) -> None:
     parser.add_argument("--board", action="store_true",
                         help="check a board: on it, with --overlay; or one at a serial port, with --port")
     parser.add_argument("--overlay", metavar="FILE.bit", help="the overlay of the board's engine")
-    parser.add_argument("--port", metavar="PATH", help="the serial port of a board without a processor")
+    parser.add_argument("--port", metavar="PATH", help="the serial port of a board without a processor; or simulated")
+    parser.add_argument("--engine", default="tiny4x4", metavar="NAME",
+                        help="with --port: the engine in the FPGA, a name or an engine.json (default tiny4x4)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run)
 
@@ -69,7 +71,7 @@ def run(arguments) -> None:
             raise UserError("--board needs --overlay FILE.bit on a PYNQ board, or --port PATH for a board at a serial port")
         from esbflow.commands import doctor_board
 
-        content = {"checks": doctor_board.run(arguments.overlay, arguments.port)}
+        content = {"checks": doctor_board.run(arguments.overlay, arguments.port, arguments.engine)}
     else:
         content = {"checks": checks()}
     show(arguments, content, lambda c: print_table("esbflow doctor", ("check", "found", "needed for", "what to do"), [

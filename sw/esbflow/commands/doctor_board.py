@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from esbflow.commands.connect import serial_transport
 from esbflow.engine_config import EngineConfig
 from esbflow.engine_facts import activation_masters, weight_masters
 from esbflow.engines import engine
+from esbflow.handoff import check_overlay
 from esbflow.registers import COUNTERS, REGISTERS
 from esbflow.runtime.engine import Engine
 
@@ -167,8 +169,13 @@ def power_sensors() -> list:
         return [_entry("power sensors", True, "none that PYNQ knows: docs/pynq_image.md says how to name them")]
 
 
-def run(overlay: str | None, port: str | None) -> list:
+def run(overlay: str | None, port: str | None, name: str = "tiny4x4") -> list:
     """All checks of a board: one with an overlay and PYNQ, or one at a serial port.
+
+    Parameters
+    ----------
+    overlay : a .bit with .hwh and .json beside it, or None.
+    port : the serial port, or "simulated"; then the engine behind it is to be `name`, or that of an engine.json.
 
     Raises
     ------
@@ -176,12 +183,12 @@ def run(overlay: str | None, port: str | None) -> list:
         if the overlay's files or the link are so wrong that nothing can be asked.
     """
     if port:
-        from esbflow.runtime.serial_transport import SerialPort, SerialTransport
-
-        transport = SerialTransport(SerialPort(port))
+        config = engine(name)
+        transport = serial_transport(config, port)
         info = transport.info
         return [_entry("bridge", True, f"{info['memory_bytes'] >> 10} KiB, {info['clock_hz'] / 1e6:g} MHz"),
-                *check_engine(transport, engine("tiny4x4"))]
+                *check_engine(transport, config)]
+    check_overlay(overlay)
     from esbflow.runtime import pynq_driver
 
     results = [*system(), *power_sensors(), *check_port_widths(overlay)]
