@@ -64,6 +64,7 @@ class Sequencer(wiring.Component):
     with a channel unit: channel_load_en, channel_swap : Out(1), as load_en and swap
     more_address : Out(20 * MORE_ROWS);  more_inside, more_signed : Out(ways * MORE_ROWS): the other words of the column
     issue, pass_done, stall_REASON : Out(1), for the counters;  preloading : Out(1), a sign of progress
+        With `EngineConfig.batch_tiles` pass_done comes a cycle after a pass's last pixel.
     field_fault : Out(1), for good;  layer, fault_layer : Out(12)
     """
 
@@ -239,18 +240,25 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.field_fault.eq(1), self.fault_layer.eq(now.layer)]
         with m.If(take):
             m.d.sync += [now.eq(staged.fields), staged.here.eq(0), staged.loaded.eq(0), x_start.eq(staged.fields.x)]
+        done = running & last_pixel
+        if config.batch_tiles:  # the end of three loops is known late for what counts passes
+            done = Signal()
+            m.d.sync += done.eq(running & last_pixel)
         m.d.comb += [
-            self.issue.eq(running), self.pass_done.eq(running & last_pixel), self.layer.eq(now.layer),
+            self.issue.eq(running), self.pass_done.eq(done), self.layer.eq(now.layer),
             self.read_half.eq(now.half), self.read_address.eq(address),
             self.post_activations.eq(running & last_pixel & now.post_activations),
             self.control.valid.eq(running & emit), self.control.first.eq(now.first), self.control.bank.eq(now.bank),
             self.control.index.eq(pixel), self.control.shift.eq(now.shift),
             self.control.post.eq(last_pixel & now.post_accumulators),
         ]
-        # The tile becomes active together with its first pixel's digits: see ACTIVATION_LATENCY.
+        self._swap(m, staged, take)
+
+    def _swap(self, m, staged: _Staged, take) -> None:
+        """The tile becomes active together with its first pixel's digits: see ACTIVATION_LATENCY."""
         swapped = Signal()
         m.d.sync += [swapped.eq(take & ~staged.fields.keep & ~staged.is_channel), self.swap.eq(swapped)]
-        if config.channel_unit:
+        if self._config.channel_unit:
             channel_swapped = Signal()
             m.d.sync += [channel_swapped.eq(take & ~staged.fields.keep & staged.is_channel),
                          self.channel_swap.eq(channel_swapped)]
