@@ -74,9 +74,9 @@ def _engine_table(records: dict) -> str:
 
 def _options_table(records: dict) -> str:
     """Every named engine with its options; of those without a record the area model's figures."""
-    columns = ("engine", "array", "requantizer", "weights", "digit", "slices", "stripes", "lanes", "weight ports",
-               "activation ports", "channel unit", "function table", "image buffer", "map memory", "table groups", "slots",
-               "residual, ESB", "LUT", f"% of a {DEVICE}", "BRAM36", f"GOPS/kLUT at {PLANNING_MHZ}")
+    columns = ("engine", "array", "requantizer", "weights", "digit", "slices", "stripes", "batch tiles", "lanes",
+               "weight ports", "activation ports", "channel unit", "function table", "image buffer", "map memory",
+               "table groups", "slots", "residual, ESB", "LUT", f"% of a {DEVICE}", "BRAM36", f"GOPS/kLUT at {PLANNING_MHZ}")
     lines = ["## Named engines", "",
              "Engines named after a board fit its part; `digit` is the width of a stored activation digit; the channel unit "
              "counts channels, image buffer and map memory beats of 16 bytes. Figures marked *model* are the "
@@ -90,7 +90,8 @@ def _options_table(records: dict) -> str:
         cells = (
             name, f"{config.array}, {config.rows} x {config.cols}", config.requantizer,
             f"{config.weight_min}..{config.weight_max}", config.digit_bits, config.slices, "yes" if config.stripes else "",
-            config.requantize_lanes, config.weight_ports, config.activation_ports, config.channel_unit or "",
+            "yes" if config.batch_tiles else "", config.requantize_lanes, config.weight_ports,
+            config.activation_ports, config.channel_unit or "",
             "yes" if config.function_table else "", f"{config.image_beats:,}" if config.image_beats else "",
             f"{config.map_beats:,}" if config.map_beats else "",
             config.table_groups if config.array == "table" else "", config.weight_slots,

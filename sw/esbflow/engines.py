@@ -47,7 +47,7 @@ ENGINES = {
         # For a board each: what they have fits the part.
         EngineConfig("zcu102-w4a4", rows=32, cols=64, array="table", table_groups=4, weight_min=-8, weight_max=7,
                      accumulator_width=30, channel_unit=16, slices=4, stripes=True, activation_ports=4,
-                     function_table=True, image_beats=2048, map_beats=8192,
+                     function_table=True, image_beats=2048, map_beats=8192, batch_tiles=True,
                      **{**_LARGE, "activation_beats": 1024, "residual_beats": 1024}),
         EngineConfig("zcu102-esb", rows=64, cols=64, weight_ports=2, channel_unit=32, **_LARGE),
         EngineConfig("zcu102-w2a2", rows=128, cols=128, array="table", table_groups=4, weight_ports=2,

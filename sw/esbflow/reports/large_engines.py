@@ -25,9 +25,11 @@ MORE = dict(weight_ports=4, channel_unit=32)
 LATENCY = 40
 _WIDE = dict(rows=32, cols=128, accumulator_depth=1024, requantize_lanes=32, queue_depth=32)
 _STRIPES = {**MORE, "stripes": True}
+_BATCH_TILES = {**MORE, "batch_tiles": True}
 OTHERS = {
     "zcu102-w4a4": {}, "table16x16-w4-slices16": {}, "table32x128-w4": {**MORE, **_WIDE},
     "table64x64-w4-stripes4": _STRIPES,
+    **dict.fromkeys(("table64x128-w4", "table128x64-w4", "table128x128-w4"), _BATCH_TILES),
     "table32x32-w4-stripes4": dict(_STRIPES, table_groups=8, accumulator_depth=1024, requantize_lanes=32, queue_depth=32),
 }
 BASES = {"table32x128-w4": "table64x64-w4", "table64x64-w4-stripes4": "table64x64-w4-slices4",
