@@ -53,13 +53,13 @@ ENGINES = {
         EngineConfig("zcu102-w2a2", rows=128, cols=128, array="table", table_groups=4, weight_ports=2,
                      **{**_W2A2, "residual_beats": 2048, "weight_slots": 8}),
         EngineConfig("kv260-w4a4", rows=64, cols=64, array="table", table_groups=8, weight_min=-8, weight_max=7,
-                     weight_ports=2, channel_unit=16, image_beats=1024, clock_mhz=200,
+                     weight_ports=2, channel_unit=16, image_beats=1024, batch_tiles=True, clock_mhz=200,
                      **{**_LARGE, "activation_beats": 1024, "residual_beats": 1024}),
         EngineConfig("ultra96-w4a4", rows=32, cols=64, array="table", table_groups=4, weight_min=-8, weight_max=7,
-                     weight_ports=2, channel_unit=16, image_beats=2048, clock_mhz=200,
+                     weight_ports=2, channel_unit=16, image_beats=2048, batch_tiles=True, clock_mhz=200,
                      **{**_LARGE, "residual_beats": 1024, "requantize_lanes": 8}),
         EngineConfig("pynq-z2-w4a4", rows=16, cols=32, weight_min=-8, weight_max=7, requantize_lanes=8, channel_unit=8,
-                     weight_path_beats=2, clock_mhz=100),
+                     weight_path_beats=2, batch_tiles=True, clock_mhz=100),
     )
 }
 """The named configurations. DEFAULT_ENGINE is the one that the demo builds."""
