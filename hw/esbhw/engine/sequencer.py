@@ -16,6 +16,21 @@ from esbhw.engine.fields import instruction_layout
 from esbhw.engine.stripe_rows import RowsInside, StripeRows
 
 
+class _Taking(wiring.Component):
+    """Whether the stream stage takes the pass at hand, for the channel walk: one LUT, since it is a module of its own."""
+
+    rests: In(1)
+    last: In(3)
+    third: In(1)
+    able: In(1)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq((self.rests | (self.last.all() & self.third)) & self.able)
+        return m
+
+
 @dataclass(frozen=True, eq=False)
 class _Staged:
     """The pass that preload holds for the stream stage.
@@ -210,19 +225,22 @@ class Sequencer(wiring.Component):
         take = Signal()
         last_col = _last(m, "col", take, running, staged.fields.cols, staged.one_col, now.cols)
         last_row = _last(m, "row", take, running & last_col, staged.fields.rows, staged.one_row, now.rows)
-        last_pixel, next_y = last_col & last_row, y + now.stride_y
+        last, last_pixel, next_y = [last_col, last_row], last_col & last_row, y + now.stride_y
         if config.batch_tiles:
             # The next image lies behind this one, in the buffer as in the accumulators; only the map's rows begin anew.
             next_y = Mux(last_row, now.y, next_y)
-            last_pixel = last_pixel & _last(m, "image", take, running & last_pixel, staged.fields.images, staged.one_image,
-                                            now.images)
+            last.append(_last(m, "image", take, running & last_pixel, staged.fields.images, staged.one_image, now.images))
+            last_pixel = last_pixel & last[-1]
         column_inside = (x >= 0) & (x < now.in_cols)
         row_inside, stripes = self._inside(m, staged, now, take, y, column_inside)
+        walk_take = take
         emit = Const(1, 1)  # does this column bring an output?
         if config.channel_unit:
-            emit = self._walk_channel(m, staged.head, now, take, running, last_col, last_row, column_inside, row_inside,
+            if config.batch_tiles:
+                walk_take = Signal()
+            emit = self._walk_channel(m, staged.head, now, walk_take, running, last_col, last_row, column_inside, row_inside,
                                       stripes)
-        self._take(m, staged, take, running, last_pixel, emit)
+        self._take(m, staged, take, walk_take, running, last, emit)
         row_end = row_address + now.row_step
         # The next accumulator is acc_gap + 1 further: one carry chain, with the 1 from below.
         gap = now.acc_gap & emit.replicate(len(now.acc_gap))
@@ -263,8 +281,13 @@ class Sequencer(wiring.Component):
             m.d.sync += [channel_swapped.eq(take & ~staged.fields.keep & staged.is_channel),
                          self.channel_swap.eq(channel_swapped)]
 
-    def _take(self, m, staged: _Staged, take, running, last_pixel, emit) -> None:
-        """When the next pass begins, and what holds it up."""
+    def _take(self, m, staged: _Staged, take, walk_take, running, last: list, emit) -> None:
+        """When the next pass begins, and what holds it up.
+
+        walk_take : `take` itself, or the same for the channel walk
+        last : the loops' registers that all say when the pass is at its last pixel
+        """
+        last_pixel = Cat(*last).all() if self._config.batch_tiles else last[0] & last[1]
         second = Signal()  # of the pass that runs it is the second output or a later one
         third = Signal()  # the third or a later one
         # After a pass of 1 or 2 outputs come bubbles, until its first pixel may be added to again.
@@ -274,9 +297,13 @@ class Sequencer(wiring.Component):
         # The pass at hand is complete and its tokens are here; those stay, nobody else takes them.
         able = Signal()
         rests = idle | bubble
-        if self._config.batch_tiles:  # three registers give last_pixel: so that `take` stays one LUT
+        if self._config.batch_tiles:  # three registers give last_pixel
             rests = Signal(init=1)
         free = rests | (last_pixel & third)
+        if walk_take is not take:
+            m.submodules.taking = taking = _Taking()
+            m.d.comb += [taking.rests.eq(rests), taking.last.eq(Cat(*last)), taking.third.eq(third), taking.able.eq(able),
+                         walk_take.eq(taking.o)]
         activations_here = ~staged.fields.wait_activations | self.activations_here
         bank_free = ~staged.fields.wait_accumulators | self.bank_free
         m.d.comb += [
