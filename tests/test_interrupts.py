@@ -107,6 +107,27 @@ def test_a_build_that_is_stopped_publishes_nothing_and_leaves_no_tool_running(st
     assert earlier.read_text() == "of an earlier build" and sorted(p.name for p in earlier.parent.parent.iterdir()) == ["tiny4x4"]
 
 
+BEGINS = """
+import os, signal, subprocess, sys
+from esbflow import children
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        os.kill(os.getpid(), {number})
+        print(self.pid, flush=True)  # Popen is not over yet
+subprocess.Popen = Popen
+children.run(["sleep", "1000"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_a_signal_while_a_command_is_begun_ends_the_command(number):
+    done = subprocess.run([sys.executable, "-c", BEGINS.format(number=int(number))], capture_output=True, text=True, timeout=WAIT)
+    assert done.stdout.strip().isdigit(), "the signal came through at once"
+    assert alive([int(done.stdout)]) == [] and done.returncode in (-number, 128 + number), done.stderr
+
+
 @pytest.fixture
 def model(tmp_path):
     """(graph.npz, images.npz) of a small network."""

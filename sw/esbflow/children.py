@@ -16,8 +16,10 @@ from pathlib import Path
 
 GRACE_SECONDS = 2.0
 """From the request to end until the end by force."""
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""What ends this process without an exception, unless it is made one."""
+SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+"""What ends this process, and what handles it if nobody has said otherwise."""
+_LATE: list = []
+"""Signals that came while a command was begun, in a list for each block of `_deferred`: at most one."""
 _RUNNING: dict = {}
 """{process: events of the pools that it belongs to}; an event is set when its pool is stopped."""
 _HERE = threading.local()
@@ -38,18 +40,22 @@ def run(command: list, cwd: str | Path | None = None, env: dict | None = None, g
     pools = getattr(_HERE, "pools", ())
     _check(pools)
     with _signals():
-        process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, text=True, start_new_session=True,
-                                   stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT if together else subprocess.PIPE)
-        _RUNNING[process] = pools
+        process = None
         try:
+            with _deferred():
+                process = subprocess.Popen(
+                    [str(word) for word in command], cwd=cwd, env=env, text=True, start_new_session=True,
+                    stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT if together else subprocess.PIPE)
+                _RUNNING[process] = pools
             _check(pools)  # again: whoever stops a pool sees the process here, or it sees that the pool was stopped
             said, errors = process.communicate(given)
         except BaseException:
-            end(process)
+            if process is not None:
+                end(process)
             raise
         finally:
-            del _RUNNING[process]
+            _RUNNING.pop(process, None)
     return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
 
@@ -121,19 +127,43 @@ def _members(session: int) -> list:
 
 @contextmanager
 def _signals():
-    """SIGTERM and SIGHUP as exceptions, in the main thread, where signals come."""
+    """Signals as exceptions, in the main thread, where they come: SIGTERM and SIGHUP become SystemExit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number, _frame):
-        raise SystemExit(128 + number)
+    def stop(number, frame):
+        if _LATE:
+            _LATE[-1].append(number)
+        elif number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        else:
+            raise SystemExit(128 + number)
 
-    taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    taken = {number: usual for number, usual in SIGNALS.items() if signal.getsignal(number) is usual}
     for number in taken:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, usual in taken.items():
+            signal.signal(number, usual)
+
+
+@contextmanager
+def _deferred():
+    """Within `_signals`: what comes in this block is an exception behind it.
+
+    Popen begins the command before it returns. An exception within it would leave a process that nobody knows of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late: list = []
+    _LATE.append(late)
+    try:
+        yield
+    finally:
+        _LATE.remove(late)
+        if late:
+            os.kill(os.getpid(), late[0])
