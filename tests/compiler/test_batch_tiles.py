@@ -81,6 +81,16 @@ def test_small_maps_in_any_order_that_the_tokens_allow(number):
         assert np.array_equal(Machine(program).run(images, random), execute(graph, images))
 
 
+def test_the_option_makes_no_program_slower():
+    random, faster = np.random.default_rng(21), 0
+    for _ in range(12):
+        graph = random_graph(random, channels=16, size=5, layers=4, kinds=CHANNEL_KINDS)
+        with_tiles, without = (count_cycles(compile_graph(graph, config, 4, packing={})).total for config in (CONFIG, PLAIN))
+        assert with_tiles <= without
+        faster += with_tiles < without
+    assert faster
+
+
 def test_a_lone_image_is_as_without_the_option():
     graph = conv(5, padding=(1, 1))
     both = [compile_graph(graph, config, fold=False) for config in (CONFIG, PLAIN)]

@@ -32,6 +32,7 @@ class Compilation:
     raw: bool = True
     channels_last: bool = False
 
+    images_apart: bool = False  # no tile has the maps of several images
     host: str = ""  # why the host makes the first layer's map, on an engine that could
     layers: list[Layer] = field(default_factory=list)
     first: Layer | None = None  # layer 0 before its input was folded, if that may be

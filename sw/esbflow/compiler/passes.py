@@ -222,6 +222,15 @@ def pack_weights(state: Compilation) -> Compilation:
     return replace(state, weights=packed, region=region.bytes())
 
 
+def choose_images(state: Compilation, finish: Finish) -> Compilation:
+    """With batch tiles: whether tiles have [several images](#tiles-of-several-images). `tile.py` sees a layer at a time, but
+    the layer behind it then waits for all images of a tile."""
+    done = finish(state)
+    if all(plan.tiling.images == 1 for plan in done.plans):
+        return done
+    return _faster(done, finish, replace(state, images_apart=True))
+
+
 def tile(state: Compilation) -> Compilation:
     """Tiles that fit accumulators and buffers, chosen by an estimate of first load + passes + last drain. Rows and columns
     that no window reads are [left out](#what-a-layer-loads)."""
@@ -235,7 +244,7 @@ def tile(state: Compilation) -> Compilation:
         beats = 0 if resident else weights.tiles * (config.tap_beats if on_unit else config.tile_beats)
         raw = state.unfolding if number == 0 else None
         task = TileTask(config, layer, source, state.layouts[layer.target], -(-passes // planes), planes, beats, raw,
-                        1 if state.stripes else state.images)
+                        1 if state.stripes or state.images_apart else state.images)
         try:
             task, tiled = (task, tiling.tile(task)) if on_unit or raw else tiling.tile_few_columns(task)
         except CompileError as error:
@@ -294,7 +303,7 @@ PASSES = (
     Pass(place_on_unit, channels), Pass(with_copies, copies, tries=True), Pass(choose_packing, packing, tries=True),
     Pass(pack_layers, packing), Pass(unfolding, images),
     Pass(lay_out, layout), Pass(cut_stripes, stripes), Pass(stay_on_chip, on_chip), Pass(place, layout),
-    Pass(pack_weights, tiles), Pass(tile, tiling), Pass(emit, emission),
+    Pass(pack_weights, tiles), Pass(choose_images, tiling, tries=True), Pass(tile, tiling), Pass(emit, emission),
 )
 """In the order in which they are carried out."""
 
