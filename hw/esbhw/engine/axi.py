@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 from esbflow.engine_config import AXI_ADDRESS_BITS, AXI_BEAT_BITS
 from esbflow.engine_facts import OUTSTANDING_READS, OUTSTANDING_WRITES
 from esbhw.engine.fifo import LENGTH_BITS, BurstQueue, Fifo
-from esbhw.fabric.idioms import count_both_ways
+from esbhw.fabric.idioms import count_both_ways, own_lut
 
 
 def read_signature():
@@ -84,21 +84,6 @@ def name_address(m: Module, ports: list, owing: list, faulty: list, address: Sig
 def _kept_layout(tag_bits: int, has_maps: bool):
     """What a port keeps of a burst until it is over."""
     return StructLayout({"address": AXI_ADDRESS_BITS, "tag": tag_bits, **({"on_chip": 1} if has_maps else {})})
-
-
-class _Ending(wiring.Component):
-    """Whether the beat that leaves is its burst's last: one LUT, since it is a module of its own."""
-
-    on_chip: In(1)
-    due: In(1)
-    ready: In(1)
-    last: In(1)
-    o: Out(1)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.d.comb += self.o.eq((self.on_chip | (self.due & self.ready)) & self.last)
-        return m
 
 
 def _due(m, lengths, layout, name: str, source: int | None = None) -> tuple:
@@ -329,10 +314,9 @@ class WritePort(wiring.Component):
             return _Beat(lengths.valid, None, axi.wready, axi.wready & lengths.last, lengths.payload)
         to_memory, to_map = _due(m, lengths, leaving, "due")
         m.d.sync += burst.busy.eq(burst.claim | (axi.awvalid & ~axi.awready))
-        m.submodules.ending = ending = _Ending()
-        m.d.comb += [ending.on_chip.eq(to_map), ending.due.eq(to_memory), ending.ready.eq(axi.wready),
-                     ending.last.eq(lengths.last)]
-        return _Beat(to_memory, to_map, to_map | (to_memory & axi.wready), ending.o, lengths.payload[:self._source_bits])
+        ending = own_lut(m, "ending", lambda on_chip, due, ready, last: (on_chip | (due & ready)) & last,
+                         on_chip=to_map, due=to_memory, ready=axi.wready, last=lengths.last)
+        return _Beat(to_memory, to_map, to_map | (to_memory & axi.wready), ending, lengths.payload[:self._source_bits])
 
     def _accept(self, m, fifos, lengths, responses, burst: _Offer, answered) -> None:
         """Takes beats while there is room; notes a claimed burst's length, and what its response will be for."""

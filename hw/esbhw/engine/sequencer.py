@@ -14,21 +14,7 @@ from esbhw.engine.accumulators import control_layout
 from esbhw.engine.channel_walk import MORE_ROWS, ChannelWalk
 from esbhw.engine.fields import instruction_layout
 from esbhw.engine.stripe_rows import RowsInside, StripeRows
-
-
-class _Taking(wiring.Component):
-    """Whether the stream stage takes the pass at hand, for the channel walk: one LUT, since it is a module of its own."""
-
-    rests: In(1)
-    last: In(3)
-    third: In(1)
-    able: In(1)
-    o: Out(1)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.d.comb += self.o.eq((self.rests | (self.last.all() & self.third)) & self.able)
-        return m
+from esbhw.fabric.idioms import own_lut
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,9 +287,9 @@ class Sequencer(wiring.Component):
             rests = Signal(init=1)
         free = rests | (last_pixel & third)
         if walk_take is not take:
-            m.submodules.taking = taking = _Taking()
-            m.d.comb += [taking.rests.eq(rests), taking.last.eq(Cat(*last)), taking.third.eq(third), taking.able.eq(able),
-                         walk_take.eq(taking.o)]
+            m.d.comb += walk_take.eq(own_lut(
+                m, "taking", lambda rests, last, third, able: (rests | (last.all() & third)) & able,
+                rests=rests, last=Cat(*last), third=third, able=able))
         activations_here = ~staged.fields.wait_activations | self.activations_here
         bank_free = ~staged.fields.wait_accumulators | self.bank_free
         m.d.comb += [

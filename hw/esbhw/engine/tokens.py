@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from esbhw.engine.fifo import above_two
-from esbhw.fabric.idioms import count_both_ways
+from esbhw.fabric.idioms import count_both_ways, own_lut
 
 NAMES = (
     "weights_full", "weights_free", "activations_full", "activations_free", "residual_full", "residual_free",
@@ -26,18 +26,6 @@ def token_signature(name: str):
 
 TOGETHER = 3
 """Signs and their registers that one LUT of six inputs looks at."""
-
-
-class _Together(wiring.Component):
-    """Whether each of up to TOGETHER signs is here, or was: one LUT, since it is a module of its own."""
-
-    def __init__(self, count: int):
-        super().__init__({"now": In(count), "some": In(count), "o": Out(1)})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.d.comb += self.o.eq((self.now | self.some).all())
-        return m
 
 
 def joined(m, signs: list, post, bits: int, name: str = "", shallow: bool = False) -> None:
@@ -66,9 +54,8 @@ def joined(m, signs: list, post, bits: int, name: str = "", shallow: bool = Fals
     if shallow:
         here = []
         for k in range(0, len(signs), TOGETHER):
-            m.submodules[f"{name}together_{k}"] = part = _Together(len(signs[k:k + TOGETHER]))
-            m.d.comb += [part.now.eq(Cat(signs[k:k + TOGETHER])), part.some.eq(Cat(registers[k:k + TOGETHER]))]
-            here.append(part.o)
+            here.append(own_lut(m, f"{name}together_{k}", lambda now, some: (now | some).all(),
+                                now=Cat(signs[k:k + TOGETHER]), some=Cat(registers[k:k + TOGETHER])))
     m.d.comb += post.eq(Cat(*here).all())
 
 
