@@ -1,10 +1,11 @@
 """A graph on its way to a program: what was asked for, and what passes have made of it."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
+from esbflow.compiler.cycles import Cycles, count_cycles
 from esbflow.compiler.fold import Fold
 from esbflow.compiler.images import RawImage, Unfolding
 from esbflow.compiler.layout import Source, TensorLayout
@@ -50,6 +51,11 @@ class Compilation:
     def images(self) -> int:
         """Images that a slice works on."""
         return self.config.rounds(self.batch, bool(self.stripes))
+
+    @cached_property
+    def cycles(self) -> Cycles:
+        """What the program takes on ideal memory; several passes that try compare it."""
+        return count_cycles(self.program)
 
     @property
     def program(self) -> Program:

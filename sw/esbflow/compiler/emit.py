@@ -26,6 +26,7 @@ PART_BEATS = 96
 """What a load brings at least before its passes begin, and leaves to the next one."""
 LAYER_LIMIT = 4095
 RESIDUAL_BANKS = 2
+"""One is added from while the next operand is loaded into the other."""
 
 
 @dataclass(eq=False)
@@ -173,9 +174,8 @@ def _needed(config: EngineConfig, state: _State, part: _Part):
                       steps(plan.layer).made)
 
 
-def _needed_of(state: _State, chunk: _Chunk, *what):
+def _needed_of(state: _State, chunk: _Chunk, names: tuple, source, planes, rows: tuple, apart: int) -> int | None:
     """`StoreTokens.needed` of all images of a chunk."""
-    names, source, planes, rows, apart = what
     most = 0
     for image in range(chunk.image, chunk.image + chunk.images):
         needed = state.stores.needed(chunk.plan.layer, names, source, planes, image, rows, apart)

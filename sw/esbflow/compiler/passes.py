@@ -18,7 +18,6 @@ from esbflow.compiler import lower as lowering
 from esbflow.compiler import tile as tiling
 from esbflow.compiler import weights as tiles
 from esbflow.compiler.compilation import Compilation
-from esbflow.compiler.cycles import count_cycles
 from esbflow.compiler.errors import CompileError
 from esbflow.compiler.fold import Fold
 from esbflow.compiler.images import HostFolds, RawImage
@@ -133,17 +132,13 @@ def choose_packing(state: Compilation, finish: Finish) -> Compilation:
         return finish(state)
     chosen = _packing(state)
     plain = best = finish(replace(state, packing={}))
-    cycles = count_cycles(plain.program)
-    fewest = cycles.total
     while chosen:
         try:
             tried = finish(replace(state, packing=chosen))
         except CompileError:
             break
-        packed = count_cycles(tried.program)
-        if packed.total < fewest:
-            fewest, best = packed.total, tried
-        left = packing.worthwhile(state.layers, chosen, cycles.per_layer, packed.per_layer)
+        best = min(best, tried, key=lambda candidate: candidate.cycles.total)
+        left = packing.worthwhile(state.layers, chosen, plain.cycles.per_layer, tried.cycles.per_layer)
         if left == chosen:
             break
         chosen = left
@@ -323,7 +318,7 @@ def _faster(done: Compilation, finish: Finish, other: Compilation) -> Compilatio
         tried = finish(other)
     except CompileError:
         return done
-    return min(done, tried, key=lambda candidate: count_cycles(candidate.program).total)
+    return min(done, tried, key=lambda candidate: candidate.cycles.total)
 
 
 def _packing(state: Compilation) -> dict:
