@@ -16,6 +16,8 @@ from esbsim.transport import SimulatedTransport, memory
 from tests.compiler.programs import NARROW, TALL
 
 BASE = 0x8_1000_0000  # above 4 GB, as on a board with all of its memory
+MEGABYTES = 256
+"""Of simulated memory: ten striped images of a random graph have been seen to take 70. Pages that nothing touches cost nothing."""
 
 
 def pytest_report_header(config):
@@ -75,7 +77,7 @@ def engine_of(name: str) -> EngineConfig:
 
 @functools.cache
 def _simulator(name: str) -> Simulator:
-    return Simulator(engine_library(engine_of(name)), memory(64), BASE)
+    return Simulator(engine_library(engine_of(name)), memory(MEGABYTES), BASE)
 
 
 @pytest.fixture
